@@ -1,0 +1,54 @@
+"""JAX's Ops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy import special
+
+
+class JaxOps:
+    """What the core asks of JAX. Keys are `jax.random` keys."""
+
+    name = "numpyro"
+    array_module = "jax"
+    xp: Any = jnp
+    gammaln = staticmethod(special.gammaln)
+    digamma = staticmethod(special.digamma)
+    log_ndtr = staticmethod(special.log_ndtr)
+    ndtri = staticmethod(special.ndtri)
+    stop_gradient = staticmethod(lax.stop_gradient)
+
+    def concrete(self, x: Any) -> Any:
+        while isinstance(x, jax.core.Tracer):  # the tracers of grad hold a value, those of jit and vmap none
+            if not hasattr(x, "primal"):
+                return None
+            x = x.primal
+        return x
+
+    def key(self, seed: int) -> Any:
+        return jax.random.key(seed)
+
+    def split(self, key: Any, num: int) -> list[Any]:
+        return list(jax.random.split(key, num))
+
+    def normal(self, key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+        return jax.random.normal(key, shape, dtype)
+
+    def uniform(self, key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+        return 1.0 - jax.random.uniform(key, shape, dtype)
+
+    def poisson(self, key: Any, rate: Any, shape: tuple[int, ...]) -> Any:
+        return jax.random.poisson(key, lax.stop_gradient(rate), shape).astype(jnp.result_type(rate))
+
+    def while_loop(self, cond: Any, body: Any, state: Any) -> Any:
+        return lax.while_loop(cond, body, state)
+
+    def scan(self, body: Any, state: Any, xs: Any, *, checkpoint: bool = False) -> Any:
+        return lax.scan(jax.checkpoint(body) if checkpoint else body, state, xs)
+
+
+ops = JaxOps()

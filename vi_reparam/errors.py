@@ -1,0 +1,41 @@
+"""Every error this library raises on purpose: what was given, what was expected, what to do."""
+
+from __future__ import annotations
+
+
+class ViReparamError(Exception):
+    """The common base. Catch it to catch everything that this library refuses."""
+
+
+class ArgumentError(ViReparamError, ValueError):
+    """A value that cannot be used: a bad option, NaN in data, a wrong shape."""
+
+
+class SiteError(ViReparamError, TypeError):
+    """A site that its guide, family or estimator does not serve."""
+
+
+class GradientError(ViReparamError, TypeError):
+    """A gradient that would be wrong: a score term that would be dropped, a false plate."""
+
+
+class BackendError(ViReparamError, ValueError):
+    """A backend that is unknown, or whose framework is not installed."""
+
+
+class NonFiniteError(ViReparamError, ValueError):
+    """A NaN or an infinity during a fit.
+
+    Attributes:
+        step: the optimization step, from 0, at which it appeared.
+        sites: what was not finite, by site or parameter name.
+        params: the last finite (constrained) parameters, by name.
+        losses: the losses up to that step.
+    """
+
+    def __init__(self, message: str, *, step: int, sites: dict[str, str], params: dict, losses: object) -> None:
+        super().__init__(message)
+        self.step = step
+        self.sites = sites
+        self.params = params
+        self.losses = losses

@@ -1,0 +1,48 @@
+"""The default: what measurement prefers among the unbiased estimators that apply."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vi_reparam.draw import Draw
+from vi_reparam.estimators.base import Estimator
+from vi_reparam.estimators.implicit import Implicit
+from vi_reparam.estimators.measure_valued import MeasureValued
+from vi_reparam.estimators.pathwise import Pathwise
+from vi_reparam.estimators.rejection import Rejection
+from vi_reparam.estimators.score_function import ScoreFunction
+from vi_reparam.families.base import Family
+from vi_reparam.ops import Ops
+
+Array = Any
+
+ORDER: tuple[Estimator, ...] = (Pathwise(), Implicit(), Rejection(), ScoreFunction(), MeasureValued())
+"""By variance x time, as measured (`benchmarks/results/estimators.json`); weak derivatives come
+last because their cost grows with the number of parameters."""
+
+
+class Auto(Estimator):
+    """The smallest variance x time among the unbiased estimators that apply.
+
+    At a site alone the order of `ORDER` decides, which is the measured one. A fit measures on
+    the model itself wherever two candidates are close (gamma-like sites: `Implicit` and
+    `Rejection`), once, before its first step.
+    """
+
+    kind = "auto"
+
+    def applies_to(self, family: Family) -> bool:
+        return True
+
+    def choose(self, family: Family) -> Estimator:
+        """The estimator that stands in for this one at a site of `family`."""
+        return self.candidates(family)[0]
+
+    def candidates(self, family: Family) -> list[Estimator]:
+        """All that apply, in the measured order."""
+        return [estimator for estimator in ORDER if estimator.applies_to(family)]
+
+    def draw(
+        self, ops: Ops, key: Any, family: Family, shape: tuple[int, ...], *params: Array, value: Array | None = None
+    ) -> Draw:
+        return self.choose(family).draw(ops, key, family, shape, *params, value=value)

@@ -1,0 +1,110 @@
+"""What a user writes at a site: the rule by which its draw carries a gradient."""
+
+from __future__ import annotations
+
+import abc
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vi_reparam.draw import Draw
+from vi_reparam.errors import SiteError
+from vi_reparam.ops import Ops
+
+if TYPE_CHECKING:
+    from vi_reparam.families.base import Family
+    from vi_reparam.samplers.base import RejectionSampler
+
+Array = Any
+
+
+class Estimator(abc.ABC):
+    """A gradient estimator, chosen per site. Instances are immutable, hashable and equal by options.
+
+    Attributes:
+        kind: the name by which a family says that it is served.
+        has_score_term: whether its draws leave a term for the objective to honour.
+        unbiased: whether the mean of its gradient is the gradient of the mean.
+    """
+
+    kind: ClassVar[str]
+    has_score_term: ClassVar[bool] = False
+    unbiased: ClassVar[bool] = True
+
+    def options(self) -> dict[str, Any]:
+        """The constructor's keywords that differ from their defaults."""
+        return {}
+
+    def applies_to(self, family: Family) -> bool:
+        """Whether this estimator serves a family."""
+        return self.kind in family.kinds
+
+    def require(self, family: Family, site: str = "") -> None:
+        """Refuse a family that this estimator does not serve.
+
+        Raises:
+            SiteError: naming the estimators that do.
+        """
+        if not self.applies_to(family):
+            where = f"site {site!r}: " if site else ""
+            names = ", ".join(sorted(_NAMES[kind] for kind in family.kinds))
+            raise SiteError(f"{where}{self!r} does not apply to {family.name}; use one of {names}")
+
+    @abc.abstractmethod
+    def draw(
+        self, ops: Ops, key: Any, family: Family, shape: tuple[int, ...], *params: Array, value: Array | None = None
+    ) -> Draw:
+        """Draw `shape` values of the family, with this estimator's gradient.
+
+        Args:
+            key: a key of the backend.
+            shape: the batch shape; parameters broadcast to it.
+            value: a value that arrived without its noise (replayed or substituted): the draw
+                then has this value, and its noise comes from inversion or its conditional law.
+
+        Raises:
+            SiteError: if the estimator does not serve the family.
+            GradientError: if a value is given whose noise can be had neither way.
+        """
+
+    def _key(self) -> tuple[Any, ...]:
+        return (type(self), *sorted(self.options().items()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Estimator) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{k}={v!r}" for k, v in self.options().items())
+        return f"{type(self).__name__}({inside})"
+
+
+class Primitive(abc.ABC):
+    """How one rejection sampler inside a family is drawn: the part in which estimators differ.
+
+    Attributes:
+        boost: shape augmentations of the gamma draws.
+    """
+
+    boost: int = 1
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        ops: Ops,
+        key: Any,
+        sampler: RejectionSampler,
+        shape: tuple[int, ...],
+        *params: Array,
+        value: Array | None = None,
+    ) -> tuple[Array, Array | None, Any]:
+        """A value of the sampler (`value` itself if given), its score term or None, its noise."""
+
+
+_NAMES = {
+    "pathwise": "Pathwise",
+    "implicit": "Implicit",
+    "rejection": "Rejection",
+    "score_function": "ScoreFunction",
+    "measure_valued": "MeasureValued",
+}

@@ -1,0 +1,25 @@
+"""dz/dtheta = -(dF/dtheta) / q."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vi_reparam.draw import Draw
+from vi_reparam.estimators.base import Estimator
+from vi_reparam.estimators.primitives import ImplicitGradient
+from vi_reparam.families.base import Family
+from vi_reparam.ops import Ops
+
+Array = Any
+
+
+class Implicit(Estimator):
+    """Implicit reparameterization (Figurnov et al. 2018): gamma family, von Mises, truncated normal."""
+
+    kind = "implicit"
+
+    def draw(
+        self, ops: Ops, key: Any, family: Family, shape: tuple[int, ...], *params: Array, value: Array | None = None
+    ) -> Draw:
+        self.require(family)
+        return family.build(ImplicitGradient(), ops, key, shape, *params, value=value)

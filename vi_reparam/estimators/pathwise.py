@@ -1,0 +1,25 @@
+"""z = g(eps, theta), differentiated through g."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vi_reparam.draw import Draw
+from vi_reparam.estimators.base import Estimator
+from vi_reparam.estimators.primitives import Constant
+from vi_reparam.families.base import Family
+from vi_reparam.ops import Ops
+
+Array = Any
+
+
+class Pathwise(Estimator):
+    """The reparameterization gradient (Kingma and Welling 2014), for location-scale families."""
+
+    kind = "pathwise"
+
+    def draw(
+        self, ops: Ops, key: Any, family: Family, shape: tuple[int, ...], *params: Array, value: Array | None = None
+    ) -> Draw:
+        self.require(family)
+        return family.build(Constant(), ops, key, shape, *params, value=value)

@@ -1,0 +1,53 @@
+"""f grad log q: for anything, at a price in variance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vi_reparam.draw import Draw
+from vi_reparam.estimators.base import Estimator
+from vi_reparam.estimators.baselines import BASELINES, Baseline, check_baseline
+from vi_reparam.estimators.primitives import Constant
+from vi_reparam.families.base import Family
+from vi_reparam.ops import Ops
+
+Array = Any
+
+
+class ScoreFunction(Estimator):
+    """The score-function (REINFORCE) gradient (Williams 1992), with a baseline.
+
+    Args:
+        baseline: ``"leave_one_out"``, ``"decaying_average"``, ``"optimal"`` (for each parameter
+            the ratio Cov(f grad log q, grad log q) / Var(grad log q), estimated from the other
+            particles; Ranganath et al. 2014) or None. The default is leave-one-out where there
+            are two or more particles, with one particle a decaying average where a guide holds
+            its state, else none; naming one that cannot be had raises.
+
+    Raises:
+        ArgumentError: for an unknown baseline.
+    """
+
+    kind = "score_function"
+    has_score_term = True
+
+    def __init__(self, *, baseline: Baseline | str = "auto") -> None:
+        if baseline != "auto":
+            check_baseline("ScoreFunction", baseline, BASELINES)
+        self.baseline = baseline
+
+    def options(self) -> dict[str, Any]:
+        return {} if self.baseline == "auto" else {"baseline": self.baseline}
+
+    def draw(
+        self, ops: Ops, key: Any, family: Family, shape: tuple[int, ...], *params: Array, value: Array | None = None
+    ) -> Draw:
+        self.require(family)
+        stop = ops.stop_gradient
+        drawn = family.build(Constant(), ops, key, shape, *(stop(p) for p in params), value=value)
+        held = stop(drawn.value)
+        logs = None if drawn.logs is None else tuple(stop(log) for log in drawn.logs)
+        log_prob = family.log_prob(held, *params, logs=logs)
+        log_prob = ops.xp.broadcast_to(log_prob, shape)
+        log_prob = stop(drawn.log_prob) + (log_prob - stop(log_prob))
+        return Draw(value=held, log_prob=log_prob, score_term=log_prob, logs=logs)

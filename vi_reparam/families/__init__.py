@@ -1,0 +1,15 @@
+"""Distribution families: one table, from which tests, guides and backends read."""
+
+from vi_reparam.families.base import Family, WeakDerivative
+from vi_reparam.families.dirichlet import BETA, DIRICHLET
+from vi_reparam.families.discrete import BERNOULLI, POISSON
+from vi_reparam.families.gamma import CHI2, GAMMA, INVERSE_GAMMA
+from vi_reparam.families.normal import NORMAL
+from vi_reparam.families.student_t import STUDENT_T
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (NORMAL, GAMMA, INVERSE_GAMMA, CHI2, BETA, DIRICHLET, STUDENT_T, BERNOULLI, POISSON)
+}
+
+__all__ = ["FAMILIES", "Family", "WeakDerivative"]

@@ -1,0 +1,171 @@
+"""The gamma family and the two that are a gamma by another name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vi_reparam import special
+from vi_reparam.draw import Draw
+from vi_reparam.families.base import Family, WeakDerivative
+from vi_reparam.ops import Ops
+from vi_reparam.registry import ops_of
+from vi_reparam.samplers.gamma import LogGamma
+
+if TYPE_CHECKING:
+    from vi_reparam.estimators.base import Primitive
+
+Array = Any
+
+GAMMA_KINDS = frozenset({"implicit", "rejection", "score_function"})
+
+
+def log_ratio(unit: Array, log_unit: Array, a: Array) -> Array:
+    """w = log(unit / a), from `unit` itself near a and from its logarithm elsewhere."""
+    ops = ops_of(a)
+    xp = ops.xp
+    relative = (unit - a) / a
+    near = xp.abs(relative) < 0.5
+    return xp.where(near, xp.log1p(xp.where(near, relative, 0.0 * relative)), log_unit - xp.log(a))
+
+
+class Gamma(Family):
+    """Gamma(concentration, rate) on the positives."""
+
+    name = "gamma"
+    parameters = ("concentration", "rate")
+    parameter_event_dims = (0, 0)
+    kinds = GAMMA_KINDS | {"measure_valued"}
+    weak_parameters = ("rate",)
+    shape_parameters = ((0, 1.0),)
+
+    def build(
+        self,
+        primitive: Primitive,
+        ops: Ops,
+        key: Any,
+        shape: tuple[int, ...],
+        *params: Array,
+        value: Array | None = None,
+    ) -> Draw:
+        xp, stop = ops.xp, ops.stop_gradient
+        a, rate = (xp.broadcast_to(p, shape) for p in params)
+        sampler = LogGamma(primitive.boost)
+        given = None
+        if value is not None:
+            unit = stop(value * rate)
+            given = log_ratio(unit, xp.log(unit), stop(a))
+        w, score_term, noise = primitive(ops, key, sampler, shape, a, value=given)
+        log_value = w + xp.log(a) - xp.log(rate)
+        natural = stop((a + a * xp.expm1(w)) / rate)
+        return Draw(
+            value=special.exp_clipped(log_value, natural),
+            log_prob=sampler.log_target(w, a) - log_value,
+            score_term=score_term,
+            noise=noise,
+            logs=(log_value,),
+        )
+
+    def log_prob(self, value: Array, *params: Array, logs: tuple[Array, ...] | None = None) -> Array:
+        a, rate = params
+        xp = ops_of(value, a, rate).xp
+        log_value = xp.log(value) if logs is None else logs[0]
+        w = log_ratio(value * rate, log_value + xp.log(rate), a)
+        return LogGamma().log_target(w, a) - log_value
+
+    def entropy(self, *params: Array) -> Array:
+        a, rate = params
+        ops = ops_of(a, rate)
+        psi = special.digamma_minus_log(a)
+        # a - log rate + log Gamma(a) + (1 - a) psi(a), with the large terms cancelled by hand.
+        log_a = ops.xp.log(a)
+        return special.stirling(a) + 0.5 * special.LOG_2PI + 0.5 * log_a + (1.0 - a) * psi - ops.xp.log(rate)
+
+    def weak_derivatives(
+        self, ops: Ops, key: Any, shape: tuple[int, ...], *params: Array, value: Array | None = None
+    ) -> tuple[Array, list[WeakDerivative]]:
+        """In the rate: (a / rate) (Gamma(a, rate) - Gamma(a + 1, rate)), coupled by adding Exp(rate)."""
+        from vi_reparam.estimators.primitives import Constant
+
+        a, rate = (ops.stop_gradient(ops.xp.broadcast_to(p, shape)) for p in params)
+        draw_key, exp_key = ops.split(key, 2)
+        z = self.build(Constant(), ops, draw_key, shape, a, rate, value=value).value
+        z = ops.stop_gradient(z)
+        more = z - ops.xp.log(ops.uniform(exp_key, shape, z.dtype)) / rate
+        return z, [WeakDerivative(1, a / rate, z, more)]
+
+
+class InverseGamma(Family):
+    """InverseGamma(concentration, rate): the reciprocal of a Gamma(concentration, rate)."""
+
+    name = "inverse_gamma"
+    parameters = ("concentration", "rate")
+    parameter_event_dims = (0, 0)
+    kinds = GAMMA_KINDS
+    shape_parameters = ((0, 1.0),)
+
+    def build(
+        self,
+        primitive: Primitive,
+        ops: Ops,
+        key: Any,
+        shape: tuple[int, ...],
+        *params: Array,
+        value: Array | None = None,
+    ) -> Draw:
+        given = None if value is None else 1.0 / value
+        draw = GAMMA.build(primitive, ops, key, shape, *params, value=given)
+        assert draw.logs is not None
+        log_value = -draw.logs[0]
+        return Draw(
+            value=special.exp_clipped(log_value, ops.stop_gradient(1.0 / draw.value)),
+            log_prob=draw.log_prob - 2.0 * log_value,
+            score_term=draw.score_term,
+            noise=draw.noise,
+            logs=(log_value,),
+        )
+
+    def log_prob(self, value: Array, *params: Array, logs: tuple[Array, ...] | None = None) -> Array:
+        log_value = ops_of(value).xp.log(value) if logs is None else logs[0]
+        return GAMMA.log_prob(1.0 / value, *params, logs=(-log_value,)) - 2.0 * log_value
+
+    def entropy(self, *params: Array) -> Array:
+        a, rate = params
+        ops = ops_of(a, rate)
+        mean_log = ops.xp.log(rate) - ops.digamma(a)
+        return GAMMA.entropy(a, rate) + 2.0 * mean_log
+
+
+class Chi2(Family):
+    """Chi-squared with df degrees of freedom: Gamma(df / 2, 1 / 2)."""
+
+    name = "chi2"
+    parameters = ("df",)
+    parameter_event_dims = (0,)
+    kinds = GAMMA_KINDS
+    shape_parameters = ((0, 0.5),)
+
+    @staticmethod
+    def _gamma(df: Array) -> tuple[Array, Array]:
+        return 0.5 * df, 0.0 * ops_of(df).stop_gradient(df) + 0.5
+
+    def build(
+        self,
+        primitive: Primitive,
+        ops: Ops,
+        key: Any,
+        shape: tuple[int, ...],
+        *params: Array,
+        value: Array | None = None,
+    ) -> Draw:
+        return GAMMA.build(primitive, ops, key, shape, *self._gamma(params[0]), value=value)
+
+    def log_prob(self, value: Array, *params: Array, logs: tuple[Array, ...] | None = None) -> Array:
+        return GAMMA.log_prob(value, *self._gamma(params[0]), logs=logs)
+
+    def entropy(self, *params: Array) -> Array:
+        return GAMMA.entropy(*self._gamma(params[0]))
+
+
+GAMMA = Gamma()
+INVERSE_GAMMA = InverseGamma()
+CHI2 = Chi2()

@@ -1,0 +1,84 @@
+"""All that the core asks of a framework, on one page.
+
+The core is pure functions of (parameters, noise). It never imports a framework: an ``Ops``
+reaches it either as an argument, where noise is drawn, or through `ops_of`, which reads the
+type of an array. A backend is one object with these attributes; `tests/contract` holds every
+backend to the same laws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+Array = Any
+Key = Any
+State = TypeVar("State")
+
+
+@runtime_checkable
+class Ops(Protocol):
+    """What a framework must offer: array functions, a stop-gradient, keyed noise, two loops."""
+
+    name: str
+    """The backend's entry-point name, ``"numpyro"`` or ``"pyro"``."""
+
+    array_module: str
+    """Top-level module of the framework's arrays (``"jax"``, ``"torch"``): how `ops_of` finds it."""
+
+    xp: Any
+    """An array-API namespace (``jax.numpy``, ``array_api_compat.torch``)."""
+
+    def gammaln(self, x: Array) -> Array:
+        """log |Gamma(x)|, differentiable."""
+        ...
+
+    def digamma(self, x: Array) -> Array:
+        """The derivative of `gammaln`, differentiable."""
+        ...
+
+    def log_ndtr(self, x: Array) -> Array:
+        """Logarithm of the standard normal distribution function, differentiable."""
+        ...
+
+    def ndtri(self, p: Array) -> Array:
+        """Quantile of the standard normal."""
+        ...
+
+    def stop_gradient(self, x: Array) -> Array:
+        """The same value, seen as a constant by differentiation."""
+        ...
+
+    def concrete(self, x: Array) -> Array | None:
+        """The value of `x` if Python can know it now, differentiated or not; None inside jit or vmap."""
+        ...
+
+    def key(self, seed: int) -> Key:
+        """A key from an integer seed."""
+        ...
+
+    def split(self, key: Key, num: int) -> list[Key]:
+        """`num` independent keys."""
+        ...
+
+    def normal(self, key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Standard normal noise of this shape."""
+        ...
+
+    def uniform(self, key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Uniform noise on (0, 1]: its logarithm is finite."""
+        ...
+
+    def poisson(self, key: Key, rate: Array, shape: tuple[int, ...]) -> Array:
+        """Poisson draws of this shape in the dtype of `rate`; never differentiated."""
+        ...
+
+    def while_loop(self, cond: Callable[[State], Array], body: Callable[[State], State], state: State) -> State:
+        """Repeat `body` while `cond`; never differentiated."""
+        ...
+
+    def scan(
+        self, body: Callable[[State, Any], tuple[State, Any]], state: State, xs: Any, *, checkpoint: bool = False
+    ) -> tuple[State, Any]:
+        """Fold `body` over the leading axis of `xs`; differentiated, recomputing if `checkpoint`."""
+        ...

@@ -1,0 +1,142 @@
+"""A rejection sampler as data, and the masked loop that runs it."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any, ClassVar
+
+from vi_reparam.errors import GradientError
+from vi_reparam.ops import Ops
+
+Array = Any
+
+
+class RejectionSampler(abc.ABC):
+    """How to propose a value, and what the target density is. Subclass it for a sampler of your own.
+
+    Every method works on batches: parameters arrive broadcast to the lanes' shape, noise with
+    that shape followed by `noise_shape`. Write the mathematics with the array functions of
+    ``vi_reparam.ops_of(noise).xp`` and the class works in every backend.
+
+    Two conditions make the acceptance-rejection gradient right (Naesseth et al. 2017, section 3):
+    the support of the noise does not move with the parameters, and the density of the accepted
+    noise vanishes at any edge of that support. The mean of the gradient of
+    `log_noise_density` is then zero.
+
+    Attributes:
+        noise: law of the raw noise, ``"normal"`` or ``"uniform"`` (on (0, 1]).
+        noise_shape: trailing dimensions of the noise of one lane.
+        event_dim: number of trailing dimensions of one value.
+        max_rounds: proposals a lane may make; a lane that is never accepted becomes NaN.
+    """
+
+    noise: ClassVar[str] = "normal"
+    noise_shape: tuple[int, ...] = ()
+    event_dim: int = 0
+    max_rounds: int = 2_000
+
+    def propose(self, noise: Array, *params: Array) -> Array:
+        """Raw noise -> the noise of the proposal, epsilon; the identity unless overridden."""
+        return noise
+
+    @abc.abstractmethod
+    def transform(self, noise: Array, *params: Array) -> Array:
+        """The proposal h(epsilon; theta), differentiable in the parameters."""
+
+    def inverse(self, value: Array, *params: Array) -> Array:
+        """The noise that `transform` takes to `value`.
+
+        Raises:
+            GradientError: if the transform is not one-to-one, or its inverse was not written.
+        """
+        raise GradientError(
+            f"{type(self).__name__} has no inverse: a value that arrives without its noise cannot be given "
+            "an acceptance-rejection gradient; define inverse(), or let the guide draw the value itself"
+        )
+
+    @abc.abstractmethod
+    def log_proposal(self, value: Array, *params: Array) -> Array:
+        """log r(value; theta), the density of the proposal."""
+
+    @abc.abstractmethod
+    def log_target(self, value: Array, *params: Array) -> Array:
+        """log q(value; theta), normalized."""
+
+    @abc.abstractmethod
+    def log_bound(self, *params: Array) -> Array:
+        """An upper bound of log q - log r over all values."""
+
+    def log_noise_density(self, noise: Array, *params: Array) -> Array:
+        """log pi(epsilon; theta) up to terms without theta: log q - log r at h(epsilon; theta)."""
+        value = self.transform(noise, *params)
+        return self.log_target(value, *params) - self.log_proposal(value, *params)
+
+    def log_accept(self, noise: Array, *params: Array) -> Array:
+        """Logarithm of the probability of accepting this noise."""
+        return self.log_noise_density(noise, *params) - self.log_bound(*params)
+
+    def auxiliary(self, ops: Ops, key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Further noise that is not subject to rejection; None if there is none."""
+        return None
+
+    def join(self, noise: Array, auxiliary: Any) -> Any:
+        """Accepted and further noise as `transform` and `log_noise_density` take them."""
+        return noise
+
+    def attach(self, value: Array, *params: Array) -> Array:
+        """The value with its implicit gradient, if the sampler has one.
+
+        Raises:
+            GradientError: if there is no derivative of the distribution function here.
+        """
+        raise GradientError(f"{type(self).__name__} has no implicit gradient: use Rejection() or ScoreFunction()")
+
+    @property
+    def has_implicit(self) -> bool:
+        """Whether `attach` is defined."""
+        return type(self).attach is not RejectionSampler.attach
+
+    def raw_noise(self, ops: Ops, key: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+        draw = {"normal": ops.normal, "uniform": ops.uniform}[self.noise]
+        return draw(key, (*shape, *self.noise_shape), dtype)
+
+
+def accepted_noise(ops: Ops, key: Any, sampler: RejectionSampler, shape: tuple[int, ...], *params: Array) -> Any:
+    """Noise of accepted proposals, as constants: batch first, masked, bounded.
+
+    Args:
+        shape: the lanes; every parameter broadcasts to it.
+
+    Returns:
+        What `sampler.join` makes of the accepted noise, of shape ``shape + sampler.noise_shape``.
+        A lane not accepted within `sampler.max_rounds` is NaN.
+    """
+    xp, stop = ops.xp, ops.stop_gradient
+    params = tuple(stop(xp.broadcast_to(p, shape)) for p in params)
+    dtype = params[0].dtype
+    key, extra = ops.split(key, 2)
+    noise = stop(xp.full((*shape, *sampler.noise_shape), float("nan"), dtype=dtype))
+    done = xp.zeros(shape, dtype=xp.bool)
+
+    def lanes(mask: Array) -> Array:
+        return xp.reshape(mask, (*shape, *(1 for _ in sampler.noise_shape)))
+
+    def unfinished(state: Any) -> Array:
+        return (state[0] < sampler.max_rounds) & ~xp.all(state[3])
+
+    def round_(state: Any) -> Any:
+        count, key, noise, done = state
+        key, proposal, coin = ops.split(key, 3)
+        fresh = sampler.propose(sampler.raw_noise(ops, proposal, shape, dtype), *params)
+        log_u = xp.log(ops.uniform(coin, shape, dtype))
+        taken = (log_u < sampler.log_accept(fresh, *params)) & ~done
+        return count + 1, key, xp.where(lanes(taken), fresh, noise), done | taken
+
+    _, _, noise, _ = ops.while_loop(unfinished, round_, (0, key, noise, done))
+    return sampler.join(stop(noise), sampler.auxiliary(ops, extra, shape, dtype))
+
+
+def broadcast(ops: Ops, shape: tuple[int, ...], *params: Array) -> tuple[Array, ...]:
+    """The parameters, each broadcast to the lanes' shape."""
+    return tuple(ops.xp.broadcast_to(p, shape) for p in params)
+

@@ -1,0 +1,199 @@
+"""Functions that keep their precision where the textbook forms lose it.
+
+Everything is elementwise, differentiable by the framework, and free of NaN gradients in the
+branch that was not taken (inputs are clamped on both sides of each `where`).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+from vi_reparam.registry import ops_of
+
+Array = Any
+
+LOG_2PI = math.log(2.0 * math.pi)
+
+
+def _is_double(ops: Any, x: Array) -> bool:
+    return ops.xp.finfo(x.dtype).eps < 1e-10
+
+
+def _horner(x: Array, coefficients: list[float]) -> Array:
+    total = coefficients[-1] + 0.0 * x
+    for c in reversed(coefficients[:-1]):
+        total = c + x * total
+    return total
+
+
+def expm1_minus(x: Array) -> Array:
+    """e^x - 1 - x, to relative precision also near 0."""
+    ops = ops_of(x)
+    xp = ops.xp
+    small = xp.abs(x) < 0.5
+    near = xp.where(small, x, 0.0 * x)
+    far = xp.where(small, 0.0 * x + 1.0, x)
+    terms = 16 if _is_double(ops, x) else 9
+    series = near * near * _horner(near, [1.0 / math.factorial(k) for k in range(2, terms)])
+    return xp.where(small, series, xp.expm1(far) - far)
+
+
+def minus_log1p(t: Array) -> Array:
+    """t - log(1 + t) for t > -1, to relative precision also near 0."""
+    ops = ops_of(t)
+    xp = ops.xp
+    small = xp.abs(t) < 0.3
+    near = xp.where(small, t, 0.0 * t)
+    far = xp.where(small, 0.0 * t + 1.0, t)
+    r = near / (2.0 + near)
+    terms = 11 if _is_double(ops, t) else 5
+    series = near * r - 2.0 * r**3 * _horner(r * r, [1.0 / (2 * k + 3) for k in range(terms)])
+    return xp.where(small, series, far - xp.log1p(far))
+
+
+def log1p_remainder(x: Array) -> Array:
+    """3 log(1 + x) - 3 x + 1.5 x^2 - x^3 for x > -1: of fourth order, as -3/4 x^4 near 0."""
+    ops = ops_of(x)
+    xp = ops.xp
+    small = xp.abs(x) < 0.2
+    near = xp.where(small, x, 0.0 * x)
+    far = xp.where(small, 0.0 * x + 1.0, x)
+    terms = 26 if _is_double(ops, x) else 13
+    series = near**4 * _horner(near, [-3.0 * (-1.0) ** k / k for k in range(4, terms)])
+    return xp.where(small, series, 3.0 * xp.log1p(far) - 3.0 * far + 1.5 * far * far - far**3)
+
+
+_STIRLING = [1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156]
+_DIGAMMA = [-1 / 12, 1 / 120, -1 / 252, 1 / 240, -1 / 132, 691 / 32760, -1 / 12]
+
+
+def stirling(a: Array) -> Array:
+    """log Gamma(a) - [(a - 1/2) log a - a + log(2 pi) / 2], about 1 / (12 a)."""
+    ops = ops_of(a)
+    xp = ops.xp
+    large = a > 8.0
+    far = xp.where(large, a, 0.0 * a + 8.0)
+    near = xp.where(large, 0.0 * a + 8.0, a)
+    series = _horner(1.0 / (far * far), _STIRLING) / far
+    direct = ops.gammaln(near) - (near - 0.5) * xp.log(near) + near - 0.5 * LOG_2PI
+    return xp.where(large, series, direct)
+
+
+def digamma_minus_log(a: Array) -> Array:
+    """psi(a) - log a, about -1 / (2 a)."""
+    ops = ops_of(a)
+    xp = ops.xp
+    large = a > 8.0
+    far = xp.where(large, a, 0.0 * a + 8.0)
+    near = xp.where(large, 0.0 * a + 8.0, a)
+    square = 1.0 / (far * far)
+    return xp.where(large, -0.5 / far + square * _horner(square, _DIGAMMA), ops.digamma(near) - xp.log(near))
+
+
+def gammaln_half_step(a: Array) -> Array:
+    """log Gamma(a + 1/2) - log Gamma(a), without cancellation at large a."""
+    xp = ops_of(a).xp
+    return a * xp.log1p(0.5 / a) - 0.5 + 0.5 * xp.log(a) + stirling(a + 0.5) - stirling(a)
+
+
+def exp_clipped(log_value: Array, value: Array | None = None) -> Array:
+    """exp(log_value) kept between the smallest normal and the largest number.
+
+    The gradient is that of the unclipped exponential relative to the value that is returned,
+    so a clipped draw still moves with its parameters.
+
+    Args:
+        log_value: the precise logarithm.
+        value: the exponential, where a more precise form than exp(log_value) is at hand.
+    """
+    ops = ops_of(log_value)
+    xp = ops.xp
+    info = xp.finfo(log_value.dtype)
+    largest = math.log(float(info.max)) - 1e-3
+    smallest = math.log(float(info.smallest_normal))
+    inside = (log_value > smallest) & (log_value < largest)
+    raw = ops.stop_gradient(xp.exp(xp.clip(log_value, smallest, largest)) if value is None else value)
+    edge = ops.stop_gradient(xp.exp(xp.clip(log_value, smallest, largest)))
+    raw = xp.where(inside, raw, edge)
+    raw = xp.where(raw < float(info.smallest_normal), 0.0 * raw + float(info.smallest_normal), raw)
+    return raw * (1.0 + (log_value - ops.stop_gradient(log_value)))
+
+
+@functools.cache
+def legendre(num: int) -> tuple[tuple[float, float], ...]:
+    """Nodes and weights of the Gauss-Legendre rule on [0, 1]."""
+    rule = []
+    for i in range(num):
+        x = math.cos(math.pi * (i + 0.75) / (num + 0.5))
+        slope = 1.0
+        for _ in range(100):
+            previous, current = 1.0, x
+            for k in range(2, num + 1):
+                previous, current = current, ((2 * k - 1) * x * current - (k - 1) * previous) / k
+            slope = num * (x * current - previous) / (x * x - 1.0)
+            step = current / slope
+            x -= step
+            if abs(step) < 1e-15:
+                break
+        rule.append((0.5 * (1.0 - x), 1.0 / ((1.0 - x * x) * slope * slope)))
+    return tuple(rule)
+
+
+def gamma_log_slope(w: Array, a: Array) -> Array:
+    """d log z / da of z ~ Gamma(a, 1) at constant F(z; a): the implicit derivative, in log space.
+
+    With w = log(z / a) and e(x) = exp(x) - 1 - x, substituting t = z exp(-u) in the lower and
+    t = z exp(u) in the upper incomplete gamma integral gives, with s the sign of w,
+
+        slope = INT_0^inf exp(-a |exp(w) - 1| u - z e(s u)) (u - s (psi(a) - log a - w)) du,
+
+    a decaying integrand on either side, integrated by one Gauss-Legendre rule on the range in
+    which it matters; for z below 1.5 the power series of the distribution function is used.
+
+    Args:
+        w: log(z / a), any shape; `a`: the concentration, same shape, both of one float dtype.
+
+    Returns:
+        The slope; a constant (not meant to be differentiated).
+    """
+    ops = ops_of(w, a)
+    xp = ops.xp
+    w, a = ops.stop_gradient(w), ops.stop_gradient(a)
+    double = _is_double(ops, w)
+    log_z = w + xp.log(a)
+    small = log_z < math.log(1.5)
+    centre = digamma_minus_log(a) - w
+
+    # The series; z is clamped where the other branch serves.
+    z = xp.exp(xp.where(small, log_z, 0.0 * log_z))
+    psi = ops.digamma(a + 1.0) - log_z
+    term = 1.0 / a
+    series = term * psi
+    for n in range(1, 24 if double else 12):
+        term = term * z / (a + n)
+        psi = psi + 1.0 / (a + n)
+        series = series + term * psi
+
+    # The integral; w is clamped where the series serves.
+    w = xp.where(small, 0.0 * w, w)
+    a = xp.where(small, 0.0 * a + 2.0, a)
+    centre = xp.where(small, 0.0 * centre, centre)
+    z = a * xp.exp(w)
+    s = xp.where(w < 0.0, -1.0 + 0.0 * w, 1.0 + 0.0 * w)
+    c = a * xp.abs(xp.expm1(w))
+    reach = 38.0 if double else 17.0
+    tail = xp.where(w < 0.0, reach / 3.0 + 0.0 * w, 0.0 * w)
+    b = c - tail
+    curve = 0.5 * z + xp.where(w < 0.0, c / 3.0, 0.0 * c)
+    root = xp.sqrt(b * b + 4.0 * curve * reach)
+    upper = xp.where(b > 0.0, 2.0 * reach / (xp.abs(b) + root), (root - b) / (2.0 * curve))
+    for _ in range(3):
+        value = c * upper + z * expm1_minus(s * upper) - reach
+        upper = upper - value / (c + z * s * xp.expm1(s * upper))
+    total = 0.0 * w
+    for node, weight in legendre(44 if double else 18):
+        u = upper * node
+        total = total + weight * xp.exp(-c * u - z * expm1_minus(s * u)) * (u - s * centre)
+    return xp.where(small, series, upper * total)
