@@ -46,6 +46,19 @@ def load_package(name: str) -> Any:
     return importlib.import_module(backends()[name].module.partition(".")[0])
 
 
+def host_package(thing: Any) -> Any:
+    """The package of the backend whose host (numpyro, pyro) defines the class of `thing`.
+
+    Raises:
+        BackendError: if none does.
+    """
+    for base in type(thing).__mro__:
+        root = base.__module__.partition(".")[0]
+        if root in backends():
+            return load_package(root)
+    raise BackendError(f"{type(thing).__name__} is of no registered backend: expected one of {sorted(backends())}")
+
+
 @functools.cache
 def _by_array_module(array_module: str) -> Ops | None:
     for name in backends():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vi_reparam.draw import Draw
 from vi_reparam.errors import SiteError
 from vi_reparam.ops import Ops
+from vi_reparam.registry import host_package
 
 if TYPE_CHECKING:
     from vi_reparam.families.base import Family
@@ -64,6 +65,17 @@ class Estimator(abc.ABC):
             SiteError: if the estimator does not serve the family.
             GradientError: if a value is given whose noise can be had neither way.
         """
+
+    def __call__(self, distribution: Any) -> Any:
+        """Annotate a host distribution, so that its draws carry this estimator's gradient.
+
+        The annotation stays outermost under expand, to_event and mask, and is guarded everywhere:
+        differentiating its draws under an objective that would drop their score term raises.
+
+        Raises:
+            BackendError: if this is not a distribution of an installed backend.
+        """
+        return host_package(distribution).annotate(distribution, self)
 
     def _key(self) -> tuple[Any, ...]:
         return (type(self), *sorted(self.options().items()))

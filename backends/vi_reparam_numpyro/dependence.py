@@ -1,0 +1,153 @@
+"""What each cost depends on, and whether the plates are what they say."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import random
+from numpyro.handlers import seed, substitute, trace
+from numpyro.ops.provenance import eval_provenance
+
+from vi_reparam.errors import GradientError
+from vi_reparam_numpyro.frames import plates_of
+from vi_reparam_numpyro.listener import Listener
+from vi_reparam_numpyro.run import Place, Run
+
+Array = Any
+Runner = Callable[..., Run]
+"""``runner(key, params, listener=...)``: `run.run` with its program bound."""
+
+
+def dependents(runner: Runner, key: Any, params: dict[str, Any], scored: dict[str, Any]) -> dict[str, frozenset[Place]]:
+    """The costs that depend on each of the draws in `scored`, from NumPyro's provenance.
+
+    Args:
+        scored: site -> an array or shape of its value.
+    """
+    places: list[Place] = []
+
+    def costs(**shifts: Array) -> list[Array]:
+        result = runner(key, params, listener=Listener(shifts=shifts))
+        places[:] = list(result.costs)
+        return [result.costs[place] for place in places]
+
+    zeros = {name: jnp.zeros(value.shape, _float(value)) for name, value in scored.items()}
+    found = eval_provenance(costs, **zeros)
+    return {name: frozenset(p for p, deps in zip(places, found, strict=True) if name in deps) for name in scored}
+
+
+def _float(value: Any) -> Any:
+    return value.dtype if jnp.issubdtype(value.dtype, jnp.floating) else jnp.result_type(float)
+
+
+def first_params(model: Any, guide: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The initial values at the param and mutable sites of guide and model."""
+    params: dict[str, Any] = {}
+    for fn, number in ((guide, 0), (model, 1)):
+        held = substitute(seed(fn, random.key(number)), data=params)
+        for name, site in trace(held).get_trace(*args, **kwargs).items():
+            if site["type"] in ("param", "mutable"):
+                params[name] = site["value"]
+    return params
+
+
+def check_plates(runner: Runner, params: dict[str, Any]) -> None:
+    """Refuse a plate whose elements are not independent given what is outside it.
+
+    Moving the draws of one half of a plate's elements in a random direction must not move the
+    costs of the other half: Rao-Blackwellization by plates would drop that part of the gradient
+    and say nothing. Discrete draws are moved to those of another run.
+
+    Raises:
+        GradientError: naming the plate, the latent and the cost.
+    """
+    key, other_key, direction_key = random.split(random.key(20170613), 3)
+    base = runner(key, params)
+    other = runner(other_key, params).draws
+    scored = {name: s for name, s in base.draws.items() if not s.draw.is_pathwise}
+    plates = {p for name in scored for p in plates_of(base.frames["guide", name])}
+    for plate in sorted(plates):
+        inside = [n for n in scored if plate in plates_of(base.frames["guide", n])]
+        sizes = {base.frames["guide", n].batch_shape[base.frames["guide", n].dims[plate]] for n in inside}
+        if len(sizes) != 1 or (size := sizes.pop()) < 2:
+            continue
+        moved_half = jnp.arange(size) % 2 == 0
+        shifts = {}
+        for number, name in enumerate(inside):
+            value = scored[name].draw.value
+            axis = base.frames["guide", name].dims[plate] - (value.ndim - len(base.frames["guide", name].batch_shape))
+            step = random.normal(random.fold_in(direction_key, number), value.shape, _float(value))
+            if scored[name].family.name in ("bernoulli", "poisson", "host") or _is_discrete(scored[name]):
+                step = (other[name].draw.value - value).astype(_float(value))
+            shape = [1] * value.ndim
+            shape[axis] = size
+            shifts[name] = step * jnp.reshape(moved_half, shape).astype(step.dtype)
+        _compare(runner, key, params, base, plate, inside, shifts, ~moved_half)
+
+
+def _is_discrete(sampled: Any) -> bool:
+    distribution = getattr(sampled.family, "distribution", None)
+    return distribution is not None and distribution.is_discrete
+
+
+def _compare(
+    runner: Runner,
+    key: Any,
+    params: dict[str, Any],
+    base: Run,
+    plate: str,
+    inside: list[str],
+    shifts: dict[str, Array],
+    still: Array,
+) -> None:
+    places = [p for p, frames in base.frames.items() if p in base.costs and plate in plates_of(frames)]
+
+    def costs(moved: dict[str, Array]) -> list[Array]:
+        result = runner(key, params, listener=Listener(shifts=moved))
+        return [result.costs[p] for p in places]
+
+    zeros = jax.tree.map(jnp.zeros_like, shifts)
+    smooth = {n: s for n, s in shifts.items() if not _moves_by_steps(base.draws[n])}
+    if smooth:
+        fixed = {n: z for n, z in zeros.items() if n not in smooth}
+        _, change = jax.jvp(lambda m: costs({**fixed, **m}), ({n: zeros[n] for n in smooth},), (smooth,))
+        _require_still(base, places, change, plate, sorted(smooth), still, 0.0)
+    steps = {n: s for n, s in shifts.items() if n not in smooth}
+    if steps:
+        before, after = costs(zeros), costs({**zeros, **steps})
+        change = [b - a for a, b in zip(before, after, strict=True)]
+        _require_still(base, places, change, plate, sorted(steps), still, 1e-5)
+
+
+def _moves_by_steps(sampled: Any) -> bool:
+    return sampled.family.name in ("bernoulli", "poisson", "host") or _is_discrete(sampled)
+
+
+def _require_still(
+    base: Run, places: list[Place], change: list[Array], plate: str, latents: list[str], still: Array, tolerance: float
+) -> None:
+    for place, moved in zip(places, change, strict=True):
+        axis = base.frames[place].dims[plate]
+        rest = jnp.compress(still, jnp.abs(moved), axis=axis)
+        if not bool(jnp.all(jnp.isfinite(rest))):
+            warnings.warn(
+                f"plate {plate!r} could not be checked: the derivative of {place[0]} site {place[1]!r} is not finite",
+                stacklevel=2,
+            )
+            continue
+        scale = 1.0 + float(jnp.max(jnp.abs(base.costs[place])))
+        if float(jnp.max(rest, initial=0.0)) > tolerance * scale:
+            raise GradientError(
+                f"plate {plate!r} is false: the {place[0]} cost at {place[1]!r} of one of its elements depends on the "
+                f"draw of {' or '.join(map(repr, latents))} of another, so its score terms would miss part of their "
+                "cost; take that site out of the plate, or mark the dimension with .to_event() instead of a plate"
+            )
+
+
+def is_concrete(tree: Any) -> bool:
+    """Whether Python can know every array in it now."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,281 @@
+"""The evidence lower bound that honours score terms."""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax, random
+from numpyro.infer.elbo import ELBO as HostELBO
+
+from vi_reparam.errors import ArgumentError, GradientError
+from vi_reparam.estimators import ScoreFunction
+from vi_reparam_numpyro import dependence
+from vi_reparam_numpyro.distributions import Sampled
+from vi_reparam_numpyro.frames import Frames, plates_of, sum_to
+from vi_reparam_numpyro.handlers import BASELINE
+from vi_reparam_numpyro.listener import Listener
+from vi_reparam_numpyro.run import Place, Run, run, stopped
+
+Array = Any
+
+
+class ELBO(HostELBO):
+    """-E_q[log p - log q], with the gradient that each site's estimator owes.
+
+    A score term multiplies only the costs that depend on its draw, summed over every dimension
+    that is not a plate of its site (Rao-Blackwellization; costs are scaled by subsampled plates,
+    score terms never), less a baseline. Plates are checked once, at the start. It goes wherever
+    `numpyro.infer.Trace_ELBO` goes, `numpyro.infer.SVI` included.
+
+    Args:
+        num_particles: draws of the guide a step, one minibatch each.
+        entropy: ``"monte_carlo"``, or ``"analytic"`` for guides all of whose sites have an
+            entropy in closed form.
+        vectorize_particles: as in NumPyro.
+
+    Raises:
+        ArgumentError: for options that cannot be used.
+    """
+
+    can_infer_discrete = True
+
+    def __init__(
+        self, num_particles: int = 1, *, entropy: str = "monte_carlo", vectorize_particles: bool | Any = True
+    ) -> None:
+        if not isinstance(num_particles, int) or num_particles < 1:
+            raise ArgumentError(f"ELBO(num_particles={num_particles!r}): expected an integer of at least 1")
+        if entropy not in ("monte_carlo", "analytic"):
+            raise ArgumentError(f"ELBO(entropy={entropy!r}): expected 'monte_carlo' or 'analytic'")
+        super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles)
+        self.entropy = entropy
+        self._true_plates: dict[Any, bool] = {}
+
+    def __repr__(self) -> str:
+        return f"ELBO(num_particles={self.num_particles}, entropy={self.entropy!r})"
+
+    def with_particles(self, num_particles: int) -> ELBO:
+        """The same objective with another number of particles; its checks are kept."""
+        other = ELBO(num_particles, entropy=self.entropy, vectorize_particles=self.vectorize_particles)
+        other._true_plates = self._true_plates
+        return other
+
+    def check(self, model: Any, guide: Any, *args: Any, params: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Check guide against model, and every plate, at concrete values.
+
+        Raises:
+            SiteError: if the guide misses a latent.
+            GradientError: if a plate is false or a score term would be lost.
+        """
+        params = params or dependence.first_params(model, guide, args, kwargs)
+        dependence.check_plates(self._runner(model, guide, args, kwargs), params)
+        self._true_plates[self._program(model, guide, args, kwargs)] = True
+
+    def loss(self, rng_key: Any, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.loss_with_mutable_state(rng_key, param_map, model, guide, *args, **kwargs)["loss"]
+
+    def loss_with_mutable_state(
+        self, rng_key: Any, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """The negative bound and its surrogate gradient.
+
+        Raises:
+            SiteError: if the guide misses a latent of the model.
+            GradientError: if a score term would be lost or a baseline cannot be had.
+        """
+        runner = self._runner(model, guide, args, kwargs)
+        frames: dict[Place, Frames] = {}
+        static: dict[str, Sampled] = {}
+
+        def particle(key: Any) -> Any:
+            result = runner(key, param_map)
+            frames.update(result.frames)
+            static.update(result.draws)
+            scores = {n: s.draw.score_term for n, s in result.draws.items() if s.draw.score_term is not None}
+            own = {n: s.scores for n, s in result.draws.items() if s.scores}
+            plates = self._plates(model, guide, args, kwargs, result)
+            weak = self._weak(runner, key, param_map, result, plates)
+            return result.costs, scores, own, weak, result.state
+
+        keys = random.split(rng_key, self.num_particles)
+        if self.num_particles == 1:
+            one = particle(keys[0])
+            costs, scores, own, weak = jax.tree.map(lambda x: x[None], one[:4])
+            state = one[4]
+        else:
+            costs, scores, own, weak, state = self.vectorize_particles_fn(particle, keys)
+            state = {n: param_map[n] for n in state if n in param_map}
+        bound = sum(jnp.sum(c, axis=tuple(range(1, c.ndim))) for c in costs.values()) + weak
+        value = jnp.mean(bound)
+        averages = dict(state.get(BASELINE, {}))
+        if scores:
+            plates = self._plates(model, guide, args, kwargs, Run({}, frames, static, {}, []))
+            deps = dependence.dependents(runner, keys[0], param_map, {n: static[n].draw.value for n in scores})
+            for name, score in scores.items():
+                target = frames["guide", name]
+                downstream = self._downstream(costs, frames, deps[name], target, plates)
+                term = self._score_gradient(static[name], name, score, own.get(name, ()), downstream, averages)
+                value = value + term
+        if BASELINE in state:
+            state = {**state, BASELINE: averages}
+        return {"loss": -value, "mutable_state": state or None}
+
+    def _runner(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        return functools.partial(_run, model=model, guide=guide, args=args, kwargs=kwargs, entropy=self.entropy)
+
+    @staticmethod
+    def _program(model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        shapes = tuple(str(getattr(leaf, "shape", leaf)) for leaf in jax.tree.leaves((args, kwargs)))
+        return model, guide, shapes  # the callables themselves, so that no other can take their id
+
+    def _plates(self, model: Any, guide: Any, args: Any, kwargs: Any, result: Run) -> frozenset[str]:
+        """The plates by which costs may stay apart: those that were checked."""
+        scored = [n for n, s in result.draws.items() if not s.draw.is_pathwise]
+        wanted = frozenset(p for n in scored for p in plates_of(result.frames["guide", n]))
+        if not wanted:
+            return wanted
+        program = self._program(model, guide, args, kwargs)
+        if program not in self._true_plates:
+            if dependence.is_concrete((args, kwargs)):
+                with jax.ensure_compile_time_eval():
+                    self.check(model, guide, *args, **kwargs)
+            else:
+                warnings.warn(
+                    f"the data are traced, so the plates {sorted(wanted)} could not be checked: score terms take the "
+                    "sum over all elements, which is right but noisier; call objective.check(model, guide, *args) "
+                    "with concrete data before jit",
+                    stacklevel=2,
+                )
+                self._true_plates[program] = False
+        return wanted if self._true_plates[program] else frozenset()
+
+    @staticmethod
+    def _downstream(
+        costs: dict[Place, Array],
+        frames: dict[Place, Frames],
+        dependent: frozenset[Place],
+        target: Frames,
+        plates: frozenset[str],
+    ) -> Array:
+        lead = next(iter(costs.values())).shape[:1]
+        total = jnp.zeros(lead + (1,) * len(target.batch_shape))
+        for place in sorted(dependent):
+            total = total + sum_to(lax.stop_gradient(costs[place]), frames[place], target, plates)
+        return total
+
+    def _score_gradient(
+        self,
+        sampled: Sampled,
+        name: str,
+        score: Array,
+        own: tuple[tuple[Array, Array], ...],
+        downstream: Array,
+        averages: dict[str, Any],
+    ) -> Array:
+        """A term of value zero whose gradient is the score part, averaged over particles."""
+        baseline = getattr(sampled.estimator, "baseline", None)
+        if isinstance(sampled.estimator, ScoreFunction) and baseline == "optimal":
+            return self._optimal(name, sampled, own, downstream)
+        if baseline == "leave_one_out" and self.num_particles < 2:
+            raise GradientError(
+                f"site {name!r}: {sampled.estimator!r} needs two or more particles, and {self!r} has one; "
+                "use num_particles=2 or more, or baseline='decaying_average'"
+            )
+        if baseline == "decaying_average" and name not in averages:
+            raise GradientError(
+                f"site {name!r}: {sampled.estimator!r} needs the state that vr.estimate or vr.guide holds (and an "
+                f"SVI that carries it), and {self!r} found none; use baseline='leave_one_out' with more particles"
+            )
+        if self.num_particles > 1 and baseline in ("leave_one_out", "auto"):
+            others = jnp.sum(downstream, axis=0, keepdims=True) - downstream
+            centred = downstream - others / (self.num_particles - 1)
+        elif name in averages and baseline in ("decaying_average", "auto"):
+            centred, averages[name] = _decay(averages[name], downstream)
+        else:
+            centred = downstream
+        change = score - lax.stop_gradient(score)
+        return jnp.sum(change * lax.stop_gradient(centred)) / self.num_particles
+
+    def _optimal(self, name: str, sampled: Sampled, own: tuple[tuple[Array, Array], ...], downstream: Array) -> Array:
+        if self.num_particles < 3:
+            raise GradientError(
+                f"site {name!r}: ScoreFunction(baseline='optimal') estimates its baseline from the other particles "
+                f"and needs three or more, and {self!r} has {self.num_particles}"
+            )
+        total = jnp.zeros(())
+        for change, slope in own:
+            f = jnp.reshape(downstream, downstream.shape + (1,) * (slope.ndim - downstream.ndim))
+            square = slope * slope
+            top = jnp.sum(square * f, axis=0, keepdims=True) - square * f
+            bottom = jnp.sum(square, axis=0, keepdims=True) - square
+            baseline = top / jnp.where(bottom > 0.0, bottom, 1.0)
+            total = total + jnp.sum(change * lax.stop_gradient(slope * (f - baseline)))
+        return total / self.num_particles
+
+    def _weak(self, runner: Any, key: Any, params: Any, result: Run, plates: frozenset[str]) -> Array:
+        """The weak derivatives: each branch's weight times the downstream cost at its value."""
+        total = jnp.zeros(())
+        branched = {n: s for n, s in result.draws.items() if s.draw.branches}
+        if not branched:
+            return total
+        constants = stopped(params)
+        deps = dependence.dependents(runner, key, constants, {n: s.draw.value for n, s in branched.items()})
+        for name, sampled in branched.items():
+            target = result.frames["guide", name]
+            masks = _separate_lanes(sampled, target, plates)
+            for branch in sampled.draw.branches:
+
+                def downstream_of(mask: Array, name: str = name, sampled: Sampled = sampled, branch: Any = branch) -> Array:
+                    z = sampled.draw.value
+                    inside = jnp.reshape(mask, mask.shape + (1,) * (z.ndim - mask.ndim))
+                    held = {name: lax.stop_gradient(jnp.where(inside, branch.value, z))}
+                    moved = runner(key, constants, listener=Listener(held=held))
+                    costs = {p: c[None] for p, c in moved.costs.items()}
+                    frames = moved.frames
+                    return self._downstream(costs, frames, deps[name], frames["guide", name], plates)[0]
+
+                found = lax.map(downstream_of, masks) if masks.shape[0] > 1 else downstream_of(masks[0])[None]
+                found = jnp.reshape(found, found.shape + (1,) * (masks.ndim - found.ndim))
+                total = total + jnp.sum(branch.weight * masks * lax.stop_gradient(found))
+        return total
+
+
+def _separate_lanes(sampled: Sampled, target: Frames, plates: frozenset[str]) -> Array:
+    """Masks of the lanes that may move together, shape ``(groups,) + lanes``.
+
+    Elements of a plate do not share costs, so they move at once; all others move one by one.
+    """
+    shape = sampled.draw.branches[0].weight.shape
+    rank = len(target.batch_shape)
+    together = {rank + target.dims[p] for p in plates & plates_of(target)}
+    sizes = [1 if axis in together else size for axis, size in enumerate(shape)]
+    groups = math.prod(sizes)
+    masks = jnp.reshape(jnp.eye(groups, dtype=bool), (groups, *sizes))
+    return jnp.broadcast_to(masks, (groups, *shape))
+
+
+def _decay(average: dict[str, Array], downstream: Array) -> tuple[Array, dict[str, Array]]:
+    """The cost less its decaying average of earlier steps, and the average with this step in it."""
+    rate = 0.9
+    seen = 1.0 - rate ** average["count"]
+    baseline = jnp.where(average["count"] > 0, average["mean"] / jnp.where(seen > 0.0, seen, 1.0), 0.0)
+    now = jnp.broadcast_to(jnp.mean(downstream, axis=0), average["mean"].shape)
+    mean = rate * average["mean"] + (1.0 - rate) * lax.stop_gradient(now)
+    return downstream - baseline, {"mean": mean, "count": average["count"] + 1.0}
+
+
+def _run(key: Any, params: Any, *, listener: Listener | None = None, **program: Any) -> Run:
+    return run(
+        key,
+        params,
+        program["model"],
+        program["guide"],
+        program["args"],
+        program["kwargs"],
+        entropy=program["entropy"],
+        listener=listener,
+    )

@@ -1,0 +1,213 @@
+"""What a guide must know of a model before it can draw: its latents, their plates and supports."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import random
+from numpyro.distributions import biject_to, constraints
+from numpyro.handlers import block, seed, substitute, trace
+
+from vi_reparam.errors import SiteError
+from vi_reparam_numpyro.dependence import is_concrete
+
+Array = Any
+
+_SUPPORTS: tuple[tuple[Any, str], ...] = (
+    (constraints.real, "real"),
+    (constraints.positive, "positive"),
+    (constraints.softplus_positive, "positive"),
+    (constraints.nonnegative, "positive"),
+    (constraints.unit_interval, "unit_interval"),
+    (constraints.open_interval(0.0, 1.0), "unit_interval"),
+    (constraints.simplex, "simplex"),
+    (constraints.sphere, "sphere"),
+    (constraints.circular, "circular"),
+    (constraints.boolean, "boolean"),
+    (constraints.nonnegative_integer, "count"),
+)
+
+
+def support_kind(support: Any) -> str:
+    """The kind of a NumPyro support, independent dimensions aside; ``"other"`` where unnamed."""
+    while isinstance(support, constraints._IndependentConstraint):
+        support = support.base_constraint
+    for constraint, kind in _SUPPORTS:
+        if type(support) is type(constraint) and _same(support, constraint):
+            return kind
+    return "discrete" if support.is_discrete else "other"
+
+
+def _same(support: Any, constraint: Any) -> bool:
+    try:
+        return bool(support == constraint)
+    except (TypeError, ValueError, jax.errors.JAXTypeError):
+        return False
+
+
+@dataclasses.dataclass(frozen=True)
+class Plate:
+    """A plate of the model: its dimension, full size and subsample size."""
+
+    name: str
+    dim: int
+    size: int
+    subsample_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A latent site.
+
+    Attributes:
+        shape: of its value, subsampled plates at their full size.
+        event_dim: trailing event dimensions.
+        kind: of its support; `support`: the constraint itself.
+        plates: around it, outermost first.
+        start: a sensible value to start from, of `shape`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    event_dim: int
+    kind: str
+    support: Any
+    plates: tuple[Plate, ...]
+    start: np.ndarray
+
+
+def prototype(model: Any, args: Any, kwargs: Any) -> dict[str, Site]:
+    """The latent sites of a model, in its order.
+
+    Raises:
+        SiteError: for a latent with no support, or one that depends on other latents.
+    """
+    concrete = is_concrete((args, kwargs))
+    with block():
+        tr = trace(seed(model, random.key(0))).get_trace(*args, **kwargs)
+    sizes = {n: s["args"] for n, s in tr.items() if s["type"] == "plate"}
+    latents = {n: s for n, s in tr.items() if s["type"] == "sample" and not s["is_observed"]}
+    starts = _starts(model, args, kwargs, latents) if concrete else {}
+    sites = {}
+    for name, msg in latents.items():
+        support = msg["fn"].support
+        if support is None:
+            raise SiteError(f"site {name!r}: {type(msg['fn']).__name__} has no support, so no guide family covers it")
+        if not is_concrete(jax.tree.leaves(support)) or _depends(support, latents):
+            raise SiteError(
+                f"site {name!r}: its support {support!r} is made of arrays that change from draw to draw; draw a fixed "
+                "support and transform it (for Uniform(0, b): u ~ Uniform(0, 1), then b * u)"
+            )
+        plates, shape = [], list(jnp.shape(msg["value"]))
+        event_dim = msg["fn"].event_dim
+        for frame in msg["cond_indep_stack"]:
+            size, _ = sizes[frame.name]
+            plates.append(Plate(frame.name, frame.dim, size, frame.size))
+            shape[len(shape) - event_dim + frame.dim] = size
+        plates.sort(key=lambda plate: plate.dim)
+        start = starts.get(name)
+        if start is None:
+            start = _unit(support, tuple(jnp.shape(msg["value"])))
+        sites[name] = Site(
+            name=name,
+            shape=tuple(shape),
+            event_dim=event_dim,
+            kind=support_kind(support),
+            support=support,
+            plates=tuple(plates),
+            start=_to_full(np.asarray(start), tuple(shape)),
+        )
+    return sites
+
+
+def _depends(support: Any, latents: dict[str, Any]) -> bool:
+    """Whether a bound of the support is a parameter of another latent's making."""
+    bounds = [leaf for leaf in jax.tree.leaves(support) if hasattr(leaf, "shape")]
+    return any(bound is site["value"] for bound in bounds for site in latents.values())
+
+
+def _unit(support: Any, shape: tuple[int, ...]) -> Array:
+    if support.is_discrete:
+        return jnp.zeros(shape)
+    transform = _bijection(support)
+    return transform(jnp.zeros(transform.inverse_shape(shape)))
+
+
+def _bijection(support: Any) -> Any:
+    try:
+        return biject_to(support)
+    except NotImplementedError:
+        raise SiteError(f"support {support!r} has no bijection from the reals, so no guide family covers it") from None
+
+
+def _to_full(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A value of a minibatch, repeated to the plates' full size."""
+    for axis, (have, want) in enumerate(zip(value.shape, shape, strict=True)):
+        if have != want:
+            value = np.take(value, np.arange(want) % have, axis=axis)
+    return value
+
+
+def _starts(model: Any, args: Any, kwargs: Any, latents: dict[str, Any], num: int = 64) -> dict[str, np.ndarray]:
+    """Where to start: of a few candidates the one with the highest joint density.
+
+    Candidates are the prior's median, its mean, the unconstrained origin and draws of the
+    prior. A start far from everything costs a stock guide most of its steps.
+    """
+    def one(key: Any) -> dict[str, Array]:
+        with block():
+            tr = trace(seed(model, key)).get_trace(*args, **kwargs)
+        return {n: tr[n]["value"] for n in latents}
+
+    def score(values: dict[str, Array]) -> Array:
+        with block():
+            tr = trace(substitute(seed(model, random.key(1)), data=values)).get_trace(*args, **kwargs)
+        total = jnp.zeros(())
+        for site in tr.values():
+            if site["type"] == "sample":
+                lp = site["fn"].log_prob(site["value"])
+                total = total + jnp.sum(lp if site["scale"] is None else site["scale"] * lp)
+        return total
+
+    try:
+        draws = jax.jit(jax.vmap(one))(random.split(random.key(2), num))
+    except Exception:  # a model that cannot be drawn from (an improper prior, data read in Python)
+        return _starts_without_prior(latents)
+    finite = {n: jnp.where(jnp.isfinite(v), v, jnp.nan) for n, v in draws.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        median = {n: jnp.nanmedian(v, axis=0) for n, v in finite.items()}
+        mean = {n: jnp.nanmean(v, axis=0) for n, v in finite.items()}
+    origin = {n: _unit(s["fn"].support, tuple(v.shape[1:])) for (n, s), v in zip(latents.items(), draws.values(), strict=True)}
+    candidates = [_project(c, latents) for c in (median, mean, origin)]
+    candidates += [{n: v[i] for n, v in draws.items()} for i in range(8)]
+    stacked = jax.tree.map(lambda *xs: jnp.stack(jnp.broadcast_arrays(*xs)), *candidates)
+    scores = np.asarray(jax.jit(jax.vmap(score))(stacked))
+    if not np.isfinite(scores).any():
+        return {n: np.asarray(v) for n, v in candidates[0].items()}
+    best = int(np.nanargmax(np.where(np.isfinite(scores), scores, -np.inf)))
+    return {n: np.asarray(v) for n, v in candidates[best].items()}
+
+
+def _starts_without_prior(latents: dict[str, Any]) -> dict[str, np.ndarray]:
+    return {n: np.asarray(_unit(s["fn"].support, tuple(jnp.shape(s["value"])))) for n, s in latents.items()}
+
+
+def _project(values: dict[str, Array], latents: dict[str, Any]) -> dict[str, Array]:
+    """Means and medians, taken back onto each site's support."""
+    out = {}
+    for name, value in values.items():
+        kind = support_kind(latents[name]["fn"].support)
+        if kind == "simplex":
+            value = value / jnp.sum(value, axis=-1, keepdims=True)
+        elif kind == "sphere":
+            value = value / jnp.maximum(jnp.linalg.norm(value, axis=-1, keepdims=True), 1e-6)
+        elif kind in ("boolean", "count", "discrete"):
+            value = jnp.round(value).astype(jnp.result_type(latents[name]["value"]))
+        out[name] = value
+    return out
