@@ -4,11 +4,11 @@ import inspect
 
 import numpy as np
 import pytest
-from vi_reparam_models import get, names
 
 from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators import Estimator
 from vi_reparam.host import Host
+from vi_reparam_models import get, names
 
 COUNTS = np.random.default_rng(0).poisson(2.0, (6, 5))
 

@@ -28,7 +28,7 @@ def digits() -> np.ndarray:
     _require("sklearn.datasets")
     from sklearn.datasets import load_digits
 
-    return np.asarray(load_digits().data, dtype=np.float64)
+    return np.asarray(load_digits(return_X_y=True)[0], dtype=np.float64)
 
 
 @functools.cache
@@ -41,6 +41,5 @@ def breast_cancer() -> tuple[np.ndarray, np.ndarray]:
     _require("sklearn.datasets")
     from sklearn.datasets import load_breast_cancer
 
-    loaded = load_breast_cancer()
-    x = np.asarray(loaded.data, dtype=np.float64)
-    return (x - x.mean(0)) / x.std(0), np.asarray(loaded.target, dtype=np.float64)
+    x, y = (np.asarray(part, dtype=np.float64) for part in load_breast_cancer(return_X_y=True))
+    return (x - x.mean(0)) / x.std(0), y

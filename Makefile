@@ -1,0 +1,49 @@
+# make demo: the main job. make test: the tests. Both set up what they need in .venv, once.
+# Options: BACKEND=pyro, OUT=folder, VENV=folder, PYTHON=python3.12, JOBS=4.
+
+BACKEND ?= numpyro
+OUT ?= out
+VENV ?= .venv
+JOBS ?= 2
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+
+BIN := $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test slow lint format bench clean
+.DEFAULT_GOAL := demo
+
+demo: $(VENV)/.installed-$(BACKEND)
+	$(BIN)/vi-reparam demo --backend $(BACKEND) --out $(OUT)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n $(JOBS)
+
+slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n $(JOBS) -m slow
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	PYTHONWARNINGS=ignore $(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(VENV)/.installed-dev
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) $(OUT) build dist
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "vi-reparam needs Python 3.11, 3.12 or 3.13; set PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp for each extra: installed again only when what it was made from has changed.
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[$*]'
+	@touch $@
