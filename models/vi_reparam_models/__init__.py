@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -28,12 +29,21 @@ _MODELS: dict[str, Callable[..., Model]] = {
     "sparse_gamma_def": sparse_gamma_def,
 }
 
-__all__ = ["Exact", "Model", "get", "names"]
+__all__ = ["Exact", "Model", "get", "names", "options"]
 
 
 def names() -> list[str]:
     """The ready models, in alphabetical order."""
     return sorted(_MODELS)
+
+
+def options(name: str) -> dict[str, Any]:
+    """A model's options and their defaults.
+
+    Raises:
+        ArgumentError: for an unknown model.
+    """
+    return {key: parameter.default for key, parameter in inspect.signature(_builder(name)).parameters.items()}
 
 
 def get(name: str, **options: Any) -> Model:
@@ -46,7 +56,12 @@ def get(name: str, **options: Any) -> Model:
     Raises:
         ArgumentError: for an unknown model, an option it does not have, or a value it cannot use.
     """
+    build = _builder(name)
+    check_options(name, build, options)
+    return build(**options)
+
+
+def _builder(name: str) -> Callable[..., Model]:
     if name not in _MODELS:
         raise ArgumentError(f"unknown model {name!r}: there are {', '.join(names())}")
-    check_options(name, _MODELS[name], options)
-    return _MODELS[name](**options)
+    return _MODELS[name]
