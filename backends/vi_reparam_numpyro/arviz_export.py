@@ -1,0 +1,157 @@
+"""What crosses over to ArviZ: Pareto smoothing, and a posterior as InferenceData."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from vi_reparam_numpyro.scoring import Scored, Scorer, Site, is_array, is_data, traces
+
+if TYPE_CHECKING:
+    from arviz import InferenceData
+
+# weights this close to one another have a tail of rounding only
+FLAT_WEIGHTS = 1e-3
+
+
+def import_arviz() -> Any:
+    """ArviZ, without the announcement of its next major version that it makes on import."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        import arviz
+    return arviz
+
+
+def pareto_smooth(log_weights: np.ndarray, rounding: float = 0.0) -> tuple[np.ndarray, float]:
+    """Pareto-smoothed importance sampling (Vehtari et al. 2024).
+
+    Args:
+        log_weights: shape ``[num_draws]``.
+        rounding: how far rounding alone may move a log weight.
+
+    Returns:
+        The smoothed log weights, unnormalized, and k-hat. Weights within a thousandth (or within
+        their rounding) of one another come back as they are with a k-hat of 0: there is no tail
+        to fit. A NaN or +inf anywhere makes k-hat NaN, no finite weight makes it infinite.
+    """
+    log_weights = np.asarray(log_weights, dtype=np.float64)
+    if np.isnan(log_weights).any() or np.isposinf(log_weights).any():
+        return log_weights, float("nan")
+    if not np.isfinite(log_weights).any():
+        return log_weights, float("inf")
+    if np.ptp(log_weights) <= max(FLAT_WEIGHTS, rounding):
+        return log_weights, 0.0
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # what it warns of is in the k-hat
+        smoothed, khat = import_arviz().psislw(log_weights, normalize=False)
+    return np.asarray(smoothed), float(khat)
+
+
+def everything(scored: Scored) -> Scored:
+    """All of a scored draw."""
+    return scored
+
+
+def without_likelihood(scored: Scored) -> Scored:
+    """A scored draw without its element-wise log likelihood."""
+    return scored._replace(log_likelihood={})
+
+
+def to_inference_data(
+    scorer: Scorer,
+    scored: Scored,
+    *,
+    predictive: dict[str, Any] | None,
+    attrs: dict[str, Any],
+) -> InferenceData:
+    """A posterior as ArviZ knows it: one chain.
+
+    Args:
+        scorer: the fitted model and guide.
+        scored: stacked draws.
+        predictive: stacked posterior predictive draws, if wanted.
+        attrs: strings and numbers about the fit.
+
+    Returns:
+        InferenceData, which can be written to netCDF.
+    """
+    sites = scorer.sites
+    posterior = _chain({**scored.latents, **scored.deterministics})
+    log_p, log_q = np.asarray(scored.log_p), np.asarray(scored.log_q)
+    stats = {"lp": log_p, "log_q": log_q, "log_weight": log_p.astype(np.float64) - log_q}
+    observed = _observed(scorer)
+    constant = _constant(scorer, list(observed.values()))
+    groups = {
+        "posterior": posterior,
+        "sample_stats": _chain(stats),
+        "log_likelihood": _chain(scored.log_likelihood),
+        "posterior_predictive": _chain(predictive or {}),
+        "observed_data": _renamed(observed),
+        "constant_data": _renamed(constant),
+    }
+    dims = {}
+    for name, site in {**sites.latents, **sites.deterministics, **sites.observed}.items():
+        dims[safe_name(name)] = _dims(name, site)
+    data = import_arviz().from_dict(
+        **{name: group for name, group in groups.items() if group}, dims=dims, save_warmup=False
+    )
+    for group in data.groups():
+        data[group].attrs.update(attrs, inference_library="vi-reparam")
+    return data
+
+
+def safe_name(name: str) -> str:
+    """A site's name without slashes, which netCDF takes for groups."""
+    return name.replace("/", ".")
+
+
+def _chain(values: dict[str, Any]) -> dict[str, np.ndarray]:
+    return {safe_name(name): np.asarray(value)[None] for name, value in values.items()}
+
+
+def _renamed(values: dict[str, Any]) -> dict[str, np.ndarray]:
+    return {safe_name(name): np.asarray(value) for name, value in values.items()}
+
+
+def _dims(name: str, site: Site) -> list[str]:
+    # a dimension may not be named as a variable is
+    plates = {dim: f"{safe_name(plate)}_plate" for dim, plate in site.plates.items()}
+    return [plates.get(dim, f"{safe_name(name)}_dim_{dim}") for dim in range(len(site.shape))]
+
+
+def _observed(scorer: Scorer) -> dict[str, np.ndarray]:
+    @jax.jit
+    def values(params, arrays):
+        args, kwargs = scorer.arguments.merge(arrays)
+        model_trace, _ = traces(scorer.model, scorer.guide, params, args, kwargs, jax.random.key(0))
+        return {name: site["value"] for name, site in model_trace.items() if is_data(site)}
+
+    return {name: np.asarray(value) for name, value in values(scorer.params, scorer.arguments.arrays).items()}
+
+
+def _constant(scorer: Scorer, observed: list[np.ndarray]) -> dict[str, np.ndarray]:
+    out = {}
+    for name, value in named_arrays(scorer).items():
+        if not any(value.shape == other.shape and np.array_equal(value, other) for other in observed):
+            out[name] = value
+    return out
+
+
+def named_arrays(scorer: Scorer) -> dict[str, np.ndarray]:
+    """The arrays among a fit's arguments, named after the model's signature."""
+    arguments = scorer.arguments
+    try:
+        bound = inspect.signature(scorer.model).bind(*arguments.args, **arguments.kwargs).arguments
+    except (TypeError, ValueError):
+        bound = {**{f"arg_{i}": arg for i, arg in enumerate(arguments.args)}, **arguments.kwargs}
+    out = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(dict(bound))[0]:
+        name = "_".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
+        is_key = isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        if is_array(leaf) and not is_key:
+            out[name] = np.asarray(leaf)
+    return out

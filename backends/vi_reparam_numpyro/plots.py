@@ -1,0 +1,142 @@
+"""The picture of a posterior: losses, log weights, first marginals."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vi_reparam.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from vi_reparam_numpyro.posterior import Posterior
+
+NUM_MARGINALS = 8
+NUM_DRAWS = 2_000
+BLUE, GREY, RED = "#2b6cb0", "#a0aec0", "#c53030"
+GRADE_COLOURS = {"good": "#2f855a", "fair": "#b7791f", "poor": RED}
+
+
+def posterior_figure(posterior: Posterior) -> Figure:
+    """Draws the picture; no display is needed.
+
+    Args:
+        posterior: the posterior.
+
+    Returns:
+        The figure.
+    """
+    from matplotlib.figure import Figure
+
+    marginals = _marginals(posterior)
+    num_rows = -(-len(marginals) // 4)
+    figure = Figure(figsize=(11, 3.2 + 2.1 * num_rows), layout="constrained")
+    grid = figure.add_gridspec(1 + num_rows, 4, height_ratios=[1.35, *[1.0] * num_rows])
+    _draw_losses(figure.add_subplot(grid[0, :2]), posterior.losses)
+    _draw_weights(figure.add_subplot(grid[0, 2:]), posterior)
+    for i, (name, values) in enumerate(marginals.items()):
+        _draw_marginal(figure.add_subplot(grid[1 + i // 4, i % 4]), name, values)
+    grade = posterior.verdict.grade
+    figure.suptitle(f"{posterior.name}: {grade}", color=GRADE_COLOURS[grade], fontsize=13, fontweight="bold")
+    return figure
+
+
+def write(figure: Figure, path: str | os.PathLike) -> None:
+    """Writes a figure to a file.
+
+    Args:
+        figure: the figure.
+        path: the file; its ending says what kind.
+
+    Raises:
+        ArgumentError: the folder does not exist, or the ending is not a kind of picture.
+    """
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"cannot write {path}: {error}; give a .png, .pdf or .svg in a folder that exists") from error
+
+
+def _marginals(posterior: Posterior) -> dict[str, np.ndarray]:
+    values, _ = posterior._rows(min(NUM_DRAWS, posterior.default_num_weights), 0)
+    first: dict[str, np.ndarray] = {}
+    # one of each site first, so that a long site does not crowd the others out
+    by_site: dict[str, list[str]] = {}
+    for name in values:
+        by_site.setdefault(name.split("[")[0], []).append(name)
+    for depth in range(max(map(len, by_site.values()), default=0)):
+        for names in by_site.values():
+            if depth < len(names) and len(first) < NUM_MARGINALS:
+                first[names[depth]] = values[names[depth]]
+    return {name: first[name] for name in values if name in first}
+
+
+def _tidy(axes: Axes, title: str) -> None:
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+
+
+def _draw_losses(axes: Axes, losses: np.ndarray) -> None:
+    _tidy(axes, "negative ELBO by step (nats)")
+    steps, losses = np.arange(len(losses)), np.asarray(losses, dtype=float)
+    finite = losses[np.isfinite(losses)]
+    if finite.size == 0:
+        axes.text(0.5, 0.5, "no losses", ha="center", va="center", transform=axes.transAxes, color=GREY)
+        return
+    axes.plot(steps, losses, color=GREY, lw=0.5, alpha=0.7)
+    width = max(len(losses) // 50, 1)
+    if width > 1:
+        smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
+        axes.plot(steps[width - 1 :], smooth, color=BLUE, lw=1.5, label=f"mean of {width} steps")
+        axes.legend(fontsize=8, frameon=False, loc="upper right")
+    # the first steps may be orders of magnitude above what matters
+    settled = finite[len(finite) // 5 :]
+    low, high = settled.min(), np.quantile(settled, 0.995)
+    margin = max(0.15 * (high - low), 1e-3 * max(abs(high), 1.0))
+    axes.set_ylim(low - margin, min(finite.max(), high + 4 * margin) + margin)
+    axes.margins(x=0.01)
+
+
+def _draw_weights(axes: Axes, posterior: Posterior) -> None:
+    log_weights, figures = posterior.log_weights, posterior.verdict.figures
+    _tidy(axes, f"log weights (nats), k-hat {figures.khat:.2f}")
+    finite = log_weights[np.isfinite(log_weights)]
+    if finite.size:
+        low, high = np.quantile(finite, [0.002, 1.0])
+        pad = max(0.02 * (high - low), 1e-3)
+        axes.hist(finite, bins=60, range=(low - pad, high + pad), color=BLUE, alpha=0.6)
+        axes.set_xlim(low - 3 * pad, high + 3 * pad)
+        for value, colour, style, label in (
+            (figures.elbo, "black", "-", f"ELBO {figures.elbo:,.2f}"),
+            (figures.log_evidence, RED, "--", f"log evidence {figures.log_evidence:,.2f}"),
+        ):
+            if np.isfinite(value):
+                axes.axvline(value, color=colour, ls=style, lw=1.3, label=label)
+        axes.legend(fontsize=8, frameon=False, loc="upper left")
+    axes.set_yticks([])
+    axes.ticklabel_format(axis="x", useOffset=False, style="plain")
+    num_bad = len(log_weights) - finite.size
+    if num_bad:
+        text = f"{num_bad:,} of {len(log_weights):,} not finite"
+        axes.text(0.98, 0.95, text, ha="right", va="top", transform=axes.transAxes, color=RED, fontsize=9)
+
+
+def _draw_marginal(axes: Axes, name: str, values: Any) -> None:
+    _tidy(axes, name)
+    axes.set_yticks([])
+    values = np.asarray(values, dtype=float)
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return
+    low, high = np.quantile(values, [0.005, 0.995])
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    axes.hist(values, bins=40, range=(low, high), color=BLUE, alpha=0.6, density=True)
+    axes.axvline(values.mean(), color="black", lw=1.0)
+    axes.spines["left"].set_visible(False)
+    axes.locator_params(axis="x", nbins=5)

@@ -1,0 +1,187 @@
+"""The verdict: from a posterior's figures to one line on whether to trust it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, variance
+from typing import Literal
+
+Grade = Literal["good", "fair", "poor"]
+
+KHAT_GOOD = 0.5
+KHAT_USABLE = 0.7
+MAX_ELBO_ERROR = 0.1
+MAX_GAP = 1.0
+MANY_LATENTS = 100
+NUM_BLOCKS = 10
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a verdict is built from; all log densities in nats.
+
+    Attributes:
+        khat: Pareto shape of the importance weights' tail; NaN where it could not be had.
+        elbo: mean of the log weights.
+        elbo_error: its standard error.
+        log_evidence: log of the mean weight.
+        log_evidence_error: its standard error.
+        num_weights: how many weights these come from.
+        num_nan: how many log weights are NaN or +inf.
+        num_outside: how many log weights are -inf (draws outside the model's support).
+        num_latents: scalars in one draw.
+        drift: `loss_drift` of the fit's losses.
+        num_nan_losses: how many losses are not finite.
+        is_point: whether the guide is a point estimate, which has no density.
+    """
+
+    khat: float
+    elbo: float
+    elbo_error: float
+    log_evidence: float
+    log_evidence_error: float
+    num_weights: int
+    num_nan: int
+    num_outside: int
+    num_latents: int
+    drift: Drift | None
+    num_nan_losses: int = 0
+    is_point: bool = False
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How much the losses still fell over the last part of a fit.
+
+    Attributes:
+        amount: mean loss of the part's first half minus that of its second half, in nats.
+        error: standard error of `amount`, from the means of blocks.
+    """
+
+    amount: float
+    error: float
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the fall is within three standard errors, or below a tenth of a nat."""
+        return self.amount <= max(3.0 * self.error, 0.1)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether to trust a posterior, and why.
+
+    Attributes:
+        grade: "good", "fair" or "poor".
+        figures: what it was built from.
+        reasons: one sentence for each fault found, the worst first; empty where there is none.
+    """
+
+    grade: Grade
+    figures: Figures
+    reasons: tuple[str, ...]
+
+    @property
+    def line(self) -> str:
+        """The figures in one line."""
+        f = self.figures
+        return (
+            f"verdict: {self.grade} (k-hat {f.khat:.2f}, ELBO {_pm(f.elbo, f.elbo_error)}, "
+            f"log evidence {_pm(f.log_evidence, f.log_evidence_error)}, {f.num_weights:,} weights)"
+        )
+
+    def __str__(self) -> str:
+        return "\n".join([self.line, *(f"  - {reason}" for reason in self.reasons)])
+
+
+def loss_drift(losses: Sequence[float], fraction: float = 0.2) -> Drift | None:
+    """Compares the two halves of the last part of the losses against their own noise.
+
+    Args:
+        losses: one estimate of the negative ELBO a step.
+        fraction: how much of the fit counts as its last part.
+
+    Returns:
+        The drift, or None where there are too few losses or one of the last is not finite.
+    """
+    length = int(len(losses) * fraction) // (2 * NUM_BLOCKS)
+    if length < 1:
+        return None
+    tail = [float(x) for x in losses[-2 * NUM_BLOCKS * length :]]
+    if not all(map(math.isfinite, tail)):
+        return None
+    # block means: losses of neighbouring steps are correlated
+    blocks = [fmean(tail[i * length : (i + 1) * length]) for i in range(2 * NUM_BLOCKS)]
+    first, second = blocks[:NUM_BLOCKS], blocks[NUM_BLOCKS:]
+    error = math.sqrt((variance(first) + variance(second)) / NUM_BLOCKS)
+    return Drift(amount=fmean(first) - fmean(second), error=error)
+
+
+def judge(figures: Figures) -> Verdict:
+    """Grades a posterior.
+
+    "poor": a log weight or a loss that is NaN, draws outside the model's support, a point
+    estimate, or a k-hat of 0.7 or above (Vehtari et al. 2024; Yao et al. 2018, "Yes, but did it
+    work?"). "fair": usable, with a k-hat of 0.5 or above, an ELBO or a gap to the log evidence
+    that is not small, or a loss that was still falling. "good": none of these.
+
+    Args:
+        figures: what was measured.
+
+    Returns:
+        The verdict with its reasons.
+    """
+    poor = _faults(figures)
+    fair = _weaknesses(figures)
+    grade: Grade = "poor" if poor else "fair" if fair else "good"
+    return Verdict(grade=grade, figures=figures, reasons=(*poor, *fair))
+
+
+def _faults(f: Figures) -> list[str]:
+    found = []
+    if f.is_point:
+        found.append("the guide is a point estimate: it has no spread, and no log weight means anything")
+    if f.num_nan:
+        found.append(f"{f.num_nan:,} of {f.num_weights:,} log weights are NaN or +inf: no figure here can be trusted")
+    if f.num_outside:
+        found.append(f"{f.num_outside:,} of {f.num_weights:,} draws lie outside the model's support (ELBO -inf)")
+    if f.num_nan_losses:
+        found.append(f"{f.num_nan_losses:,} losses of the fit are not finite")
+    if not f.khat < KHAT_USABLE and not f.num_nan:
+        found.append(_high_khat(f))
+    return found
+
+
+def _high_khat(f: Figures) -> str:
+    text = f"k-hat is not below {KHAT_USABLE}: the joint posterior is not to be trusted"
+    if f.num_latents < MANY_LATENTS:
+        return text + ", nor the log evidence; a richer guide may help"
+    return (
+        f"{text}, nor the log evidence. It judges all {f.num_latents:,} latents at once, and small errors in each"
+        " add up; means and predictions may still serve: check them on held-out data"
+    )
+
+
+def _weaknesses(f: Figures) -> list[str]:
+    found = []
+    if KHAT_GOOD <= f.khat < KHAT_USABLE:
+        found.append(f"k-hat is between {KHAT_GOOD} and {KHAT_USABLE}: usable, best with importance weights")
+    if f.elbo_error > MAX_ELBO_ERROR:
+        found.append(f"the ELBO's standard error is above {MAX_ELBO_ERROR} nats")
+    gap = f.log_evidence - f.elbo
+    if math.isfinite(gap) and gap > MAX_GAP:
+        found.append(f"the ELBO is {gap:.3g} nats below the log evidence: about the KL divergence that is left")
+    if f.drift is not None and not f.drift.is_settled:
+        found.append(
+            f"the loss still fell by {f.drift.amount:.3g} nats over the last tenth of the fit: more steps may help"
+        )
+    return found
+
+
+def _pm(value: float, error: float) -> str:
+    if not (math.isfinite(value) and math.isfinite(error)):
+        return f"{value:.6g} ± {error:.2g}"
+    digits = 2 if error <= 0.0 else min(max(1 - math.floor(math.log10(error)), 0), 4)
+    return f"{value:,.{digits}f} ± {error:.{digits}f}"
