@@ -4,10 +4,10 @@ import json
 import sys
 
 import pytest
-from vi_reparam_models import names
 
 from vi_reparam.cli import main
 from vi_reparam.registry import load_package
+from vi_reparam_models import names
 
 
 def run(capfd, *arguments):
