@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from vi_reparam_numpyro.posterior import Posterior
 
 NUM_MARGINALS = 8
-NUM_DRAWS = 2_000
 BLUE, GREY, RED = "#2b6cb0", "#a0aec0", "#c53030"
 GRADE_COLOURS = {"good": "#2f855a", "fair": "#b7791f", "poor": RED}
 
@@ -58,11 +57,13 @@ def write(figure: Figure, path: str | os.PathLike) -> None:
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
-        raise ArgumentError(f"cannot write {path}: {error}; give a .png, .pdf or .svg in a folder that exists") from error
+        raise ArgumentError(
+            f"cannot write {path}: {error}; give a .png, .pdf or .svg in a folder that exists"
+        ) from error
 
 
 def _marginals(posterior: Posterior) -> dict[str, np.ndarray]:
-    values, _ = posterior._rows(min(NUM_DRAWS, posterior.default_num_weights), 0)
+    values, _ = posterior.rows()
     first: dict[str, np.ndarray] = {}
     # one of each site first, so that a long site does not crowd the others out
     by_site: dict[str, list[str]] = {}
@@ -117,7 +118,8 @@ def _draw_weights(axes: Axes, posterior: Posterior) -> None:
         ):
             if np.isfinite(value):
                 axes.axvline(value, color=colour, ls=style, lw=1.3, label=label)
-        axes.legend(fontsize=8, frameon=False, loc="upper left")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8, frameon=False, loc="upper left")
     axes.set_yticks([])
     axes.ticklabel_format(axis="x", useOffset=False, style="plain")
     num_bad = len(log_weights) - finite.size

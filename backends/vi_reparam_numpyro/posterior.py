@@ -67,8 +67,13 @@ def _values(scored: Scored) -> dict[str, jax.Array]:
     return {**scored.latents, **scored.deterministics}
 
 
-def _densities(scored: Scored) -> tuple[jax.Array, jax.Array]:
-    return scored.log_p, scored.log_q
+def _densities(scored: Scored) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    # the table's and the picture's values come along: one compilation serves all
+    heads = {}
+    for name, value in _values(scored).items():
+        flat = jnp.ravel(value)
+        heads[name] = flat if flat.size <= ROWS_PER_SITE else flat[: ROWS_PER_SITE - 2]
+    return scored.log_p, scored.log_q, heads
 
 
 class Posterior:
@@ -105,7 +110,7 @@ class Posterior:
     @property
     def name(self) -> str:
         """The model's name."""
-        return storage._name(self.guided)
+        return storage.name_of(self.guided)
 
     def __repr__(self) -> str:
         latents = ", ".join(f"{name}{list(site.shape)}" for name, site in self.scorer.sites.latents.items())
@@ -129,17 +134,18 @@ class Posterior:
         return int(np.clip(WEIGHT_BUDGET / max(self.scorer.sites.scalars, 1), MIN_WEIGHTS, NUM_WEIGHTS))
 
     @cached_property
-    def _log_densities(self) -> tuple[np.ndarray, np.ndarray]:
+    def _first(self) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         return self._score(self.default_num_weights, 0)
 
-    def _score(self, num_draws: int, seed: Any) -> tuple[np.ndarray, np.ndarray]:
-        log_p, log_q = self.scorer.run(_densities, num_draws, key_of(seed))
-        return np.asarray(log_p, dtype=np.float64), np.asarray(log_q, dtype=np.float64)
+    def _score(self, num_draws: int, seed: Any) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        log_p, log_q, heads = self.scorer.run(_densities, num_draws, key_of(seed))
+        heads = {name: np.asarray(value) for name, value in heads.items()}
+        return np.asarray(log_p, dtype=np.float64), np.asarray(log_q, dtype=np.float64), heads
 
     @property
     def log_weights(self) -> np.ndarray:
         """log p - log q of the first draws of seed 0, in nats, shape ``[default_num_weights]``."""
-        log_p, log_q = self._log_densities
+        log_p, log_q, _ = self._first
         with np.errstate(invalid="ignore"):
             return log_p - log_q
 
@@ -158,14 +164,14 @@ class Posterior:
         num_particles = check_count("num_particles", num_particles)
         if num_particles == self.default_num_weights and isinstance(seed, int) and seed == 0:
             return _mean_and_error(self.log_weights)
-        log_p, log_q = self._score(num_particles, seed)
+        log_p, log_q, _ = self._score(num_particles, seed)
         with np.errstate(invalid="ignore"):
             return _mean_and_error(log_p - log_q)
 
     @cached_property
     def _smoothed(self) -> tuple[np.ndarray, float]:
-        log_p, log_q = self._log_densities
-        largest = max((np.abs(x[np.isfinite(x)]).max(initial=0.0) for x in (log_p, log_q)))
+        log_p, log_q, _ = self._first
+        largest = max(np.abs(x[np.isfinite(x)]).max(initial=0.0) for x in (log_p, log_q))
         rounding = 16 * float(jnp.finfo(jnp.result_type(float)).eps) * float(largest)
         return arviz_export.pareto_smooth(self.log_weights, rounding)
 
@@ -292,43 +298,39 @@ class Posterior:
         )
         return judge(figures)
 
-    def summary(self, num_draws: int = 4_000, seed: Any = 0, *, hdi_prob: float = 0.94) -> Summary:
-        """The ArviZ table with the verdict; print it.
+    def summary(self, *, hdi_prob: float = 0.94) -> Summary:
+        """The ArviZ table with the verdict, from the draws of `log_weights`; print it.
 
         Args:
-            num_draws: draws behind the table; fewer are taken where a draw is very large.
-            seed: int or `jax.random` key.
             hdi_prob: probability of the highest-density interval.
 
         Returns:
             The summary; long sites have their first rows only, and it says so.
         """
-        num_draws = min(check_count("num_draws", num_draws), self.default_num_weights)
-        values, hidden = self._rows(num_draws, seed)
+        values, hidden = self.rows()
         arviz = arviz_export.import_arviz()
-        data = arviz.from_dict(posterior={name: value[None] for name, value in values.items()})
+        data = arviz.from_dict(posterior={str(i): value[None] for i, value in enumerate(values.values())})
         table = arviz.summary(data, kind="stats", hdi_prob=hdi_prob, round_to="none")
+        table = table.loc[[str(i) for i in range(len(values))]]
         table.index = list(values)
         return Summary(table=_rounded(table), verdict=self.verdict, num_hidden=hidden)
 
-    def _rows(self, num_draws: int, seed: Any) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-        values, hidden = {}, {}
-        for name, value in self._heads(num_draws, seed).items():
-            sites = self.scorer.sites
-            shape = {**sites.latents, **sites.deterministics}[name].shape
-            size = int(np.prod(shape, dtype=np.int64))
-            shown = min(value.shape[1], MAX_ROWS - len(values))
-            for i in range(shown):
-                index = ", ".join(str(int(j)) for j in np.unravel_index(i, shape))
-                values[f"{name}[{index}]" if shape else name] = value[:, i]
-            if size > shown:
-                hidden[name] = size - shown
-        return values, hidden
+    def rows(self) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+        """The first scalars of each site, for tables and pictures.
 
-    def _heads(self, num_draws: int, seed: Any) -> dict[str, np.ndarray]:
-        heads = self.scorer.run(_first_scalars, num_draws, key_of(seed))
-        sites = self.scorer.sites
-        return {name: np.asarray(heads[name]) for name in (*sites.latents, *sites.deterministics)}
+        Returns:
+            Draws by name (``"theta[3]"``), and by site how many scalars are left out.
+        """
+        sites, heads = self.scorer.sites, self._first[2]
+        values, hidden = {}, {}
+        for name, site in {**sites.latents, **sites.deterministics}.items():
+            shown = min(heads[name].shape[1], MAX_ROWS - len(values))
+            for i in range(shown):
+                index = ", ".join(str(int(j)) for j in np.unravel_index(i, site.shape))
+                values[f"{name}[{index}]" if site.shape else name] = heads[name][:, i]
+            if site.size > shown:
+                hidden[name] = site.size - shown
+        return values, hidden
 
     def to_arviz(
         self,
@@ -391,14 +393,6 @@ class Posterior:
 class _Pair:  # a leaf to jax.tree
     mean: Any
     error: Any
-
-
-def _first_scalars(scored: Scored) -> dict[str, jax.Array]:
-    heads = {}
-    for name, value in _values(scored).items():
-        flat = jnp.ravel(value)
-        heads[name] = flat if flat.size <= ROWS_PER_SITE else flat[: ROWS_PER_SITE - 2]
-    return heads
 
 
 def _mean_and_error(x: np.ndarray) -> tuple[float, float]:

@@ -90,7 +90,7 @@ def predict(
         SiteError: a latent has another shape for these inputs, and no plate explains it.
     """
     fresh = _known(fresh_sites, scorer.sites.latents, "fresh_sites", "a latent site of the model")
-    wanted = None if return_sites is None else frozenset([return_sites] if isinstance(return_sites, str) else return_sites)
+    wanted = None if return_sites is None else _names(return_sites)
     seen: list[set] = []
 
     def one(key, params, fit_arrays, arrays, arguments):
@@ -124,8 +124,12 @@ def predict(
 
 
 def _known(names: Collection[str], sites: Collection[str], option: str, what: str) -> frozenset[str]:
-    names = frozenset([names] if isinstance(names, str) else names)
+    names = _names(names)
     unknown = sorted(names - set(sites))
     if unknown:
         raise ArgumentError(f"{option} names {', '.join(unknown)}, not {what}; there are: {', '.join(sorted(sites))}")
     return names
+
+
+def _names(names: Collection[str]) -> frozenset[str]:
+    return frozenset([names] if isinstance(names, str) else names)

@@ -202,7 +202,9 @@ class Scorer:
         call = self.compiled(pick, lambda: one, num_draws)
         return call(key, self.params, self.arguments.arrays)
 
-    def compiled(self, name: Hashable | None, make: Callable[[], Callable], num_draws: int, scalars: int = 0) -> Callable:
+    def compiled(
+        self, name: Hashable | None, make: Callable[[], Callable], num_draws: int, scalars: int = 0
+    ) -> Callable:
         """A jitted, chunked form of `make()`, a function of a key and more; kept under `name`."""
         cache_key = (name, num_draws)
         if name is not None and cache_key in self._compiled:
@@ -293,7 +295,9 @@ def describe(model_trace: dict, guide_trace: dict, params: dict) -> Sites:
     both = [*model_trace.values(), *guide_trace.values()]
     missing = sorted({s["name"] for s in both if s["type"] == "param"} - set(params))
     if missing:
-        raise ArgumentError(f"no value for the parameters {', '.join(missing)}; pass the params of this model's own fit")
+        raise ArgumentError(
+            f"no value for the parameters {', '.join(missing)}; pass the params of this model's own fit"
+        )
     latents = {n: _form(s) for n, s in model_trace.items() if is_latent(s)}
     drawn = {n: s for n, s in guide_trace.items() if is_latent(s)}
     _check_pair(latents, drawn)
@@ -320,7 +324,9 @@ def _check_pair(latents: dict[str, Site], drawn: dict[str, dict]) -> None:
     for name, site in latents.items():
         given, expected = np.shape(drawn[name]["value"]), site.shape
         if given != expected:
-            raise SiteError(f"site {name!r} has shape {given} in the guide and {expected} in the model; make them agree")
+            raise SiteError(
+                f"site {name!r} has shape {given} in the guide and {expected} in the model; make them agree"
+            )
 
 
 def _form(site: dict) -> Site:

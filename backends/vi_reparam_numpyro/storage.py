@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
 
-from vi_reparam.errors import ArgumentError, ViReparamError
+from vi_reparam.errors import ArgumentError
 
 if TYPE_CHECKING:
     from vi_reparam_numpyro.posterior import Posterior
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FORMAT = "vi-reparam posterior"
 VERSION = 1
 METADATA = "metadata"
+FIELDS = {"model", "form", "seed", "record", "params", "args", "kwargs"}
 
 
 def save(posterior: Posterior, path: str | os.PathLike) -> Path:
@@ -82,16 +83,18 @@ def load(path: str | os.PathLike, model: Any) -> Posterior:
     if missing:
         raise ArgumentError(f"the model has no .{missing[0]}; pass the guided model that the file was fitted with")
     metadata, arrays = _read(Path(path))
-    stored, given = metadata["model"], _name(model)
+    stored, given = metadata["model"], name_of(model)
     if stored != given:
-        raise ArgumentError(f"{path} holds a posterior of {stored!r}, not of {given!r}; pass the model it was fitted with")
+        raise ArgumentError(
+            f"{path} holds a posterior of {stored!r}, not of {given!r}; pass the model it was fitted with"
+        )
     fields = {key: _decode(metadata[key], arrays) for key in ("seed", "record", "params", "args", "kwargs")}
     other = f"{path} holds a posterior of another {stored!r} than the given {given!r}"
     try:
         _prepare(model, fields["params"], fields["args"], fields["kwargs"])
         posterior = Posterior(model, losses=arrays["losses"], **fields)
         form = form_of(posterior)
-    except (ViReparamError, TypeError, ValueError, KeyError, AssertionError) as error:
+    except Exception as error:  # another model's code may fail in any way
         raise ArgumentError(f"{other}, which fails on the stored data: {_first_line(error)}") from error
     for kind, expected in metadata["form"].items():
         for name in sorted({*expected, *form[kind]}):
@@ -122,19 +125,22 @@ def _prepare(model: Any, params: dict, args: tuple, kwargs: dict) -> None:
 
 def _read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # opened here: numpy leaves a damaged file open
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         metadata = json.loads(str(arrays.pop(METADATA)))
         if metadata["format"] != FORMAT:
             raise KeyError("format")
         if metadata["version"] > VERSION:
             raise ArgumentError(f"{path} was written by a later version; update vi-reparam to read it")
-        if not {"model", "form", "seed", "record", "params", "args", "kwargs"} <= set(metadata) or "losses" not in arrays:
+        if not metadata.keys() >= FIELDS or "losses" not in arrays:
             raise KeyError("metadata")
     except ArgumentError:
         raise
     except OSError as error:
-        raise ArgumentError(f"cannot read {path}: {error.strerror or 'not an npz file'}; give a saved posterior") from error
+        raise ArgumentError(
+            f"cannot read {path}: {error.strerror or 'not an npz file'}; give a saved posterior"
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ArgumentError(f"{path} is not a saved posterior, or is damaged; save it again with .save") from error
     return metadata, arrays
@@ -181,7 +187,8 @@ def _decode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
     return array.view(jnp.dtype(value["dtype"])) if array.dtype.kind == "V" else array
 
 
-def _name(model: Any) -> str:
+def name_of(model: Any) -> str:
+    """A guided model's name, or its function's where it has none."""
     return str(getattr(model, "name", None) or getattr(model.model, "__name__", type(model.model).__name__))
 
 

@@ -113,7 +113,7 @@ def test_expectations_of_the_exact_posterior(conjugate):
         assert abs(mean["square"] - a * (a + 1) / b**2) < 4 * error["square"]
         assert mean["both"].shape == error["both"].shape == (2,)
         assert error["mean"] == pytest.approx(np.sqrt(a) / b / np.sqrt(20_000), rel=0.05)
-    with pytest.raises(ArgumentError, match=r"jax\.numpy"):
+    with pytest.raises(ArgumentError, match="reads values in Python"):
         conjugate.expectation(lambda z: float(z["rate"]))
 
 
@@ -341,16 +341,16 @@ def test_draws_outside_the_support_and_points_are_poor():
 
 
 def figures(**changes):
-    base = dict(khat=0.2, elbo=-10.0, elbo_error=0.01, log_evidence=-9.9, log_evidence_error=0.01, num_weights=4_000)
-    base |= dict(num_nan=0, num_outside=0, num_latents=5, drift=None)
+    base = {"khat": 0.2, "elbo": -10.0, "elbo_error": 0.01, "log_evidence": -9.9, "log_evidence_error": 0.01}
+    base |= {"num_weights": 4_000, "num_nan": 0, "num_outside": 0, "num_latents": 5, "drift": None}
     return Figures(**(base | changes))
 
 
 def test_grades():
     assert judge(figures()).grade == "good"
-    for changes in (dict(khat=0.6), dict(elbo_error=0.5), dict(log_evidence=-7.0)):
+    for changes in ({"khat": 0.6}, {"elbo_error": 0.5}, {"log_evidence": -7.0}):
         assert judge(figures(**changes)).grade == "fair"
-    for changes in (dict(khat=0.7), dict(khat=float("nan")), dict(khat=float("inf")), dict(num_nan=1)):
+    for changes in ({"khat": 0.7}, {"khat": float("nan")}, {"khat": float("inf")}, {"num_nan": 1}):
         assert judge(figures(**changes)).grade == "poor"
     many = judge(figures(khat=9.0, num_latents=30_000))
     assert many.grade == "poor"
@@ -383,7 +383,7 @@ def test_summary_says_what_it_leaves_out():
     def model():
         numpyro.sample("z", dist.Normal(0.0, 1.0).expand([30, 40]).to_event(2))
 
-    summary = make(model, model, {}).summary(num_draws=200)
+    summary = make(model, model, {}).summary()
     assert len(summary.table) == 10
     assert summary.table.index[3] == "z[0, 3]"
     assert summary.num_hidden == {"z": 1_190}
