@@ -1,0 +1,78 @@
+"""vi-reparam for NumPyro: give a model a guide, fit it, and see whether to trust it.
+
+    import vi_reparam_numpyro as vr
+
+    @vr.guide
+    def model(x, y=None): ...
+
+    posterior = model.fit(x, y=y)
+    print(posterior.summary())
+"""
+
+from vi_reparam import (
+    ArgumentError,
+    Auto,
+    BackendError,
+    Branch,
+    Draw,
+    Estimator,
+    GradientError,
+    Implicit,
+    MeasureValued,
+    NonFiniteError,
+    Ops,
+    Pathwise,
+    Rejection,
+    RejectionSampler,
+    ScoreFunction,
+    SiteError,
+    ViReparamError,
+    implicit,
+    ops_of,
+    surrogate,
+)
+from vi_reparam.guides import GuideFamily, MeanField
+from vi_reparam_numpyro.distributions import FromSampler, VonMisesFisher, annotate
+from vi_reparam_numpyro.guided import Guided, guide
+from vi_reparam_numpyro.handlers import estimate
+from vi_reparam_numpyro.host import host
+from vi_reparam_numpyro.objectives import ELBO
+from vi_reparam_numpyro.ops import ops
+from vi_reparam_numpyro.posterior import Posterior
+from vi_reparam_numpyro.storage import load
+
+__all__ = [
+    "ELBO",
+    "ArgumentError",
+    "Auto",
+    "BackendError",
+    "Branch",
+    "Draw",
+    "Estimator",
+    "FromSampler",
+    "GradientError",
+    "GuideFamily",
+    "Guided",
+    "Implicit",
+    "MeanField",
+    "MeasureValued",
+    "NonFiniteError",
+    "Ops",
+    "Pathwise",
+    "Posterior",
+    "Rejection",
+    "RejectionSampler",
+    "ScoreFunction",
+    "SiteError",
+    "ViReparamError",
+    "VonMisesFisher",
+    "annotate",
+    "estimate",
+    "guide",
+    "host",
+    "implicit",
+    "load",
+    "ops",
+    "ops_of",
+    "surrogate",
+]

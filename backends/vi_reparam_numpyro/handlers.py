@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from numpyro.primitives import Messenger, mutable
 
 from vi_reparam.errors import ArgumentError, SiteError
-from vi_reparam.estimators import Estimator
-from vi_reparam_numpyro.distributions import Estimated, annotate
+from vi_reparam.estimators import Auto, Estimator
+from vi_reparam_numpyro.distributions import Estimated, annotate, resolve
 
 BASELINE = "vr.baseline"
 """The mutable site that holds the decaying averages."""
@@ -29,7 +29,7 @@ class estimate(Messenger):  # noqa: N801  (handlers are lower case in NumPyro)
 
     Raises:
         ArgumentError: if a value is not an estimator, or (when run) a name is no site of the guide.
-        SiteError: if an estimator does not serve its site.
+        SiteError: if an estimator does not serve its site, or ``"*"`` serves none.
     """
 
     def __init__(self, fn: Any = None, estimators: Any = None) -> None:
@@ -37,6 +37,8 @@ class estimate(Messenger):  # noqa: N801  (handlers are lower case in NumPyro)
         self.estimators = as_mapping(estimators)
         self._scored: dict[str, tuple[int, ...]] = {}
         self._seen: set[str] = set()
+        self._unserved: list[SiteError] = []
+        self._served = False
 
     def process_message(self, msg: Any) -> None:
         if msg["type"] == "control_flow":
@@ -49,7 +51,7 @@ class estimate(Messenger):  # noqa: N801  (handlers are lower case in NumPyro)
         name, fn = msg["name"], msg["fn"]
         self._seen.add(name)
         own = fn.estimator if isinstance(fn, Estimated) else msg["infer"].get("estimator")
-        chosen = self.estimators.get(name) or own or self.estimators.get("*")
+        chosen = self.estimators.get(name) or own or self._wildcard(name, fn)
         if chosen is None:
             return
         if not isinstance(chosen, Estimator):
@@ -60,14 +62,28 @@ class estimate(Messenger):  # noqa: N801  (handlers are lower case in NumPyro)
             batch = msg["fn"].batch_shape
             self._scored[name] = tuple(n if axis - len(batch) in plates else 1 for axis, n in enumerate(batch))
 
+    def _wildcard(self, name: str, fn: Any) -> Estimator | None:
+        chosen = self.estimators.get("*")
+        if chosen is None:
+            return None
+        try:
+            resolve(chosen, fn, name)
+        except SiteError as error:
+            self._unserved.append(error)
+            return Auto()
+        self._served = True
+        return chosen
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.fn is None:
             return super().__call__(*args, **kwargs)
-        self._scored, self._seen = {}, set()
+        self._scored, self._seen, self._unserved, self._served = {}, set(), [], False
         result = super().__call__(*args, **kwargs)
         unknown = set(self.estimators) - self._seen - {"*"}
         if unknown:
             raise ArgumentError(f"estimators name {sorted(unknown)}, which the guide does not draw: it draws {sorted(self._seen)}")
+        if self._unserved and not self._served:
+            raise self._unserved[0]
         if self._scored:
             mutable(BASELINE, {n: {"mean": jnp.zeros(s), "count": jnp.zeros(())} for n, s in self._scored.items()})
         return result

@@ -71,8 +71,19 @@ class ELBO(HostELBO):
             SiteError: if the guide misses a latent.
             GradientError: if a plate is false or a score term would be lost.
         """
-        params = params or dependence.first_params(model, guide, args, kwargs)
-        dependence.check_plates(self._runner(model, guide, args, kwargs), params)
+        runner = self._runner(model, guide, args, kwargs)
+        scored: list[str] = []
+
+        def look() -> Any:
+            held = params or dependence.first_params(model, guide, args, kwargs)
+            result = runner(random.key(0), held)
+            scored[:] = [n for n, s in result.draws.items() if not s.draw.is_pathwise]
+            return result.costs
+
+        jax.eval_shape(look)
+        if scored:
+            held = params or dependence.first_params(model, guide, args, kwargs)
+            dependence.check_plates(runner, held)
         self._true_plates[self._program(model, guide, args, kwargs)] = True
 
     def loss(self, rng_key: Any, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:

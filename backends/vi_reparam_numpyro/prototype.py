@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import random
-from numpyro.distributions import biject_to, constraints
+from numpyro.distributions import ImproperUniform, biject_to, constraints
 from numpyro.handlers import block, seed, substitute, trace
 
 from vi_reparam.errors import SiteError
@@ -81,6 +80,20 @@ class Site:
     start: np.ndarray
 
 
+def drawable(model: Any, key: Any) -> Any:
+    """The model under a key, with improper latents (which cannot be drawn) at the origin."""
+
+    def origin(msg: Any) -> Any:
+        if msg["type"] != "sample" or msg["is_observed"]:
+            return None
+        inner = msg["fn"]
+        while hasattr(inner, "base_dist"):
+            inner = inner.base_dist
+        return _unit(msg["fn"].support, tuple(msg["fn"].shape())) if isinstance(inner, ImproperUniform) else None
+
+    return substitute(seed(model, key), substitute_fn=origin)
+
+
 def prototype(model: Any, args: Any, kwargs: Any) -> dict[str, Site]:
     """The latent sites of a model, in its order.
 
@@ -88,8 +101,10 @@ def prototype(model: Any, args: Any, kwargs: Any) -> dict[str, Site]:
         SiteError: for a latent with no support, or one that depends on other latents.
     """
     concrete = is_concrete((args, kwargs))
-    with block():
-        tr = trace(seed(model, random.key(0))).get_trace(*args, **kwargs)
+    tr = _abstract_trace(model, args, kwargs)
+    if not all(is_concrete(jax.tree.leaves(s["fn"].support)) for s in tr.values() if s["type"] == "sample"):
+        with block():  # bounds that are arrays: only a real run tells their values
+            tr = trace(drawable(model, random.key(0))).get_trace(*args, **kwargs)
     sizes = {n: s["args"] for n, s in tr.items() if s["type"] == "plate"}
     latents = {n: s for n, s in tr.items() if s["type"] == "sample" and not s["is_observed"]}
     starts = _starts(model, args, kwargs, latents) if concrete else {}
@@ -123,6 +138,18 @@ def prototype(model: Any, args: Any, kwargs: Any) -> dict[str, Site]:
             start=_to_full(np.asarray(start), tuple(shape)),
         )
     return sites
+
+
+def _abstract_trace(model: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The model's sites with shapes for values: no array is computed."""
+    found: dict[str, Any] = {}
+
+    def look() -> None:
+        with block():
+            found.update(trace(drawable(model, random.key(0))).get_trace(*args, **kwargs))
+
+    jax.eval_shape(look)
+    return found
 
 
 def _depends(support: Any, latents: dict[str, Any]) -> bool:
@@ -161,7 +188,7 @@ def _starts(model: Any, args: Any, kwargs: Any, latents: dict[str, Any], num: in
     """
     def one(key: Any) -> dict[str, Array]:
         with block():
-            tr = trace(seed(model, key)).get_trace(*args, **kwargs)
+            tr = trace(drawable(model, key)).get_trace(*args, **kwargs)
         return {n: tr[n]["value"] for n in latents}
 
     def score(values: dict[str, Array]) -> Array:
@@ -174,28 +201,31 @@ def _starts(model: Any, args: Any, kwargs: Any, latents: dict[str, Any], num: in
                 total = total + jnp.sum(lp if site["scale"] is None else site["scale"] * lp)
         return total
 
+    def best(keys: Any) -> dict[str, Array]:
+        draws = jax.vmap(one)(keys)
+        finite = {n: jnp.where(jnp.isfinite(v), v, jnp.nan) for n, v in draws.items()}
+        median = {n: _central(jnp.nanmedian, v, latents[n]["fn"].support) for n, v in finite.items()}
+        mean = {n: _central(jnp.nanmean, v, latents[n]["fn"].support) for n, v in finite.items()}
+        origin = {n: _unit(s["fn"].support, tuple(draws[n].shape[1:])) for n, s in latents.items()}
+        candidates = [_project(c, latents) for c in (median, mean, origin)]
+        candidates += [{n: v[i] for n, v in draws.items()} for i in range(8)]
+        stacked = jax.tree.map(lambda *xs: jnp.stack(jnp.broadcast_arrays(*xs)), *candidates)
+        scores = jax.vmap(score)(stacked)
+        chosen = jnp.argmax(jnp.where(jnp.isfinite(scores), scores, -jnp.inf))
+        return {n: v[chosen] for n, v in stacked.items()}
+
     try:
-        draws = jax.jit(jax.vmap(one))(random.split(random.key(2), num))
-    except Exception:  # a model that cannot be drawn from (an improper prior, data read in Python)
-        return _starts_without_prior(latents)
-    finite = {n: jnp.where(jnp.isfinite(v), v, jnp.nan) for n, v in draws.items()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        median = {n: jnp.nanmedian(v, axis=0) for n, v in finite.items()}
-        mean = {n: jnp.nanmean(v, axis=0) for n, v in finite.items()}
-    origin = {n: _unit(s["fn"].support, tuple(v.shape[1:])) for (n, s), v in zip(latents.items(), draws.values(), strict=True)}
-    candidates = [_project(c, latents) for c in (median, mean, origin)]
-    candidates += [{n: v[i] for n, v in draws.items()} for i in range(8)]
-    stacked = jax.tree.map(lambda *xs: jnp.stack(jnp.broadcast_arrays(*xs)), *candidates)
-    scores = np.asarray(jax.jit(jax.vmap(score))(stacked))
-    if not np.isfinite(scores).any():
-        return {n: np.asarray(v) for n, v in candidates[0].items()}
-    best = int(np.nanargmax(np.where(np.isfinite(scores), scores, -np.inf)))
-    return {n: np.asarray(v) for n, v in candidates[best].items()}
+        return {n: np.asarray(v) for n, v in jax.jit(best)(random.split(random.key(2), num)).items()}
+    except (NotImplementedError, jax.errors.JAXTypeError):  # an improper prior, or data read in Python
+        return {n: np.asarray(_unit(s["fn"].support, tuple(jnp.shape(s["value"])))) for n, s in latents.items()}
 
 
-def _starts_without_prior(latents: dict[str, Any]) -> dict[str, np.ndarray]:
-    return {n: np.asarray(_unit(s["fn"].support, tuple(jnp.shape(s["value"])))) for n, s in latents.items()}
+def _central(statistic: Any, draws: Array, support: Any) -> Array:
+    """A mean or median over draws; taken in unconstrained coordinates where the support is unusual."""
+    if support_kind(support) != "other":
+        return statistic(draws, axis=0)
+    transform = _bijection(support)
+    return transform(statistic(transform.inv(draws), axis=0))
 
 
 def _project(values: dict[str, Array], latents: dict[str, Any]) -> dict[str, Array]:

@@ -1,0 +1,92 @@
+"""Arguments of a fit: which are data, and whether they can be used at all."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vi_reparam.errors import ArgumentError
+
+Array = Any
+
+
+def check_data(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse NaN and infinite data before anything runs.
+
+    Raises:
+        ArgumentError: naming the argument and how many of its values are not finite.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path((args, kwargs)):
+        if not _is_array(leaf) or not np.issubdtype(np.asarray(leaf).dtype, np.floating):
+            continue
+        bad = int(np.size(leaf) - np.isfinite(np.asarray(leaf)).sum())
+        if bad:
+            raise ArgumentError(
+                f"{_name(path)} holds {bad} NaN or infinite values of {np.size(leaf)}: drop those rows, or model them "
+                "with a mask"
+            )
+
+
+def _name(path: Any) -> str:
+    which, *rest = path
+    first = rest[0] if rest else which
+    if which.idx == 0:
+        return f"argument {first.idx}{jax.tree_util.keystr(tuple(rest[1:]))}"
+    return f"argument {first.key!r}{jax.tree_util.keystr(tuple(rest[1:]))}"
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, np.ndarray | jax.Array | np.generic)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Arguments taken apart: arrays that a compiled step takes, and the rest that it closes over.
+
+    Attributes:
+        arrays: the data.
+        key: equal for arguments of equal structure, shapes, dtypes and other values.
+    """
+
+    arrays: tuple[Array, ...]
+    tree: Any
+    rest: tuple[Any, ...]
+    key: Hashable
+
+    @classmethod
+    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any], *, closed: bool = False) -> Arguments:
+        """Take arguments apart; with `closed` all of them are closed over."""
+        leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=lambda x: x is None)
+        arrays = tuple(jnp.asarray(x) for x in leaves if _is_array(x) and not closed)
+        rest = tuple(_HOLE if _is_array(x) and not closed else x for x in leaves)
+        key = tree, tuple(_key(x) for x in rest), tuple((a.shape, str(a.dtype)) for a in arrays)
+        return cls(arrays, tree, rest, key)
+
+    def join(self, arrays: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments again, with these arrays for the data."""
+        taken = iter(arrays)
+        return jax.tree.unflatten(self.tree, [next(taken) if x is _HOLE else x for x in self.rest])
+
+
+class _Hole:
+    def __repr__(self) -> str:
+        return "<array>"
+
+
+_HOLE = _Hole()
+
+
+def _key(leaf: Any) -> Hashable:
+    if _is_array(leaf):
+        array = np.asarray(leaf)
+        return array.shape, str(array.dtype), array.tobytes()
+    try:
+        hash(leaf)
+    except TypeError:
+        return id(leaf)
+    return type(leaf), leaf

@@ -1,0 +1,327 @@
+"""The fit: one compiled loop, watched for anything that is not finite."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax, random
+from numpyro.infer import SVI
+from tqdm.auto import tqdm
+
+from vi_reparam.errors import ArgumentError, NonFiniteError, ViReparamError
+from vi_reparam_numpyro import checkpoint as checkpoints
+from vi_reparam_numpyro.arguments import Arguments, check_data
+from vi_reparam_numpyro.objectives import ELBO
+from vi_reparam_numpyro.optimizers import default_optimizer, fingerprint
+from vi_reparam_numpyro.run import run
+from vi_reparam_numpyro.subsampling import check_subsampling
+
+Array = Any
+
+CHUNK = 1024
+"""Most steps between two looks at the clock; the loop's trip count is data, so it compiles once."""
+
+_READS_DATA = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerBoolConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
+
+@dataclasses.dataclass
+class Program:
+    """A compiled fit: for one model, guide, objective, optimizer and shape of the data."""
+
+    init: Any
+    advance: Any
+    constrain: Any
+
+
+class Fitter:
+    """Fits one `Guided`, and keeps what it compiled.
+
+    Args:
+        guided: the model with its guide.
+    """
+
+    def __init__(self, guided: Any) -> None:
+        self.guided = guided
+        self._programs: dict[Any, Program] = {}
+        self._checked: set[Any] = set()
+        self._reads_data = False
+
+    def fit(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        num_steps: int | None,
+        num_particles: int | None,
+        optimizer: Any,
+        seed: Any,
+        progress: bool,
+        checkpoint: Any,
+    ) -> Any:
+        """As `Guided.fit`."""
+        from vi_reparam_numpyro.posterior import Posterior
+
+        begun = time.perf_counter()
+        num_steps = 3_000 if num_steps is None else num_steps
+        _check_options(num_steps, num_particles, optimizer, progress)
+        key = as_key(seed)
+        check_data(args, kwargs)
+        args, kwargs = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, (args, kwargs))
+        objective = self.guided.objective
+        if num_particles is not None:
+            objective = objective.with_particles(num_particles)
+        optimizer = default_optimizer(num_steps) if optimizer is None else optimizer
+        self._check(objective, args, kwargs)
+
+        arguments = self._arguments(objective, args, kwargs)
+        program = self._program(objective, optimizer, arguments)
+        state = program.init(key, arguments.arrays)
+        losses = np.full(num_steps, np.nan)
+        done = 0
+        if checkpoint is not None:
+            mark = checkpoints.Mark.of(self.guided, state, num_steps, repr(objective))
+            state, done, losses = checkpoints.load(checkpoint, mark, state, losses)
+        state, losses = self._loop(program, arguments, state, losses, done, progress, checkpoint, objective, args, kwargs)
+        params = program.constrain(state["params"])
+        record = {
+            "num_steps": num_steps,
+            "num_particles": objective.num_particles,
+            "objective": repr(objective),
+            "family": repr(self.guided.family),
+            "estimators": self._chosen(objective, params, args, kwargs),
+            "seconds": time.perf_counter() - begun,
+            "versions": _versions(),
+        }
+        return Posterior(
+            self.guided,
+            {**params, **(state["mutable"] or {})},
+            args=args,
+            kwargs=kwargs,
+            losses=losses,
+            seed=seed if isinstance(seed, int) else 0,
+            record=record,
+        )
+
+    def _check(self, objective: ELBO, args: Any, kwargs: Any) -> None:
+        """Everything that can be refused before compiling."""
+        signature = Arguments.of(args, kwargs).key
+        if signature in self._checked:
+            return
+        try:
+            check_subsampling(self.guided.model, args, kwargs)
+            objective.check(self.guided.model, self.guided.guide, *args, **kwargs)
+        except ViReparamError:
+            raise
+        except Exception as error:
+            shapes = jax.tree.map(lambda x: getattr(x, "shape", x), (args, kwargs))
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ArgumentError(
+                f"{self.guided.name} could not run on arguments of shapes {shapes[0]} {shapes[1]}: {first}"
+            ) from error
+        self._checked.add(signature)
+
+    def _arguments(self, objective: ELBO, args: Any, kwargs: Any) -> Arguments:
+        """The data as arguments of the compiled step, or closed over if the model reads it in Python."""
+        arguments = Arguments.of(args, kwargs)
+        if self._reads_data:
+            return Arguments.of(args, kwargs, closed=True)
+        guided = self.guided
+
+        def traced(arrays: Any) -> Any:
+            args, kwargs = arguments.join(arrays)
+            result = run(random.key(0), {}, guided.model, guided.guide, args, kwargs, entropy=objective.entropy)
+            return result.costs
+
+        try:
+            jax.eval_shape(traced, arguments.arrays)
+        except _READS_DATA as error:
+            reason = str(error).strip().splitlines()[0]
+            warnings.warn(
+                f"{guided.name} reads its data in Python ({reason}), so the data are compiled into the step, and every "
+                "new data set compiles again; use jnp.where or shapes instead of values to avoid it",
+                stacklevel=4,
+            )
+            self._reads_data = True
+            return Arguments.of(args, kwargs, closed=True)
+        return arguments
+
+    def _program(self, objective: ELBO, optimizer: Any, arguments: Arguments) -> Program:
+        x64 = jax.config.read("jax_enable_x64")
+        key = (repr(objective), fingerprint(optimizer), arguments.key, x64)
+        if key not in self._programs:
+            self._programs[key] = self._build(objective, optimizer, arguments)
+        return self._programs[key]
+
+    def _build(self, objective: ELBO, optimizer: Any, arguments: Arguments) -> Program:
+        guided = self.guided
+        svi = SVI(guided.model, guided.guide, optax.identity(), objective)
+
+        @jax.jit
+        def init(key: Any, arrays: Any) -> dict[str, Any]:
+            args, kwargs = arguments.join(arrays)
+            init_key, key = random.split(key)
+            start = svi.init(init_key, *args, **kwargs)
+            params = svi.optim.get_params(start.optim_state)
+            return {"params": params, "opt": optimizer.init(params), "mutable": start.mutable_state, "key": key}
+
+        jax.eval_shape(init, random.key(0), arguments.arrays)  # so that the SVI knows its constraints
+        constrain = svi.constrain_fn
+
+        def loss(params: Any, mutable: Any, key: Any, arrays: Any) -> Any:
+            args, kwargs = arguments.join(arrays)
+            held = {**constrain(params), **(mutable or {})}
+            out = objective.loss_with_mutable_state(key, held, guided.model, guided.guide, *args, **kwargs)
+            kept = mutable if out["mutable_state"] is None else {**(mutable or {}), **out["mutable_state"]}
+            return out["loss"], kept
+
+        def step(carry: Any) -> Any:
+            i, limit, state, losses, _, arrays = carry
+            key, step_key = random.split(state["key"])
+            (value, mutable), grads = jax.value_and_grad(loss, has_aux=True)(
+                state["params"], state["mutable"], step_key, arrays
+            )
+            finite = jnp.isfinite(value)
+            for g in jax.tree.leaves(grads):
+                finite = finite & jnp.all(jnp.isfinite(g))
+            updates, opt = optimizer.update(grads, state["opt"], state["params"])
+            moved = {"params": optax.apply_updates(state["params"], updates), "opt": opt, "mutable": mutable, "key": key}
+            # A step that is not finite is undone, so that the report can look at what led to it.
+            state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state)
+            return i + 1, limit, state, losses.at[i].set(value), finite, arrays
+
+        @jax.jit
+        def advance(state: Any, limit: Any, arrays: Any) -> Any:
+            carry = (0, limit, state, jnp.zeros(CHUNK), jnp.array(True), arrays)
+            i, _, state, losses, finite, _ = lax.while_loop(lambda c: (c[0] < c[1]) & c[4], step, carry)
+            return state, losses, i, finite
+
+        return Program(init, advance, constrain)
+
+    def _loop(
+        self,
+        program: Program,
+        arguments: Arguments,
+        state: Any,
+        losses: np.ndarray,
+        done: int,
+        progress: bool,
+        checkpoint: Any,
+        objective: ELBO,
+        args: Any,
+        kwargs: Any,
+    ) -> Any:
+        total = len(losses)
+        chunk, saved = min(32, max(1, total - done)), time.perf_counter()
+        with tqdm(total=total, initial=done, disable=not progress, desc=f"fit {self.guided.name}") as bar:
+            while done < total:
+                begun = time.perf_counter()
+                limit = min(chunk, total - done, CHUNK)
+                state, values, count, finite = program.advance(state, limit, arguments.arrays)
+                count = int(count)
+                losses[done : done + count] = np.asarray(values)[:count]
+                done += count
+                if not bool(finite):
+                    self._report(program, state, losses, done - 1, objective, args, kwargs)
+                bar.update(count)
+                bar.set_postfix_str(f"ELBO {-np.mean(losses[max(0, done - 100) : done]):.4g}")
+                seconds = time.perf_counter() - begun
+                chunk = int(np.clip(count * 0.5 / max(seconds, 1e-4), 1, CHUNK))
+                if checkpoint is not None and (done == total or time.perf_counter() - saved > 10.0):
+                    mark = checkpoints.Mark.of(self.guided, state, total, repr(objective))
+                    checkpoints.save(checkpoint, mark, state, done, losses)
+                    saved = time.perf_counter()
+        return state, losses
+
+    def _report(
+        self, program: Program, state: Any, losses: np.ndarray, step: int, objective: ELBO, args: Any, kwargs: Any
+    ) -> None:
+        """Name what is not finite, at the parameters before the step that failed.
+
+        Raises:
+            NonFiniteError: always.
+        """
+        params = program.constrain(state["params"])
+        held = {**params, **(state["mutable"] or {})}
+        _, step_key = random.split(state["key"])
+        sites: dict[str, str] = {}
+        for key in random.split(step_key, objective.num_particles):
+            result = run(key, held, self.guided.model, self.guided.guide, args, kwargs, entropy=objective.entropy)
+            for name, sampled in result.draws.items():
+                if not bool(jnp.all(jnp.isfinite(sampled.draw.value))):
+                    sites[name] = "its draw is not finite"
+            for (side, name), cost in result.costs.items():
+                bad = int(jnp.sum(~jnp.isfinite(cost)))
+                if bad and name not in sites:
+                    sites[name] = f"log density in the {side} is not finite for {bad} of {cost.size} elements"
+        if not sites:
+
+            def loss(p: Any) -> Any:
+                constrained = {**program.constrain(p), **(state["mutable"] or {})}
+                return objective.loss(step_key, constrained, self.guided.model, self.guided.guide, *args, **kwargs)
+
+            for name, g in jax.grad(loss)(state["params"]).items():
+                if not all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(g)):
+                    sites[name] = "its gradient is not finite"
+        listed = "; ".join(f"site {name!r}: {what}" for name, what in sites.items()) or "the cause did not recur"
+        raise NonFiniteError(
+            f"fit of {self.guided.name} stopped at step {step}: {listed}. The last finite parameters are in "
+            "error.params; try a smaller learning rate, float64, or look at that site's density",
+            step=step,
+            sites=sites,
+            params=params,
+            losses=losses[: step + 1],
+        )
+
+    def _chosen(self, objective: ELBO, params: Any, args: Any, kwargs: Any) -> dict[str, str]:
+        """The estimator of each site, after `Auto` chose."""
+        chosen: dict[str, str] = {}
+
+        def look() -> Array:
+            result = run(random.key(0), params, self.guided.model, self.guided.guide, args, kwargs)
+            chosen.update({name: repr(s.estimator) for name, s in result.draws.items()})
+            return jnp.zeros(())
+
+        jax.eval_shape(look)
+        return chosen
+
+
+def as_key(seed: Any) -> Any:
+    """A key from an int or a key.
+
+    Raises:
+        ArgumentError: if it is neither.
+    """
+    if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
+        return random.key(int(seed))
+    if isinstance(seed, jax.Array) and (jnp.issubdtype(seed.dtype, jax.dtypes.prng_key) or seed.shape == (2,)):
+        return seed if jnp.issubdtype(seed.dtype, jax.dtypes.prng_key) else random.wrap_key_data(seed)
+    raise ArgumentError(f"seed={seed!r}: expected an int or a jax.random.key")
+
+
+def _check_options(num_steps: Any, num_particles: Any, optimizer: Any, progress: Any) -> None:
+    for name, value in (("num_steps", num_steps), ("num_particles", num_particles)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ArgumentError(f"fit({name}={value!r}): expected an integer of at least 1")
+    if optimizer is not None and not isinstance(optimizer, optax.GradientTransformation):
+        raise ArgumentError(f"fit(optimizer={optimizer!r}): expected an optax transformation, such as optax.adam(1e-2)")
+    if not isinstance(progress, bool):
+        raise ArgumentError(f"fit(progress={progress!r}): expected True or False")
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("vi-reparam", "numpyro", "jax", "optax")}
