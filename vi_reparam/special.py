@@ -141,6 +141,15 @@ def legendre(num: int) -> tuple[tuple[float, float], ...]:
     return tuple(rule)
 
 
+def nodes(num: int, like: Array) -> tuple[Array, Array]:
+    """The rule of `legendre` on a new leading axis, to be summed over axis 0; dimensions and dtype of `like`."""
+    xp = ops_of(like).xp
+    shape = (num, *(1 for _ in like.shape))
+    return tuple(  # type: ignore[return-value]
+        xp.reshape(xp.asarray(column, dtype=like.dtype), shape) for column in zip(*legendre(num), strict=True)
+    )
+
+
 def gamma_log_slope(w: Array, a: Array) -> Array:
     """d log z / da of z ~ Gamma(a, 1) at constant F(z; a): the implicit derivative, in log space.
 

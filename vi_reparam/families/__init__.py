@@ -5,11 +5,28 @@ from vi_reparam.families.dirichlet import BETA, DIRICHLET
 from vi_reparam.families.discrete import BERNOULLI, POISSON
 from vi_reparam.families.gamma import CHI2, GAMMA, INVERSE_GAMMA
 from vi_reparam.families.normal import NORMAL
+from vi_reparam.families.own import Own
 from vi_reparam.families.student_t import STUDENT_T
+from vi_reparam.families.truncated_normal import TRUNCATED_NORMAL
+from vi_reparam.families.von_mises import VON_MISES
+from vi_reparam.families.von_mises_fisher import VON_MISES_FISHER
 
 FAMILIES: dict[str, Family] = {
     family.name: family
-    for family in (NORMAL, GAMMA, INVERSE_GAMMA, CHI2, BETA, DIRICHLET, STUDENT_T, BERNOULLI, POISSON)
+    for family in (
+        NORMAL,
+        GAMMA,
+        INVERSE_GAMMA,
+        CHI2,
+        BETA,
+        DIRICHLET,
+        STUDENT_T,
+        VON_MISES,
+        VON_MISES_FISHER,
+        TRUNCATED_NORMAL,
+        BERNOULLI,
+        POISSON,
+    )
 }
 
-__all__ = ["FAMILIES", "Family", "WeakDerivative"]
+__all__ = ["FAMILIES", "Family", "Own", "WeakDerivative"]

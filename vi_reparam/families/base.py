@@ -42,15 +42,18 @@ class Family(abc.ABC):
         weak_parameters: the parameters that a weak derivative serves.
         shape_parameters: ``(index, factor)`` of each parameter that sets a gamma concentration,
             as factor times the parameter.
+        edge_parameters: indices of the parameters that bound the support; a score function has
+            no gradient in them.
     """
 
-    name: ClassVar[str]
-    parameters: ClassVar[tuple[str, ...]]
-    parameter_event_dims: ClassVar[tuple[int, ...]]
-    event_dim: ClassVar[int] = 0
-    kinds: ClassVar[frozenset[str]]
+    name: str
+    parameters: tuple[str, ...]
+    parameter_event_dims: tuple[int, ...]
+    event_dim: int = 0
+    kinds: frozenset[str]
     weak_parameters: ClassVar[tuple[str, ...]] = ()
     shape_parameters: ClassVar[tuple[tuple[int, float], ...]] = ()
+    edge_parameters: ClassVar[tuple[int, ...]] = ()
 
     @abc.abstractmethod
     def build(

@@ -2,5 +2,15 @@
 
 from vi_reparam.samplers.base import RejectionSampler, accepted_noise
 from vi_reparam.samplers.gamma import LogGamma
+from vi_reparam.samplers.truncated_normal import TruncatedNormalOffset
+from vi_reparam.samplers.von_mises import VonMisesDeviation
+from vi_reparam.samplers.von_mises_fisher import PolarLogit
 
-__all__ = ["LogGamma", "RejectionSampler", "accepted_noise"]
+__all__ = [
+    "LogGamma",
+    "PolarLogit",
+    "RejectionSampler",
+    "TruncatedNormalOffset",
+    "VonMisesDeviation",
+    "accepted_noise",
+]

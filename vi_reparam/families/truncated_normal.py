@@ -1,0 +1,93 @@
+"""The normal truncated to an interval, a half-line or nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vi_reparam import mills
+from vi_reparam.draw import Draw
+from vi_reparam.families.base import Family
+from vi_reparam.ops import Ops
+from vi_reparam.registry import ops_of
+from vi_reparam.samplers.truncated_normal import TruncatedNormalOffset
+
+if TYPE_CHECKING:
+    from vi_reparam.estimators.base import Primitive
+
+Array = Any
+
+_SAMPLER = TruncatedNormalOffset()
+
+
+def _standardize(ops: Ops, loc: Array, scale: Array, edge: Array) -> Array:
+    """(edge - loc) / scale; an infinite edge stays, without a gradient."""
+    xp = ops.xp
+    finite = xp.isfinite(edge)
+    return xp.where(finite, (xp.where(finite, edge, ops.stop_gradient(loc)) - loc) / scale, ops.stop_gradient(edge))
+
+
+def _anchor(ops: Ops, loc: Array, low: Array, high: Array) -> Array:
+    """The mode: loc, or the edge nearest to it."""
+    return ops.xp.where(low >= loc, low, ops.xp.where(high <= loc, high, loc))
+
+
+class TruncatedNormal(Family):
+    """TruncatedNormal(loc, scale, low, high), loc and scale those of the normal; edges may be infinite.
+
+    Gradients in finite edges too, with `Implicit` and `Rejection`. The score function has no
+    such gradient, since the support moves: asking for it gives NaN.
+    """
+
+    name = "truncated_normal"
+    parameters = ("loc", "scale", "low", "high")
+    parameter_event_dims = (0, 0, 0, 0)
+    kinds = frozenset({"implicit", "rejection", "score_function"})
+    edge_parameters = (2, 3)
+
+    def build(
+        self,
+        primitive: Primitive,
+        ops: Ops,
+        key: Any,
+        shape: tuple[int, ...],
+        *params: Array,
+        value: Array | None = None,
+    ) -> Draw:
+        xp, stop = ops.xp, ops.stop_gradient
+        loc, scale, low, high = (xp.broadcast_to(p, shape) for p in params)
+        edges = _standardize(ops, loc, scale, low), _standardize(ops, loc, scale, high)
+        anchor = _anchor(ops, loc, low, high)
+        given = None if value is None else stop((value - anchor) / scale)
+        offset, score_term, noise = primitive(ops, key, _SAMPLER, shape, *edges, value=given)
+        moving = anchor + scale * offset
+        held = stop(xp.minimum(xp.maximum(moving, low), high))
+        return Draw(
+            value=held + (moving - stop(moving)),
+            log_prob=_SAMPLER.log_target(offset, *edges) - xp.log(scale),
+            score_term=score_term,
+            noise=noise,
+        )
+
+    def log_prob(self, value: Array, *params: Array, logs: tuple[Array, ...] | None = None) -> Array:
+        ops = ops_of(value, *params)
+        xp = ops.xp
+        value, loc, scale, low, high = xp.broadcast_arrays(value, *params)
+        inside = (value >= low) & (value <= high)
+        anchor = _anchor(ops, loc, low, high)
+        offset = xp.where(inside, (value - anchor) / scale, 0.0 * scale)
+        edges = _standardize(ops, loc, scale, low), _standardize(ops, loc, scale, high)
+        log_prob = _SAMPLER.log_target(offset, *edges) - xp.log(scale)
+        return xp.where(inside, log_prob, 0.0 * loc - float("inf"))
+
+    def entropy(self, *params: Array) -> Array:
+        ops = ops_of(*params)
+        xp = ops.xp
+        loc, scale, low, high = xp.broadcast_arrays(*params)
+        frame = _SAMPLER.frame(_standardize(ops, loc, scale, low), _standardize(ops, loc, scale, high))
+        ahead = mills.moments(frame.c, frame.ahead)
+        behind = mills.moments(0.0 * frame.c, frame.behind)
+        total = ahead[0] + behind[0]
+        return (frame.c * ahead[1] + 0.5 * (ahead[2] + behind[2])) / total + xp.log(total) + xp.log(scale)
+
+
+TRUNCATED_NORMAL = TruncatedNormal()

@@ -1,0 +1,75 @@
+"""Von Mises on the circle."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from vi_reparam import bessel, special
+from vi_reparam.draw import Draw
+from vi_reparam.families.base import Family
+from vi_reparam.ops import Ops
+from vi_reparam.registry import ops_of
+from vi_reparam.samplers.von_mises import VonMisesDeviation
+
+if TYPE_CHECKING:
+    from vi_reparam.estimators.base import Primitive
+
+Array = Any
+
+_SAMPLER = VonMisesDeviation()
+
+
+def _wrap(ops: Ops, angle: Array) -> Array:
+    """The angle in [-pi, pi), with the gradient of a shift."""
+    turns = ops.stop_gradient(ops.xp.floor((angle + math.pi) / (2.0 * math.pi)))
+    wrapped = angle - 2.0 * math.pi * turns
+    held = ops.stop_gradient(wrapped)
+    inside = ops.xp.where(held >= math.pi, 0.0 * held - math.pi, ops.xp.clip(held, -math.pi, None))
+    return inside + (wrapped - held)
+
+
+class VonMises(Family):
+    """VonMises(loc, concentration) on [-pi, pi).
+
+    Gradients are those of costs that are continuous on the circle: a cost that jumps between pi
+    and -pi has a boundary term in loc that no pathwise derivative sees.
+    """
+
+    name = "von_mises"
+    parameters = ("loc", "concentration")
+    parameter_event_dims = (0, 0)
+    kinds = frozenset({"implicit", "rejection", "score_function"})
+
+    def build(
+        self,
+        primitive: Primitive,
+        ops: Ops,
+        key: Any,
+        shape: tuple[int, ...],
+        *params: Array,
+        value: Array | None = None,
+    ) -> Draw:
+        loc, kappa = (ops.xp.broadcast_to(p, shape) for p in params)
+        given = None if value is None else _wrap(ops, ops.stop_gradient(value - loc))
+        deviation, score_term, noise = primitive(ops, key, _SAMPLER, shape, kappa, value=given)
+        return Draw(
+            value=_wrap(ops, loc + deviation),
+            log_prob=_SAMPLER.log_target(deviation, kappa),
+            score_term=score_term,
+            noise=noise,
+        )
+
+    def log_prob(self, value: Array, *params: Array, logs: tuple[Array, ...] | None = None) -> Array:
+        loc, kappa = params
+        xp = ops_of(value, loc, kappa).xp
+        deviation, kappa_, log_i0e = xp.broadcast_arrays(value - loc, kappa, bessel.log_i0e(kappa))
+        return -2.0 * kappa_ * xp.sin(0.5 * deviation) ** 2 - special.LOG_2PI - log_i0e
+
+    def entropy(self, *params: Array) -> Array:
+        loc, kappa = params
+        log_mass, mean = bessel.normalizer(kappa, 2)
+        return 0.0 * loc + (kappa * mean + log_mass + math.log(2.0))
+
+
+VON_MISES = VonMises()
