@@ -59,7 +59,7 @@ class Report:
 
     def show(self, renderable: Any) -> None:
         if not self.as_json:
-            self.console.print(renderable, markup=False)
+            self.console.print(renderable, markup=False, soft_wrap=isinstance(renderable, str))
 
     def title(self, text: str) -> None:
         if not self.as_json:
@@ -117,10 +117,13 @@ def _plain(value: Any) -> Any:
 
 
 def _package(backend: str) -> Any:
+    """The public face of a backend that can fit."""
     vr = registry.load_package(backend)
-    missing = [name for name in ("host", "guide", "Guided", "ELBO", "compare_estimators") if not hasattr(vr, name)]
+    missing = [name for name in ("host", "guide", "Guided", "ELBO") if not hasattr(vr, name)]
     if missing:
-        raise BackendError(f"backend {backend!r} cannot fit models yet: it has no {', '.join(missing)}")
+        raise BackendError(
+            f"backend {backend!r} cannot fit models: it has no {', '.join(missing)}; use another backend"
+        )
     return vr
 
 
@@ -275,6 +278,8 @@ def _compare(
 ) -> dict[str, Any]:
     """Compare estimators, show the table, write the files; what was found, for JSON."""
     report.title(f"{job.name}: gradient estimators")
+    if not hasattr(job.vr, "compare_estimators"):
+        raise BackendError(f"{job.vr.__name__} cannot compare estimators; use another backend")
     chosen = {} if job.estimators is None else {"estimators": job.estimators}
     particles = job.settings.get("num_particles")
     comparison = job.vr.compare_estimators(
