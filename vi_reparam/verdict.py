@@ -171,7 +171,7 @@ def _weaknesses(f: Figures) -> list[str]:
     if f.elbo_error > MAX_ELBO_ERROR:
         found.append(f"the ELBO's standard error is above {MAX_ELBO_ERROR} nats")
     gap = f.log_evidence - f.elbo
-    if math.isfinite(gap) and gap > MAX_GAP:
+    if f.khat < KHAT_USABLE and gap > MAX_GAP:  # above, the evidence itself is not known
         found.append(f"the ELBO is {gap:.3g} nats below the log evidence: about the KL divergence that is left")
     if f.drift is not None and not f.drift.is_settled:
         found.append(

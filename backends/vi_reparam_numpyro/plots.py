@@ -105,10 +105,11 @@ def _draw_losses(axes: Axes, losses: np.ndarray) -> None:
 
 def _draw_weights(axes: Axes, posterior: Posterior) -> None:
     log_weights, figures = posterior.log_weights, posterior.verdict.figures
-    _tidy(axes, f"log weights (nats), k-hat {figures.khat:.2f}")
+    _tidy(axes, f"log weights but for the lowest 2% (nats), k-hat {figures.khat:.2f}")
     finite = log_weights[np.isfinite(log_weights)]
     if finite.size:
-        low, high = np.quantile(finite, [0.002, 1.0])
+        low, high = np.quantile(finite, [0.02, 1.0])
+        high = max(high, figures.log_evidence if np.isfinite(figures.log_evidence) else high)
         pad = max(0.02 * (high - low), 1e-3)
         axes.hist(finite, bins=60, range=(low - pad, high + pad), color=BLUE, alpha=0.6)
         axes.set_xlim(low - 3 * pad, high + 3 * pad)

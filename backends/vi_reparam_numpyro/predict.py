@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 import jax
@@ -93,7 +94,7 @@ def predict(
     wanted = None if return_sites is None else _names(return_sites)
     seen: list[set] = []
 
-    def one(key, params, fit_arrays, arrays, arguments):
+    def one(arguments, key, params, fit_arrays, arrays):
         guide_key, model_key = jax.random.split(key)
         guide_trace = draw_guide(scorer.guide, params, *scorer.arguments.merge(fit_arrays), guide_key)
         values = {n: s["value"] for n, s in guide_trace.items() if is_latent(s) and n in scorer.sites.latents}
@@ -108,9 +109,7 @@ def predict(
         return {n: s["value"] for n, s in sites.items() if n in wanted}
 
     def probe(arguments):
-        out = jax.eval_shape(
-            lambda key, *rest: one(key, *rest, arguments), key, scorer.params, scorer.arguments.arrays, arguments.arrays
-        )
+        out = jax.eval_shape(partial(one, arguments), key, scorer.params, scorer.arguments.arrays, arguments.arrays)
         probed.append(sum(int(np.prod(x.shape, dtype=np.int64)) for x in jax.tree.leaves(out)))
 
     probed: list[int] = []
@@ -119,7 +118,7 @@ def predict(
         _known(wanted, seen[-1], "return_sites", "a site that the model draws")
     # closed-over arrays are not hashable, so such calls are not kept
     name = None if arguments.key is None else ("predict", arguments.key, wanted, fresh)
-    call = scorer.compiled(name, lambda: lambda k, *rest: one(k, *rest, arguments), num_draws, scalars=probed[-1])
+    call = scorer.compiled(name, lambda: partial(one, arguments), num_draws, scalars=probed[-1])
     return call(key, scorer.params, scorer.arguments.arrays, arguments.arrays)
 
 

@@ -237,7 +237,7 @@ def traces(
     """
     guide_key, model_key = jax.random.split(key)
     guide_trace = draw_guide(guide, params, args, kwargs, guide_key)
-    latents = {name: site for name, site in guide_trace.items() if is_latent(site)}
+    latents = OrderedDict((name, site) for name, site in guide_trace.items() if is_latent(site))
     replayed = handlers.replay(handlers.seed(handlers.substitute(full_data(model), data=params), model_key), latents)
     return handlers.trace(replayed).get_trace(*args, **kwargs), guide_trace
 

@@ -38,7 +38,7 @@ def save(posterior: Posterior, path: str | os.PathLike) -> Path:
     Raises:
         ArgumentError: an argument of the fit is neither array, number, text nor a container of these.
     """
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     metadata = {
         "format": FORMAT,
         "version": VERSION,
@@ -51,11 +51,12 @@ def save(posterior: Posterior, path: str | os.PathLike) -> Path:
         "kwargs": _encode(posterior.kwargs, arrays, "kwargs"),
     }
     arrays["losses"] = np.asarray(posterior.losses)
+    text: dict[str, Any] = {METADATA: np.array(json.dumps(metadata))}
     path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with open(partial, "wb") as file:
-            np.savez_compressed(file, **{METADATA: np.array(json.dumps(metadata))}, **arrays)
+            np.savez_compressed(file, allow_pickle=False, **arrays, **text)
         os.replace(partial, path)  # a file half written never has the name
     except OSError as error:
         raise ArgumentError(f"cannot write {path}: {error.strerror}; give a file in a folder that exists") from error

@@ -38,6 +38,18 @@ def counts_guide(y=None, num=8):
     numpyro.sample("rate", dist.Gamma(a, b))
 
 
+def level_model(y=None):
+    level = numpyro.sample("level", dist.Normal(0.0, 2.0))
+    numpyro.deterministic("doubled", 2.0 * level)
+    with numpyro.plate("days", 8 if y is None else len(y)):
+        numpyro.sample("y", dist.Normal(level, 1.0), obs=y)
+
+
+def level_guide(y=None):
+    scale = numpyro.param("scale", jnp.array(1.0), constraint=dist.constraints.positive)
+    numpyro.sample("level", dist.Normal(numpyro.param("loc", jnp.array(0.0)), scale))
+
+
 def eight_schools(sigma, y=None):
     mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
     tau = numpyro.sample("tau", dist.HalfNormal(5.0))
@@ -70,6 +82,17 @@ def exact_params():
     return {"a": jnp.asarray(SHAPE + COUNTS.sum()), "b": jnp.asarray(RATE + len(COUNTS))}
 
 
+def level_params():
+    precision = 0.25 + len(COUNTS)
+    return {"loc": jnp.asarray(COUNTS.sum() / precision), "scale": jnp.asarray(precision**-0.5)}
+
+
+def level_log_evidence():
+    n, precision = len(COUNTS), 0.25 + len(COUNTS)
+    square = (COUNTS**2).sum() - COUNTS.sum() ** 2 / precision
+    return -0.5 * (n * np.log(2 * np.pi) + np.log(4.0 * precision) + square)
+
+
 def exact_log_evidence():
     a, b = SHAPE + COUNTS.sum(), RATE + len(COUNTS)
     value = SHAPE * np.log(RATE) - gammaln(SHAPE) + gammaln(a) - a * np.log(b) - gammaln(COUNTS + 1.0).sum()
@@ -79,6 +102,11 @@ def exact_log_evidence():
 @pytest.fixture(scope="module")
 def conjugate():
     return make(counts_model, counts_guide, exact_params(), COUNTS)
+
+
+@pytest.fixture(scope="module")
+def level():
+    return make(level_model, level_guide, level_params(), COUNTS)
 
 
 @pytest.fixture(scope="module")
@@ -133,19 +161,19 @@ def test_importance_weights_correct_a_guide_that_is_off():
 # draws
 
 
-def test_draws_hold_latents_and_deterministics_and_repeat(conjugate):
-    draws = conjugate.draws(200, seed=1)
-    assert set(draws) == {"rate", "log_rate"}
-    assert draws["rate"].shape == (200,)
-    np.testing.assert_allclose(draws["log_rate"], np.log(draws["rate"]), rtol=1e-5)
-    np.testing.assert_array_equal(draws["rate"], conjugate.draws(200, seed=jax.random.key(1))["rate"])
-    np.testing.assert_array_equal(draws["rate"][:50], conjugate.draws(50, seed=1)["rate"])
-    assert not np.array_equal(draws["rate"], conjugate.draws(200, seed=2)["rate"])
+def test_draws_hold_latents_and_deterministics_and_repeat(level):
+    draws = level.draws(200, seed=1)
+    assert set(draws) == {"level", "doubled"}
+    assert draws["level"].shape == (200,)
+    np.testing.assert_allclose(draws["doubled"], 2.0 * draws["level"], rtol=1e-5)
+    np.testing.assert_array_equal(draws["level"], level.draws(200, seed=jax.random.key(1))["level"])
+    np.testing.assert_array_equal(draws["level"][:50], level.draws(50, seed=1)["level"])
+    assert not np.array_equal(draws["level"], level.draws(200, seed=2)["level"])
     for bad in (0, -1, 2.5, True):
         with pytest.raises(ArgumentError, match="num_draws"):
-            conjugate.draws(bad)
+            level.draws(bad)
     with pytest.raises(ArgumentError, match="seed"):
-        conjugate.draws(10, seed="x")
+        level.draws(10, seed="x")
 
 
 def test_repeated_calls_compile_once():
@@ -153,9 +181,9 @@ def test_repeated_calls_compile_once():
 
     def model(y):
         traced.append(1)
-        counts_model(y)
+        level_model(y)
 
-    posterior = make(model, counts_guide, exact_params(), COUNTS)
+    posterior = make(model, level_guide, level_params(), COUNTS)
     fn = jnp.sin
 
     def calls(seed):
@@ -165,7 +193,7 @@ def test_repeated_calls_compile_once():
         posterior.expectation(pick, num_draws=30, seed=seed)
 
     def pick(z):
-        return fn(z["rate"])
+        return fn(z["level"])
 
     calls(1)
     count = len(traced)
@@ -175,10 +203,10 @@ def test_repeated_calls_compile_once():
     assert len(traced) <= count + 1  # the check of new arguments is a trace, not a compilation
 
 
-def test_chunks_give_the_same_draws(conjugate, monkeypatch):
-    whole = conjugate.draws(101, seed=4)["rate"]
+def test_chunks_give_the_same_draws(level, monkeypatch):
+    whole = level.draws(101, seed=4)["level"]
     monkeypatch.setattr("vi_reparam_numpyro.scoring.CHUNK_BUDGET", 200)
-    chunked = make(counts_model, counts_guide, exact_params(), COUNTS).draws(101, seed=4)["rate"]
+    chunked = make(level_model, level_guide, level_params(), COUNTS).draws(101, seed=4)["level"]
     np.testing.assert_allclose(whole, chunked, rtol=1e-6)
 
 
@@ -224,21 +252,21 @@ def test_masks_factors_scales_params_and_auxiliary_sites():
 
     def model(y):
         offset = numpyro.param("offset", jnp.array(0.0))
-        rate = numpyro.sample("rate", dist.Gamma(SHAPE, RATE))
+        level = numpyro.sample("level", dist.Normal(0.0, 2.0))
         numpyro.factor("bonus", 2.0 * offset)
         with numpyro.plate("days", len(y)), numpyro.handlers.mask(mask=mask), numpyro.handlers.scale(scale=3.0):
-            numpyro.sample("y", dist.Poisson(rate), obs=y)
+            numpyro.sample("y", dist.Normal(level, 1.0), obs=y)
 
     def guide(y):
-        noise = numpyro.sample("noise", dist.Gamma(4.0, 1.0), infer={"is_auxiliary": True})
-        numpyro.sample("rate", dist.Delta(noise))
+        noise = numpyro.sample("noise", dist.Normal(3.0, 0.5), infer={"is_auxiliary": True})
+        numpyro.sample("level", dist.Delta(noise))
 
     posterior = make(model, guide, {"offset": jnp.asarray(1.5)}, COUNTS)
-    rate = posterior.draws(10)["rate"]
-    likelihood = 3.0 * dist.Poisson(rate[:, None]).log_prob(COUNTS[None, mask]).sum(-1)
-    expected = dist.Gamma(SHAPE, RATE).log_prob(rate) + 3.0 + likelihood - dist.Gamma(4.0, 1.0).log_prob(rate)
+    level = posterior.draws(10)["level"]
+    likelihood = 3.0 * dist.Normal(level[:, None], 1.0).log_prob(COUNTS[None, mask]).sum(-1)
+    expected = dist.Normal(0.0, 2.0).log_prob(level) + 3.0 + likelihood - dist.Normal(3.0, 0.5).log_prob(level)
     np.testing.assert_allclose(posterior.log_weights[:10], expected, rtol=1e-4, atol=1e-4)
-    assert set(posterior.draws(3)) == {"rate"}
+    assert set(posterior.draws(3)) == {"level"}
     assert set(posterior.predict(COUNTS, num_draws=3)) == {"y"}
     assert not posterior.scorer.sites.is_point
 
@@ -268,11 +296,11 @@ def test_the_guides_own_distribution_scores_the_draw():
 
 def test_a_model_that_reads_its_data_in_python_is_served():
     def model(y):
-        rate = numpyro.sample("rate", dist.Gamma(SHAPE, RATE if float(y.sum()) > 0 else 1.0))
-        numpyro.sample("y", dist.Poisson(rate).expand([len(y)]).to_event(1), obs=y)
+        level = numpyro.sample("level", dist.Normal(0.0, 2.0 if float(y.sum()) > 0 else 1.0))
+        numpyro.sample("y", dist.Normal(level, 1.0).expand([len(y)]).to_event(1), obs=y)
 
-    posterior = make(model, counts_guide, exact_params(), COUNTS)
-    assert posterior.elbo()[0] == pytest.approx(exact_log_evidence(), abs=1e-4)
+    posterior = make(model, level_guide, level_params(), COUNTS)
+    assert posterior.elbo()[0] == pytest.approx(level_log_evidence(), abs=1e-4)
     assert posterior.predict(COUNTS, num_draws=4)["y"].shape == (4, 8)
 
 
@@ -281,24 +309,24 @@ def test_guide_and_model_must_agree():
         numpyro.sample("other", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
 
     def extra(y):
-        counts_guide(y)
+        level_guide(y)
         numpyro.sample("other", dist.Normal(0.0, 1.0))
 
     def wide(y):
-        numpyro.sample("rate", dist.Gamma(1.0, 1.0).expand([1]))
+        numpyro.sample("level", dist.Normal(0.0, 1.0).expand([1]))
 
     for guide, message in ((lacks, "does not draw"), (extra, "other, not in the model"), (wide, r"shape \(1,\)")):
         with pytest.raises(SiteError, match=message):
-            make(counts_model, guide, exact_params(), COUNTS)
-    with pytest.raises(ArgumentError, match="parameters b"):
-        make(counts_model, counts_guide, {"a": jnp.asarray(1.0)}, COUNTS)
+            make(level_model, guide, level_params(), COUNTS)
+    with pytest.raises(ArgumentError, match="parameters scale"):
+        make(level_model, level_guide, {"loc": jnp.asarray(1.0)}, COUNTS)
 
 
 # the verdict
 
 
 def test_a_bad_guide_is_not_good():
-    posterior = make(counts_model, counts_guide, {"a": jnp.asarray(400.0), "b": jnp.asarray(130.0)}, COUNTS)
+    posterior = make(level_model, level_guide, {"loc": jnp.asarray(4.0), "scale": jnp.asarray(0.1)}, COUNTS)
     assert posterior.khat >= 0.7
     assert posterior.verdict.grade == "poor"
     assert "not to be trusted" in str(posterior.verdict)
@@ -306,11 +334,11 @@ def test_a_bad_guide_is_not_good():
 
 def test_nan_weights_are_counted_never_dropped():
     def model(y):
-        rate = numpyro.sample("rate", dist.Gamma(SHAPE, RATE))
-        numpyro.factor("fault", jnp.where(rate > 4.2, jnp.nan, 0.0))
-        numpyro.sample("y", dist.Poisson(rate).expand([8]).to_event(1), obs=y)
+        level = numpyro.sample("level", dist.Normal(0.0, 2.0))
+        numpyro.factor("fault", jnp.where(level > 4.2, jnp.nan, 0.0))
+        numpyro.sample("y", dist.Normal(level, 1.0).expand([8]).to_event(1), obs=y)
 
-    posterior = make(model, counts_guide, exact_params(), COUNTS)
+    posterior = make(model, level_guide, level_params(), COUNTS)
     count = int(np.isnan(posterior.log_weights).sum())
     assert 0 < count < len(posterior.log_weights)
     assert posterior.verdict.grade == "poor"
@@ -318,26 +346,26 @@ def test_nan_weights_are_counted_never_dropped():
     assert f"{count:,} of {len(posterior.log_weights):,} log weights are NaN" in str(posterior.summary())
     assert np.isnan([posterior.khat, *posterior.elbo(), *posterior.log_evidence()]).all()
     with pytest.raises(ArgumentError, match="NaN"):
-        posterior.expectation(lambda z: z["rate"], weighted=True)
+        posterior.expectation(lambda z: z["level"], weighted=True)
     posterior.plot()
 
 
 def test_draws_outside_the_support_and_points_are_poor():
     def truncated(y):
-        rate = numpyro.sample("rate", dist.Uniform(0.0, 4.0, validate_args=False))
-        numpyro.factor("edge", jnp.where(rate > 4.0, -jnp.inf, 0.0))
-        numpyro.sample("y", dist.Poisson(rate).expand([8]).to_event(1), obs=y)
+        level = numpyro.sample("level", dist.Normal(0.0, 2.0))
+        numpyro.factor("edge", jnp.where(level > 4.0, -jnp.inf, 0.0))
+        numpyro.sample("y", dist.Normal(level, 1.0).expand([8]).to_event(1), obs=y)
 
-    posterior = make(truncated, counts_guide, exact_params(), COUNTS)
+    posterior = make(truncated, level_guide, level_params(), COUNTS)
     assert posterior.verdict.figures.num_outside > 0
     assert posterior.verdict.grade == "poor"
     assert posterior.elbo()[0] == -np.inf
     assert np.isfinite(posterior.log_evidence()[0])
 
     def point(y):
-        numpyro.sample("rate", dist.Delta(numpyro.param("a", jnp.array(1.0))))
+        numpyro.sample("level", dist.Delta(numpyro.param("loc", jnp.array(1.0))))
 
-    assert make(counts_model, point, {"a": jnp.asarray(3.0)}, COUNTS).verdict.grade == "poor"
+    assert make(level_model, point, {"loc": jnp.asarray(3.0)}, COUNTS).verdict.grade == "poor"
 
 
 def figures(**changes):
@@ -412,15 +440,15 @@ def test_predictions_are_the_negative_binomial(conjugate):
     assert np.cov(draws.T)[0, 1] == pytest.approx(a / b**2, rel=0.25)
 
 
-def test_observed_sites_are_drawn_afresh(conjugate):
-    draws = conjugate.predict(num_draws=50)
+def test_observed_sites_are_drawn_afresh(level):
+    draws = level.predict(num_draws=50)
     assert set(draws) == {"y"}
     assert draws["y"].shape == (50, 8)
     assert not np.array_equal(draws["y"][0], COUNTS)
-    both = conjugate.predict(COUNTS, num_draws=50, return_sites=["y", "log_rate", "rate"])
-    np.testing.assert_allclose(both["log_rate"], np.log(both["rate"]), rtol=1e-5)
+    both = level.predict(COUNTS, num_draws=50, return_sites=["y", "doubled", "level"])
+    np.testing.assert_allclose(both["doubled"], 2.0 * both["level"], rtol=1e-5)
     with pytest.raises(ArgumentError, match="return_sites names x"):
-        conjugate.predict(COUNTS, return_sites=["x"])
+        level.predict(COUNTS, return_sites=["x"])
 
 
 def test_new_groups_come_from_the_model(schools):
@@ -452,9 +480,9 @@ def test_inputs_of_another_form_are_refused():
 
 def test_an_observation_wider_than_its_distribution_keeps_its_shape():
     def model(y):
-        numpyro.sample("y", dist.Poisson(numpyro.sample("rate", dist.Gamma(SHAPE, RATE))), obs=y)
+        numpyro.sample("y", dist.Normal(numpyro.sample("level", dist.Normal(0.0, 2.0)), 1.0), obs=y)
 
-    posterior = make(model, counts_guide, exact_params(), COUNTS)
+    posterior = make(model, level_guide, level_params(), COUNTS)
     assert posterior.predict(num_draws=3)["y"].shape == (3, 8)
 
 
@@ -529,41 +557,41 @@ def test_nested_parameters_and_arguments_survive(tmp_path):
 def test_an_autoguide_that_learned_nothing_yet_loads(tmp_path):
     from numpyro.infer.autoguide import AutoNormal
 
-    guide = AutoNormal(counts_model)
+    guide = AutoNormal(level_model)
     with numpyro.handlers.seed(rng_seed=0):
         guide(COUNTS)
-    params = {"rate_auto_loc": jnp.asarray(1.2), "rate_auto_scale": jnp.asarray(0.2)}
-    path = make(counts_model, guide, params, COUNTS).save(tmp_path / "auto.npz")
-    back = load(path, guided(counts_model, AutoNormal(counts_model)))
+    params = {"level_auto_loc": level_params()["loc"], "level_auto_scale": level_params()["scale"]}
+    path = make(level_model, guide, params, COUNTS).save(tmp_path / "auto.npz")
+    back = load(path, guided(level_model, AutoNormal(level_model)))
     assert back.verdict.grade == "good"
 
 
-def test_files_of_other_models_are_refused(conjugate, schools, tmp_path):
-    path = conjugate.save(tmp_path / "counts.npz")
-    with pytest.raises(ArgumentError, match="of 'counts_model', not of 'eight_schools'"):
+def test_files_of_other_models_are_refused(level, schools, tmp_path):
+    path = level.save(tmp_path / "counts.npz")
+    with pytest.raises(ArgumentError, match="of 'level_model', not of 'eight_schools'"):
         load(path, schools.guided)
 
-    def other_guide(y=None, num=8):
-        numpyro.sample("rate", dist.Gamma(numpyro.param("c", jnp.array(1.0)), 1.0))
+    def other_guide(y=None):
+        numpyro.sample("level", dist.Normal(numpyro.param("c", jnp.array(1.0)), 1.0))
 
-    def other_model(y=None, num=8):
-        rate = numpyro.sample("rate", dist.Gamma(SHAPE, RATE).expand([2]).to_event(1))
-        numpyro.sample("y", dist.Poisson(rate[0]).expand([8]).to_event(1), obs=y)
+    def other_model(y=None):
+        level = numpyro.sample("level", dist.Normal(0.0, 2.0).expand([2]).to_event(1))
+        numpyro.sample("y", dist.Normal(level[0], 1.0).expand([8]).to_event(1), obs=y)
 
-    def renamed(y=None, num=8):
-        rate = numpyro.sample("rate", dist.Gamma(SHAPE, RATE))
-        numpyro.sample("x", dist.Poisson(rate).expand([8]).to_event(1), obs=y)
+    def renamed(y=None):
+        level = numpyro.sample("level", dist.Normal(0.0, 2.0))
+        numpyro.sample("x", dist.Normal(level, 1.0).expand([8]).to_event(1), obs=y)
 
-    for model, guide in ((counts_model, other_guide), (other_model, counts_guide), (renamed, counts_guide)):
-        with pytest.raises(ArgumentError, match="another 'counts_model' than the given 'counts_model'") as raised:
-            load(path, guided(model, guide, "counts_model"))
+    for model, guide in ((level_model, other_guide), (other_model, level_guide), (renamed, level_guide)):
+        with pytest.raises(ArgumentError, match="another 'level_model' than the given 'level_model'") as raised:
+            load(path, guided(model, guide, "level_model"))
         assert "\n" not in str(raised.value)
     with pytest.raises(ArgumentError, match="guided model"):
-        load(path, counts_model)
+        load(path, level_model)
 
 
-def test_files_that_are_none_are_refused(conjugate, tmp_path):
-    whole = conjugate.save(tmp_path / "whole.npz").read_bytes()
+def test_files_that_are_none_are_refused(level, tmp_path):
+    whole = level.save(tmp_path / "whole.npz").read_bytes()
     (tmp_path / "half.npz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.npz").write_text("no numbers here")
     (tmp_path / "empty.npz").write_bytes(b"")
@@ -576,14 +604,14 @@ def test_files_that_are_none_are_refused(conjugate, tmp_path):
     names = ("half.npz", "text.npz", "empty.npz", "other.npz", "array.npy", "pickle.npy", "bent.npz", "none.npz", "")
     for name in names:
         with pytest.raises(ArgumentError) as raised:
-            load(tmp_path / name, conjugate.guided)
+            load(tmp_path / name, level.guided)
         assert "\n" not in str(raised.value)
 
 
-def test_what_cannot_be_stored_is_named(conjugate, tmp_path):
-    posterior = make(lambda f: counts_model(COUNTS), lambda f: counts_guide(), exact_params(), object(), name="m")
+def test_what_cannot_be_stored_is_named(level, tmp_path):
+    posterior = make(lambda f: level_model(COUNTS), lambda f: level_guide(), level_params(), object(), name="m")
     with pytest.raises(ArgumentError, match=r"args\[0\] is of type object"):
         posterior.save(tmp_path / "file.npz")
     with pytest.raises(ArgumentError, match="cannot write"):
-        conjugate.save(tmp_path / "none" / "file.npz")
+        level.save(tmp_path / "none" / "file.npz")
     assert list(tmp_path.iterdir()) == []
