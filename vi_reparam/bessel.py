@@ -123,19 +123,19 @@ def angle_slope(theta: Array, kappa: Array, dim: int) -> Array:
     left = xp.minimum(theta, _angle(ops, _upper(ops, mode, kappa, dim, reach)))
     right = xp.maximum(_angle(ops, _upper(ops, xp.maximum(square, mode), kappa, dim, reach)) - theta, 0.0 * theta)
 
-    def weight_at(step: Array, origin: Array) -> Array:
+    def weight_at(step: Array, origin: Array, kappa: Array) -> Array:
         log_weight = -2.0 * kappa * xp.sin(origin + 0.5 * step) * xp.sin(0.5 * step)
         if dim > 2:
             log_weight = log_weight + (dim - 2) * (_log_sin(ops, origin + step) - _log_sin(ops, origin))
         return xp.exp(log_weight)
 
     t = left[None] * node
-    mass = weight * weight_at(t - before[None], before[None])
+    mass = weight * weight_at(t - before[None], before[None], kappa[None])
     left_mass = left * xp.sum(mass, axis=0)
     left_moment = left * xp.sum(mass * 2.0 * xp.sin(0.5 * (theta[None] + t)) * xp.sin(0.5 * (theta[None] - t)), axis=0)
     step = right[None] * node
-    mass = weight * weight_at(step + (theta - beyond)[None], beyond[None])
+    mass = weight * weight_at(step + (theta - beyond)[None], beyond[None], kappa[None])
     right_mass = right * xp.sum(mass, axis=0)
     right_moment = right * xp.sum(mass * 2.0 * xp.sin(theta[None] + 0.5 * step) * xp.sin(0.5 * step), axis=0)
-    total = weight_at(before - peak, peak) * left_mass + weight_at(beyond - peak, peak) * right_mass
+    total = weight_at(before - peak, peak, kappa) * left_mass + weight_at(beyond - peak, peak, kappa) * right_mass
     return -(left_mass * right_moment + left_moment * right_mass) / total

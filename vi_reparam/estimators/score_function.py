@@ -47,7 +47,22 @@ class ScoreFunction(Estimator):
         drawn = family.build(Constant(), ops, key, shape, *(stop(p) for p in params), value=value)
         held = stop(drawn.value)
         logs = None if drawn.logs is None else tuple(stop(log) for log in drawn.logs)
-        log_prob = family.log_prob(held, *params, logs=logs)
+        log_prob = family.log_prob(held, *_without_edges(ops, family, params), logs=logs)
         log_prob = ops.xp.broadcast_to(log_prob, shape)
         log_prob = stop(drawn.log_prob) + (log_prob - stop(log_prob))
         return Draw(value=held, log_prob=log_prob, score_term=log_prob, logs=logs)
+
+
+def _without_edges(ops: Ops, family: Family, params: tuple[Array, ...]) -> tuple[Array, ...]:
+    """The parameters, with an infinite derivative in those that bound the support.
+
+    The mean of f grad log q lacks what the moving edge adds, so a gradient in an edge must not
+    come out as a plausible number; edges that are not differentiated are left alone.
+    """
+    xp, stop = ops.xp, ops.stop_gradient
+    held = list(params)
+    for index in family.edge_parameters:
+        edge = params[index]
+        finite = xp.where(xp.isfinite(edge), edge, xp.zeros_like(edge))
+        held[index] = edge + xp.sqrt(finite - stop(finite))
+    return tuple(held)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from vi_reparam.draw import Draw
 from vi_reparam.errors import SiteError
 from vi_reparam.ops import Ops
+from vi_reparam.registry import ops_of
 
 if TYPE_CHECKING:
     from vi_reparam.estimators.base import Primitive
@@ -99,8 +100,21 @@ class Family(abc.ABC):
         shapes = [p.shape[: p.ndim - dim] for p, dim in zip(params, self.parameter_event_dims, strict=True)]
         return broadcast_shapes(*shapes)
 
+    def ranked(self, value: Array, *params: Array) -> tuple[Array, ...]:
+        """Value and parameters with leading dimensions of 1, so that all have one number of batch dimensions."""
+        return same_rank((value, *params), (self.event_dim, *self.parameter_event_dims))
+
     def __repr__(self) -> str:
         return self.name
+
+
+def same_rank(arrays: tuple[Array, ...], event_dims: tuple[int, ...]) -> tuple[Array, ...]:
+    """The arrays with leading dimensions of 1: they then broadcast without rank promotion."""
+    batch_dims = [len(a.shape) - dim for a, dim in zip(arrays, event_dims, strict=True)]
+    rank = max(batch_dims)
+    pairs = zip(arrays, batch_dims, strict=True)
+    xp = ops_of(*arrays).xp
+    return tuple(a if dims == rank else xp.reshape(a, (*(1,) * (rank - dims), *a.shape)) for a, dims in pairs)
 
 
 def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:

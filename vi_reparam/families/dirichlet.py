@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vi_reparam import special
 from vi_reparam.draw import Draw
-from vi_reparam.families.base import Family
+from vi_reparam.families.base import Family, same_rank
 from vi_reparam.families.gamma import GAMMA, GAMMA_KINDS
 from vi_reparam.ops import Ops
 from vi_reparam.registry import ops_of
@@ -102,7 +102,7 @@ class Dirichlet(Family):
         (a,) = params
         ops = ops_of(value, a)
         xp = ops.xp
-        log_x = xp.log(value) if logs is None else logs[0]
+        log_x, a = self.ranked(xp.log(value) if logs is None else logs[0], a)
         mean = a / xp.sum(a, axis=-1, keepdims=True)
         power = xp.sum(a * (log_x - xp.log(mean)), axis=-1)
         return power + _normalizer(ops, a) - xp.sum(log_x, axis=-1)
@@ -164,12 +164,14 @@ class Beta(Family):
         ops = ops_of(value, *params)
         xp = ops.xp
         log_x, log_rest = (xp.log(value), xp.log1p(-value)) if logs is None else logs
+        params = same_rank(params, self.parameter_event_dims)
         stacked = xp.stack(list(xp.broadcast_arrays(log_x, log_rest)), axis=-1)
         a = self._stack(ops, tuple(xp.broadcast_arrays(*params)[0].shape), *params)
         return DIRICHLET.log_prob(value, a, logs=(stacked,))
 
     def entropy(self, *params: Array) -> Array:
         ops = ops_of(*params)
+        params = same_rank(params, self.parameter_event_dims)
         return DIRICHLET.entropy(self._stack(ops, tuple(ops.xp.broadcast_arrays(*params)[0].shape), *params))
 
 

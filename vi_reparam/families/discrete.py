@@ -44,7 +44,7 @@ class Bernoulli(Family):
         return Draw(value=value, log_prob=self.log_prob(value, logits))
 
     def log_prob(self, value: Array, *params: Array, logs: tuple[Array, ...] | None = None) -> Array:
-        (logits,) = params
+        value, logits = self.ranked(value, *params)
         xp = ops_of(value, logits).xp
         positive = xp.where(logits > 0.0, logits, 0.0 * logits)
         return value * logits - positive - xp.log1p(xp.exp(-xp.abs(logits)))
@@ -89,7 +89,7 @@ class Poisson(Family):
         return Draw(value=value, log_prob=self.log_prob(value, rate))
 
     def log_prob(self, value: Array, *params: Array, logs: tuple[Array, ...] | None = None) -> Array:
-        (rate,) = params
+        value, rate = self.ranked(value, *params)
         ops = ops_of(value, rate)
         return value * ops.xp.log(rate) - rate - ops.gammaln(value + 1.0)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vi_reparam import special
 from vi_reparam.draw import Draw
-from vi_reparam.families.base import Family, WeakDerivative
+from vi_reparam.families.base import Family, WeakDerivative, same_rank
 from vi_reparam.ops import Ops
 from vi_reparam.registry import ops_of
 from vi_reparam.samplers.gamma import LogGamma
@@ -66,14 +66,14 @@ class Gamma(Family):
         )
 
     def log_prob(self, value: Array, *params: Array, logs: tuple[Array, ...] | None = None) -> Array:
-        a, rate = params
+        value, a, rate = self.ranked(value, *params)
         xp = ops_of(value, a, rate).xp
         log_value = xp.log(value) if logs is None else logs[0]
         w = log_ratio(value * rate, log_value + xp.log(rate), a)
         return LogGamma().log_target(w, a) - log_value
 
     def entropy(self, *params: Array) -> Array:
-        a, rate = params
+        a, rate = same_rank(params, self.parameter_event_dims)
         ops = ops_of(a, rate)
         psi = special.digamma_minus_log(a)
         # a - log rate + log Gamma(a) + (1 - a) psi(a), with the large terms cancelled by hand.
@@ -129,7 +129,7 @@ class InverseGamma(Family):
         return GAMMA.log_prob(1.0 / value, *params, logs=(-log_value,)) - 2.0 * log_value
 
     def entropy(self, *params: Array) -> Array:
-        a, rate = params
+        a, rate = same_rank(params, self.parameter_event_dims)
         ops = ops_of(a, rate)
         mean_log = ops.xp.log(rate) - ops.digamma(a)
         return GAMMA.entropy(a, rate) + 2.0 * mean_log

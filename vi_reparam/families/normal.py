@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vi_reparam import special
 from vi_reparam.draw import Draw
-from vi_reparam.families.base import Family, WeakDerivative
+from vi_reparam.families.base import Family, WeakDerivative, same_rank
 from vi_reparam.ops import Ops
 from vi_reparam.registry import ops_of
 
@@ -43,12 +43,12 @@ class Normal(Family):
         return Draw(value=loc + scale * eps, log_prob=log_prob, noise=eps)
 
     def log_prob(self, value: Array, *params: Array, logs: tuple[Array, ...] | None = None) -> Array:
-        loc, scale = params
+        value, loc, scale = self.ranked(value, *params)
         eps = (value - loc) / scale
         return -0.5 * eps * eps - ops_of(value, loc, scale).xp.log(scale) - 0.5 * special.LOG_2PI
 
     def entropy(self, *params: Array) -> Array:
-        loc, scale = params
+        loc, scale = same_rank(params, self.parameter_event_dims)
         return 0.0 * loc + ops_of(loc, scale).xp.log(scale) + 0.5 * (special.LOG_2PI + 1.0)
 
     def weak_derivatives(

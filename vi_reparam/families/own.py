@@ -68,6 +68,7 @@ class Own(Family):
 
     def log_prob(self, value: Array, *params: Array, logs: tuple[Array, ...] | None = None) -> Array:
         xp = ops_of(value, *params).xp
+        value, *params = self.ranked(value, *params)
         if self.event_dim == 0:
             value, *aligned = xp.broadcast_arrays(value, *params)
             return self.sampler.log_target(value, *aligned)

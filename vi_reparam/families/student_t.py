@@ -80,14 +80,16 @@ class StudentT(Family):
         return ops.stop_gradient(logs[0])
 
     def log_prob(self, value: Array, *params: Array, logs: tuple[Array, ...] | None = None) -> Array:
-        df, loc, scale = params
+        value, df, loc, scale = self.ranked(value, *params)
         ops = ops_of(value, *params)
         xp = ops.xp
         if logs is not None:
             return _log_density(ops, logs[0], df) - xp.log(scale)
         t = (value - loc) / scale
         tail = xp.log1p(t * t / df)
-        return special.gammaln_half_step(0.5 * df) - 0.5 * (xp.log(df) + _LOG_PI) - 0.5 * (df + 1.0) * tail - xp.log(scale)
+        return (
+            special.gammaln_half_step(0.5 * df) - 0.5 * (xp.log(df) + _LOG_PI) - 0.5 * (df + 1.0) * tail - xp.log(scale)
+        )
 
 
 STUDENT_T = StudentT()

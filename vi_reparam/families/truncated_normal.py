@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vi_reparam import mills
 from vi_reparam.draw import Draw
-from vi_reparam.families.base import Family
+from vi_reparam.families.base import Family, same_rank
 from vi_reparam.ops import Ops
 from vi_reparam.registry import ops_of
 from vi_reparam.samplers.truncated_normal import TruncatedNormalOffset
@@ -71,7 +71,7 @@ class TruncatedNormal(Family):
     def log_prob(self, value: Array, *params: Array, logs: tuple[Array, ...] | None = None) -> Array:
         ops = ops_of(value, *params)
         xp = ops.xp
-        value, loc, scale, low, high = xp.broadcast_arrays(value, *params)
+        value, loc, scale, low, high = xp.broadcast_arrays(*self.ranked(value, *params))
         inside = (value >= low) & (value <= high)
         anchor = _anchor(ops, loc, low, high)
         offset = xp.where(inside, (value - anchor) / scale, 0.0 * scale)
@@ -82,7 +82,7 @@ class TruncatedNormal(Family):
     def entropy(self, *params: Array) -> Array:
         ops = ops_of(*params)
         xp = ops.xp
-        loc, scale, low, high = xp.broadcast_arrays(*params)
+        loc, scale, low, high = xp.broadcast_arrays(*same_rank(params, self.parameter_event_dims))
         frame = _SAMPLER.frame(_standardize(ops, loc, scale, low), _standardize(ops, loc, scale, high))
         ahead = mills.moments(frame.c, frame.ahead)
         behind = mills.moments(0.0 * frame.c, frame.behind)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vi_reparam import bessel, special
 from vi_reparam.draw import Draw
-from vi_reparam.families.base import Family
+from vi_reparam.families.base import Family, same_rank
 from vi_reparam.ops import Ops
 from vi_reparam.registry import ops_of
 from vi_reparam.samplers.von_mises import VonMisesDeviation
@@ -61,13 +61,12 @@ class VonMises(Family):
         )
 
     def log_prob(self, value: Array, *params: Array, logs: tuple[Array, ...] | None = None) -> Array:
-        loc, kappa = params
-        xp = ops_of(value, loc, kappa).xp
-        deviation, kappa_, log_i0e = xp.broadcast_arrays(value - loc, kappa, bessel.log_i0e(kappa))
-        return -2.0 * kappa_ * xp.sin(0.5 * deviation) ** 2 - special.LOG_2PI - log_i0e
+        value, loc, kappa = self.ranked(value, *params)
+        square = ops_of(value, loc, kappa).xp.sin(0.5 * (value - loc)) ** 2
+        return -2.0 * kappa * square - special.LOG_2PI - bessel.log_i0e(kappa)
 
     def entropy(self, *params: Array) -> Array:
-        loc, kappa = params
+        loc, kappa = same_rank(params, self.parameter_event_dims)
         log_mass, mean = bessel.normalizer(kappa, 2)
         return 0.0 * loc + (kappa * mean + log_mass + math.log(2.0))
 

@@ -92,15 +92,12 @@ class VonMisesFisher(Family):
         )
 
     def log_prob(self, value: Array, *params: Array, logs: tuple[Array, ...] | None = None) -> Array:
-        direction, kappa = params
-        ops = ops_of(value, direction, kappa)
-        xp = ops.xp
+        value, direction, kappa = self.ranked(value, *params)
+        xp = ops_of(value, direction, kappa).xp
         dim = direction.shape[-1]
-        value, direction = xp.broadcast_arrays(value, direction)
         # 1 - cos t as half the squared chord, which keeps its digits next to the direction.
         deficit = 0.5 * xp.sum((value - direction) ** 2, axis=-1)
-        deficit, kappa, log_mass = xp.broadcast_arrays(deficit, kappa, bessel.normalizer(kappa, dim)[0])
-        return -kappa * deficit - log_mass - _log_area(dim)
+        return -kappa * deficit - bessel.normalizer(kappa, dim)[0] - _log_area(dim)
 
     def entropy(self, *params: Array) -> Array:
         direction, kappa = params
