@@ -51,6 +51,6 @@ def digits(*, num_factors: int = 16, batch_size: int | None = None) -> Model:
         model=program,
         data=lambda: ((), {"counts": data.digits()}),
         estimators=(Implicit(), Rejection(), Rejection(baseline=None), ScoreFunction()),
-        fit_defaults={"num_steps": 1_500, "num_particles": 2, "learning_rate": 0.05},
+        fit_defaults={"num_steps": 1_500, "num_particles": 1, "learning_rate": 0.05},
         options={"num_factors": num_factors, "batch_size": batch_size},
     )
