@@ -31,7 +31,9 @@ from vi_reparam import (
     ops_of,
     surrogate,
 )
+from vi_reparam.comparison import Comparison
 from vi_reparam.guides import GuideFamily, MeanField
+from vi_reparam_numpyro.compare import compare_estimators
 from vi_reparam_numpyro.distributions import FromSampler, VonMisesFisher, annotate
 from vi_reparam_numpyro.guided import Guided, guide
 from vi_reparam_numpyro.handlers import estimate
@@ -47,6 +49,7 @@ __all__ = [
     "Auto",
     "BackendError",
     "Branch",
+    "Comparison",
     "Draw",
     "Estimator",
     "FromSampler",
@@ -67,6 +70,7 @@ __all__ = [
     "ViReparamError",
     "VonMisesFisher",
     "annotate",
+    "compare_estimators",
     "estimate",
     "guide",
     "host",

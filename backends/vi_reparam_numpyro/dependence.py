@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import random
-from numpyro.handlers import seed, substitute, trace
+from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.ops.provenance import eval_provenance
 
 from vi_reparam.errors import GradientError
@@ -44,14 +44,18 @@ def _float(value: Any) -> Any:
     return value.dtype if jnp.issubdtype(value.dtype, jnp.floating) else jnp.result_type(float)
 
 
-def first_params(model: Any, guide: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+def first_params(model: Any, guide: Any, args: Any, kwargs: Any, *, key: Any = None) -> dict[str, Any]:
     """The initial values at the param and mutable sites of guide and model."""
     params: dict[str, Any] = {}
-    for fn, number in ((guide, 0), (model, 1)):
-        held = substitute(seed(fn, random.key(number)), data=params)
-        for name, site in trace(held).get_trace(*args, **kwargs).items():
-            if site["type"] in ("param", "mutable"):
-                params[name] = site["value"]
+
+    def visit(fn: Any) -> Any:
+        found = trace(substitute(fn, data=params)).get_trace(*args, **kwargs)
+        params.update({n: s["value"] for n, s in found.items() if s["type"] in ("param", "mutable")})
+        return found
+
+    guide_key, model_key = random.split(random.key(0) if key is None else key)
+    guide_trace = visit(seed(guide, guide_key))
+    visit(replay(seed(model, model_key), guide_trace))
     return params
 
 

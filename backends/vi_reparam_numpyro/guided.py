@@ -8,9 +8,13 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from vi_reparam.errors import ArgumentError
 from vi_reparam.guides import GuideFamily, MeanField
-from vi_reparam_numpyro.fit import Fitter
+from vi_reparam_numpyro.arguments import Arguments
+from vi_reparam_numpyro.dependence import first_params
+from vi_reparam_numpyro.fit import Fitter, as_key
 from vi_reparam_numpyro.guides import build_guide
 from vi_reparam_numpyro.handlers import as_mapping, estimate
 from vi_reparam_numpyro.objectives import ELBO
@@ -117,6 +121,27 @@ class Guided:
     @staticmethod
     def _remake(model: Any, guide: Any, estimators: Any, objective: Any) -> Guided:
         return Guided(model, guide, estimators=estimators, objective=objective)
+
+    @staticmethod
+    def of(thing: Any) -> Guided:
+        """`thing` itself, checked.
+
+        Raises:
+            ArgumentError: if it is no `Guided`.
+        """
+        if isinstance(thing, Guided):
+            return thing
+        raise ArgumentError(f"{thing!r} has no guide: decorate the model with vr.guide, or give vr.Guided(model, guide)")
+
+    def start(self, *args: Any, seed: Any = 0, **kwargs: Any) -> dict[str, Any]:
+        """The initial values at the param and mutable sites, constrained, by name."""
+        arguments = Arguments.of(args, kwargs)
+
+        def values(key: Any, arrays: Any) -> dict[str, Any]:
+            args, kwargs = arguments.join(arrays)
+            return first_params(self.model, self.guide, args, kwargs, key=key)
+
+        return jax.jit(values)(as_key(seed), arguments.arrays)
 
     def with_estimators(self, estimators: Any) -> Guided:
         """The same model and guide with other estimators."""

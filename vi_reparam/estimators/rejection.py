@@ -95,6 +95,6 @@ class Rejection(Estimator):
                     "be wrong; use boost=1 or more, or promise min_concentration=1.0"
                 )
             else:
-                promised = concentration >= self.min_concentration
-                checked[index] = ops.xp.where(promised, params[index], float("nan") * params[index])
+                zero = 0.0 * ops.stop_gradient(concentration)
+                checked[index] = params[index] + ops.xp.where(concentration >= self.min_concentration, zero, float("nan"))
         return tuple(checked)

@@ -1,0 +1,239 @@
+"""The comparison of gradient estimators: what was measured, for people and for programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from vi_reparam.errors import ArgumentError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+
+class Moments:
+    """Running mean, variance and fourth moment of replicates, shifted by a pilot.
+
+    Args:
+        pilot: about the mean, shape ``[parameters]``: sums of powers of small differences keep
+            their digits in float32.
+    """
+
+    def __init__(self, pilot: np.ndarray) -> None:
+        self.pilot = np.asarray(pilot, np.float64)
+        self.sums = np.zeros((4, self.pilot.size))
+        self.count = 0
+
+    def add(self, sums: np.ndarray, count: int) -> None:
+        """Add sums of the first four powers of (replicate - pilot), shape ``[4, parameters]``."""
+        self.sums += np.asarray(sums, np.float64)
+        self.count += count
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self.pilot + self.sums[0] / self.count
+
+    @property
+    def variance(self) -> np.ndarray:
+        m1, m2 = self.sums[0] / self.count, self.sums[1] / self.count
+        return np.maximum(m2 - m1 * m1, 0.0) * self.count / max(self.count - 1, 1)
+
+    @property
+    def variance_error(self) -> np.ndarray:
+        """Standard error of `variance`, from the fourth central moment."""
+        m1, m2, m3, m4 = self.sums / self.count
+        central = m4 - 4.0 * m1 * m3 + 6.0 * m1**2 * m2 - 3.0 * m1**4
+        return np.sqrt(np.maximum(central - self.variance**2, 0.0) / self.count)
+
+
+def z_scores(mean: np.ndarray, error: np.ndarray, reference: np.ndarray, reference_error: np.ndarray) -> np.ndarray:
+    """(mean - reference) in standard errors of the difference; 0 where both are without error and equal."""
+    gap = mean - reference
+    spread = np.hypot(error, reference_error)
+    exact = spread <= 1e-12 * (np.abs(reference) + 1e-300)
+    safe = np.where(exact, 1.0, spread)
+    same = np.abs(gap) <= 1e-6 * np.maximum(np.abs(reference), 1e-12)
+    return np.where(exact, np.where(same, 0.0, np.inf * np.sign(gap)), gap / safe)
+
+
+class Comparison:
+    """Gradient estimators side by side, under common random numbers.
+
+    Attributes:
+        dataset: dimensions estimator x stage x parameter; mean and variance of the gradient,
+            `variance_error`, `variance_per_draw` (variance times particles), bias `z` against
+            the reference, and by estimator x stage `seconds` per gradient and
+            `variance_x_seconds` (summed over parameters).
+    """
+
+    def __init__(self, dataset: xr.Dataset) -> None:
+        self.dataset = dataset
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row for every estimator, stage and parameter."""
+        return self.dataset.to_dataframe().reset_index()
+
+    def _rows(self, parameter: str | None) -> list[dict[str, Any]]:
+        data = self.dataset
+        if parameter is not None and parameter not in data.parameter.values:
+            some = ", ".join(map(str, data.parameter.values[:5]))
+            raise ArgumentError(f"parameter {parameter!r} was not compared: there are {data.sizes['parameter']}, as {some}")
+        rows = []
+        for stage in data.stage.values:
+            at = data.sel(stage=stage)
+            best = float(at.variance_x_seconds.min())
+            for estimator in data.estimator.values:
+                one = at.sel(estimator=estimator)
+                shown = one.variance_per_draw if parameter is None else one.variance_per_draw.sel(parameter=parameter)
+                z = np.abs(one.z.values)
+                rows.append(
+                    {
+                        "stage": str(stage),
+                        "estimator": str(estimator),
+                        "median_variance": float(np.median(shown)),
+                        "largest_variance": float(np.max(shown)),
+                        "largest_z": float(np.max(z)),
+                        "milliseconds": 1e3 * float(one.seconds),
+                        "variance_x_seconds": float(one.variance_x_seconds) / best if best > 0 else float("nan"),
+                    }
+                )
+        return rows
+
+    def table(self, parameter: str | None = None) -> Table:
+        """A table to print with rich.
+
+        Args:
+            parameter: show the variance of this coordinate alone.
+
+        Raises:
+            ArgumentError: if there is no such parameter.
+        """
+        from rich.table import Table
+
+        data = self.dataset
+        largest = expected_largest_z(data.sizes["parameter"])
+        where = "all parameters" if parameter is None else parameter
+        table = Table(
+            title=f"Gradient variance per draw, {where}; {data.attrs['num_particles']} particles, "
+            f"{data.attrs['num_replicates']} replicates",
+            caption=f"variance x time: relative to the best. |z| against {data.attrs['reference']}; of "
+            f"{data.sizes['parameter']} unbiased ones the largest is about {largest:.1f}",
+        )
+        table.add_column("stage")
+        table.add_column("estimator")
+        for name in ("median", "largest", "largest |z|", "ms / gradient", "variance x time"):
+            table.add_column(name, justify="right")
+        for row in self._rows(parameter):
+            table.add_row(
+                row["stage"],
+                row["estimator"],
+                f"{row['median_variance']:.3g}",
+                f"{row['largest_variance']:.3g}",
+                f"{row['largest_z']:.2f}",
+                f"{row['milliseconds']:.3g}",
+                f"{row['variance_x_seconds']:.3g}",
+            )
+        return table
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """Variances over parameters, and variance x time, by estimator; saved to `path` if given.
+
+        Returns:
+            The matplotlib figure.
+        """
+        import matplotlib
+
+        if path is not None:
+            matplotlib.use("Agg", force=False)
+        import matplotlib.pyplot as plt
+
+        data = self.dataset
+        stages, names = list(data.stage.values), [str(n) for n in data.estimator.values]
+        height = 1.3 + 0.34 * len(names)
+        figure, axes = plt.subplots(
+            len(stages), 2, figsize=(11, height * len(stages) + 0.4), squeeze=False, width_ratios=(2.2, 1), sharey="row",
+            layout="constrained",
+        )
+        for row, stage in zip(axes, stages, strict=True):
+            at = data.sel(stage=stage)
+            y = np.arange(len(names))[::-1]
+            per_draw = np.maximum(at.variance_per_draw.values, 1e-300)
+            low, q1, mid, q3, high = np.quantile(per_draw, (0.0, 0.25, 0.5, 0.75, 1.0), axis=1)
+            row[0].hlines(y, low, high, color="#9bb4cc", lw=2)
+            row[0].hlines(y, q1, q3, color="#2f6690", lw=7)
+            row[0].plot(mid, y, "o", color="white", markeredgecolor="#16425b", ms=7)
+            row[0].set(xscale="log", xlabel="variance per draw, over parameters", title=f"{stage}: variance")
+            row[0].set_yticks(y, names)
+            cost = at.variance_x_seconds.values
+            cost = cost / cost.min() if cost.min() > 0 else cost
+            row[1].barh(y, cost, color=["#c8553d" if c == cost.min() else "#d9d9d9" for c in cost], height=0.6)
+            row[1].set(xscale="log", xlabel="variance x time, best = 1", title="price of a digit")
+            for y_, c in zip(y, cost, strict=True):
+                row[1].text(c, y_, f" {c:.3g}", va="center", fontsize=8)
+            row[1].set_xlim(0.8, max(10.0, 4.0 * float(np.max(cost))))
+            for axis in row:
+                axis.grid(axis="x", alpha=0.25)
+                axis.spines[["top", "right"]].set_visible(False)
+        figure.suptitle(f"{data.attrs['model']}: gradient estimators, {data.attrs['num_particles']} particles")
+        if path is not None:
+            figure.savefig(path, dpi=130)
+            plt.close(figure)
+        return figure
+
+    def save(self, path: str | Path) -> None:
+        """Write the dataset as netCDF."""
+        self.dataset.to_netcdf(path, engine="h5netcdf")
+
+    def __repr__(self) -> str:
+        sizes = self.dataset.sizes
+        return f"Comparison({sizes['estimator']} estimators, stages {list(self.dataset.stage.values)}, {sizes['parameter']} parameters)"
+
+
+def expected_largest_z(number: int) -> float:
+    """About the largest of `number` independent absolute standard normals."""
+    return float(np.sqrt(2.0 * np.log(2.0 * max(number, 1)))) if number > 1 else 1.0
+
+
+def build(
+    *,
+    model: str,
+    estimators: list[str],
+    stages: list[str],
+    parameters: list[str],
+    moments: dict[tuple[str, str], Moments],
+    seconds: dict[tuple[str, str], float],
+    z: dict[tuple[str, str], np.ndarray],
+    num_particles: int,
+    reference: str,
+) -> Comparison:
+    """A `Comparison` from what a backend measured, keyed by (estimator, stage)."""
+
+    def stacked(values: Any) -> np.ndarray:
+        return np.array([[values(moments[e, s]) for s in stages] for e in estimators])
+
+    dims = ("estimator", "stage", "parameter")
+    variance = stacked(lambda m: m.variance)
+    time = np.array([[seconds[e, s] for s in stages] for e in estimators])
+    dataset = xr.Dataset(
+        {
+            "mean": (dims, stacked(lambda m: m.mean)),
+            "variance": (dims, variance),
+            "variance_error": (dims, stacked(lambda m: m.variance_error)),
+            "variance_per_draw": (dims, variance * num_particles),
+            "z": (dims, np.array([[z[e, s] for s in stages] for e in estimators])),
+            "seconds": (dims[:2], time),
+            "variance_x_seconds": (dims[:2], variance.sum(-1) * time),
+        },
+        coords={"estimator": estimators, "stage": stages, "parameter": parameters},
+        attrs={
+            "model": model,
+            "num_particles": num_particles,
+            "num_replicates": next(iter(moments.values())).count,
+            "reference": reference,
+        },
+    )
+    return Comparison(dataset)
