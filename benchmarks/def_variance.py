@@ -19,8 +19,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import vi_reparam_numpyro as vr
 from numpyro import handlers
+
+import vi_reparam_numpyro as vr
 from vi_reparam_models import get
 
 AUTHORS = "the authors' code, on the NIPS counts: median 2.7e7, maximum 4.1e14"

@@ -141,9 +141,7 @@ def test_descriptions_and_estimators(name):
     model = get(name, **CASES[name][0])
     assert model.description and model.source
     assert set(model.fit_defaults) == {"num_steps", "num_particles", "learning_rate"}
-    for entry in model.estimators:
-        for estimator in [entry] if isinstance(entry, Estimator) else entry.values():
-            assert isinstance(estimator, Estimator)
+    assert all(isinstance(estimator, Estimator) for estimator in model.estimators)
 
 
 def test_shapes_of_the_real_data():

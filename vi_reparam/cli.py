@@ -58,7 +58,10 @@ class Report:
 
     @property
     def console(self) -> Console:
-        return Console(stderr=self.as_json, highlight=False)
+        console = Console(stderr=self.as_json, highlight=False)
+        if not console.is_terminal:  # a log or a pipe has no width of its own
+            console.width = 140
+        return console
 
     def show(self, renderable: Any) -> None:
         if not self.as_json:
@@ -103,7 +106,7 @@ class Job:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     settings: dict[str, Any]
-    estimators: list[Any] | None
+    estimators: list[Any]
 
 
 def _plain(value: Any) -> Any:
@@ -224,7 +227,9 @@ def _job(
         except TypeError as error:
             raise ArgumentError(f"{target} does not take this data: {error}; see --data") from error
         given = {"num_steps": num_steps, "num_particles": num_particles}
-        return Job(target.partition(":")[2], vr, guided, (), kwargs, given, None)
+        return Job(
+            target.partition(":")[2], vr, guided, (), kwargs, given, [vi_reparam.Auto(), vi_reparam.ScoreFunction()]
+        )
     if data is not None:
         raise ArgumentError(f"--data is for a module:attribute model; {target!r} has its own data (options: --set)")
     import vi_reparam_models
@@ -286,16 +291,17 @@ def _compare(
     report.title(f"{job.name}: gradient estimators")
     if not hasattr(job.vr, "compare_estimators"):
         raise BackendError(f"{job.vr.__name__} cannot compare estimators; use another backend")
-    chosen = {} if job.estimators is None else {"estimators": job.estimators}
-    particles = job.settings.get("num_particles")
+    particles = job.settings["num_particles"] or 1
     comparison = job.vr.compare_estimators(
         job.guided,
         *job.args,
         **job.kwargs,
-        **chosen,
+        estimators=job.estimators,
         num_replicates=replicates,
-        num_particles=particles or 1,
+        num_particles=particles,
         stages=stages,
+        fit_steps=job.settings["num_steps"] or 1_000,
+        progress=not report.as_json and sys.stderr.isatty(),
         seed=seed,
     )
     report.show(comparison.table())
@@ -308,7 +314,7 @@ def _compare(
         "backend": job.vr.host.name,
         "seed": seed,
         "replicates": replicates,
-        "num_particles": particles or 1,
+        "num_particles": particles,
         "estimators": comparison.to_dataframe().reset_index().to_dict(orient="records"),
     }
 
@@ -374,6 +380,7 @@ def compare(
     out: Out = None,
     as_json: AsJson = False,
     seed: Seed = 0,
+    num_steps: Steps = None,
     num_particles: Particles = None,
     replicates: Annotated[int, typer.Option(min=2, help="Gradients an estimator and stage.")] = 1_000,
     stages: Annotated[str, typer.Option(help="start, fitted or start,fitted.")] = "start,fitted",
@@ -386,7 +393,14 @@ def compare(
     with report.running():
         chosen = [_estimator(text) for text in estimator or []]
         wanted = _stages(stages)
-        job = _job(model, backend, options=_options(options or []), data=data, num_particles=num_particles)
+        job = _job(
+            model,
+            backend,
+            options=_options(options or []),
+            data=data,
+            num_steps=num_steps,
+            num_particles=num_particles,
+        )
         job.estimators = chosen or job.estimators
         report.content |= _compare(
             job, report, replicates=replicates, stages=wanted, seed=seed, picture=f"{job.name}_estimators"

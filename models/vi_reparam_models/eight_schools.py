@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vi_reparam.errors import ArgumentError
-from vi_reparam.estimators import Implicit, Pathwise, Rejection, ScoreFunction
+from vi_reparam.estimators import Implicit, MeasureValued, Rejection, ScoreFunction
 from vi_reparam.host import Host
 from vi_reparam_models.model import Model, Program
 
@@ -45,12 +45,7 @@ def eight_schools(*, centered: bool = False) -> Model:
         source="Rubin (1981), Estimation in parallel randomized experiments; priors of posteriordb",
         model=program,
         data=lambda: ((STANDARD_ERROR,), {"y": EFFECT}),
-        estimators=(
-            {"tau": Implicit(), "*": Pathwise()},
-            {"tau": Rejection(), "*": Pathwise()},
-            {"tau": ScoreFunction(), "*": Pathwise()},
-            ScoreFunction(),
-        ),
+        estimators=(Implicit(), Rejection(), MeasureValued(), ScoreFunction()),
         fit_defaults={"num_steps": 3_000, "num_particles": 16, "learning_rate": 0.01},
         options={"centered": centered},
     )

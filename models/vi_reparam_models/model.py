@@ -12,7 +12,6 @@ from vi_reparam.estimators import Estimator
 from vi_reparam.host import Host
 
 Program = Callable[..., Any]
-Estimators = tuple[Estimator | Mapping[str, Estimator], ...]
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Model:
         source: where the model and its data come from.
         model: host -> model function; data the model conditions on are keywords that may be None.
         data: () -> positional and keyword arguments of the model function, as NumPy arrays.
-        estimators: the estimators worth comparing here: one for all sites, or one a site.
+        estimators: the estimators worth comparing here.
         fit_defaults: ``num_steps``, ``num_particles`` and ``learning_rate`` that give a good fit.
         guide: host -> hand-written guide function with the model's arguments, or None.
         entropy: how the guide's entropy enters the ELBO.
@@ -56,7 +55,7 @@ class Model:
     source: str
     model: Callable[[Host], Program]
     data: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]
-    estimators: Estimators
+    estimators: tuple[Estimator, ...]
     fit_defaults: Mapping[str, Any]
     guide: Callable[[Host], Program | None] = no_guide
     entropy: Literal["monte_carlo", "analytic"] = "monte_carlo"
