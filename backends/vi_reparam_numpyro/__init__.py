@@ -33,6 +33,7 @@ from vi_reparam import (
 )
 from vi_reparam.comparison import Comparison
 from vi_reparam.guides import GuideFamily, MeanField
+from vi_reparam_numpyro import random
 from vi_reparam_numpyro.compare import compare_estimators
 from vi_reparam_numpyro.distributions import FromSampler, VonMisesFisher, annotate
 from vi_reparam_numpyro.guided import Guided, guide
@@ -78,5 +79,6 @@ __all__ = [
     "load",
     "ops",
     "ops_of",
+    "random",
     "surrogate",
 ]
