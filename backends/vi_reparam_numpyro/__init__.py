@@ -1,12 +1,12 @@
 """vi-reparam for NumPyro: give a model a guide, fit it, and see whether to trust it.
 
-    import vi_reparam_numpyro as vr
+import vi_reparam_numpyro as vr
 
-    @vr.guide
-    def model(x, y=None): ...
+@vr.guide
+def model(x, y=None): ...
 
-    posterior = model.fit(x, y=y)
-    print(posterior.summary())
+posterior = model.fit(x, y=y)
+print(posterior.summary())
 """
 
 from vi_reparam import (

@@ -238,10 +238,14 @@ class ELBO(HostELBO):
         deps = dependence.dependents(runner, key, constants, {n: s.draw.value for n, s in branched.items()})
         for name, sampled in branched.items():
             target = result.frames["guide", name]
-            masks = _separate_lanes(sampled, target, plates)
+            # Lanes that share a cost outside a plate, as a sum over it, may not move at once.
+            apart = frozenset(p for p in plates if all(p in plates_of(result.frames[place]) for place in deps[name]))
+            masks = _separate_lanes(sampled, target, apart)
             for branch in sampled.draw.branches:
 
-                def downstream_of(mask: Array, name: str = name, sampled: Sampled = sampled, branch: Any = branch) -> Array:
+                def downstream_of(
+                    mask: Array, name: str = name, sampled: Sampled = sampled, branch: Any = branch
+                ) -> Array:
                     z = sampled.draw.value
                     inside = jnp.reshape(mask, mask.shape + (1,) * (z.ndim - mask.ndim))
                     held = {name: lax.stop_gradient(jnp.where(inside, branch.value, z))}
@@ -252,7 +256,7 @@ class ELBO(HostELBO):
 
                 found = lax.map(downstream_of, masks) if masks.shape[0] > 1 else downstream_of(masks[0])[None]
                 found = jnp.reshape(found, found.shape + (1,) * (masks.ndim - found.ndim))
-                total = total + jnp.sum(branch.weight * masks * lax.stop_gradient(found))
+                total = total + jnp.sum(branch.weight[None] * masks * lax.stop_gradient(found))
         return total
 
 

@@ -34,7 +34,9 @@ def _lanes(function: str, shape: Any, batch: tuple[int, ...]) -> tuple[int, ...]
     except ValueError:
         fits = False
     if not fits:
-        raise ArgumentError(f"{function}(shape={lanes}): the parameters have batch shape {batch}, which does not broadcast to it")
+        raise ArgumentError(
+            f"{function}(shape={lanes}): the parameters have batch shape {batch}, which does not broadcast to it"
+        )
     return lanes
 
 
