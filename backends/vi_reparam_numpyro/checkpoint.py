@@ -47,7 +47,7 @@ def save(path: Any, mark: Mark, state: Any, done: int, losses: np.ndarray) -> No
     header = json.dumps({"format": _FORMAT, "done": done, **dataclasses.asdict(mark)})
     partial = target.with_name(target.name + ".partial")
     with partial.open("wb") as file:
-        np.savez(file, header=np.array(header), losses=losses, **leaves)
+        np.savez(file, allow_pickle=False, header=np.array(header), losses=losses, **leaves)
     os.replace(partial, target)
 
 

@@ -89,7 +89,8 @@ class estimate(Messenger):  # noqa: N801  (handlers are lower case in NumPyro)
         if self._unserved and not self._served:
             raise self._unserved[0]
         if self._scored:
-            mutable(BASELINE, {n: {"mean": jnp.zeros(s), "count": jnp.zeros(())} for n, s in self._scored.items()})
+            averages: Any = {n: {"mean": jnp.zeros(s), "count": jnp.zeros(())} for n, s in self._scored.items()}
+            mutable(BASELINE, averages)
         return result
 
 
