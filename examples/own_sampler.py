@@ -11,6 +11,8 @@ import vi_reparam_numpyro as vr
 
 
 class ChengGamma(vr.RejectionSampler):
+    """Gamma(a, 1) for a > 1."""
+
     noise = "uniform"
 
     def transform(self, noise, a):
