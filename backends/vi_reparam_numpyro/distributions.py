@@ -338,15 +338,18 @@ class Estimated(Distribution):
         return cls(data[0], *aux)
 
 
-def annotate(distribution: Distribution, estimator: Estimator) -> Estimated:
+def annotate(distribution: Distribution, estimator: Estimator, site: str = "") -> Estimated:
     """A distribution whose draws carry this estimator's gradient, in any guide.
+
+    Args:
+        site: the site's name, once known.
 
     Raises:
         SiteError: if the estimator does not serve it, or it is not a NumPyro distribution.
     """
     if isinstance(distribution, Estimated):
-        return Estimated(distribution.base, estimator, distribution.site)
-    return Estimated(distribution, estimator)
+        return Estimated(distribution.base, estimator, site or distribution.site)
+    return Estimated(distribution, estimator, site)
 
 
 class FamilyDistribution(Distribution):
