@@ -34,7 +34,7 @@ class TorchOps:
         return x.detach() if isinstance(x, torch.Tensor) else x
 
     def concrete(self, x: Any) -> Any:
-        return None if torch.compiler.is_compiling() else x
+        return None if torch.compiler.is_compiling() else self.stop_gradient(x)
 
     def key(self, seed: int) -> int:
         return _mix(seed)
