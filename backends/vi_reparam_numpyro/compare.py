@@ -197,7 +197,7 @@ def measure(
     @jax.jit
     def sums(first: Array, pilot: Array) -> Array:
         def body(total: Array, number: Array) -> tuple[Array, None]:
-            grads = jax.vmap(gradient)(first + number * batch + jnp.arange(batch)) - pilot
+            grads = jax.vmap(gradient)(first + number * batch + jnp.arange(batch)) - pilot[None]
             powers = jnp.stack([jnp.sum(grads**k, axis=0) for k in range(1, 5)])
             return total + powers, None
 
