@@ -126,7 +126,7 @@ def test_a_guided_model_at_both_stages(tmp_path):
 def test_the_table_names_every_estimator(comparison):
     from rich.console import Console
 
-    with Console(width=200, record=True, file=open("/dev/null", "w")) as console:  # noqa: SIM115
+    with Console(width=200, record=True, file=open("/dev/null", "w")) as console:
         console.print(comparison.table())
         console.print(comparison.table("a"))
         text = console.export_text()

@@ -105,10 +105,10 @@ def annotated(estimator):
 @pytest.mark.parametrize(
     ("write", "estimator", "particles"),
     [
-        (handled, vr.Implicit(), 1),
+        pytest.param(handled, vr.Implicit(), 1, marks=pytest.mark.slow),
         (handled, vr.Rejection(boost=1), 2),
-        (handled, vr.ScoreFunction(), 4),
-        (annotated, vr.Rejection(baseline=None), 1),
+        pytest.param(handled, vr.ScoreFunction(), 4, marks=pytest.mark.slow),
+        pytest.param(annotated, vr.Rejection(baseline=None), 1, marks=pytest.mark.slow),
         (annotated, vr.ScoreFunction(baseline="leave_one_out"), 4),
     ],
     ids=lambda v: getattr(v, "__name__", repr(v)),
@@ -229,9 +229,7 @@ def test_mask_and_scale_handlers_around_and_inside():
 
     at = {"a": jnp.array([1.0, 1.5, 2.0])}
     exact = jax.grad(exact_loss)(at)
-    around = handlers.mask(
-        handlers.scale(vr.estimate(outside, vr.Rejection()), scale=2.0), mask=jnp.asarray(MASK)
-    )
+    around = handlers.mask(handlers.scale(vr.estimate(outside, vr.Rejection()), scale=2.0), mask=jnp.asarray(MASK))
     for guide in (vr.estimate(inside, vr.Rejection()), around):
         assert_right(gradients(vr.ELBO(2), at, model, guide, num=6_000), exact, precise=0.03)
 
@@ -387,7 +385,9 @@ def local_exact(p):
     """Closed form: E log g, E log z, E z and E g are."""
     log_g, log_z = digamma(p["g_a"]) - jnp.log(2.0), digamma(p["z_a"]) - jnp.log(5.0)
     g, z = p["g_a"] / 2.0, p["z_a"] / 5.0
-    negative_entropy = p["z_a"] * 0.0 + jnp.log(5.0) - p["z_a"] - gammaln(p["z_a"]) - (1.0 - p["z_a"]) * digamma(p["z_a"])
+    negative_entropy = (
+        p["z_a"] * 0.0 + jnp.log(5.0) - p["z_a"] - gammaln(p["z_a"]) - (1.0 - p["z_a"]) * digamma(p["z_a"])
+    )
     prior = 1.5 * log_g + 0.5 * log_z - g * z
     likelihood = COUNTS * log_z - 10.0 * z
     return kl_gamma(p["g_a"], 2.0, 2.0, 1.0) + jnp.sum(negative_entropy - prior - likelihood)
@@ -478,7 +478,9 @@ def discrete_exact(p):
     return loss + jnp.sum(jnp.exp(log_q) * (log_q - target))
 
 
-@pytest.mark.parametrize("estimator", [vr.ScoreFunction(), vr.ScoreFunction(baseline="optimal"), vr.MeasureValued()], ids=repr)
+@pytest.mark.parametrize(
+    "estimator", [vr.ScoreFunction(), vr.ScoreFunction(baseline="optimal"), vr.MeasureValued()], ids=repr
+)
 def test_discrete_latents_against_enumeration(estimator):
     at = {"one_l": jnp.array(0.4), "b_l": jnp.asarray(LOGITS), "rate": jnp.array(1.7)}
     exact = jax.grad(discrete_exact)(at)
@@ -523,7 +525,9 @@ def gamma_guide():
 @pytest.mark.parametrize("make", [vr.ScoreFunction, vr.Rejection])
 def test_leave_one_out_with_one_particle_raises(make):
     guide = vr.estimate(gamma_guide, make(baseline="leave_one_out"))
-    with pytest.raises(vr.GradientError, match=r"baseline='leave_one_out'\) needs two or more particles.*ELBO\(num_particles=1"):
+    with pytest.raises(
+        vr.GradientError, match=r"baseline='leave_one_out'\) needs two or more particles.*ELBO\(num_particles=1"
+    ):
         gradients(vr.ELBO(), {"a": 1.5}, gamma_model, guide, num=2)
 
 

@@ -196,7 +196,9 @@ def test_plates_of_the_guide_may_stand_elsewhere_than_the_models():
 
     def row_guide():
         with numpyro.plate("rows", 3, dim=-2):
-            numpyro.sample("z", dist.Gamma(numpyro.param("a", jnp.full((3, 1), 5.0)), numpyro.param("r", jnp.full((3, 1), 3.0))))
+            numpyro.sample(
+                "z", dist.Gamma(numpyro.param("a", jnp.full((3, 1), 5.0)), numpyro.param("r", jnp.full((3, 1), 3.0)))
+            )
 
     # The exact posterior: the gradient's mean is zero, with score terms of both sites in one plate.
     at = {"a": jnp.full((3, 1), 5.0), "r": jnp.full((3, 1), 3.0)}
@@ -286,9 +288,17 @@ def test_a_given_value_of_a_host_sampler_raises():
 @pytest.mark.parametrize(
     ("estimators", "error", "match"),
     [
-        ({"z": vr.Pathwise()}, vr.SiteError, r"site 'z': Pathwise\(\) does not apply to gamma; use one of Implicit, MeasureValued, Rejection"),
+        (
+            {"z": vr.Pathwise()},
+            vr.SiteError,
+            r"site 'z': Pathwise\(\) does not apply to gamma; use one of Implicit, MeasureValued, Rejection",
+        ),
         (vr.Pathwise(), vr.SiteError, r"Pathwise\(\) does not apply to gamma"),
-        ({"w": vr.Implicit()}, vr.ArgumentError, r"estimators name \['w'\], which the guide does not draw: it draws \['z'\]"),
+        (
+            {"w": vr.Implicit()},
+            vr.ArgumentError,
+            r"estimators name \['w'\], which the guide does not draw: it draws \['z'\]",
+        ),
         ({"z": "rejection"}, vr.ArgumentError, r"estimators\['z'\] is 'rejection': expected an estimator"),
     ],
 )
