@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -103,6 +104,10 @@ def as_mapping(estimators: Any) -> dict[str, Estimator]:
     """
     if estimators is None:
         return {}
+    if not isinstance(estimators, Estimator | Mapping):
+        raise ArgumentError(
+            f"estimators={estimators!r}: expected an estimator such as vr.Implicit(), or a mapping from site names"
+        )
     mapping = {"*": estimators} if isinstance(estimators, Estimator) else dict(estimators)
     for name, value in mapping.items():
         if not isinstance(value, Estimator):

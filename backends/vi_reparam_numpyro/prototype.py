@@ -161,6 +161,8 @@ def _depends(support: Any, latents: dict[str, Any]) -> bool:
 def _unit(support: Any, shape: tuple[int, ...]) -> Array:
     if support.is_discrete:
         return jnp.zeros(shape)
+    if support_kind(support) == "sphere":  # no bijection from the reals: one of its poles
+        return jnp.zeros(shape).at[..., 0].set(1.0)
     transform = _bijection(support)
     return transform(jnp.zeros(transform.inverse_shape(shape)))
 

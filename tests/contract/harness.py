@@ -23,13 +23,13 @@ def ops_or_skip(backend: str) -> Any:
         pytest.skip(f"{backend}: {error}")
 
 
-def quickly(ops: Any, function: Any) -> Any:
-    """The function compiled without optimization, where the framework compiles."""
+def quickly(ops: Any, function: Any, *, optimized: bool = False) -> Any:
+    """The function compiled, without optimization unless asked for, where the framework compiles."""
     if ops.name != "numpyro":
         return function
     import jax
 
-    return jax.jit(function, compiler_options=QUICK)
+    return jax.jit(function, compiler_options={} if optimized else QUICK)
 
 
 def leave_one_out(cost: Any) -> Any:
@@ -83,7 +83,7 @@ def jax_gradients(estimator: Any, row: Any, num: int, *, corrected: bool = True)
     """A function of a seed: the gradient of every draw, (directions, costs, num); compiled once a cost."""
     import jax.numpy as jnp
 
-    moving = tuple(sorted({index for _, index, _ in row.directions}))
+    moving = row.moving or tuple(sorted({index for _, index, _ in row.directions}))
     params = tuple(jnp.asarray(p, jnp.float64) for p in row.params)
     tangents = tuple(
         jnp.asarray([t if i == index else np.zeros(np.shape(params[index])) for _, i, t in row.directions])

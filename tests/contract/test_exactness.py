@@ -5,12 +5,18 @@ import pytest
 from harness import BACKENDS, jax_gradients, mean_and_error, ops_or_skip, torch_gradients
 from rows import ROWS
 
-CASES = [pytest.param(row, e, id=f"{row.name}-{e!r}") for row in ROWS for e in row.estimators]
+CASES = [
+    pytest.param(backend, row, e, id=f"{backend}-{row.name}-{e!r}")
+    for backend in BACKENDS
+    for row in ROWS
+    for e in row.estimators
+    # The mathematics is the same in torch: one setting a family will do there.
+    if backend == "numpyro" or row.name not in ("gamma-3", "gamma-0.3", "truncated-below", "truncated-below-fixed")
+]
 BATCH = 100_000
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("row", "estimator"), CASES)
+@pytest.mark.parametrize(("backend", "row", "estimator"), CASES)
 def test_mean_gradient_is_exact(backend, row, estimator):
     ops_or_skip(backend)
     truth = row.truth()

@@ -103,8 +103,10 @@ def test_torch_draws_follow_the_key():
 GIVEN = [n for n in ALL if n not in ("bernoulli", "poisson", "own")]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", GIVEN)
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [(b, n) for b in BACKENDS for n in GIVEN if b == "pyro" or n not in ("gamma", "inverse_gamma", "chi2", "beta")],
+)
 def test_a_given_value_comes_back(backend, name):
     ops = ops_or_skip(backend)
     family, params = _params(ops, name, "float64")
