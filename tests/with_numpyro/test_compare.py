@@ -1,8 +1,9 @@
 """vr.compare_estimators: what it measures, against what is known."""
 
-from __future__ import io
+from __future__ import annotations
 
 import dataclasses
+import io
 
 import numpy as np
 import numpyro
