@@ -23,6 +23,7 @@ _SUPPORTS: tuple[tuple[Any, str], ...] = (
     (constraints.softplus_positive, "positive"),
     (constraints.nonnegative, "positive"),
     (constraints.unit_interval, "unit_interval"),
+    (constraints.interval(0.0, 1.0), "unit_interval"),
     (constraints.open_interval(0.0, 1.0), "unit_interval"),
     (constraints.simplex, "simplex"),
     (constraints.sphere, "sphere"),
