@@ -1,0 +1,1 @@
+from vi_reparam_pyro.distributions import annotate

@@ -1,0 +1,116 @@
+"""What each cost depends on, and whether the plates are what they say."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from pyro.ops.provenance import get_provenance
+
+from vi_reparam.errors import GradientError
+from vi_reparam.frames import plates_of
+from vi_reparam_pyro.lanes import vectorized
+from vi_reparam_pyro.listener import Listener
+from vi_reparam_pyro.ops import mix
+from vi_reparam_pyro.run import Place, Run, Runner
+
+Array = Any
+
+CHECK_KEY = 20170613
+
+
+def dependents(runner: Runner, key: int, scored: frozenset[str]) -> dict[str, frozenset[Place]]:
+    """The costs that depend on each of the draws in `scored`.
+
+    Two marks are followed, and a cost that bears either depends: Pyro's provenance, which
+    discrete values carry too, and the autograd graph, which a custom function does not lose.
+    """
+    listener = Listener(traced=scored)
+    with torch.enable_grad():
+        found = runner(key, listener=listener)
+    reached = {place: _reached(cost, listener.tags) for place, cost in found.costs.items()}
+    tagged = {place: get_provenance(cost) for place, cost in found.costs.items()}
+    return {name: frozenset(p for p in found.costs if name in tagged[p] or name in reached[p]) for name in scored}
+
+
+def _reached(cost: Array, tags: dict[str, Array]) -> set[str]:
+    """The tags in the autograd graph of a cost."""
+    leaves = {id(tag): name for name, tag in tags.items()}
+    todo, seen, found = [cost.grad_fn], set(), set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) in leaves:
+            found.add(leaves[id(leaf)])
+        todo += [parent for parent, _ in node.next_functions]
+    return found
+
+
+def reads_values(runner: Runner, key: int) -> bool:
+    """Whether the program cannot run in lanes: it reads a drawn value in Python, or uses what vmap lacks."""
+    try:
+        vectorized(lambda: tuple(runner(key).costs.values()), 2, key)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError, IndexError):
+        return True
+    return False
+
+
+def check_plates(runner: Runner) -> None:
+    """Refuse a plate whose elements are not independent given what is outside it.
+
+    Moving the draws of one half of a plate's elements to those of another run must not move the
+    costs of the other half: Rao-Blackwellization by plates would drop that part of the gradient
+    and say nothing.
+
+    Raises:
+        GradientError: naming the plate, the latent and the cost.
+    """
+    key = mix(CHECK_KEY)
+    with torch.no_grad():
+        base = runner(key)
+        other = runner(mix(key)).draws
+        scored = {name: s for name, s in base.draws.items() if not s.draw.is_pathwise}
+        plates = {p for name in scored for p in plates_of(base.frames["guide", name])}
+        for plate in sorted(plates):
+            inside = [n for n in scored if plate in plates_of(base.frames["guide", n])]
+            sizes = {base.frames["guide", n].batch_shape[base.frames["guide", n].dims[plate]] for n in inside}
+            if len(sizes) != 1 or (size := sizes.pop()) < 2:
+                continue
+            half = torch.arange(size) % 2 == 0
+            moved = {}
+            for name in inside:
+                value, frames = scored[name].draw.value, base.frames["guide", name]
+                shape = [1] * value.ndim
+                shape[frames.dims[plate] - (value.ndim - len(frames.batch_shape))] = size
+                moved[name] = half.reshape(shape)
+            held = {name: other[name].draw.value for name in inside}
+            # the same values again: what the guide's own draws cost must be compared by one formula
+            same = runner(key, listener=Listener(held={n: scored[n].draw.value for n in inside}))
+            after = runner(key, listener=Listener(held=held, moved=moved))
+            _require_still(same, after, plate, inside, ~half)
+
+
+def _require_still(before: Run, after: Run, plate: str, latents: list[str], still: Array) -> None:
+    for place, cost in before.costs.items():
+        frames = before.frames[place]
+        if plate not in plates_of(frames):
+            continue
+        axis = cost.ndim + frames.dims[plate]
+        rest = (after.costs[place] - cost).abs().index_select(axis, still.nonzero()[:, 0])
+        if not bool(torch.isfinite(rest).all()):
+            warnings.warn(
+                f"plate {plate!r} could not be checked: the {place[0]} cost at {place[1]!r} is not finite", stacklevel=2
+            )
+            continue
+        # the order of a sum may change with its terms: rounding is no dependence
+        allowed = 1e3 * torch.finfo(cost.dtype).eps * (1.0 + cost.abs().max())
+        if rest.numel() and bool(rest.max() > allowed):
+            raise GradientError(
+                f"plate {plate!r} is false: the {place[0]} cost at {place[1]!r} of one of its elements depends on the "
+                f"draw of {' or '.join(map(repr, latents))} of another, so its score terms would miss part of their "
+                "cost; take that site out of the plate, or mark the dimension with .to_event() instead of a plate"
+            )
