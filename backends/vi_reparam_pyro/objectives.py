@@ -39,6 +39,31 @@ class Structure:
     in_lanes: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class Particles:
+    """What all particles leave behind; arrays have a leading dimension of particles.
+
+    Attributes:
+        costs: by place.
+        scores: the score terms, by site.
+        own: for optimal baselines, by site.
+        weak: the weak derivatives' terms.
+        values: the estimated draws, by site.
+        frames: the plates of every cost and draw.
+        draws: of one particle, for what all have in common.
+        averages: the decaying averages that the guide holds.
+    """
+
+    costs: dict[Place, Array]
+    scores: dict[str, Array]
+    own: dict[str, Any]
+    weak: Array
+    values: dict[str, Array]
+    frames: dict[Place, Frames]
+    draws: dict[str, Sampled]
+    averages: dict[str, Any]
+
+
 class ELBO(HOST_ELBO):
     """-E_q[log p - log q], with the gradient that each site's estimator owes.
 
@@ -124,13 +149,7 @@ class ELBO(HOST_ELBO):
             loss.backward()
         return float(loss.detach())
 
-    def differentiable_loss(
-        self,
-        model: Any,
-        guide: Any,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Array:
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Array:
         """The negative bound, with the gradient of its surrogate.
 
         Raises:
@@ -143,37 +162,40 @@ class ELBO(HOST_ELBO):
         self, key: int, model: Any, guide: Any, args: Any, kwargs: Any, averages: dict[str, Any] | None = None
     ) -> Array:
         """As `differentiable_loss`, with all noise from a key, and the decaying averages given."""
-        runner = runner_of(model, guide, args, kwargs, self.entropy)
         structure = self.structure(model, guide, args, kwargs)
-        frames: dict[Place, Frames] = {}
-        static: dict[str, Sampled] = {}
-        held: list[dict[str, Any]] = []
+        found = self.particles(key, runner_of(model, guide, args, kwargs, self.entropy), structure, averages)
+        costs, frames, deps = found.costs, found.frames, structure.deps
+        if frozenset(costs) != structure.places:  # the program took another path: nothing is known of it
+            deps = dict.fromkeys(found.scores, frozenset(costs))
+        bound = sum(c.reshape(c.shape[0], -1).sum(1) for c in costs.values()) + found.weak
+        value = bound.mean()
+        for name, term in found.scores.items():
+            cost = score.downstream(ops, costs, frames, deps[name], frames["guide", name], structure.plates)
+            estimator, own = found.draws[name].estimator, found.own.get(name, ())
+            value = value + score.score_gradient(
+                ops, name, estimator, term, own, cost, found.averages, objective=self
+            )
+        return -value
+
+    def particles(
+        self, key: int, runner: Runner, structure: Structure, averages: dict[str, Any] | None = None
+    ) -> Particles:
+        """Run all particles, at once where the program allows it."""
+        last: list[Run] = []
 
         def particle(own_key: int) -> Any:
             result = runner(own_key, listener=_fresh(averages))
-            frames.update(result.frames)
-            static.update(result.draws)
-            held.append(result.averages)
+            last.append(result)
             scores = {n: s.draw.score_term for n, s in result.draws.items() if s.draw.score_term is not None}
             own = {n: s.scores for n, s in result.draws.items() if s.scores}
-            return result.costs, scores, own, self._weak(runner, own_key, result, structure)
+            values = {n: s.draw.value for n, s in result.draws.items()}
+            return result.costs, scores, own, self._weak(runner, own_key, result, structure), values
 
         if self.num_particles > 1 and structure.in_lanes:
             found = vectorized(lambda: particle(key), self.num_particles, key)
         else:
-            found = _stacked([particle(own) for own in ops.split(key, self.num_particles)])
-        costs, scores, own, weak = found
-        deps = structure.deps
-        if frozenset(costs) != structure.places:  # the program took another path: nothing is known of it
-            deps = dict.fromkeys(scores, frozenset(costs))
-        bound = sum(c.reshape(c.shape[0], -1).sum(1) for c in costs.values()) + weak
-        value = bound.mean()
-        for name, term in scores.items():
-            cost = score.downstream(ops, costs, frames, deps[name], frames["guide", name], structure.plates)
-            value = value + score.score_gradient(
-                ops, name, static[name].estimator, term, own.get(name, ()), cost, held[-1], objective=self
-            )
-        return -value
+            found = _stacked([particle(own_key) for own_key in ops.split(key, self.num_particles)])
+        return Particles(*found, frames=last[-1].frames, draws=last[-1].draws, averages=last[-1].averages)
 
     def _weak(self, runner: Runner, key: int, result: Run, structure: Structure) -> Array:
         """The weak derivatives: each branch's weight times the downstream cost at its value."""
