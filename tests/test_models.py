@@ -47,20 +47,38 @@ def pyro_host():
     return host
 
 
-def prior_draw(model):
-    """Values of the latent sites, from the prior under NumPyro, away from the supports' edges."""
+def shapes_of(program, *args, **kwargs):
+    """The sites of a program with the shapes of their values; nothing is drawn or compiled."""
+    import jax
     from numpyro import handlers
 
-    args, kwargs = model.data()
-    trace = handlers.trace(handlers.seed(model.model(numpyro_host()), 1)).get_trace(*args, **kwargs)
-    latent = {k: s for k, s in trace.items() if s["type"] == "sample" and not s["is_observed"]}
-    return {k: _moderate(s["fn"].support, np.asarray(s["value"])) for k, s in latent.items()}
+    found = {}
+
+    def run():
+        found.update(handlers.trace(handlers.seed(program, 1)).get_trace(*args, **kwargs))
+
+    jax.eval_shape(run)
+    return found
 
 
-def _moderate(support, value):
+def some_values(model):
+    """Values of the latent sites, inside their supports."""
     from numpyro.distributions import constraints
 
-    return np.clip(value, 0.05, None) if support in (constraints.positive, constraints.nonnegative) else value
+    args, kwargs = model.data()
+    rng = np.random.default_rng(1)
+    values = {}
+    for name, site in shapes_of(model.model(numpyro_host()), *args, **kwargs).items():
+        if site["type"] != "sample" or site["is_observed"]:
+            continue
+        shape, support = site["value"].shape, site["fn"].support
+        if support is constraints.simplex:
+            values[name] = rng.dirichlet(np.ones(shape[-1]))
+        elif support in (constraints.positive, constraints.nonnegative):
+            values[name] = rng.gamma(2.0, 0.5, shape)
+        else:
+            values[name] = rng.normal(size=shape)
+    return values
 
 
 def numpyro_log_density(program, args, kwargs, values):
@@ -91,7 +109,7 @@ def test_both_hosts_satisfy_the_protocol():
 def test_hosts_agree_on_the_log_density(name, options):
     model = get(name, **options)
     args, kwargs = model.data()
-    values = prior_draw(model)
+    values = some_values(model)
     ours = numpyro_log_density(model.model(numpyro_host()), args, kwargs, values)
     theirs = pyro_log_density(model.model(pyro_host()), args, kwargs, values)
     assert np.isfinite(ours)
@@ -100,14 +118,12 @@ def test_hosts_agree_on_the_log_density(name, options):
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
 def test_data_fits_the_signature_and_is_optional(name, options):
-    from numpyro import handlers
-
     model = get(name, **options)
     args, kwargs = model.data()
     program = model.model(numpyro_host())
     inspect.signature(program).bind(*args, **kwargs)
     assert all(isinstance(value, np.ndarray) for value in (*args, *kwargs.values()))
-    trace = handlers.trace(handlers.seed(program, 0)).get_trace(*args)
+    trace = shapes_of(program, *args)
     for key, value in kwargs.items():
         if key in trace:  # drawn rather than observed, with the shape of the data
             assert not trace[key]["is_observed"]
@@ -118,11 +134,11 @@ def test_data_fits_the_signature_and_is_optional(name, options):
 def test_guides_agree_and_cover_the_latents(name):
     model = get(name, **CASES[name][0])
     args, kwargs = model.data()
-    values = prior_draw(model)
+    values = some_values(model)
     guide = model.guide(numpyro_host())
     from numpyro import handlers
 
-    trace = handlers.trace(handlers.seed(guide, 0)).get_trace(*args, **kwargs)
+    trace = handlers.trace(handlers.substitute(guide, data=values)).get_trace(*args, **kwargs)
     sampled = {k for k, site in trace.items() if site["type"] == "sample"}
     assert sampled == set(values)
     params = {k: site["value"] for k, site in trace.items() if site["type"] == "param"}
@@ -155,11 +171,8 @@ def test_shapes_of_the_real_data():
 
 
 def test_a_batch_of_digits_is_scaled_to_all_of_them():
-    from numpyro import handlers
-
     model = get("digits", batch_size=100, num_factors=2)
-    program = handlers.seed(model.model(numpyro_host()), 0)
-    trace = handlers.trace(program).get_trace(**model.data()[1])
+    trace = shapes_of(model.model(numpyro_host()), **model.data()[1])
     assert trace["z"]["value"].shape == (100, 2)
     assert trace["counts"]["value"].shape == (100, 64)
     assert trace["counts"]["scale"] == pytest.approx(17.97)
@@ -173,7 +186,7 @@ def test_exact_posteriors(name, site):
     assert model.reference is not None
     distribution, parameters = model.reference.posterior[site]
     posterior = getattr(numpyro_host().dist, distribution)(**parameters)
-    for values in (prior_draw(model), {site: np.asarray(posterior.mean)}):
+    for values in (some_values(model), {site: np.asarray(posterior.mean)}):
         joint = numpyro_log_density(model.model(numpyro_host()), args, kwargs, values)
         evidence = joint - float(posterior.log_prob(values[site]))
         assert evidence == pytest.approx(model.reference.log_evidence, rel=1e-9)

@@ -81,7 +81,9 @@ class Comparison:
         data = self.dataset
         if parameter is not None and parameter not in data.parameter.values:
             some = ", ".join(map(str, data.parameter.values[:5]))
-            raise ArgumentError(f"parameter {parameter!r} was not compared: there are {data.sizes['parameter']}, as {some}")
+            raise ArgumentError(
+                f"parameter {parameter!r} was not compared: there are {data.sizes['parameter']}, as {some}"
+            )
         rows = []
         for stage in data.stage.values:
             at = data.sel(stage=stage)
@@ -155,7 +157,12 @@ class Comparison:
         stages, names = list(data.stage.values), [str(n) for n in data.estimator.values]
         height = 1.3 + 0.34 * len(names)
         figure, axes = plt.subplots(
-            len(stages), 2, figsize=(11, height * len(stages) + 0.4), squeeze=False, width_ratios=(2.2, 1), sharey="row",
+            len(stages),
+            2,
+            figsize=(11, height * len(stages) + 0.4),
+            squeeze=False,
+            width_ratios=(2.2, 1),
+            sharey="row",
             layout="constrained",
         )
         for row, stage in zip(axes, stages, strict=True):
@@ -189,8 +196,8 @@ class Comparison:
         self.dataset.to_netcdf(path, engine="h5netcdf")
 
     def __repr__(self) -> str:
-        sizes = self.dataset.sizes
-        return f"Comparison({sizes['estimator']} estimators, stages {list(self.dataset.stage.values)}, {sizes['parameter']} parameters)"
+        sizes, stages = self.dataset.sizes, list(self.dataset.stage.values)
+        return f"Comparison({sizes['estimator']} estimators, stages {stages}, {sizes['parameter']} parameters)"
 
 
 def expected_largest_z(number: int) -> float:

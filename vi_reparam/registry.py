@@ -98,4 +98,6 @@ def ops_of(*arrays: Any) -> Ops:
         if found is not None:
             return found
     kinds = sorted({type(array).__name__ for array in arrays})
-    raise BackendError(f"no backend for arrays of type {kinds}: give jax or torch arrays (registered: {sorted(backends())})")
+    raise BackendError(
+        f"no backend for arrays of type {kinds}: give jax or torch arrays (registered: {sorted(backends())})"
+    )

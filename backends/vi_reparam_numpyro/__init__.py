@@ -1,12 +1,12 @@
 """vi-reparam for NumPyro: give a model a guide, fit it, and see whether to trust it.
 
-    import vi_reparam_numpyro as vr
+import vi_reparam_numpyro as vr
 
-    @vr.guide
-    def model(x, y=None): ...
+@vr.guide
+def model(x, y=None): ...
 
-    posterior = model.fit(x, y=y)
-    print(posterior.summary())
+posterior = model.fit(x, y=y)
+print(posterior.summary())
 """
 
 from vi_reparam import (
@@ -33,6 +33,7 @@ from vi_reparam import (
 )
 from vi_reparam.comparison import Comparison
 from vi_reparam.guides import GuideFamily, MeanField
+from vi_reparam_numpyro import random
 from vi_reparam_numpyro.compare import compare_estimators
 from vi_reparam_numpyro.distributions import FromSampler, VonMisesFisher, annotate
 from vi_reparam_numpyro.guided import Guided, guide
@@ -78,5 +79,6 @@ __all__ = [
     "load",
     "ops",
     "ops_of",
+    "random",
     "surrogate",
 ]

@@ -84,13 +84,13 @@ def compare_estimators(
             parameters = _coordinates(held)
             for name, estimator in zip(names, estimators, strict=True):
                 chosen = guided.with_estimators(_everywhere(estimator, sites))
-                measured = _measure(chosen, held, state, num_particles, num_replicates, key, args, kwargs)
+                measured = measure(chosen, held, state, num_particles, num_replicates, key, args, kwargs)
                 moments[name, stage], seconds[name, stage] = measured
                 bar.update()
             if reference is None:
                 auto = guided.with_estimators({n: Auto() for n in sites})
                 far = random.fold_in(key, 0x5EED)
-                truth, _ = _measure(auto, held, state, num_particles, 4 * num_replicates, far, args, kwargs)
+                truth, _ = measure(auto, held, state, num_particles, 4 * num_replicates, far, args, kwargs)
                 exact, error = truth.mean, np.sqrt(truth.variance / truth.count)
             else:
                 exact = np.asarray(ravel_pytree({n: jnp.asarray(reference[n]) for n in held})[0])
@@ -112,11 +112,11 @@ def compare_estimators(
     )
 
 
-def _check(
-    estimators: Any, num_replicates: Any, num_particles: Any, stages: Any, reference: Any
-) -> None:
+def _check(estimators: Any, num_replicates: Any, num_particles: Any, stages: Any, reference: Any) -> None:
     if not estimators or not all(isinstance(e, Estimator) for e in estimators):
-        raise ArgumentError(f"compare_estimators(estimators={estimators!r}): expected a list such as [vr.Implicit(), vr.Rejection()]")
+        raise ArgumentError(
+            f"compare_estimators(estimators={estimators!r}): expected a list such as [vr.Implicit(), vr.Rejection()]"
+        )
     if len(set(map(repr, estimators))) != len(estimators):
         raise ArgumentError("compare_estimators: two of the estimators are equal")
     for name, value, least in (("num_replicates", num_replicates, 2), ("num_particles", num_particles, 1)):
@@ -162,7 +162,7 @@ def _coordinates(params: dict[str, Any]) -> list[str]:
     return names
 
 
-def _measure(
+def measure(
     guided: Guided,
     params: dict[str, Any],
     state: dict[str, Any],
@@ -172,6 +172,12 @@ def _measure(
     args: Any,
     kwargs: Any,
 ) -> tuple[Moments, float]:
+    """Moments of a guided model's gradient at given parameters, and seconds a gradient.
+
+    Args:
+        params: constrained parameters to differentiate; `state`: mutable values held fixed.
+        key: of the replicates: the i-th replicate's noise depends on it and i only.
+    """
     objective = guided.objective.with_particles(num_particles)
     flat, unravel = ravel_pytree(params)
 
@@ -202,7 +208,9 @@ def _measure(
     moments = Moments(pilot)
     begun = time.perf_counter()
     for segment in range(segments):
-        moments.add(np.asarray(sums(jnp.asarray(segment * length * batch), jnp.asarray(pilot, flat.dtype))), length * batch)
+        moments.add(
+            np.asarray(sums(jnp.asarray(segment * length * batch), jnp.asarray(pilot, flat.dtype))), length * batch
+        )
     seconds = (time.perf_counter() - begun) / (segments * length * batch)
     return moments, seconds
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import random
 from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.ops.provenance import eval_provenance
@@ -59,55 +60,72 @@ def first_params(model: Any, guide: Any, args: Any, kwargs: Any, *, key: Any = N
     return params
 
 
-def check_plates(runner: Runner, params: dict[str, Any]) -> None:
+def check_plates(runner: Runner, params: dict[str, Any]) -> frozenset[str]:
     """Refuse a plate whose elements are not independent given what is outside it.
 
     Moving the draws of one half of a plate's elements in a random direction must not move the
     costs of the other half: Rao-Blackwellization by plates would drop that part of the gradient
     and say nothing. Discrete draws are moved to those of another run.
 
+    Returns:
+        The plates that could not be checked, because a derivative was not finite.
+
     Raises:
         GradientError: naming the plate, the latent and the cost.
     """
     key, other_key, direction_key = random.split(random.key(20170613), 3)
-    base = runner(key, params)
-    other = runner(other_key, params).draws
+    base, values, costs = _compiled(runner, key, params)
     scored = {name: s for name, s in base.draws.items() if not s.draw.is_pathwise}
     plates = {p for name in scored for p in plates_of(base.frames["guide", name])}
+    doubtful: set[str] = set()
+    if not plates:
+        return frozenset()
+    others = _compiled(runner, other_key, params)[1] if any(map(_moves_by_steps, scored.values())) else values
     for plate in sorted(plates):
         inside = [n for n in scored if plate in plates_of(base.frames["guide", n])]
         sizes = {base.frames["guide", n].batch_shape[base.frames["guide", n].dims[plate]] for n in inside}
         if len(sizes) != 1 or (size := sizes.pop()) < 2:
             continue
-        moved_half = jnp.arange(size) % 2 == 0
+        moved_half = random.permutation(direction_key, size) % 2 == 0  # at random: a lag of two must show
         shifts = {}
         for number, name in enumerate(inside):
-            value = scored[name].draw.value
+            value = values[name]
             axis = base.frames["guide", name].dims[plate] - (value.ndim - len(base.frames["guide", name].batch_shape))
             step = random.normal(random.fold_in(direction_key, number), value.shape, _float(value))
-            if scored[name].family.name in ("bernoulli", "poisson", "host") or _is_discrete(scored[name]):
-                step = (other[name].draw.value - value).astype(_float(value))
+            if _moves_by_steps(scored[name]):
+                step = (others[name] - value).astype(_float(value))
             shape = [1] * value.ndim
             shape[axis] = size
             shifts[name] = step * jnp.reshape(moved_half, shape).astype(step.dtype)
-        _compare(runner, key, params, base, plate, inside, shifts, ~moved_half)
+        if not _independent(runner, key, params, base, costs, plate, shifts, ~moved_half):
+            doubtful.add(plate)
+    return frozenset(doubtful)
 
 
-def _is_discrete(sampled: Any) -> bool:
-    distribution = getattr(sampled.family, "distribution", None)
-    return distribution is not None and distribution.is_discrete
+def _compiled(runner: Runner, key: Any, params: dict[str, Any]) -> tuple[Run, dict[str, Array], dict[Place, Array]]:
+    """A run whose structure is at hand and whose draws and costs are numbers, compiled once."""
+    static: list[Run] = []
+
+    def values(key: Any, params: Any) -> Any:
+        result = runner(key, params)
+        static.append(result)
+        return {n: s.draw.value for n, s in result.draws.items()}, result.costs
+
+    draws, costs = jax.jit(values)(key, params)
+    return static[0], draws, costs
 
 
-def _compare(
+def _independent(
     runner: Runner,
     key: Any,
     params: dict[str, Any],
     base: Run,
+    before: dict[Place, Array],
     plate: str,
-    inside: list[str],
     shifts: dict[str, Array],
     still: Array,
-) -> None:
+) -> bool:
+    """Whether the costs of the elements held still could be seen not to move; raises if one moves."""
     places = [p for p, frames in base.frames.items() if p in base.costs and plate in plates_of(frames)]
 
     def costs(moved: dict[str, Array]) -> list[Array]:
@@ -116,40 +134,59 @@ def _compare(
 
     zeros = jax.tree.map(jnp.zeros_like, shifts)
     smooth = {n: s for n, s in shifts.items() if not _moves_by_steps(base.draws[n])}
+    certain = True
+    sizes = [1.0 + float(jnp.max(jnp.abs(before[p]))) for p in places]
     if smooth:
         fixed = {n: z for n, z in zeros.items() if n not in smooth}
-        _, change = jax.jvp(lambda m: costs({**fixed, **m}), ({n: zeros[n] for n in smooth},), (smooth,))
-        _require_still(base, places, change, plate, sorted(smooth), still, 0.0)
+
+        @jax.jit
+        def slope(at: Any, direction: Any) -> Any:
+            return jax.jvp(lambda m: costs({**fixed, **m}), (at,), (direction,))[1]
+
+        change = slope({n: zeros[n] for n in smooth}, smooth)
+        certain &= _still(base, places, change, plate, sorted(smooth), still, [0.0] * len(places))
     steps = {n: s for n, s in shifts.items() if n not in smooth}
     if steps:
-        before, after = costs(zeros), costs({**zeros, **steps})
-        change = [b - a for a, b in zip(before, after, strict=True)]
-        _require_still(base, places, change, plate, sorted(steps), still, 1e-5)
+        moved, unmoved = jax.jit(costs)({**zeros, **steps}), jax.jit(costs)(zeros)
+        change = [m - u for m, u in zip(moved, unmoved, strict=True)]
+        certain &= _still(base, places, change, plate, sorted(steps), still, [1e-5 * size for size in sizes])
+    return certain
 
 
 def _moves_by_steps(sampled: Any) -> bool:
-    return sampled.family.name in ("bernoulli", "poisson", "host") or _is_discrete(sampled)
+    """Whether the draw is discrete, so that a derivative in its value would show nothing."""
+    distribution = getattr(sampled.family, "distribution", None)
+    return sampled.family.name in ("bernoulli", "poisson") or (distribution is not None and distribution.is_discrete)
 
 
-def _require_still(
-    base: Run, places: list[Place], change: list[Array], plate: str, latents: list[str], still: Array, tolerance: float
-) -> None:
-    for place, moved in zip(places, change, strict=True):
+def _still(
+    base: Run,
+    places: list[Place],
+    change: list[Array],
+    plate: str,
+    latents: list[str],
+    still: Array,
+    tolerances: list[float],
+) -> bool:
+    certain = True
+    for place, moved, tolerance in zip(places, change, tolerances, strict=True):
         axis = base.frames[place].dims[plate]
-        rest = jnp.compress(still, jnp.abs(moved), axis=axis)
-        if not bool(jnp.all(jnp.isfinite(rest))):
+        rest = np.compress(np.asarray(still), np.abs(np.asarray(moved)), axis=axis)
+        if not np.isfinite(rest).all():
             warnings.warn(
-                f"plate {plate!r} could not be checked: the derivative of {place[0]} site {place[1]!r} is not finite",
+                f"plate {plate!r} could not be checked: the derivative of {place[0]} site {place[1]!r} is not finite; "
+                "score terms take the sum over its elements, which is right but noisier",
                 stacklevel=2,
             )
+            certain = False
             continue
-        scale = 1.0 + float(jnp.max(jnp.abs(base.costs[place])))
-        if float(jnp.max(rest, initial=0.0)) > tolerance * scale:
+        if rest.max(initial=0.0) > tolerance:
             raise GradientError(
                 f"plate {plate!r} is false: the {place[0]} cost at {place[1]!r} of one of its elements depends on the "
                 f"draw of {' or '.join(map(repr, latents))} of another, so its score terms would miss part of their "
                 "cost; take that site out of the plate, or mark the dimension with .to_event() instead of a plate"
             )
+    return certain
 
 
 def is_concrete(tree: Any) -> bool:

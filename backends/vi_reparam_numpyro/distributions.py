@@ -150,7 +150,9 @@ def is_wrapper(d: Distribution) -> bool:
     )
 
 
-def _sample_leaf(d: Distribution, estimator: Estimator, key: Any, lanes: tuple[int, ...], value: Array | None) -> Sampled:
+def _sample_leaf(
+    d: Distribution, estimator: Estimator, key: Any, lanes: tuple[int, ...], value: Array | None
+) -> Sampled:
     family, params = read(d)
     if isinstance(estimator, Auto):
         estimator = estimator.choose(family)
@@ -350,7 +352,9 @@ def annotate(distribution: Distribution, estimator: Estimator) -> Estimated:
 class FamilyDistribution(Distribution):
     """A family of the core as a NumPyro distribution."""
 
-    def __init__(self, family: Family, params: tuple[Array, ...], support: Any, *, event_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, family: Family, params: tuple[Array, ...], support: Any, *, event_shape: tuple[int, ...]
+    ) -> None:
         self.family = family
         self.params = tuple(jnp.asarray(p) for p in params)
         self._support = support

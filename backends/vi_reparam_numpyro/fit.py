@@ -21,6 +21,7 @@ from vi_reparam_numpyro.arguments import Arguments, check_data
 from vi_reparam_numpyro.objectives import ELBO
 from vi_reparam_numpyro.optimizers import default_optimizer, fingerprint
 from vi_reparam_numpyro.run import run
+from vi_reparam_numpyro.select import choose
 from vi_reparam_numpyro.subsampling import check_subsampling
 
 Array = Any
@@ -56,6 +57,7 @@ class Fitter:
     def __init__(self, guided: Any) -> None:
         self.guided = guided
         self._programs: dict[Any, Program] = {}
+        self._selected: dict[Any, tuple[Any, dict[str, float]]] = {}
         self._checked: set[Any] = set()
         self._reads_data = False
 
@@ -87,21 +89,25 @@ class Fitter:
         self._check(objective, args, kwargs)
 
         arguments = self._arguments(objective, args, kwargs)
-        program = self._program(objective, optimizer, arguments)
+        active, prices = self._select(objective, arguments, args, kwargs)
+        program = self._program(active, objective, optimizer, arguments)
         state = program.init(key, arguments.arrays)
         losses = np.full(num_steps, np.nan)
         done = 0
         if checkpoint is not None:
             mark = checkpoints.mark_of(self.guided, state, num_steps, repr(objective))
             state, done, losses = checkpoints.load(checkpoint, mark, state, losses)
-        state, losses = self._loop(program, arguments, state, losses, done, progress, checkpoint, objective, args, kwargs)
+        state, losses = self._loop(
+            active, program, arguments, state, losses, done, progress, checkpoint, objective, args, kwargs
+        )
         params = program.constrain(state["params"])
         record = {
             "num_steps": num_steps,
             "num_particles": objective.num_particles,
             "objective": repr(objective),
             "family": repr(self.guided.family),
-            "estimators": self._chosen(objective, params, args, kwargs),
+            "estimators": _chosen(active, params, args, kwargs),
+            "variance_x_time": prices,
             "seconds": time.perf_counter() - begun,
             "versions": _versions(),
         }
@@ -158,15 +164,26 @@ class Fitter:
             return Arguments.of(args, kwargs, closed=True)
         return arguments
 
-    def _program(self, objective: ELBO, optimizer: Any, arguments: Arguments) -> Program:
+    def _select(self, objective: ELBO, arguments: Arguments, args: Any, kwargs: Any) -> tuple[Any, dict[str, float]]:
+        """The guided model with `Auto` resolved by measurement, once for every shape of the data."""
+        key = repr(objective), arguments.key
+        if key not in self._selected:
+            chosen, prices = choose(self.guided, objective, args, kwargs)
+            estimators = {**self.guided.estimators, **chosen}
+            self._selected[key] = (self.guided.with_estimators(estimators) if chosen else self.guided), prices
+            if chosen:
+                active = self._selected[key][0]
+                objective.check(active.model, active.guide, *args, **kwargs)
+        return self._selected[key]
+
+    def _program(self, active: Any, objective: ELBO, optimizer: Any, arguments: Arguments) -> Program:
         x64 = jax.config.read("jax_enable_x64")
-        key = (repr(objective), fingerprint(optimizer), arguments.key, x64)
+        key = (id(active), repr(objective), fingerprint(optimizer), arguments.key, x64)
         if key not in self._programs:
-            self._programs[key] = self._build(objective, optimizer, arguments)
+            self._programs[key] = self._build(active, objective, optimizer, arguments)
         return self._programs[key]
 
-    def _build(self, objective: ELBO, optimizer: Any, arguments: Arguments) -> Program:
-        guided = self.guided
+    def _build(self, guided: Any, objective: ELBO, optimizer: Any, arguments: Arguments) -> Program:
         svi = SVI(guided.model, guided.guide, optax.identity(), objective)
 
         @jax.jit
@@ -197,7 +214,12 @@ class Fitter:
             for g in jax.tree.leaves(grads):
                 finite = finite & jnp.all(jnp.isfinite(g))
             updates, opt = optimizer.update(grads, state["opt"], state["params"])
-            moved = {"params": optax.apply_updates(state["params"], updates), "opt": opt, "mutable": mutable, "key": key}
+            moved = {
+                "params": optax.apply_updates(state["params"], updates),
+                "opt": opt,
+                "mutable": mutable,
+                "key": key,
+            }
             # A step that is not finite is undone, so that the report can look at what led to it.
             state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state)
             return i + 1, limit, state, losses.at[i].set(value), finite, arrays
@@ -212,6 +234,7 @@ class Fitter:
 
     def _loop(
         self,
+        active: Any,
         program: Program,
         arguments: Arguments,
         state: Any,
@@ -234,7 +257,7 @@ class Fitter:
                 losses[done : done + count] = np.asarray(values)[:count]
                 done += count
                 if not bool(finite):
-                    self._report(program, state, losses, done - 1, objective, args, kwargs)
+                    self._report(active, program, state, losses, done - 1, objective, args, kwargs)
                 bar.update(count)
                 bar.set_postfix_str(f"ELBO {-np.mean(losses[max(0, done - 100) : done]):.4g}")
                 seconds = time.perf_counter() - begun
@@ -246,7 +269,15 @@ class Fitter:
         return state, losses
 
     def _report(
-        self, program: Program, state: Any, losses: np.ndarray, step: int, objective: ELBO, args: Any, kwargs: Any
+        self,
+        active: Any,
+        program: Program,
+        state: Any,
+        losses: np.ndarray,
+        step: int,
+        objective: ELBO,
+        args: Any,
+        kwargs: Any,
     ) -> None:
         """Name what is not finite, at the parameters before the step that failed.
 
@@ -258,7 +289,7 @@ class Fitter:
         _, step_key = random.split(state["key"])
         sites: dict[str, str] = {}
         for key in random.split(step_key, objective.num_particles):
-            result = run(key, held, self.guided.model, self.guided.guide, args, kwargs, entropy=objective.entropy)
+            result = run(key, held, active.model, active.guide, args, kwargs, entropy=objective.entropy)
             for name, sampled in result.draws.items():
                 if not bool(jnp.all(jnp.isfinite(sampled.draw.value))):
                     sites[name] = "its draw is not finite"
@@ -270,7 +301,7 @@ class Fitter:
 
             def loss(p: Any) -> Any:
                 constrained = {**program.constrain(p), **(state["mutable"] or {})}
-                return objective.loss(step_key, constrained, self.guided.model, self.guided.guide, *args, **kwargs)
+                return objective.loss(step_key, constrained, active.model, active.guide, *args, **kwargs)
 
             for name, g in jax.grad(loss)(state["params"]).items():
                 if not all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(g)):
@@ -285,17 +316,18 @@ class Fitter:
             losses=losses[: step + 1],
         )
 
-    def _chosen(self, objective: ELBO, params: Any, args: Any, kwargs: Any) -> dict[str, str]:
-        """The estimator of each site, after `Auto` chose."""
-        chosen: dict[str, str] = {}
 
-        def look() -> Array:
-            result = run(random.key(0), params, self.guided.model, self.guided.guide, args, kwargs)
-            chosen.update({name: repr(s.estimator) for name, s in result.draws.items()})
-            return jnp.zeros(())
+def _chosen(guided: Any, params: Any, args: Any, kwargs: Any) -> dict[str, str]:
+    """The estimator of each site, after `Auto` chose."""
+    chosen: dict[str, str] = {}
 
-        jax.eval_shape(look)
-        return chosen
+    def look() -> Array:
+        result = run(random.key(0), params, guided.model, guided.guide, args, kwargs)
+        chosen.update({name: repr(s.estimator) for name, s in result.draws.items()})
+        return jnp.zeros(())
+
+    jax.eval_shape(look)
+    return chosen
 
 
 def as_key(seed: Any) -> Any:

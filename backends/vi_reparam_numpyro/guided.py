@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from vi_reparam.errors import ArgumentError
+from vi_reparam.estimators import Auto
 from vi_reparam.guides import GuideFamily, MeanField
 from vi_reparam_numpyro.arguments import Arguments
 from vi_reparam_numpyro.dependence import first_params
@@ -18,7 +19,6 @@ from vi_reparam_numpyro.fit import Fitter, as_key
 from vi_reparam_numpyro.guides import build_guide
 from vi_reparam_numpyro.handlers import as_mapping, estimate
 from vi_reparam_numpyro.objectives import ELBO
-from vi_reparam.estimators import Auto
 
 _OWN = ("num_steps", "num_particles", "optimizer", "seed", "progress", "checkpoint")
 
@@ -131,7 +131,9 @@ class Guided:
         """
         if isinstance(thing, Guided):
             return thing
-        raise ArgumentError(f"{thing!r} has no guide: decorate the model with vr.guide, or give vr.Guided(model, guide)")
+        raise ArgumentError(
+            f"{thing!r} has no guide: decorate the model with vr.guide, or give vr.Guided(model, guide)"
+        )
 
     def start(self, *args: Any, seed: Any = 0, **kwargs: Any) -> dict[str, Any]:
         """The initial values at the param and mutable sites, constrained, by name."""
@@ -201,7 +203,9 @@ def _refuse_names(model: Callable[..., Any]) -> None:
         return
     clash = [name for name in _OWN if name in names]
     if clash:
-        raise ArgumentError(f"the model's argument {clash[0]!r} has the name of an option of fit: rename it in the model")
+        raise ArgumentError(
+            f"the model's argument {clash[0]!r} has the name of an option of fit: rename it in the model"
+        )
 
 
 def _resolve(module: str, path: str) -> Any:
@@ -211,5 +215,3 @@ def _resolve(module: str, path: str) -> Any:
         if found is None:
             return None
     return found
-
-

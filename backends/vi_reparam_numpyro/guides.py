@@ -111,8 +111,9 @@ def _positive(site: Site, name: str, init: Any, *, event_dim: int | None = None)
 
 def _jittered(start: Any, amount: float) -> Any:
     """Start times a random factor near one: sites that the model cannot tell apart must not start equal."""
-    return lambda key: jnp.asarray(start, jnp.result_type(float)) * jnp.exp(
-        amount * random.normal(key, jnp.shape(start), jnp.result_type(float))
+    return lambda key: (
+        jnp.asarray(start, jnp.result_type(float))
+        * jnp.exp(amount * random.normal(key, jnp.shape(start), jnp.result_type(float)))
     )
 
 

@@ -55,7 +55,9 @@ class estimate(Messenger):  # noqa: N801  (handlers are lower case in NumPyro)
         if chosen is None:
             return
         if not isinstance(chosen, Estimator):
-            raise ArgumentError(f"site {name!r}: infer['estimator'] is {chosen!r}, expected an estimator such as vr.Implicit()")
+            raise ArgumentError(
+                f"site {name!r}: infer['estimator'] is {chosen!r}, expected an estimator such as vr.Implicit()"
+            )
         msg["fn"] = annotate(fn, chosen).at(name)
         if getattr(msg["fn"].estimator, "baseline", None) in ("auto", "decaying_average"):
             plates = {frame.dim for frame in msg["cond_indep_stack"]}
@@ -81,7 +83,9 @@ class estimate(Messenger):  # noqa: N801  (handlers are lower case in NumPyro)
         result = super().__call__(*args, **kwargs)
         unknown = set(self.estimators) - self._seen - {"*"}
         if unknown:
-            raise ArgumentError(f"estimators name {sorted(unknown)}, which the guide does not draw: it draws {sorted(self._seen)}")
+            raise ArgumentError(
+                f"estimators name {sorted(unknown)}, which the guide does not draw: it draws {sorted(self._seen)}"
+            )
         if self._unserved and not self._served:
             raise self._unserved[0]
         if self._scored:

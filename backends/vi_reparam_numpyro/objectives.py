@@ -53,7 +53,7 @@ class ELBO(HostELBO):
             raise ArgumentError(f"ELBO(entropy={entropy!r}): expected 'monte_carlo' or 'analytic'")
         super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles)
         self.entropy = entropy
-        self._true_plates: dict[Any, bool] = {}
+        self._doubtful: dict[Any, frozenset[str]] = {}
 
     def __repr__(self) -> str:
         return f"ELBO(num_particles={self.num_particles}, entropy={self.entropy!r})"
@@ -61,7 +61,7 @@ class ELBO(HostELBO):
     def with_particles(self, num_particles: int) -> ELBO:
         """The same objective with another number of particles; its checks are kept."""
         other = ELBO(num_particles, entropy=self.entropy, vectorize_particles=self.vectorize_particles)
-        other._true_plates = self._true_plates
+        other._doubtful = self._doubtful
         return other
 
     def check(self, model: Any, guide: Any, *args: Any, params: dict[str, Any] | None = None, **kwargs: Any) -> None:
@@ -81,10 +81,11 @@ class ELBO(HostELBO):
             return result.costs
 
         jax.eval_shape(look)
+        doubtful: frozenset[str] = frozenset()
         if scored:
-            held = params or dependence.first_params(model, guide, args, kwargs)
-            dependence.check_plates(runner, held)
-        self._true_plates[self._program(model, guide, args, kwargs)] = True
+            held = params or jax.jit(lambda: dependence.first_params(model, guide, args, kwargs))()
+            doubtful = dependence.check_plates(runner, held)
+        self._doubtful[self._program(model, guide, args, kwargs)] = doubtful
 
     def loss(self, rng_key: Any, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
         return self.loss_with_mutable_state(rng_key, param_map, model, guide, *args, **kwargs)["loss"]
@@ -150,7 +151,7 @@ class ELBO(HostELBO):
         if not wanted:
             return wanted
         program = self._program(model, guide, args, kwargs)
-        if program not in self._true_plates:
+        if program not in self._doubtful:
             if dependence.is_concrete((args, kwargs)):
                 with jax.ensure_compile_time_eval():
                     self.check(model, guide, *args, **kwargs)
@@ -161,8 +162,8 @@ class ELBO(HostELBO):
                     "with concrete data before jit",
                     stacklevel=2,
                 )
-                self._true_plates[program] = False
-        return wanted if self._true_plates[program] else frozenset()
+                self._doubtful[program] = wanted
+        return wanted - self._doubtful[program]
 
     @staticmethod
     def _downstream(
@@ -237,10 +238,14 @@ class ELBO(HostELBO):
         deps = dependence.dependents(runner, key, constants, {n: s.draw.value for n, s in branched.items()})
         for name, sampled in branched.items():
             target = result.frames["guide", name]
-            masks = _separate_lanes(sampled, target, plates)
+            # Lanes that share a cost outside a plate, as a sum over it, may not move at once.
+            apart = frozenset(p for p in plates if all(p in plates_of(result.frames[place]) for place in deps[name]))
+            masks = _separate_lanes(sampled, target, apart)
             for branch in sampled.draw.branches:
 
-                def downstream_of(mask: Array, name: str = name, sampled: Sampled = sampled, branch: Any = branch) -> Array:
+                def downstream_of(
+                    mask: Array, name: str = name, sampled: Sampled = sampled, branch: Any = branch
+                ) -> Array:
                     z = sampled.draw.value
                     inside = jnp.reshape(mask, mask.shape + (1,) * (z.ndim - mask.ndim))
                     held = {name: lax.stop_gradient(jnp.where(inside, branch.value, z))}
@@ -251,7 +256,7 @@ class ELBO(HostELBO):
 
                 found = lax.map(downstream_of, masks) if masks.shape[0] > 1 else downstream_of(masks[0])[None]
                 found = jnp.reshape(found, found.shape + (1,) * (masks.ndim - found.ndim))
-                total = total + jnp.sum(branch.weight * masks * lax.stop_gradient(found))
+                total = total + jnp.sum(branch.weight[None] * masks * lax.stop_gradient(found))
         return total
 
 

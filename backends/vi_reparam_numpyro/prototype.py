@@ -186,6 +186,7 @@ def _starts(model: Any, args: Any, kwargs: Any, latents: dict[str, Any], num: in
     Candidates are the prior's median, its mean, the unconstrained origin and draws of the
     prior. A start far from everything costs a stock guide most of its steps.
     """
+
     def one(key: Any) -> dict[str, Array]:
         with block():
             tr = trace(drawable(model, key)).get_trace(*args, **kwargs)

@@ -45,7 +45,9 @@ def check_subsampling(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
             if s["type"] == "sample" and not s["is_observed"]
         }
 
-        def log_probs(indices: Any, name: str = name, observed: list[str] = observed, latents: Any = latents) -> list[Any]:
+        def log_probs(
+            indices: Any, name: str = name, observed: list[str] = observed, latents: Any = latents
+        ) -> list[Any]:
             with block():
                 held = substitute(seed(model, random.key(0)), data={**latents, name: indices})
                 sites = trace(held).get_trace(*args, **kwargs)
@@ -54,6 +56,6 @@ def check_subsampling(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
         found = eval_provenance(log_probs, indices=jnp.arange(plate["args"][1]))
         if not any(found):
             raise ArgumentError(
-                f"plate {name!r} is subsampled, but the observed {', '.join(map(repr, observed))} in it does not depend "
-                "on its indices: index the full data inside the plate (with numpyro.plate(...) as i: y = y[i])"
+                f"plate {name!r} is subsampled, but the observed {', '.join(map(repr, observed))} in it does not "
+                "depend on its indices: index the full data inside the plate (with numpyro.plate(...) as i: y = y[i])"
             )

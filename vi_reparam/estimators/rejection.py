@@ -96,5 +96,7 @@ class Rejection(Estimator):
                 )
             else:
                 zero = 0.0 * ops.stop_gradient(concentration)
-                checked[index] = params[index] + ops.xp.where(concentration >= self.min_concentration, zero, float("nan"))
+                checked[index] = params[index] + ops.xp.where(
+                    concentration >= self.min_concentration, zero, float("nan")
+                )
         return tuple(checked)

@@ -35,10 +35,7 @@ class Normal(Family):
         value: Array | None = None,
     ) -> Draw:
         loc, scale = (ops.xp.broadcast_to(p, shape) for p in params)
-        if value is None:
-            eps = ops.normal(key, shape, loc.dtype)
-        else:
-            eps = ops.stop_gradient((value - loc) / scale)
+        eps = ops.normal(key, shape, loc.dtype) if value is None else ops.stop_gradient((value - loc) / scale)
         log_prob = -0.5 * eps * eps - ops.xp.log(scale) - 0.5 * special.LOG_2PI
         return Draw(value=loc + scale * eps, log_prob=log_prob, noise=eps)
 

@@ -75,5 +75,7 @@ class MeanField(GuideFamily):
         name = self.families.get(site, NATURAL.get(support, "transformed_normal"))
         allowed = CHOICES.get(support, CHOICES["other"])
         if name not in allowed:
-            raise ArgumentError(f"site {site!r}: family {name!r} does not live on its support ({support}); use one of {allowed}")
+            raise ArgumentError(
+                f"site {site!r}: family {name!r} does not live on its support ({support}); use one of {allowed}"
+            )
         return name

@@ -139,4 +139,3 @@ def accepted_noise(ops: Ops, key: Any, sampler: RejectionSampler, shape: tuple[i
 def broadcast(ops: Ops, shape: tuple[int, ...], *params: Array) -> tuple[Array, ...]:
     """The parameters, each broadcast to the lanes' shape."""
     return tuple(ops.xp.broadcast_to(p, shape) for p in params)
-

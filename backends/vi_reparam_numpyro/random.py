@@ -1,0 +1,109 @@
+"""Jitted samplers with the implicit gradient attached, under the signatures of `jax.random`."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vi_reparam.errors import ArgumentError
+from vi_reparam.estimators import Implicit
+from vi_reparam.families import FAMILIES
+from vi_reparam_numpyro.ops import ops
+
+Array = Any
+
+
+@functools.partial(jax.jit, static_argnames=("name", "lanes", "log"))
+def _draw(name: str, key: Any, lanes: tuple[int, ...], params: tuple[Array, ...], *, log: bool = False) -> Array:
+    draw = Implicit().draw(ops, key, FAMILIES[name], lanes, *params)
+    if not log:
+        return draw.value
+    assert draw.logs is not None
+    return draw.logs[0]
+
+
+def _lanes(function: str, shape: Any, batch: tuple[int, ...]) -> tuple[int, ...]:
+    if shape is None:
+        return batch
+    lanes = tuple(shape)
+    try:
+        fits = jnp.broadcast_shapes(lanes, batch) == lanes
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ArgumentError(
+            f"{function}(shape={lanes}): the parameters have batch shape {batch}, which does not broadcast to it"
+        )
+    return lanes
+
+
+def _floats(dtype: Any, *params: Any) -> tuple[Array, ...]:
+    dtype = jnp.result_type(float if dtype is None else dtype)
+    return tuple(jnp.asarray(p, dtype) for p in params)
+
+
+def gamma(key: Any, a: Array, shape: Any = None, dtype: Any = None) -> Array:
+    """Gamma(a, 1) draws; as `jax.random.gamma`.
+
+    Args:
+        key: a `jax.random` key.
+        a: concentrations.
+        shape: of the result, to which `a` broadcasts; that of `a` unless given.
+        dtype: a float dtype.
+
+    Raises:
+        ArgumentError: if the shapes do not fit.
+    """
+    (a,) = _floats(dtype, a)
+    return _draw("gamma", key, _lanes("gamma", shape, a.shape), (a, jnp.ones((), a.dtype)))
+
+
+def log_gamma(key: Any, a: Array, shape: Any = None, dtype: Any = None) -> Array:
+    """Logarithms of Gamma(a, 1) draws, finite at any concentration; as `jax.random.loggamma`.
+
+    Raises:
+        ArgumentError: if the shapes do not fit.
+    """
+    (a,) = _floats(dtype, a)
+    return _draw("gamma", key, _lanes("log_gamma", shape, a.shape), (a, jnp.ones((), a.dtype)), log=True)
+
+
+def beta(key: Any, a: Array, b: Array, shape: Any = None, dtype: Any = None) -> Array:
+    """Beta(a, b) draws; as `jax.random.beta`.
+
+    Raises:
+        ArgumentError: if the shapes do not fit.
+    """
+    a, b = _floats(dtype, a, b)
+    return _draw("beta", key, _lanes("beta", shape, jnp.broadcast_shapes(a.shape, b.shape)), (a, b))
+
+
+def dirichlet(key: Any, alpha: Array, shape: Any = None, dtype: Any = None) -> Array:
+    """Dirichlet(alpha) draws of shape ``shape + (K,)``; as `jax.random.dirichlet`.
+
+    Raises:
+        ArgumentError: if the shapes do not fit.
+    """
+    (alpha,) = _floats(dtype, alpha)
+    return _draw("dirichlet", key, _lanes("dirichlet", shape, alpha.shape[:-1]), (alpha,))
+
+
+def von_mises_fisher(key: Any, direction: Array, concentration: Array, shape: Any = None, dtype: Any = None) -> Array:
+    """Von Mises-Fisher draws of shape ``shape + (p,)``.
+
+    Args:
+        key: a `jax.random` key.
+        direction: unit vectors, shape ``batch + (p,)``.
+        concentration: positive, shape ``batch``.
+        shape: batch shape of the result.
+        dtype: a float dtype.
+
+    Raises:
+        ArgumentError: if the shapes do not fit.
+    """
+    direction, concentration = _floats(dtype, direction, concentration)
+    batch = jnp.broadcast_shapes(direction.shape[:-1], concentration.shape)
+    return _draw("von_mises_fisher", key, _lanes("von_mises_fisher", shape, batch), (direction, concentration))
