@@ -14,9 +14,9 @@ from numpyro.infer.elbo import ELBO as HostELBO
 
 from vi_reparam.errors import ArgumentError, GradientError
 from vi_reparam.estimators import ScoreFunction
+from vi_reparam.frames import Frames, plates_of, sum_to
 from vi_reparam_numpyro import dependence
 from vi_reparam_numpyro.distributions import Sampled
-from vi_reparam.frames import Frames, plates_of, sum_to
 from vi_reparam_numpyro.handlers import BASELINE
 from vi_reparam_numpyro.listener import Listener
 from vi_reparam_numpyro.run import Place, Run, run, stopped

@@ -1,12 +1,12 @@
 """vi-reparam for Pyro: give a model a guide, fit it, and see whether to trust it.
 
-    import vi_reparam_pyro as vr
+import vi_reparam_pyro as vr
 
-    @vr.guide
-    def model(x, y=None): ...
+@vr.guide
+def model(x, y=None): ...
 
-    posterior = model.fit(x, y=y)
-    print(posterior.summary())
+posterior = model.fit(x, y=y)
+print(posterior.summary())
 """
 
 from vi_reparam import (
@@ -33,6 +33,7 @@ from vi_reparam import (
 )
 from vi_reparam.comparison import Comparison
 from vi_reparam.guides import GuideFamily, MeanField
+from vi_reparam_pyro import random
 from vi_reparam_pyro.compare import compare_estimators
 from vi_reparam_pyro.distributions import FromSampler, TruncatedNormal, VonMisesFisher, annotate
 from vi_reparam_pyro.guided import Guided, guide
@@ -66,8 +67,8 @@ __all__ = [
     "Rejection",
     "RejectionSampler",
     "ScoreFunction",
-    "TruncatedNormal",
     "SiteError",
+    "TruncatedNormal",
     "ViReparamError",
     "VonMisesFisher",
     "annotate",
@@ -79,5 +80,6 @@ __all__ = [
     "load",
     "ops",
     "ops_of",
+    "random",
     "surrogate",
 ]

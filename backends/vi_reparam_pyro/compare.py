@@ -5,20 +5,20 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax, random
-from jax.flatten_util import ravel_pytree
+import torch
 from tqdm.auto import tqdm
 
 from vi_reparam.comparison import Comparison, Moments, build, z_scores
 from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators import Auto, Estimator
-from vi_reparam_pyro.arguments import check_data
+from vi_reparam_pyro.arguments import as_tensors, check_data, to_numpy
 from vi_reparam_pyro.fit import as_key
 from vi_reparam_pyro.guided import Guided
-from vi_reparam_pyro.run import run
+from vi_reparam_pyro.lanes import keyed, vectorized
+from vi_reparam_pyro.ops import mix
+from vi_reparam_pyro.params import isolated, using
+from vi_reparam_pyro.run import runner_of
 
 Array = Any
 
@@ -43,7 +43,7 @@ def compare_estimators(
     """Mean, variance, bias and time of each estimator's gradient of the loss.
 
     Every estimator is used at all the sites that it applies to (`Auto` at the others), at the
-    same parameters and under the same keys. Gradients are with respect to the parameters as the
+    same parameters and under the same noise. Gradients are with respect to the parameters as the
     guide writes them (constrained values).
 
     Args:
@@ -53,7 +53,7 @@ def compare_estimators(
         num_replicates: independent gradients of each.
         num_particles: particles of one gradient.
         stages: ``"start"`` (the initial parameters) and ``"fitted"`` (after a fit).
-        seed: an int or a `jax.random.key`.
+        seed: an int.
         params: parameters for the start, by name, where not the guide's own.
         reference: the exact gradient by parameter name, for one stage; else the low-variance
             gradient of `Auto` from four times as many independent replicates is the reference.
@@ -67,10 +67,11 @@ def compare_estimators(
     check_data(args, kwargs)
     key = as_key(seed)
     guided = Guided.of(guided)
-    places = {"start": params or guided.start(*args, seed=seed, **kwargs)}
+    places = {"start": as_tensors((), params)[1] if params else guided.start(*args, seed=seed, **kwargs)}
     if "fitted" in stages:
         posterior = guided.fit(*args, num_steps=fit_steps, seed=seed, progress=progress, **kwargs)
         places["fitted"] = posterior.params
+    args, kwargs = as_tensors(args, kwargs)
     sites = _sites(guided, places["start"], args, kwargs)
     names = [repr(e) for e in estimators]
     moments: dict[tuple[str, str], Moments] = {}
@@ -79,21 +80,20 @@ def compare_estimators(
     parameters: list[str] = []
     with tqdm(total=len(stages) * (len(names) + 1), disable=not progress, desc="compare") as bar:
         for stage in stages:
-            held = {n: v for n, v in places[stage].items() if not n.startswith("vr.")}
-            state = {n: v for n, v in places[stage].items() if n.startswith("vr.")}
+            held = dict(sorted(places[stage].items()))
             parameters = _coordinates(held)
             for name, estimator in zip(names, estimators, strict=True):
                 chosen = guided.with_estimators(_everywhere(estimator, sites))
-                measured = _measure(chosen, held, state, num_particles, num_replicates, key, args, kwargs)
+                measured = measure(chosen, held, num_particles, num_replicates, key, args, kwargs)
                 moments[name, stage], seconds[name, stage] = measured
                 bar.update()
             if reference is None:
                 auto = guided.with_estimators({n: Auto() for n in sites})
-                far = random.fold_in(key, 0x5EED)
-                truth, _ = _measure(auto, held, state, num_particles, 4 * num_replicates, far, args, kwargs)
+                far = mix(key ^ 0x5EED)
+                truth, _ = measure(auto, held, num_particles, 4 * num_replicates, far, args, kwargs)
                 exact, error = truth.mean, np.sqrt(truth.variance / truth.count)
             else:
-                exact = np.asarray(ravel_pytree({n: jnp.asarray(reference[n]) for n in held})[0])
+                exact = np.concatenate([np.ravel(to_numpy(reference[n])) for n in held])
                 error = np.zeros_like(exact)
             for name in names:
                 m = moments[name, stage]
@@ -112,11 +112,11 @@ def compare_estimators(
     )
 
 
-def _check(
-    estimators: Any, num_replicates: Any, num_particles: Any, stages: Any, reference: Any
-) -> None:
+def _check(estimators: Any, num_replicates: Any, num_particles: Any, stages: Any, reference: Any) -> None:
     if not estimators or not all(isinstance(e, Estimator) for e in estimators):
-        raise ArgumentError(f"compare_estimators(estimators={estimators!r}): expected a list such as [vr.Implicit(), vr.Rejection()]")
+        raise ArgumentError(
+            f"compare_estimators(estimators={estimators!r}): expected a list such as [vr.Implicit(), vr.Rejection()]"
+        )
     if len(set(map(repr, estimators))) != len(estimators):
         raise ArgumentError("compare_estimators: two of the estimators are equal")
     for name, value, least in (("num_replicates", num_replicates, 2), ("num_particles", num_particles, 1)):
@@ -131,16 +131,10 @@ def _check(
 
 def _sites(guided: Guided, params: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     """The guide's sites, with an estimated distribution at each."""
-    found: dict[str, Any] = {}
     probe = guided.with_estimators({"*": Auto()})
-
-    def look() -> Array:
-        result = run(random.key(0), params, probe.model, probe.guide, args, kwargs)
-        found.update({n: s.family for n, s in result.draws.items()})
-        return jnp.zeros(())
-
-    jax.eval_shape(look)
-    return found
+    with torch.no_grad(), isolated(), using(params):
+        result = runner_of(probe.model, probe.guide, args, kwargs, guided.objective.entropy)(mix(0))
+    return {n: s.family for n, s in result.draws.items()}
 
 
 def _everywhere(estimator: Estimator, sites: dict[str, Any]) -> dict[str, Estimator]:
@@ -152,63 +146,87 @@ def _everywhere(estimator: Estimator, sites: dict[str, Any]) -> dict[str, Estima
 
 
 def _coordinates(params: dict[str, Any]) -> list[str]:
-    """A name for each coordinate, in the order of `ravel_pytree`."""
+    """A name for each coordinate, in the order of the flat gradient."""
     names = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        first, *rest = path
-        base = str(first.key) + jax.tree_util.keystr(tuple(rest))
-        shape = jnp.shape(leaf)
-        names += [base + (f"[{','.join(map(str, i))}]" if i else "") for i in np.ndindex(*shape)]
+    for name, value in params.items():
+        names += [name + (f"[{','.join(map(str, i))}]" if i else "") for i in np.ndindex(*value.shape)]
     return names
 
 
-def _measure(
+def measure(
     guided: Guided,
     params: dict[str, Any],
-    state: dict[str, Any],
     num_particles: int,
     num_replicates: int,
-    key: Any,
+    key: int,
     args: Any,
     kwargs: Any,
 ) -> tuple[Moments, float]:
+    """Moments of a guided model's gradient at given parameters, and seconds a gradient.
+
+    Args:
+        params: constrained parameters to differentiate.
+        key: from which the noise of all replicates follows.
+    """
     objective = guided.objective.with_particles(num_particles)
-    flat, unravel = ravel_pytree(params)
+    with isolated():
+        with using(params) as held:
+            structure = objective.structure(guided.model, guided.guide, args, kwargs)
+            size = _draw_size(guided, args, kwargs)
+        with using(params) as held, torch.no_grad(), keyed(mix(0)):
+            guided.guide(*args, **kwargs)
+            networks = bool(held.modules)  # whose weights are no arguments of lanes
+        length = sum(value.numel() for value in params.values())
+        batch = 1
+        if structure.in_lanes and not networks:
+            batch = int(np.clip(_BUDGET // max(num_particles * size, length, 1), 1, 256))
+            batch = min(batch, max(1, num_replicates // 2))
+        rounds = max(2, -(-num_replicates // batch))
 
-    def loss(flat: Array, key: Any) -> Array:
-        return objective.loss(key, {**unravel(flat), **state}, guided.model, guided.guide, *args, **kwargs)
+        def gradients(number: int) -> np.ndarray:
+            found = _gradients(guided, objective, params, batch, mix(key ^ mix(number + 1)), args, kwargs)
+            return found.astype(np.float64)
 
-    def gradient(index: Array) -> Array:
-        return jax.grad(loss)(flat, random.fold_in(key, index))
-
-    draws = jax.eval_shape(lambda: _draw_size(guided, params, args, kwargs))
-    batch = int(np.clip(_BUDGET // max(num_particles * draws.shape[0], flat.size, 1), 1, 512))
-    batch = min(batch, max(1, num_replicates // 2))
-    rounds = max(2, -(-num_replicates // batch))
-    segments = min(4, rounds)
-    length = -(-rounds // segments)
-
-    @jax.jit
-    def sums(first: Array, pilot: Array) -> Array:
-        def body(total: Array, number: Array) -> tuple[Array, None]:
-            grads = jax.vmap(gradient)(first + number * batch + jnp.arange(batch)) - pilot
-            powers = jnp.stack([jnp.sum(grads**k, axis=0) for k in range(1, 5)])
-            return total + powers, None
-
-        return lax.scan(body, jnp.zeros((4, flat.size), flat.dtype), jnp.arange(length))[0]
-
-    zero = jnp.zeros_like(flat)
-    pilot = np.asarray(sums(jnp.asarray(0), zero))[0] / (length * batch)
-    moments = Moments(pilot)
-    begun = time.perf_counter()
-    for segment in range(segments):
-        moments.add(np.asarray(sums(jnp.asarray(segment * length * batch), jnp.asarray(pilot, flat.dtype))), length * batch)
-    seconds = (time.perf_counter() - begun) / (segments * length * batch)
-    return moments, seconds
+        pilot = gradients(-1).mean(0)
+        moments, seconds = Moments(pilot), 0.0
+        for number in range(rounds):
+            begun = time.perf_counter()
+            found = gradients(number)
+            seconds += time.perf_counter() - begun
+            moments.add(np.stack([((found - pilot) ** k).sum(0) for k in range(1, 5)]), batch)
+    return moments, seconds / (rounds * batch)
 
 
-def _draw_size(guided: Guided, params: Any, args: Any, kwargs: Any) -> Array:
-    result = run(random.key(0), params, guided.model, guided.guide, args, kwargs)
-    size = sum(int(np.prod(jnp.shape(s.draw.value))) for s in result.draws.values())
-    size += sum(int(np.prod(jnp.shape(c))) for c in result.costs.values())
-    return jnp.zeros(max(size, 1))
+def _gradients(
+    guided: Guided, objective: Any, params: dict[str, Any], batch: int, key: int, args: Any, kwargs: Any
+) -> np.ndarray:
+    """`batch` independent gradients of the loss, flattened, shape ``[batch, parameters]``."""
+    names = list(params)
+
+    def loss(*values: Array) -> Array:
+        with using(dict(zip(names, values, strict=True))) as held:
+            value = objective.surrogate(key, guided.model, guided.guide, args, kwargs)
+            weights.update({name: leaf for name, (leaf, _) in held.modules.items()})
+        return value
+
+    weights: dict[str, Array] = {}
+    if batch == 1:
+        leaves = [params[n].detach().clone().requires_grad_() for n in names]
+        total = loss(*leaves)
+    else:
+        leaves = [params[n].detach().expand((batch, *params[n].shape)).clone().requires_grad_() for n in names]
+        total = vectorized(loss, batch, key, *leaves).sum()
+    moved = [weights.get(n, leaf) for n, leaf in zip(names, leaves, strict=True)]
+    found = torch.autograd.grad(total, moved, allow_unused=True)
+    flat = [
+        np.zeros((batch, leaf.numel() // batch)) if g is None else to_numpy(g).reshape(batch, -1)
+        for g, leaf in zip(found, leaves, strict=True)
+    ]
+    return np.concatenate(flat, axis=1)
+
+
+def _draw_size(guided: Guided, args: Any, kwargs: Any) -> int:
+    """Numbers in the draws and costs of one particle."""
+    with torch.no_grad():
+        result = runner_of(guided.model, guided.guide, args, kwargs, guided.objective.entropy)(mix(0))
+    return sum(s.draw.value.numel() for s in result.draws.values()) + sum(c.numel() for c in result.costs.values())

@@ -59,17 +59,21 @@ def reads_values(runner: Runner, key: int) -> bool:
     return False
 
 
-def check_plates(runner: Runner) -> None:
+def check_plates(runner: Runner) -> frozenset[str]:
     """Refuse a plate whose elements are not independent given what is outside it.
 
     Moving the draws of one half of a plate's elements to those of another run must not move the
     costs of the other half: Rao-Blackwellization by plates would drop that part of the gradient
     and say nothing.
 
+    Returns:
+        The plates that could not be checked, because a cost was not finite.
+
     Raises:
         GradientError: naming the plate, the latent and the cost.
     """
     key = mix(CHECK_KEY)
+    doubtful: set[str] = set()
     with torch.no_grad():
         base = runner(key)
         other = runner(mix(key)).draws
@@ -80,7 +84,9 @@ def check_plates(runner: Runner) -> None:
             sizes = {base.frames["guide", n].batch_shape[base.frames["guide", n].dims[plate]] for n in inside}
             if len(sizes) != 1 or (size := sizes.pop()) < 2:
                 continue
-            half = torch.arange(size) % 2 == 0
+            # at random: a dependence at a fixed lag must show
+            order = torch.randperm(size, generator=torch.Generator().manual_seed(CHECK_KEY)).to(base_device(base))
+            half = order % 2 == 0
             moved = {}
             for name in inside:
                 value, frames = scored[name].draw.value, base.frames["guide", name]
@@ -91,10 +97,19 @@ def check_plates(runner: Runner) -> None:
             # the same values again: what the guide's own draws cost must be compared by one formula
             same = runner(key, listener=Listener(held={n: scored[n].draw.value for n in inside}))
             after = runner(key, listener=Listener(held=held, moved=moved))
-            _require_still(same, after, plate, inside, ~half)
+            if not _independent(same, after, plate, inside, ~half):
+                doubtful.add(plate)
+    return frozenset(doubtful)
 
 
-def _require_still(before: Run, after: Run, plate: str, latents: list[str], still: Array) -> None:
+def base_device(run: Run) -> Any:
+    """Where a run's arrays are."""
+    return next(iter(run.costs.values())).device
+
+
+def _independent(before: Run, after: Run, plate: str, latents: list[str], still: Array) -> bool:
+    """Whether the costs of the elements held still could be seen not to move; raises if one moves."""
+    certain = True
     for place, cost in before.costs.items():
         frames = before.frames[place]
         if plate not in plates_of(frames):
@@ -103,8 +118,11 @@ def _require_still(before: Run, after: Run, plate: str, latents: list[str], stil
         rest = (after.costs[place] - cost).abs().index_select(axis, still.nonzero()[:, 0])
         if not bool(torch.isfinite(rest).all()):
             warnings.warn(
-                f"plate {plate!r} could not be checked: the {place[0]} cost at {place[1]!r} is not finite", stacklevel=2
+                f"plate {plate!r} could not be checked: the {place[0]} cost at {place[1]!r} is not finite; score terms "
+                "take the sum over its elements, which is right but noisier",
+                stacklevel=2,
             )
+            certain = False
             continue
         # the order of a sum may change with its terms: rounding is no dependence
         allowed = 1e3 * torch.finfo(cost.dtype).eps * (1.0 + cost.abs().max())
@@ -114,3 +132,4 @@ def _require_still(before: Run, after: Run, plate: str, latents: list[str], stil
                 f"draw of {' or '.join(map(repr, latents))} of another, so its score terms would miss part of their "
                 "cost; take that site out of the plate, or mark the dimension with .to_event() instead of a plate"
             )
+    return certain

@@ -162,8 +162,7 @@ def _sample_leaf(d: Any, estimator: Estimator, key: Any, lanes: tuple[int, ...],
             for name, p in zip(family.parameters, params, strict=True)
         )
     params = tuple(
-        p.expand(lanes + tuple(p.shape[p.ndim - n :]))
-        for p, n in zip(params, family.parameter_event_dims, strict=True)
+        p.expand(lanes + tuple(p.shape[p.ndim - n :])) for p, n in zip(params, family.parameter_event_dims, strict=True)
     )
     draw = estimator.draw(ops, key, family, lanes, *params, value=value)
     scores: tuple[tuple[Array, Array], ...] = ()
@@ -428,9 +427,7 @@ class FamilyDistribution(TorchDistribution):
         self.family = family
         self.params = tuple(torch.as_tensor(p) for p in params)
         self._support = support
-        super().__init__(
-            torch.Size(family.batch_shape(*self.params)), torch.Size(event_shape), validate_args=False
-        )
+        super().__init__(torch.Size(family.batch_shape(*self.params)), torch.Size(event_shape), validate_args=False)
 
     @property
     def support(self) -> Any:
@@ -499,7 +496,9 @@ class TruncatedNormal(FamilyDistribution):
 
     def __init__(self, loc: Any, scale: Any, *, low: Any = -torch.inf, high: Any = torch.inf) -> None:
         dtype = torch.get_default_dtype()
-        params = tuple(p if isinstance(p, torch.Tensor) else torch.tensor(p, dtype=dtype) for p in (loc, scale, low, high))
+        params = tuple(
+            p if isinstance(p, torch.Tensor) else torch.tensor(p, dtype=dtype) for p in (loc, scale, low, high)
+        )
         super().__init__(FAMILIES["truncated_normal"], params, constraints.interval(params[2], params[3]))
 
 

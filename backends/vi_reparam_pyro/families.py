@@ -13,6 +13,7 @@ from vi_reparam.errors import GradientError, SiteError
 from vi_reparam.estimators.base import Primitive
 from vi_reparam.families import FAMILIES, Family
 from vi_reparam.ops import Ops
+from vi_reparam_pyro.lanes import host_noise
 
 Array = Any
 Reading = tuple[Family, tuple[Array, ...]]
@@ -42,7 +43,11 @@ class HostFamily(Family):
         value: Array | None = None,
     ) -> Draw:
         lanes = self.distribution.expand(torch.Size(shape))
-        value = lanes() if value is None else value.detach()
+        if value is None:
+            with host_noise():
+                value = lanes()
+        else:
+            value = value.detach()
         return Draw(value=value, log_prob=lanes.log_prob(value))
 
     def log_prob(self, value: Array, *params: Array, logs: tuple[Array, ...] | None = None) -> Array:

@@ -13,12 +13,13 @@ from tqdm.auto import tqdm
 
 from vi_reparam.errors import ArgumentError, NonFiniteError, ViReparamError
 from vi_reparam_pyro import checkpoint as checkpoints
-from vi_reparam_pyro.arguments import as_tensors, check_data, to_numpy
+from vi_reparam_pyro.arguments import as_tensors, check_data, signature, to_numpy
 from vi_reparam_pyro.objectives import ELBO
 from vi_reparam_pyro.ops import mix
 from vi_reparam_pyro.optimizers import built, default_optimizer
 from vi_reparam_pyro.params import Parameters, first_parameters, isolated, using
 from vi_reparam_pyro.run import runner_of
+from vi_reparam_pyro.select import choose
 from vi_reparam_pyro.subsampling import check_subsampling
 
 Array = Any
@@ -70,6 +71,7 @@ class Fitter:
 
     def __init__(self, guided: Any) -> None:
         self.guided = guided
+        self._selected: dict[Any, tuple[Any, dict[str, float]]] = {}
 
     def fit(
         self,
@@ -98,21 +100,27 @@ class Fitter:
         factory = default_optimizer(num_steps) if optimizer is None else optimizer
         with isolated():
             params = self._checked(objective, key, args, kwargs)
+            active, prices = self._select(objective, params, args, kwargs)
             state = State(params, factory)
             losses, done = np.full(num_steps, np.nan), 0
             mark = checkpoints.mark_of(self.guided, state, num_steps, f"{objective!r}, seed {seed}")
             if checkpoint is not None:
                 done, losses = checkpoints.load(checkpoint, mark, state, losses)
-            loop = _Loop(self.guided, objective, state, losses, key, args, kwargs)
-            loop.run(done, progress, None if checkpoint is None else lambda n: checkpoints.save(checkpoint, mark, state, n, losses))
+            loop = _Loop(active, objective, state, losses, key, args, kwargs)
+            loop.run(
+                done,
+                progress,
+                None if checkpoint is None else lambda n: checkpoints.save(checkpoint, mark, state, n, losses),
+            )
             values = state.params.values()
-            chosen = self._chosen(objective, values, args, kwargs)
+            chosen = _chosen(active, objective, values, args, kwargs)
         record = {
             "num_steps": num_steps,
             "num_particles": objective.num_particles,
             "objective": repr(objective),
             "family": repr(self.guided.family),
             "estimators": chosen,
+            "variance_x_time": prices,
             "seconds": time.perf_counter() - begun,
             "versions": _versions(),
         }
@@ -130,17 +138,32 @@ class Fitter:
         except ViReparamError:
             raise
         except Exception as error:
-            shapes = torch.utils._pytree.tree_map(lambda x: tuple(x.shape) if hasattr(x, "shape") else x, (args, kwargs))
+            shapes = torch.utils._pytree.tree_map(
+                lambda x: tuple(x.shape) if hasattr(x, "shape") else x, (args, kwargs)
+            )
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ArgumentError(
                 f"{guided.name} could not run on arguments of shapes {shapes[0]} {shapes[1]}: {first}"
             ) from error
 
-    def _chosen(self, objective: ELBO, values: dict[str, Array], args: Any, kwargs: Any) -> dict[str, str]:
-        """The estimator of each site, after `Auto` chose."""
-        with using(values), torch.no_grad():
-            result = runner_of(self.guided.model, self.guided.guide, args, kwargs, objective.entropy)(mix(0))
-        return {name: repr(s.estimator) for name, s in result.draws.items()}
+    def _select(self, objective: ELBO, params: Parameters, args: Any, kwargs: Any) -> tuple[Any, dict[str, float]]:
+        """The guided model with `Auto` resolved by measurement, once for every shape of the data."""
+        key = repr(objective), signature(args, kwargs)
+        if key not in self._selected:
+            chosen, prices = choose(self.guided, objective, args, kwargs)
+            active = self.guided.with_estimators({**self.guided.estimators, **chosen}) if chosen else self.guided
+            self._selected[key] = active, prices
+        active, prices = self._selected[key]
+        with using(params.values()):
+            objective.structure(active.model, active.guide, args, kwargs)
+        return active, prices
+
+
+def _chosen(guided: Any, objective: ELBO, values: dict[str, Array], args: Any, kwargs: Any) -> dict[str, str]:
+    """The estimator of each site, after `Auto` chose."""
+    with using(values), torch.no_grad():
+        result = runner_of(guided.model, guided.guide, args, kwargs, objective.entropy)(mix(0))
+    return {name: repr(s.estimator) for name, s in result.draws.items()}
 
 
 class _Loop:
@@ -284,5 +307,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:  # run from its source
             found[name] = "unknown"
     return found
-
-

@@ -132,7 +132,9 @@ class Guided:
         """
         if isinstance(thing, Guided):
             return thing
-        raise ArgumentError(f"{thing!r} has no guide: decorate the model with vr.guide, or give vr.Guided(model, guide)")
+        raise ArgumentError(
+            f"{thing!r} has no guide: decorate the model with vr.guide, or give vr.Guided(model, guide)"
+        )
 
     def start(self, *args: Any, seed: Any = 0, **kwargs: Any) -> dict[str, Any]:
         """The initial values at the param sites, constrained, by name."""
@@ -203,7 +205,9 @@ def _refuse_names(model: Callable[..., Any]) -> None:
         return
     clash = [name for name in _OWN if name in names]
     if clash:
-        raise ArgumentError(f"the model's argument {clash[0]!r} has the name of an option of fit: rename it in the model")
+        raise ArgumentError(
+            f"the model's argument {clash[0]!r} has the name of an option of fit: rename it in the model"
+        )
 
 
 def _resolve(module: str, path: str) -> Any:
@@ -213,5 +217,3 @@ def _resolve(module: str, path: str) -> Any:
         if found is None:
             return None
     return found
-
-

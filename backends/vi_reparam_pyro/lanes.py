@@ -8,74 +8,77 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from pyro.poutine.messenger import Messenger
+from torch.overrides import TorchFunctionMode
 
 from vi_reparam_pyro.seeding import seeded
 
 Array = Any
 
 
-class Lanes:
-    """The lanes of the vmap that is running.
+class Keys:
+    """Keys for draws inside lanes, where torch's global state cannot be read.
 
     Args:
-        index: a vmapped tensor, which carries the lane dimension to the noise.
-        key: of the run; keys drawn inside follow from it.
+        key: from which they follow.
     """
 
-    def __init__(self, index: Array, key: int) -> None:
-        self.index = index
+    def __init__(self, key: int) -> None:
         self.key = key
         self.count = 0
 
-    def next_key(self) -> int:
+    def next(self) -> int:
+        """A key that was not given before."""
         self.count += 1
         return (self.key ^ (self.count * 0x9E3779B97F4A7C15)) & ((1 << 63) - 1)
 
 
-_ACTIVE: list[Lanes] = []
+_LEVELS: list[Array] = []
+"""For each vmap that is running, outermost first, a tensor that carries its lanes."""
+
+_KEYS: list[Keys] = []
 
 
-def current() -> Lanes | None:
-    """The lanes that are running, if any."""
-    return _ACTIVE[-1] if _ACTIVE else None
+def keys() -> Keys | None:
+    """The keys of the lanes that are running, if any are."""
+    return _KEYS[-1] if _LEVELS else None
 
 
 @contextlib.contextmanager
 def keyed(key: int) -> Iterator[None]:
     """Let all randomness inside follow from `key`, in lanes or outside them."""
-    held = current()
-    if held is not None:
-        _ACTIVE.append(Lanes(held.index, key))
+    _KEYS.append(Keys(key))
     try:
         with seeded(key):
             yield
     finally:
-        if held is not None:
-            _ACTIVE.pop()
+        _KEYS.pop()
 
 
-def vectorized(fn: Callable[[], Any], num: int, key: int) -> Any:
+def vectorized(fn: Callable[..., Any], num: int, key: int, *batched: Array) -> Any:
     """`num` runs of `fn` at once, each with its own noise; results with a leading dimension.
 
     Args:
-        fn: a program without arguments; it may close over anything, also what is differentiated.
+        fn: a program; it may close over anything, also what is differentiated, and run lanes of
+            its own.
         num: how many.
         key: from which all noise follows.
+        batched: arguments of `fn`, each with a leading dimension of `num`.
 
     Raises:
         RuntimeError: as `torch.func.vmap`, if the program reads a value in Python.
     """
 
-    def lane(index: Array) -> Any:
-        _ACTIVE.append(Lanes(index, key))
+    def lane(index: Array, *arguments: Array) -> Any:
+        _LEVELS.append(index)
         try:
-            return fn()
+            return fn(*arguments)
         finally:
-            _ACTIVE.pop()
+            _LEVELS.pop()
 
-    with seeded(key), _without_validation(), warnings.catch_warnings():
+    with keyed(key), _without_validation(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")
-        return torch.func.vmap(lane, randomness="different")(torch.arange(num))
+        return torch.func.vmap(lane, randomness="different")(torch.arange(num), *batched)
 
 
 @contextlib.contextmanager
@@ -89,32 +92,37 @@ def _without_validation() -> Iterator[None]:
         torch.distributions.Distribution.set_default_validate_args(held)
 
 
+_IN_PLACE = {
+    getattr(torch.Tensor, name): name
+    for name in ("normal_", "uniform_", "exponential_", "cauchy_", "geometric_", "log_normal_", "bernoulli_", "random_")
+}
+
+
+class host_noise(TorchFunctionMode):  # noqa: N801
+    """Let the samplers of torch's own distributions run in lanes.
+
+    Many fill an empty tensor in place, which has no lane dimension to take different noise.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = _IN_PLACE.get(func)
+        if name is None or not _LEVELS:
+            return func(*args, **(kwargs or {}))
+        like, rest = args[0], args[1:]
+
+        def fill(lead: tuple[int, ...]) -> Array:
+            empty = torch.empty((*lead, *like.shape), dtype=like.dtype, device=like.device)
+            return getattr(empty, name)(*rest, **(kwargs or {}))
+
+        return noise(fill)
+
+
 class _Noise(torch.autograd.Function):
-    """Noise with a lane dimension of its own."""
+    """Noise with a lane dimension of its own, level by level."""
 
     @staticmethod
-    def forward(index: Array, draw: Callable[[tuple[int, ...]], Array]) -> Array:
+    def forward(index: Array, draw: Callable[[tuple[int, ...]], Array], outer: list[Array]) -> Array:
         return draw(())
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.mark_non_differentiable(output)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, index: Array, draw: Callable[[tuple[int, ...]], Array]) -> Any:
-        return draw((info.batch_size,)), 0
-
-
-class _NoiseOf(torch.autograd.Function):
-    """As `_Noise`, for noise that has parameters."""
-
-    @staticmethod
-    def forward(index: Array, param: Array, draw: Callable[[Array], Array]) -> Array:
-        return draw(param)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -125,10 +133,34 @@ class _NoiseOf(torch.autograd.Function):
         return None, None, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, index: Array, param: Array, draw: Callable[[Array], Array]) -> Any:
-        batched = in_dims[1] is not None
-        lead = param.movedim(in_dims[1], 0) if batched else param.expand((info.batch_size, *param.shape))
-        return draw(lead.contiguous()), 0
+    def vmap(
+        info: Any, in_dims: Any, index: Array, draw: Callable[[tuple[int, ...]], Array], outer: list[Array]
+    ) -> Any:
+        return _noise(lambda lead: draw((*lead, info.batch_size)), outer), 0
+
+
+class _NoiseOf(torch.autograd.Function):
+    """As `_Noise`, for noise that has a parameter."""
+
+    @staticmethod
+    def forward(index: Array, param: Array, draw: Callable[[Array], Array], outer: list[Array]) -> Array:
+        return draw(param)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return None, None, None, None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: Any, index: Array, param: Array, draw: Callable[[Array], Array], outer: list[Array]
+    ) -> Any:
+        where = in_dims[1]
+        lead = param.expand((info.batch_size, *param.shape)) if where is None else param.movedim(where, 0)
+        return _noise_of(draw, lead.contiguous(), outer), 0
 
 
 class _Any(torch.autograd.Function):
@@ -151,20 +183,36 @@ class _Any(torch.autograd.Function):
         return flag.any(), None
 
 
+def _noise(draw: Callable[[tuple[int, ...]], Array], levels: list[Array]) -> Array:
+    return _Noise.apply(levels[-1], draw, levels[:-1]) if levels else draw(())
+
+
+def _noise_of(draw: Callable[[Array], Array], param: Array, levels: list[Array]) -> Array:
+    return _NoiseOf.apply(levels[-1], param, draw, levels[:-1]) if levels else draw(param)
+
+
 def noise(draw: Callable[[tuple[int, ...]], Array]) -> Array:
-    """``draw(lead)``, with `lead` the lanes' dimension where lanes run."""
-    held = current()
-    return draw(()) if held is None else _Noise.apply(held.index, draw)
+    """``draw(lead)``, with `lead` the lanes' dimensions where lanes run."""
+    return _noise(draw, list(_LEVELS))
 
 
 def noise_of(draw: Callable[[Array], Array], param: Array) -> Array:
     """``draw(param)``, each lane for itself."""
-    held = current()
-    return draw(param) if held is None else _NoiseOf.apply(held.index, param, draw)
+    return _noise_of(draw, param, list(_LEVELS))
 
 
 def any_lane(flag: Any) -> bool:
     """Whether `flag` holds in any lane."""
-    if current() is None or not isinstance(flag, torch.Tensor):
-        return bool(flag)
-    return bool(_Any.apply(flag))
+    if isinstance(flag, torch.Tensor):
+        for _ in _LEVELS:
+            flag = _Any.apply(flag)
+    return bool(flag)
+
+
+class drawing(Messenger):  # noqa: N801  (handlers are lower case in Pyro)
+    """Outermost: draws what nobody else gave a value, each lane for itself."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if _LEVELS and msg["value"] is None and not msg["is_observed"] and not msg["done"]:
+            with host_noise():
+                msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"])

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pyro.infer.elbo import ELBO as HOST_ELBO
+from torch.utils import _pytree as pytree
 
 from vi_reparam.errors import ArgumentError
 from vi_reparam.frames import Frames, plates_of
@@ -121,12 +122,10 @@ class ELBO(HOST_ELBO):
         in_lanes = self.lanes is not False and not dependence.reads_values(runner, key)
         if self.lanes and not in_lanes:
             raise ArgumentError("ELBO(vectorize_particles=True): the program reads a drawn value in Python; use None")
-        if scored and in_lanes:
-            deps = dependence.dependents(runner, key, scored)
-        else:  # what Python reads leaves no trace: every cost may depend on every draw
-            deps = dict.fromkeys(scored, places)
+        # what Python reads leaves no trace: then every cost may depend on every draw
+        deps = dependence.dependents(runner, key, scored) if scored and in_lanes else dict.fromkeys(scored, places)
         if scored:
-            dependence.check_plates(runner)
+            plates -= dependence.check_plates(runner)
         made = Structure(places, deps, plates, in_lanes)
         self._known[_program(model, guide, args, kwargs)] = made
         return made
@@ -172,9 +171,7 @@ class ELBO(HOST_ELBO):
         for name, term in found.scores.items():
             cost = score.downstream(ops, costs, frames, deps[name], frames["guide", name], structure.plates)
             estimator, own = found.draws[name].estimator, found.own.get(name, ())
-            value = value + score.score_gradient(
-                ops, name, estimator, term, own, cost, found.averages, objective=self
-            )
+            value = value + score.score_gradient(ops, name, estimator, term, own, cost, found.averages, objective=self)
         return -value
 
     def particles(
@@ -204,14 +201,16 @@ class ELBO(HOST_ELBO):
             if not sampled.draw.branches:
                 continue
             target, z = result.frames["guide", name], sampled.draw.value
+            deps = structure.deps.get(name, frozenset(result.costs)) & frozenset(result.costs)
+            # Lanes that share a cost outside a plate, as a sum over it, may not move at once.
+            apart = frozenset(p for p in structure.plates if all(p in plates_of(result.frames[q]) for q in deps))
             for branch in sampled.draw.branches:
-                for mask in _groups(branch.weight.shape, target, structure.plates):
+                for mask in _groups(branch.weight.shape, target, apart):
                     inside = mask.reshape(mask.shape + (1,) * (z.ndim - mask.ndim))
                     other = torch.where(inside, branch.value, z).detach()
                     with torch.no_grad():
                         moved = runner(key, listener=Listener(held={name: other}))
                     costs = {p: c[None] for p, c in moved.costs.items()}
-                    deps = structure.deps.get(name, frozenset(costs)) & frozenset(costs)
                     cost = score.downstream(ops, costs, moved.frames, deps, target, structure.plates)[0]
                     cost = cost.reshape(cost.shape + (1,) * (mask.ndim - cost.ndim))
                     total = total + (branch.weight * mask * cost).sum()
@@ -235,7 +234,7 @@ def _groups(shape: Any, target: Frames, plates: frozenset[str]) -> Any:
 
 def _stacked(particles: list[Any]) -> Any:
     """The particles' results, each array with a leading dimension of particles."""
-    return torch.utils._pytree.tree_map(lambda *xs: torch.stack(xs), particles[0], *particles[1:])
+    return pytree.tree_map(lambda *xs: torch.stack(xs), particles[0], *particles[1:])
 
 
 def _program(model: Any, guide: Any, args: Any, kwargs: Any) -> Any:

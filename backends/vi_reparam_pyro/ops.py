@@ -51,9 +51,9 @@ class TorchOps:
 
     def root_key(self) -> int:
         """A key from torch's global state, so that `pyro.set_rng_seed` governs it."""
-        held = lanes.current()
+        held = lanes.keys()
         if held is not None:
-            return mix(held.next_key())
+            return mix(held.next())
         return int(torch.randint(0, _MASK, (), device="cpu").item())
 
     def split(self, key: int, num: int) -> list[int]:

@@ -10,8 +10,8 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import constraints
-from torch.distributions import transform_to
 from pyro.poutine.messenger import Messenger
+from torch.distributions import transform_to
 
 from vi_reparam.errors import ArgumentError
 from vi_reparam_pyro.lanes import keyed

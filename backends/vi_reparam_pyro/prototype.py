@@ -10,9 +10,9 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import constraints
-from torch.distributions import biject_to
 from pyro.ops.provenance import get_provenance, track_provenance
 from pyro.poutine.messenger import Messenger
+from torch.distributions import biject_to
 
 from vi_reparam.errors import SiteError
 from vi_reparam_pyro.handlers import is_subsample

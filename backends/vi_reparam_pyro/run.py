@@ -16,7 +16,7 @@ from vi_reparam.errors import SiteError
 from vi_reparam.frames import Frames
 from vi_reparam_pyro.distributions import Estimated, Sampled, entropy_of, precise_log_prob
 from vi_reparam_pyro.handlers import is_subsample
-from vi_reparam_pyro.lanes import keyed
+from vi_reparam_pyro.lanes import drawing, keyed
 from vi_reparam_pyro.listener import Listener, listening
 from vi_reparam_pyro.ops import ops
 
@@ -81,7 +81,7 @@ def run(
         GradientError: if a draw's score term would be lost.
     """
     listener = listener or Listener()
-    with keyed(key):
+    with keyed(key), drawing():
         with listening(listener):
             guide_trace = poutine.trace(_collected(guide, listener)).get_trace(*args, **kwargs)
         listener.finish()

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from vi_reparam.errors import ArgumentError, SiteError
 from vi_reparam.posterior.sites import Scored, Site, Sites, bound_arguments
 from vi_reparam_pyro.arguments import as_tensors, is_array, to_numpy
-from vi_reparam_pyro.lanes import keyed, vectorized
+from vi_reparam_pyro.lanes import drawing, keyed, vectorized
 from vi_reparam_pyro.ops import mix
 from vi_reparam_pyro.params import isolated, using
 from vi_reparam_pyro.run import sample_sites, scaled
@@ -90,7 +90,7 @@ class Scorer:
     @contextlib.contextmanager
     def _ready(self) -> Iterator[None]:
         """The parameters in place, all of the data, no gradients, and a store of our own."""
-        with torch.no_grad(), isolated(), full_data(), using(self.params):
+        with torch.no_grad(), isolated(), full_data(), drawing(), using(self.params):
             yield
 
     def draw_guide(self) -> Any:
