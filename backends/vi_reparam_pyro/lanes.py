@@ -213,6 +213,8 @@ class drawing(Messenger):  # noqa: N801  (handlers are lower case in Pyro)
     """Outermost: draws what nobody else gave a value, each lane for itself."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        if _LEVELS and msg["value"] is None and not msg["is_observed"] and not msg["done"]:
+        # distributions of ours draw by keys
+        ours = hasattr(msg["fn"], "estimator")
+        if _LEVELS and msg["value"] is None and not msg["is_observed"] and not msg["done"] and not ours:
             with host_noise():
                 msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"])

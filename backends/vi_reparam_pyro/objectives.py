@@ -163,13 +163,13 @@ class ELBO(HOST_ELBO):
         """As `differentiable_loss`, with all noise from a key, and the decaying averages given."""
         structure = self.structure(model, guide, args, kwargs)
         found = self.particles(key, runner_of(model, guide, args, kwargs, self.entropy), structure, averages)
-        costs, frames, deps = found.costs, found.frames, structure.deps
-        if frozenset(costs) != structure.places:  # the program took another path: nothing is known of it
-            deps = dict.fromkeys(found.scores, frozenset(costs))
+        costs, frames, deps, plates = found.costs, found.frames, structure.deps, structure.plates
+        if not frozenset(costs) <= structure.places:  # the program took another path: nothing is known of it
+            deps, plates = dict.fromkeys(found.scores, frozenset(costs)), frozenset()
         bound = sum(c.reshape(c.shape[0], -1).sum(1) for c in costs.values()) + found.weak
         value = bound.mean()
         for name, term in found.scores.items():
-            cost = score.downstream(ops, costs, frames, deps[name], frames["guide", name], structure.plates)
+            cost = score.downstream(ops, costs, frames, deps[name] & frozenset(costs), frames["guide", name], plates)
             estimator, own = found.draws[name].estimator, found.own.get(name, ())
             value = value + score.score_gradient(ops, name, estimator, term, own, cost, found.averages, objective=self)
         return -value
@@ -192,7 +192,9 @@ class ELBO(HOST_ELBO):
             found = vectorized(lambda: particle(key), self.num_particles, key)
         else:
             found = _stacked([particle(own_key) for own_key in ops.split(key, self.num_particles)])
-        return Particles(*found, frames=last[-1].frames, draws=last[-1].draws, averages=last[-1].averages)
+        frames = {place: where for result in last for place, where in result.frames.items()}
+        draws = {name: drawn for result in last for name, drawn in result.draws.items()}
+        return Particles(*found, frames=frames, draws=draws, averages=last[-1].averages)
 
     def _weak(self, runner: Runner, key: int, result: Run, structure: Structure) -> Array:
         """The weak derivatives: each branch's weight times the downstream cost at its value."""
@@ -233,8 +235,20 @@ def _groups(shape: Any, target: Frames, plates: frozenset[str]) -> Any:
 
 
 def _stacked(particles: list[Any]) -> Any:
-    """The particles' results, each array with a leading dimension of particles."""
-    return pytree.tree_map(lambda *xs: torch.stack(xs), particles[0], *particles[1:])
+    """The particles' results, each array with a leading dimension of particles.
+
+    What only some of the particles have, because the program branched, counts as zero in the others.
+    """
+    if isinstance(particles[0], tuple):
+        return tuple(_stacked(list(parts)) for parts in zip(*particles, strict=True))
+    if not isinstance(particles[0], dict):
+        return pytree.tree_map(lambda *xs: torch.stack(xs), particles[0], *particles[1:])
+    names = {name: part for held in particles for name, part in held.items()}
+    absent = {name: pytree.tree_map(torch.zeros_like, part) for name, part in names.items()}
+    return {
+        name: pytree.tree_map(lambda *xs: torch.stack(xs), *(held.get(name, absent[name]) for held in particles))
+        for name in names
+    }
 
 
 def _program(model: Any, guide: Any, args: Any, kwargs: Any) -> Any:

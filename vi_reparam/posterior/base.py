@@ -79,7 +79,8 @@ def _densities(scored: Scored) -> tuple[Array, Array, dict[str, Array]]:
 class PosteriorBase(abc.ABC):
     """What a fit gives: the guide with its fitted parameters, and the data they were fitted to.
 
-    Everything runs on all of the data: the subsampling of plates is switched off. The i-th draw depends on the seed and on i only.
+    Everything runs on all of the data: the subsampling of plates is switched off. The i-th draw
+    depends on the seed and on i only.
 
     Args:
         guided: has `.model` and `.guide` (programs of the backend) and `.name`.

@@ -190,11 +190,10 @@ def _encode(value: Any, arrays: dict[str, np.ndarray], where: str, codec: Codec)
         content, about = own
         return {"own": _encode(content, arrays, where, codec), "about": about}
     array = codec.array(value)
-    if array is not None:
-        if not array.dtype.hasobject:
-            name = f"array_{len(arrays)}"
-            arrays[name] = array
-            return {"array": name, "dtype": array.dtype.name}
+    if array is not None and not array.dtype.hasobject:
+        name = f"array_{len(arrays)}"
+        arrays[name] = array
+        return {"array": name, "dtype": array.dtype.name}
     raise ArgumentError(
         f"{where} is of type {type(value).__name__}, which cannot be stored; bind it to the model, and fit with arrays,"
         " numbers and text"
