@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from vi_reparam.errors import ArgumentError, NonFiniteError, ViReparamError
 from vi_reparam_pyro import checkpoint as checkpoints
 from vi_reparam_pyro.arguments import as_tensors, check_data, signature, to_numpy
+from vi_reparam_pyro.lanes import without_validation
 from vi_reparam_pyro.objectives import ELBO
 from vi_reparam_pyro.ops import mix
 from vi_reparam_pyro.optimizers import built, default_optimizer
@@ -100,20 +101,21 @@ class Fitter:
         factory = default_optimizer(num_steps) if optimizer is None else optimizer
         with isolated():
             params = self._checked(objective, key, args, kwargs)
-            active, prices = self._select(objective, params, args, kwargs)
-            state = State(params, factory)
-            losses, done = np.full(num_steps, np.nan), 0
-            mark = checkpoints.mark_of(self.guided, state, num_steps, f"{objective!r}, seed {seed}")
-            if checkpoint is not None:
-                done, losses = checkpoints.load(checkpoint, mark, state, losses)
-            loop = _Loop(active, objective, state, losses, key, args, kwargs)
-            loop.run(
-                done,
-                progress,
-                None if checkpoint is None else lambda n: checkpoints.save(checkpoint, mark, state, n, losses),
-            )
-            values = state.params.values()
-            chosen = _chosen(active, objective, values, args, kwargs)
+            with without_validation():  # done; it reads values, and would not name a step
+                active, prices = self._select(objective, params, args, kwargs)
+                state = State(params, factory)
+                losses, done = np.full(num_steps, np.nan), 0
+                mark = checkpoints.mark_of(self.guided, state, num_steps, f"{objective!r}, seed {seed}")
+                if checkpoint is not None:
+                    done, losses = checkpoints.load(checkpoint, mark, state, losses)
+                loop = _Loop(active, objective, state, losses, key, args, kwargs)
+                loop.run(
+                    done,
+                    progress,
+                    None if checkpoint is None else lambda n: checkpoints.save(checkpoint, mark, state, n, losses),
+                )
+                values = state.params.values()
+                chosen = _chosen(active, objective, values, args, kwargs)
         record = {
             "num_steps": num_steps,
             "num_particles": objective.num_particles,
@@ -130,11 +132,13 @@ class Fitter:
         """The first parameters, after everything that can be refused before the first step."""
         guided = self.guided
         try:
-            check_subsampling(guided.model, args, kwargs)
-            params = first_parameters(guided.model, guided.guide, args, kwargs, key=mix(key))
-            with using(params.values()):
-                objective.structure(guided.model, guided.guide, args, kwargs)
-            return params
+            try:
+                return self._first(objective, key, args, kwargs)
+            except ValueError as error:
+                if "Expected parameter" not in str(error):
+                    raise
+                with without_validation():  # a NaN on the way: the first step will name its site
+                    return self._first(objective, key, args, kwargs)
         except ViReparamError:
             raise
         except Exception as error:
@@ -145,6 +149,14 @@ class Fitter:
             raise ArgumentError(
                 f"{guided.name} could not run on arguments of shapes {shapes[0]} {shapes[1]}: {first}"
             ) from error
+
+    def _first(self, objective: ELBO, key: int, args: Any, kwargs: Any) -> Parameters:
+        guided = self.guided
+        check_subsampling(guided.model, args, kwargs)
+        params = first_parameters(guided.model, guided.guide, args, kwargs, key=mix(key))
+        with using(params.values()):
+            objective.structure(guided.model, guided.guide, args, kwargs)
+        return params
 
     def _select(self, objective: ELBO, params: Parameters, args: Any, kwargs: Any) -> tuple[Any, dict[str, float]]:
         """The guided model with `Auto` resolved by measurement, once for every shape of the data."""

@@ -76,13 +76,13 @@ def vectorized(fn: Callable[..., Any], num: int, key: int, *batched: Array) -> A
         finally:
             _LEVELS.pop()
 
-    with keyed(key), _without_validation(), warnings.catch_warnings():
+    with keyed(key), without_validation(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")
         return torch.func.vmap(lane, randomness="different")(torch.arange(num), *batched)
 
 
 @contextlib.contextmanager
-def _without_validation() -> Iterator[None]:
+def without_validation() -> Iterator[None]:
     """Distributions validate by reading values, which lanes cannot; the check before a fit did it."""
     held = torch.distributions.Distribution._validate_args
     torch.distributions.Distribution.set_default_validate_args(False)

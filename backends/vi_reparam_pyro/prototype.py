@@ -177,6 +177,8 @@ def origin(support: Any, shape: tuple[int, ...]) -> Array:
     """The point of a support that the unconstrained origin maps to."""
     if support.is_discrete:
         return torch.zeros(shape)
+    if support_kind(support) == "sphere":
+        return torch.full(shape, shape[-1] ** -0.5)
     transform = bijection(support)
     return transform(torch.zeros(transform.inverse_shape(torch.Size(shape))))
 
