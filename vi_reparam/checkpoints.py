@@ -35,7 +35,7 @@ def save(path: Any, mark: Mark, arrays: dict[str, np.ndarray], done: int, losses
     header = json.dumps({"format": _FORMAT, "done": done, **dataclasses.asdict(mark)})
     partial = target.with_name(target.name + ".partial")
     with partial.open("wb") as file:
-        np.savez(file, header=np.array(header), losses=losses, **arrays)
+        np.savez(file, allow_pickle=False, header=np.array(header), losses=losses, **arrays)
     os.replace(partial, target)
 
 

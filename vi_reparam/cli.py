@@ -107,6 +107,7 @@ class Job:
     kwargs: dict[str, Any]
     settings: dict[str, Any]
     estimators: list[Any]
+    focus: str | None = None
 
 
 def _plain(value: Any) -> Any:
@@ -246,7 +247,7 @@ def _job(
         "optimizer": vr.host.adam(defaults["learning_rate"]),
     }
     args, kwargs = model.data()
-    return Job(model.name, vr, guided, args, kwargs, settings, list(model.estimators))
+    return Job(model.name, vr, guided, args, kwargs, settings, list(model.estimators), model.focus)
 
 
 def _fit(job: Job, report: Report, *, seed: int, picture: bool = True) -> dict[str, Any]:
@@ -304,7 +305,7 @@ def _compare(
         progress=not report.as_json and sys.stderr.isatty(),
         seed=seed,
     )
-    report.show(comparison.table())
+    report.show(comparison.table(job.focus))
     if path := report.path(f"{picture}.png"):
         comparison.plot(path)
     if path := report.path(f"{job.name}_estimators.nc"):
@@ -385,6 +386,7 @@ def compare(
     replicates: Annotated[int, typer.Option(min=2, help="Gradients an estimator and stage.")] = 1_000,
     stages: Annotated[str, typer.Option(help="start, fitted or start,fitted.")] = "start,fitted",
     estimator: Estimators = None,
+    parameter: Annotated[str | None, typer.Option(help="A coordinate to show by itself, as 'shape[0]'.")] = None,
     options: Options = None,
     data: Data = None,
 ) -> None:
@@ -402,6 +404,7 @@ def compare(
             num_particles=num_particles,
         )
         job.estimators = chosen or job.estimators
+        job.focus = parameter or job.focus
         report.content |= _compare(
             job, report, replicates=replicates, stages=wanted, seed=seed, picture=f"{job.name}_estimators"
         )

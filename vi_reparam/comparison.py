@@ -90,7 +90,8 @@ class Comparison:
             best = float(at.variance_x_seconds.min())
             for estimator in data.estimator.values:
                 one = at.sel(estimator=estimator)
-                shown = one.variance_per_draw if parameter is None else one.variance_per_draw.sel(parameter=parameter)
+                shown = one.variance_per_draw
+                alone = None if parameter is None else float(shown.sel(parameter=parameter))
                 z = np.abs(one.z.values)
                 rows.append(
                     {
@@ -98,6 +99,7 @@ class Comparison:
                         "estimator": str(estimator),
                         "median_variance": float(np.median(shown)),
                         "largest_variance": float(np.max(shown)),
+                        "variance_of_parameter": alone,
                         "largest_z": float(np.max(z)),
                         "milliseconds": 1e3 * float(one.seconds),
                         "variance_x_seconds": float(one.variance_x_seconds) / best if best > 0 else float("nan"),
@@ -109,30 +111,32 @@ class Comparison:
         """A table to print with rich.
 
         Args:
-            parameter: show the variance of this coordinate alone.
+            parameter: show the variance of this coordinate too.
 
         Raises:
             ArgumentError: if there is no such parameter.
         """
+        from rich.markup import escape
         from rich.table import Table
 
         data = self.dataset
         largest = expected_largest_z(data.sizes["parameter"])
-        where = "all parameters" if parameter is None else parameter
         table = Table(
-            title=f"Gradient variance per draw, {where}; {data.attrs['num_particles']} particles, "
+            title=f"Gradient variance per draw; {data.attrs['num_particles']} particles, "
             f"{data.attrs['num_replicates']} replicates",
             caption=f"variance x time: relative to the best. |z| against {data.attrs['reference']}; of "
             f"{data.sizes['parameter']} unbiased ones the largest is about {largest:.1f}",
         )
         table.add_column("stage")
         table.add_column("estimator")
-        for name in ("median", "largest", "largest |z|", "ms / gradient", "variance x time"):
+        shown = () if parameter is None else (escape(parameter),)
+        for name in (*shown, "median", "largest", "largest |z|", "ms / gradient", "variance x time"):
             table.add_column(name, justify="right")
         for row in self._rows(parameter):
             table.add_row(
                 row["stage"],
                 row["estimator"],
+                *(() if parameter is None else (f"{row['variance_of_parameter']:.3g}",)),
                 f"{row['median_variance']:.3g}",
                 f"{row['largest_variance']:.3g}",
                 f"{row['largest_z']:.2f}",

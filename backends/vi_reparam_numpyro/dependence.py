@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import random
+from jax.core import Tracer
 from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.ops.provenance import eval_provenance
 
@@ -65,7 +66,8 @@ def check_plates(runner: Runner, params: dict[str, Any]) -> frozenset[str]:
 
     Moving the draws of one half of a plate's elements in a random direction must not move the
     costs of the other half: Rao-Blackwellization by plates would drop that part of the gradient
-    and say nothing. Discrete draws are moved to those of another run.
+    and say nothing. The halves are taken by each binary digit of the index, both ways, so that
+    every pair of elements is parted once. Discrete draws move by a step.
 
     Returns:
         The plates that could not be checked, because a derivative was not finite.
@@ -86,18 +88,14 @@ def check_plates(runner: Runner, params: dict[str, Any]) -> frozenset[str]:
         sizes = {base.frames["guide", n].batch_shape[base.frames["guide", n].dims[plate]] for n in inside}
         if len(sizes) != 1 or (size := sizes.pop()) < 2:
             continue
-        moved_half = random.permutation(direction_key, size) % 2 == 0  # at random: a lag of two must show
-        shifts = {}
+        directions = {}
         for number, name in enumerate(inside):
             value = values[name]
-            axis = base.frames["guide", name].dims[plate] - (value.ndim - len(base.frames["guide", name].batch_shape))
             step = random.normal(random.fold_in(direction_key, number), value.shape, _float(value))
             if _moves_by_steps(scored[name]):
-                step = (others[name] - value).astype(_float(value))
-            shape = [1] * value.ndim
-            shape[axis] = size
-            shifts[name] = step * jnp.reshape(moved_half, shape).astype(step.dtype)
-        if not _independent(runner, key, params, base, costs, plate, shifts, ~moved_half):
+                step = _step(scored[name], value, others[name]).astype(_float(value))
+            directions[name] = step
+        if not _independent(runner, key, params, base, costs, plate, directions, size):
             doubtful.add(plate)
     return frozenset(doubtful)
 
@@ -122,35 +120,60 @@ def _independent(
     base: Run,
     before: dict[Place, Array],
     plate: str,
-    shifts: dict[str, Array],
-    still: Array,
+    directions: dict[str, Array],
+    size: int,
 ) -> bool:
     """Whether the costs of the elements held still could be seen not to move; raises if one moves."""
     places = [p for p, frames in base.frames.items() if p in base.costs and plate in plates_of(frames)]
+    smooth = {n for n in directions if not _moves_by_steps(base.draws[n])}
+    zeros = jax.tree.map(jnp.zeros_like, directions)
 
     def costs(moved: dict[str, Array]) -> list[Array]:
         result = runner(key, params, listener=Listener(shifts=moved))
         return [result.costs[p] for p in places]
 
-    zeros = jax.tree.map(jnp.zeros_like, shifts)
-    smooth = {n: s for n, s in shifts.items() if not _moves_by_steps(base.draws[n])}
+    @jax.jit
+    def slope(shifts: dict[str, Array]) -> list[Array]:
+        direction = {n: shifts[n] if n in smooth else zeros[n] for n in shifts}
+        return jax.jvp(costs, (zeros,), (direction,))[1]
+
+    moved_to = jax.jit(costs)
+    unmoved = moved_to(zeros) if len(smooth) < len(directions) else []
+    exact = [0.0] * len(places)
+    rounding = [1e-5 * (1.0 + float(jnp.max(jnp.abs(before[p])))) for p in places]
     certain = True
-    sizes = [1.0 + float(jnp.max(jnp.abs(before[p]))) for p in places]
-    if smooth:
-        fixed = {n: z for n, z in zeros.items() if n not in smooth}
-
-        @jax.jit
-        def slope(at: Any, direction: Any) -> Any:
-            return jax.jvp(lambda m: costs({**fixed, **m}), (at,), (direction,))[1]
-
-        change = slope({n: zeros[n] for n in smooth}, smooth)
-        certain &= _still(base, places, change, plate, sorted(smooth), still, [0.0] * len(places))
-    steps = {n: s for n, s in shifts.items() if n not in smooth}
-    if steps:
-        moved, unmoved = jax.jit(costs)({**zeros, **steps}), jax.jit(costs)(zeros)
-        change = [m - u for m, u in zip(moved, unmoved, strict=True)]
-        certain &= _still(base, places, change, plate, sorted(steps), still, [1e-5 * size for size in sizes])
+    for half in _halves(size):
+        shifts = {n: _on_half(base, n, plate, step, half) for n, step in directions.items()}
+        if smooth:
+            certain &= _still(base, places, slope(shifts), plate, sorted(smooth), ~half, exact)
+        steps = {n: zeros[n] if n in smooth else shift for n, shift in shifts.items()}
+        if len(smooth) < len(steps):
+            change = [m - u for m, u in zip(moved_to(steps), unmoved, strict=True)]
+            certain &= _still(base, places, change, plate, sorted(set(steps) - smooth), ~half, rounding)
+        if not certain:
+            break
     return certain
+
+
+def _halves(size: int) -> list[np.ndarray]:
+    """Halves of the indices, so that of any two elements each is once in a half without the other."""
+    index = np.arange(size)
+    digits = [(index >> digit) % 2 == 1 for digit in range((size - 1).bit_length())]
+    return [half for digit in digits for half in (digit, ~digit)]
+
+
+def _on_half(base: Run, name: str, plate: str, step: Array, half: np.ndarray) -> Array:
+    frames = base.frames["guide", name]
+    shape = [1] * step.ndim
+    shape[frames.dims[plate] - (step.ndim - len(frames.batch_shape))] = len(half)
+    return step * jnp.reshape(jnp.asarray(half), shape).astype(step.dtype)
+
+
+def _step(sampled: Any, value: Array, other: Array) -> Array:
+    """Where a discrete draw moves: surely elsewhere if its family is known, else to another run's draw."""
+    if sampled.family.name == "bernoulli":
+        return 1.0 - 2.0 * value
+    return jnp.ones_like(value) if sampled.family.name == "poisson" else other - value
 
 
 def _moves_by_steps(sampled: Any) -> bool:
@@ -191,4 +214,4 @@ def _still(
 
 def is_concrete(tree: Any) -> bool:
     """Whether Python can know every array in it now."""
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))

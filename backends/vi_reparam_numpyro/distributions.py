@@ -60,7 +60,7 @@ def resolve(estimator: Estimator, distribution: Distribution, site: str = "") ->
     Raises:
         SiteError: if it does not serve the family.
     """
-    inner = distribution
+    inner: Any = distribution
     while is_wrapper(inner) or isinstance(inner, Estimated):
         inner = inner.base if isinstance(inner, Estimated) else inner.base_dist
     family, _ = read(inner)
@@ -83,7 +83,7 @@ def sample_with(
         lanes: batch shape to draw, to which the distribution's batch shape broadcasts.
         value: hold the draw at this value.
     """
-    d = distribution
+    d: Any = distribution
     if isinstance(d, MaskedDistribution):
         inner = sample_with(d.base_dist, estimator, key, lanes, value)
         # Only the density is masked: the value is drawn all the same, and its score term stays.
@@ -262,7 +262,7 @@ class Estimated(Distribution):
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
     @property
-    def support(self) -> constraints.Constraint:
+    def support(self) -> constraints.Constraint | None:
         return self.base.support
 
     @property
@@ -338,15 +338,18 @@ class Estimated(Distribution):
         return cls(data[0], *aux)
 
 
-def annotate(distribution: Distribution, estimator: Estimator) -> Estimated:
+def annotate(distribution: Distribution, estimator: Estimator, site: str = "") -> Estimated:
     """A distribution whose draws carry this estimator's gradient, in any guide.
+
+    Args:
+        site: the site's name, once known.
 
     Raises:
         SiteError: if the estimator does not serve it, or it is not a NumPyro distribution.
     """
     if isinstance(distribution, Estimated):
-        return Estimated(distribution.base, estimator, distribution.site)
-    return Estimated(distribution, estimator)
+        return Estimated(distribution.base, estimator, site or distribution.site)
+    return Estimated(distribution, estimator, site)
 
 
 class FamilyDistribution(Distribution):

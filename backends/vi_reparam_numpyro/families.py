@@ -49,8 +49,8 @@ class HostFamily(Family):
         value: Array | None = None,
     ) -> Draw:
         lanes = self.distribution.expand(shape)
-        value = lanes.sample(key) if value is None else lax.stop_gradient(value)
-        return Draw(value=value, log_prob=lanes.log_prob(value))
+        drawn: Any = lanes.sample(key) if value is None else lax.stop_gradient(value)
+        return Draw(value=drawn, log_prob=lanes.log_prob(drawn))
 
     def log_prob(self, value: Array, *params: Array, logs: tuple[Array, ...] | None = None) -> Array:
         return self.distribution.log_prob(value)

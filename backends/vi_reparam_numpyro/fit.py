@@ -195,7 +195,7 @@ class Fitter:
             return {"params": params, "opt": optimizer.init(params), "mutable": start.mutable_state, "key": key}
 
         jax.eval_shape(init, random.key(0), arguments.arrays)  # so that the SVI knows its constraints
-        constrain = svi.constrain_fn
+        constrain: Any = svi.constrain_fn
 
         def loss(params: Any, mutable: Any, key: Any, arrays: Any) -> Any:
             args, kwargs = arguments.join(arrays)

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import jax
+from numpyro.infer import SVI
 from numpyro.infer.elbo import ELBO as HostELBO
 
 from vi_reparam.errors import GradientError
@@ -39,3 +40,14 @@ def running_objective() -> str:
             return type(owner).__name__
         frame = frame.f_back
     return "this computation"
+
+
+def initializing_a_host() -> bool:
+    """Whether an `SVI` that knows no state of ours is on the call stack: half of NumPyro's objectives refuse any."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, SVI):
+            return not getattr(owner.loss, "holds_state", False)
+        frame = frame.f_back
+    return False

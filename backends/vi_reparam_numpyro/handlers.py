@@ -10,6 +10,7 @@ from numpyro.primitives import Messenger, mutable
 from vi_reparam.errors import ArgumentError, SiteError
 from vi_reparam.estimators import Auto, Estimator
 from vi_reparam_numpyro.distributions import Estimated, annotate, resolve
+from vi_reparam_numpyro.guard import initializing_a_host
 
 BASELINE = "vr.baseline"
 """The mutable site that holds the decaying averages."""
@@ -58,7 +59,7 @@ class estimate(Messenger):  # noqa: N801  (handlers are lower case in NumPyro)
             raise ArgumentError(
                 f"site {name!r}: infer['estimator'] is {chosen!r}, expected an estimator such as vr.Implicit()"
             )
-        msg["fn"] = annotate(fn, chosen).at(name)
+        msg["fn"] = annotate(fn, chosen, name)
         if getattr(msg["fn"].estimator, "baseline", None) in ("auto", "decaying_average"):
             plates = {frame.dim for frame in msg["cond_indep_stack"]}
             batch = msg["fn"].batch_shape
@@ -88,8 +89,9 @@ class estimate(Messenger):  # noqa: N801  (handlers are lower case in NumPyro)
             )
         if self._unserved and not self._served:
             raise self._unserved[0]
-        if self._scored:
-            mutable(BASELINE, {n: {"mean": jnp.zeros(s), "count": jnp.zeros(())} for n, s in self._scored.items()})
+        if self._scored and not initializing_a_host():
+            averages: Any = {n: {"mean": jnp.zeros(s), "count": jnp.zeros(())} for n, s in self._scored.items()}
+            mutable(BASELINE, averages)
         return result
 
 

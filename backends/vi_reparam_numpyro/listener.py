@@ -30,13 +30,21 @@ class Listener:
         self.draws: dict[str, Sampled] = {}
         self.consumed: set[str] = set()
         self.altered: set[str] = {*self.shifts, *self.held}
+        self.in_control_flow = 0
 
     def report(self, site: str, sampled: Sampled) -> Any:
         """Take note of a draw; return the value that the program goes on with.
 
         Raises:
-            GradientError: if two draws report under one name.
+            GradientError: if two draws report under one name, or one inside a scan or cond.
         """
+        if self.in_control_flow and not sampled.draw.is_pathwise:
+            raise GradientError(
+                f"{sampled.estimator!r} drew inside NumPyro's control flow (scan or cond), where its score term cannot "
+                "leave the loop; write the loop as a plate or unroll it, or use Implicit() or Pathwise()"
+            )
+        if sampled.draw.is_pathwise and (self.in_control_flow or not site):
+            return sampled.draw.value
         if site in self.draws:
             raise GradientError(f"site {site!r} drew twice in one run of the guide: its score term has no single place")
         self.draws[site] = sampled

@@ -43,6 +43,7 @@ class ELBO(HostELBO):
     """
 
     can_infer_discrete = True
+    holds_state = True
 
     def __init__(
         self, num_particles: int = 1, *, entropy: str = "monte_carlo", vectorize_particles: bool | Any = True

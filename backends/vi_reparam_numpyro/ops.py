@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jax.scipy import special
 
 
@@ -23,7 +24,7 @@ class JaxOps:
     stop_gradient = staticmethod(lax.stop_gradient)
 
     def concrete(self, x: Any) -> Any:
-        while isinstance(x, jax.core.Tracer):  # the tracers of grad hold a value, those of jit and vmap none
+        while isinstance(x, Tracer):  # the tracers of grad hold a value, those of jit and vmap none
             if not hasattr(x, "primal"):
                 return None
             x = x.primal

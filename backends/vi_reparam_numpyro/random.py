@@ -25,7 +25,7 @@ def _draw(name: str, key: Any, lanes: tuple[int, ...], params: tuple[Array, ...]
     return draw.logs[0]
 
 
-def _lanes(function: str, shape: Any, batch: tuple[int, ...]) -> tuple[int, ...]:
+def _lanes(function: str, shape: Any, batch: Any) -> tuple[int, ...]:
     if shape is None:
         return batch
     lanes = tuple(shape)

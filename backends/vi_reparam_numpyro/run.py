@@ -49,7 +49,13 @@ class _Collect(Messenger):
         self.listener = listener
         self.key = key
 
+    def postprocess_message(self, msg: Any) -> None:
+        if msg["type"] == "control_flow":
+            self.listener.in_control_flow -= 1
+
     def process_message(self, msg: Any) -> None:
+        if msg["type"] == "control_flow":
+            self.listener.in_control_flow += 1
         if msg["type"] != "sample" or msg["is_observed"] or not isinstance(msg["fn"], Estimated):
             return
         msg["fn"] = msg["fn"].at(msg["name"])

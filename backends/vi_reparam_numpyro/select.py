@@ -17,7 +17,7 @@ Array = Any
 WORTH_MEASURING = 1_000
 """Numbers drawn below which a step costs less than deciding how to draw them."""
 
-REPLICATES = 16
+REPLICATES = 6
 CLOSE = ("implicit", "rejection")
 
 

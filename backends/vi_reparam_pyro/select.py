@@ -15,7 +15,7 @@ from vi_reparam_pyro.run import runner_of
 WORTH_MEASURING = 1_000
 """Numbers drawn below which a step costs less than deciding how to draw them."""
 
-REPLICATES = 16
+REPLICATES = 6
 CLOSE = ("implicit", "rejection")
 
 

@@ -76,5 +76,6 @@ def dirichlet_multinomial(*, shape: float = 2.0) -> Model:
         ),
         fit_defaults={"num_steps": 2_000, "num_particles": 16, "learning_rate": 0.02},
         reference=Exact({"p": ("Dirichlet", {"concentration": posterior})}, _log_beta(posterior) - _log_beta(PRIOR)),
+        focus="shape[0]",
         options={"shape": shape},
     )

@@ -47,6 +47,7 @@ class Model:
         guide: host -> hand-written guide function with the model's arguments, or None.
         entropy: how the guide's entropy enters the ELBO.
         reference: the exact posterior, where there is one.
+        focus: the parameter coordinate whose gradient variance the source reports, if it does.
         options: the options this instance was made with.
     """
 
@@ -60,6 +61,7 @@ class Model:
     guide: Callable[[Host], Program | None] = no_guide
     entropy: Literal["monte_carlo", "analytic"] = "monte_carlo"
     reference: Exact | None = None
+    focus: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
 

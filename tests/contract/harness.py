@@ -12,6 +12,9 @@ from vi_reparam import BackendError, Draw, load
 
 BACKENDS = ("numpyro", "pyro")
 
+# These programs run once or twice: compiling them well would take most of the time.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
 
 def ops_or_skip(backend: str) -> Any:
     try:
@@ -51,7 +54,7 @@ def _compiled(estimator: Any, family: Any, cost: Any, moving: tuple[int, ...], n
         primals = tuple(params[index] for index in moving)
         return jax.vmap(lambda t: jax.jvp(parts, primals, t), out_axes=(None, 0))(tangents)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICK)
     def gradients(params: Any, tangents: Any, seed: Any) -> Any:
         keys = jax.random.split(jax.random.key(seed), num // lanes)
         (f, _, branches), (slope, score, branch_slopes) = jax.vmap(lambda key: one(params, tangents, key))(keys)
@@ -89,7 +92,7 @@ def torch_gradients(estimator: Any, row: Any, num: int) -> Any:
     wanted = sorted({index for _, index, _ in row.directions})
 
     def gradients(seed: int) -> Any:
-        params = []
+        params: list[Any] = []
         for i, p in enumerate(row.params):
             p = torch.as_tensor(p, dtype=torch.float64)
             params.append(p.expand(num, *p.shape).clone().requires_grad_(i in wanted))
@@ -107,8 +110,12 @@ def torch_gradients(estimator: Any, row: Any, num: int) -> Any:
             moving = [params[i] for i in wanted]
             found = torch.autograd.grad(loss, moving, allow_unused=True, retain_graph=True)
             grads = dict(zip(wanted, found, strict=True))
-            slopes = [grads[index] * torch.as_tensor(t, dtype=torch.float64) for _, index, t in row.directions]
-            out.append(np.stack([(g.sum(-1) if g.ndim > 1 else g).numpy() for g in slopes]))
+            slopes = []
+            for _, index, tangent in row.directions:
+                g = torch.zeros_like(params[index]) if grads[index] is None else grads[index]
+                g = g * torch.as_tensor(tangent, dtype=torch.float64)
+                slopes.append((g.sum(-1) if g.ndim > 1 else g).numpy())
+            out.append(np.stack(slopes))
         return np.stack(out, axis=1)
 
     return gradients

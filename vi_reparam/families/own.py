@@ -68,12 +68,12 @@ class Own(Family):
 
     def log_prob(self, value: Array, *params: Array, logs: tuple[Array, ...] | None = None) -> Array:
         xp = ops_of(value, *params).xp
-        value, *params = self.ranked(value, *params)
+        value, *ranked = self.ranked(value, *params)
         if self.event_dim == 0:
-            value, *aligned = xp.broadcast_arrays(value, *params)
+            value, *aligned = xp.broadcast_arrays(value, *ranked)
             return self.sampler.log_target(value, *aligned)
         lanes = value[(..., *(0 for _ in range(self.event_dim)))]
-        _, *aligned = xp.broadcast_arrays(lanes, *params)
+        _, *aligned = xp.broadcast_arrays(lanes, *ranked)
         shape = (*aligned[0].shape, *value.shape[value.ndim - self.event_dim :])
         return self.sampler.log_target(xp.broadcast_to(value, shape), *aligned)
 

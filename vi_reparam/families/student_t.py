@@ -83,9 +83,13 @@ class StudentT(Family):
         value, df, loc, scale = self.ranked(value, *params)
         ops = ops_of(value, *params)
         xp = ops.xp
-        if logs is not None:
-            return _log_density(ops, logs[0], df) - xp.log(scale)
         t = (value - loc) / scale
+        if logs is not None:
+            # log |t| has the digits; how the density moves with value, loc and scale is in t.
+            size = xp.clip(xp.abs(t), None, 1e15)
+            slope = xp.where(t < 0.0, size, -size) * (df + 1.0) / (df + size * size)
+            moving = ops.stop_gradient(slope) * (t - ops.stop_gradient(t))
+            return _log_density(ops, ops.stop_gradient(logs[0]), df) - xp.log(scale) + moving
         tail = xp.log1p(t * t / df)
         return (
             special.gammaln_half_step(0.5 * df) - 0.5 * (xp.log(df) + _LOG_PI) - 0.5 * (df + 1.0) * tail - xp.log(scale)
