@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from vi_reparam.comparison import Comparison, Moments, build, z_scores
+from vi_reparam.comparison import Comparison, Moments, build, everywhere, z_scores
 from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators import Auto, Estimator
 from vi_reparam_pyro.arguments import as_tensors, check_data, to_numpy
@@ -83,7 +83,7 @@ def compare_estimators(
             held = dict(sorted(places[stage].items()))
             parameters = _coordinates(held)
             for name, estimator in zip(names, estimators, strict=True):
-                chosen = guided.with_estimators(_everywhere(estimator, sites))
+                chosen = guided.with_estimators(everywhere(estimator, sites))
                 measured = measure(chosen, held, num_particles, num_replicates, key, args, kwargs)
                 moments[name, stage], seconds[name, stage] = measured
                 bar.update()
@@ -135,14 +135,6 @@ def _sites(guided: Guided, params: Any, args: Any, kwargs: Any) -> dict[str, Any
     with torch.no_grad(), isolated(), using(params):
         result = runner_of(probe.model, probe.guide, args, kwargs, guided.objective.entropy)(mix(0))
     return {n: s.family for n, s in result.draws.items()}
-
-
-def _everywhere(estimator: Estimator, sites: dict[str, Any]) -> dict[str, Estimator]:
-    mapping = {n: estimator if estimator.applies_to(family) else Auto() for n, family in sites.items()}
-    if not any(m is estimator for m in mapping.values()):
-        kinds = ", ".join(f"{n!r}: {family.name}" for n, family in sites.items())
-        raise ArgumentError(f"{estimator!r} applies to no site of the guide ({kinds})")
-    return mapping
 
 
 def _coordinates(params: dict[str, Any]) -> list[str]:

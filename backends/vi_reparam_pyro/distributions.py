@@ -26,6 +26,9 @@ from vi_reparam_pyro.ops import ops
 
 Array = Any
 
+_ZERO: Any = 0
+"""What Pyro takes for no score function at all."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampled:
@@ -54,7 +57,7 @@ def resolve(estimator: Estimator, distribution: Any, site: str = "") -> tuple[Es
     Raises:
         SiteError: if it does not serve the family.
     """
-    inner = distribution
+    inner: Any = distribution
     while is_wrapper(inner) or isinstance(inner, Estimated):
         inner = inner.base if isinstance(inner, Estimated) else inner.base_dist
     family, _ = read(inner)
@@ -256,7 +259,7 @@ class Estimated(TorchDistribution):
     def __init__(self, base: Any, estimator: Estimator, site: str = "") -> None:
         if not isinstance(base, torch.distributions.Distribution) or not hasattr(base, "score_parts"):
             raise SiteError(f"{estimator!r} annotates Pyro distributions (pyro.distributions), not {base!r}")
-        self.base = base
+        self.base: Any = base
         self.estimator, self.family = resolve(estimator, base, site)
         self.site = site
         self._last: tuple[Array, Sampled] | None = None
@@ -374,7 +377,7 @@ class Estimated(TorchDistribution):
         sampled = self._recorded(x)
         log_prob = self.log_prob(x)
         if self.has_rsample:
-            return ScoreParts(log_prob, 0, log_prob)
+            return ScoreParts(log_prob, _ZERO, log_prob)
         if sampled is None:
             if not torch.is_grad_enabled():
                 return ScoreParts(log_prob, log_prob, log_prob)
@@ -383,7 +386,7 @@ class Estimated(TorchDistribution):
                 "objectives; use vr.ELBO(), which recovers it"
             )
         score_term = sampled.draw.score_term
-        return ScoreParts(log_prob, 0 if score_term is None else _tagged(score_term, x), log_prob)
+        return ScoreParts(log_prob, _ZERO if score_term is None else _tagged(score_term, x), log_prob)
 
     def entropy(self) -> Array:
         return entropy_of(self.base)

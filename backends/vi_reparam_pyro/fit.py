@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
 from vi_reparam.errors import ArgumentError, NonFiniteError, ViReparamError
@@ -142,9 +143,7 @@ class Fitter:
         except ViReparamError:
             raise
         except Exception as error:
-            shapes = torch.utils._pytree.tree_map(
-                lambda x: tuple(x.shape) if hasattr(x, "shape") else x, (args, kwargs)
-            )
+            shapes = pytree.tree_map(lambda x: tuple(x.shape) if hasattr(x, "shape") else x, (args, kwargs))
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ArgumentError(
                 f"{guided.name} could not run on arguments of shapes {shapes[0]} {shapes[1]}: {first}"

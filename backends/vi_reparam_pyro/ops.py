@@ -6,10 +6,11 @@ from typing import Any
 
 import array_api_compat.torch as xp
 import torch
-from torch._C import _functorch
 from torch.utils.checkpoint import checkpoint as recompute
 
 from vi_reparam_pyro import lanes
+
+_functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
 
 _MASK = (1 << 63) - 1
 
@@ -31,10 +32,10 @@ class TorchOps:
     name = "pyro"
     array_module = "torch"
     xp: Any = xp
-    gammaln = staticmethod(torch.lgamma)
-    digamma = staticmethod(torch.digamma)
-    log_ndtr = staticmethod(torch.special.log_ndtr)
-    ndtri = staticmethod(torch.special.ndtri)
+    gammaln: Any = staticmethod(torch.lgamma)
+    digamma: Any = staticmethod(torch.digamma)
+    log_ndtr: Any = staticmethod(torch.special.log_ndtr)
+    ndtri: Any = staticmethod(torch.special.ndtri)
 
     def stop_gradient(self, x: Any) -> Any:
         return x.detach() if isinstance(x, torch.Tensor) else x

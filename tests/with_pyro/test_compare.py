@@ -29,7 +29,12 @@ def kl_programs(start=1.5, n=1):
 def test_all_estimators_have_the_exact_mean_and_the_expected_order_of_variance(lanes):
     guided = kl_programs()
     guided.objective = vr.ELBO(8, vectorize_particles=lanes)
-    estimators = [vr.Implicit(), vr.Rejection(boost=1), vr.Rejection(boost=1, baseline=None), vr.ScoreFunction(baseline=None)]
+    estimators = [
+        vr.Implicit(),
+        vr.Rejection(boost=1),
+        vr.Rejection(boost=1, baseline=None),
+        vr.ScoreFunction(baseline=None),
+    ]
     exact = -1.5 * float(torch.special.polygamma(1, torch.tensor(1.5)))
     comparison = vr.compare_estimators(
         guided,

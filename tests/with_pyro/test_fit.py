@@ -234,7 +234,7 @@ def test_a_checkpoint_goes_on_to_the_same_end(tmp_path):
     options = {"num_particles": 2, "optimizer": adam(0.05), "progress": False}
     whole = counts_model.fit(COUNTS, num_steps=64, **options)
 
-    class Cut(Exception):
+    class CutError(Exception):
         pass
 
     stopped = vr.Guided(counts_model.model, None, objective=counts_model.objective)
@@ -245,7 +245,7 @@ def test_a_checkpoint_goes_on_to_the_same_end(tmp_path):
 
         def block(self, first, count):
             if first >= 32:
-                raise Cut
+                raise CutError
             found = host(self, first, count)
             self.saver(first + count, found[0])
             return found
@@ -259,7 +259,7 @@ def test_a_checkpoint_goes_on_to_the_same_end(tmp_path):
             return original(self, done, progress, save)
 
         original, fitting._Loop.run, fitting._Loop._block = fitting._Loop.run, run, block
-        with pytest.raises(Cut):
+        with pytest.raises(CutError):
             stopped.fit(COUNTS, num_steps=64, checkpoint=path, **options)
     finally:
         fitting._Loop.run, fitting._Loop._block = original, host
@@ -326,9 +326,9 @@ def test_what_a_guide_cannot_cover():
         with pytest.raises(error, match=message):
             vr.guide(model).fit(num_steps=3, progress=False)
     served = vr.guide(estimators={"b": vr.MeasureValued()})(undecided)
-    assert torch.sigmoid(served.fit(num_steps=200, num_particles=2, progress=False).params["b_logits"]) == pytest.approx(
-        0.3, abs=0.03
-    )
+    assert torch.sigmoid(
+        served.fit(num_steps=200, num_particles=2, progress=False).params["b_logits"]
+    ) == pytest.approx(0.3, abs=0.03)
 
 
 def test_decorating():

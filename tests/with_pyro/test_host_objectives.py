@@ -21,7 +21,10 @@ from pyro.infer import (
 import vi_reparam_pyro as vr
 
 N = 2_000
-EXACT = {1.0: -2.0 * math.pi**2 / 6.0, 1.5: -1.5 * float(torch.special.polygamma(1, torch.tensor(1.5, dtype=torch.double)))}
+EXACT = {
+    1.0: -2.0 * math.pi**2 / 6.0,
+    1.5: -1.5 * float(torch.special.polygamma(1, torch.tensor(1.5, dtype=torch.double))),
+}
 HONOURING = {
     "Trace": lambda: Trace_ELBO(),
     "TraceGraph": lambda: TraceGraph_ELBO(),
@@ -220,7 +223,7 @@ def test_it_stays_outermost():
 
 
 def test_a_value_that_was_given_is_refused_under_the_hosts_objectives():
-    model, guide = programs()
+    _, guide = programs()
     given = poutine.condition(guide, data={"z": torch.tensor(1.0)})
     site = poutine.trace(poutine.uncondition(given)).get_trace().nodes["z"]
     with pytest.raises(vr.GradientError, match="was given its value"):

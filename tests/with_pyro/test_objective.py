@@ -94,7 +94,8 @@ def test_a_discrete_latent_is_exact(estimator):
 
     p = torch.sigmoid(logits)
     cost = [
-        -math.log(0.5) - dist.Normal(m, 1.0).log_prob(torch.tensor(1.0)) for m in (torch.tensor(-1.0), torch.tensor(2.0))
+        -math.log(0.5) - dist.Normal(m, 1.0).log_prob(torch.tensor(1.0))
+        for m in (torch.tensor(-1.0), torch.tensor(2.0))
     ]
     loss = p * (cost[1] + torch.log(p)) + (1 - p) * (cost[0] + torch.log1p(-p))
     exact = torch.autograd.grad(loss, logits)[0]
@@ -289,10 +290,14 @@ def test_a_value_that_was_replayed_gets_its_gradient_back():
         with Give():
             replayed()
 
-    mean, error = gradients(vr.ELBO(64), model, vr.estimate(given, vr.Rejection(boost=1, baseline=None)), [a], reps=8)
+    mean, _ = gradients(vr.ELBO(64), model, vr.estimate(given, vr.Rejection(boost=1, baseline=None)), [a], reps=8)
     assert bool(torch.isfinite(mean).all())
     assert vr.ELBO().loss(model, vr.estimate(given, vr.Rejection(boost=1))) == pytest.approx(
-        float((dist.Gamma(1.5, torch.tensor(1.0)).log_prob(kept) - dist.Gamma(3.0, torch.tensor(1.0)).log_prob(kept)).sum())
+        float(
+            (
+                dist.Gamma(1.5, torch.tensor(1.0)).log_prob(kept) - dist.Gamma(3.0, torch.tensor(1.0)).log_prob(kept)
+            ).sum()
+        )
     )
 
 
@@ -311,7 +316,10 @@ def test_precedence_and_what_estimate_refuses():
         with pyro.plate("n", N):
             pyro.sample("z", dist.Gamma(2.0, torch.tensor(1.0)), infer={"estimator": vr.Rejection()})
 
-    for estimators, expected in (({"*": vr.Implicit()}, vr.Rejection()), ({"z": vr.ScoreFunction()}, vr.ScoreFunction())):
+    for estimators, expected in (
+        ({"*": vr.Implicit()}, vr.Rejection()),
+        ({"z": vr.ScoreFunction()}, vr.ScoreFunction()),
+    ):
         site = pyro.poutine.trace(vr.estimate(annotated, estimators)).get_trace().nodes["z"]
         assert site["fn"].estimator == expected
 

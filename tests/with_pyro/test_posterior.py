@@ -125,7 +125,13 @@ def test_new_groups_come_from_the_model():
 
 def test_to_arviz(conjugate, tmp_path):
     data = conjugate.to_arviz(30, posterior_predictive=True)
-    assert set(data.groups()) >= {"posterior", "log_likelihood", "sample_stats", "observed_data", "posterior_predictive"}
+    assert set(data.groups()) >= {
+        "posterior",
+        "log_likelihood",
+        "sample_stats",
+        "observed_data",
+        "posterior_predictive",
+    }
     assert data.posterior["rate"].shape == (1, 30)
     assert data.log_likelihood["y"].dims == ("chain", "draw", "days_plate")
     np.testing.assert_array_equal(data.observed_data["y"], COUNTS)

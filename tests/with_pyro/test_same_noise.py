@@ -47,7 +47,8 @@ CASES = [
     (name, estimator)
     for name in FAMILIES
     for estimator in ESTIMATORS
-    if estimator.applies_to(FAMILIES[name]) and not (estimator == Rejection(boost=0) and FAMILIES[name].shape_parameters)
+    if estimator.applies_to(FAMILIES[name])
+    and not (estimator == Rejection(boost=0) and FAMILIES[name].shape_parameters)
 ]
 CASES += [("gamma", Rejection(boost=0)), ("dirichlet", Rejection(boost=0))]
 
