@@ -29,8 +29,7 @@ def downstream(
         plates: names of the plates that may be kept apart.
     """
     first = next(iter(costs.values()))
-    total = 0.0 * ops.stop_gradient(ops.xp.reshape(first, (first.shape[0], -1))[:, :1])
-    total = ops.xp.reshape(ops.xp.zeros_like(total), (first.shape[0], *(1 for _ in target.batch_shape)))
+    total = ops.xp.zeros((first.shape[0], *(1 for _ in target.batch_shape)), dtype=first.dtype)
     for place in sorted(dependent):
         total = total + sum_to(ops.stop_gradient(costs[place]), frames[place], target, plates)
     return total
