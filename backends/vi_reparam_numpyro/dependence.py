@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -76,83 +77,59 @@ def check_plates(runner: Runner, params: dict[str, Any]) -> frozenset[str]:
         GradientError: naming the plate, the latent and the cost.
     """
     key, other_key, direction_key = random.split(random.key(20170613), 3)
-    base, values, costs = _compiled(runner, key, params)
+    base = _shapes(runner, key, params)
     scored = {name: s for name, s in base.draws.items() if not s.draw.is_pathwise}
     plates = {p for name in scored for p in plates_of(base.frames["guide", name])}
-    doubtful: set[str] = set()
     if not plates:
         return frozenset()
-    others = _compiled(runner, other_key, params)[1] if any(map(_moves_by_steps, scored.values())) else values
+    zeros = {n: jnp.zeros(s.draw.value.shape, _float(s.draw.value)) for n, s in scored.items()}
+
+    @jax.jit  # one program serves every plate and half
+    def moved(key: Any, params: Any, steps: dict[str, Array], direction: dict[str, Array]) -> Any:
+        def costs(shifts: dict[str, Array]) -> Any:
+            result = runner(key, params, listener=Listener(shifts=shifts))
+            return result.costs, {n: result.draws[n].draw.value for n in scored}
+
+        return jax.jvp(costs, (steps,), (direction,), has_aux=True)
+
+    before, _, values = moved(key, params, zeros, zeros)
+    others = moved(other_key, params, zeros, zeros)[2]
+    directions = {}
+    for number, (name, sampled) in enumerate(scored.items()):
+        value = values[name]
+        if _moves_by_steps(sampled):
+            directions[name] = _step(sampled, value, others[name]).astype(zeros[name].dtype)
+        else:
+            directions[name] = random.normal(random.fold_in(direction_key, number), value.shape, zeros[name].dtype)
+
+    doubtful: set[str] = set()
     for plate in sorted(plates):
         inside = [n for n in scored if plate in plates_of(base.frames["guide", n])]
         sizes = {base.frames["guide", n].batch_shape[base.frames["guide", n].dims[plate]] for n in inside}
         if len(sizes) != 1 or (size := sizes.pop()) < 2:
             continue
-        directions = {}
-        for number, name in enumerate(inside):
-            value = values[name]
-            step = random.normal(random.fold_in(direction_key, number), value.shape, _float(value))
-            if _moves_by_steps(scored[name]):
-                step = _step(scored[name], value, others[name]).astype(_float(value))
-            directions[name] = step
-        if not _independent(runner, key, params, base, costs, plate, directions, size):
-            doubtful.add(plate)
+        for half in _halves(size):
+            shifts = {n: _on_half(base, n, plate, directions[n], half) for n in inside}
+            steps = {n: shifts[n] if n in shifts and _moves_by_steps(scored[n]) else zeros[n] for n in scored}
+            smooth = {n: shifts[n] if n in shifts and not _moves_by_steps(scored[n]) else zeros[n] for n in scored}
+            after, slopes, _ = moved(key, params, steps, smooth)
+            change = {place: (before[place], after[place], slopes[place]) for place in before}
+            if not _still(base, change, plate, inside, ~half):
+                doubtful.add(plate)
+                break
     return frozenset(doubtful)
 
 
-def _compiled(runner: Runner, key: Any, params: dict[str, Any]) -> tuple[Run, dict[str, Array], dict[Place, Array]]:
-    """A run whose structure is at hand and whose draws and costs are numbers, compiled once."""
+def _shapes(runner: Runner, key: Any, params: dict[str, Any]) -> Run:
+    """A run whose structure alone is at hand: no array is computed."""
     static: list[Run] = []
 
-    def values(key: Any, params: Any) -> Any:
-        result = runner(key, params)
-        static.append(result)
-        return {n: s.draw.value for n, s in result.draws.items()}, result.costs
+    def look(key: Any, params: Any) -> Any:
+        static.append(runner(key, params))
+        return static[0].costs
 
-    draws, costs = jax.jit(values)(key, params)
-    return static[0], draws, costs
-
-
-def _independent(
-    runner: Runner,
-    key: Any,
-    params: dict[str, Any],
-    base: Run,
-    before: dict[Place, Array],
-    plate: str,
-    directions: dict[str, Array],
-    size: int,
-) -> bool:
-    """Whether the costs of the elements held still could be seen not to move; raises if one moves."""
-    places = [p for p, frames in base.frames.items() if p in base.costs and plate in plates_of(frames)]
-    smooth = {n for n in directions if not _moves_by_steps(base.draws[n])}
-    zeros = jax.tree.map(jnp.zeros_like, directions)
-
-    def costs(moved: dict[str, Array]) -> list[Array]:
-        result = runner(key, params, listener=Listener(shifts=moved))
-        return [result.costs[p] for p in places]
-
-    @jax.jit
-    def slope(shifts: dict[str, Array]) -> list[Array]:
-        direction = {n: shifts[n] if n in smooth else zeros[n] for n in shifts}
-        return jax.jvp(costs, (zeros,), (direction,))[1]
-
-    moved_to = jax.jit(costs)
-    unmoved = moved_to(zeros) if len(smooth) < len(directions) else []
-    exact = [0.0] * len(places)
-    rounding = [1e-5 * (1.0 + float(jnp.max(jnp.abs(before[p])))) for p in places]
-    certain = True
-    for half in _halves(size):
-        shifts = {n: _on_half(base, n, plate, step, half) for n, step in directions.items()}
-        if smooth:
-            certain &= _still(base, places, slope(shifts), plate, sorted(smooth), ~half, exact)
-        steps = {n: zeros[n] if n in smooth else shift for n, shift in shifts.items()}
-        if len(smooth) < len(steps):
-            change = [m - u for m, u in zip(moved_to(steps), unmoved, strict=True)]
-            certain &= _still(base, places, change, plate, sorted(set(steps) - smooth), ~half, rounding)
-        if not certain:
-            break
-    return certain
+    jax.eval_shape(look, key, params)
+    return static[0]
 
 
 def _halves(size: int) -> list[np.ndarray]:
@@ -166,7 +143,7 @@ def _on_half(base: Run, name: str, plate: str, step: Array, half: np.ndarray) ->
     frames = base.frames["guide", name]
     shape = [1] * step.ndim
     shape[frames.dims[plate] - (step.ndim - len(frames.batch_shape))] = len(half)
-    return step * jnp.reshape(jnp.asarray(half), shape).astype(step.dtype)
+    return np.asarray(step) * np.reshape(half, shape).astype(step.dtype)
 
 
 def _step(sampled: Any, value: Array, other: Array) -> Array:
@@ -183,33 +160,30 @@ def _moves_by_steps(sampled: Any) -> bool:
 
 
 def _still(
-    base: Run,
-    places: list[Place],
-    change: list[Array],
-    plate: str,
-    latents: list[str],
-    still: Array,
-    tolerances: list[float],
+    base: Run, change: dict[Place, tuple[Array, Array, Array]], plate: str, latents: list[str], still: np.ndarray
 ) -> bool:
-    certain = True
-    for place, moved, tolerance in zip(places, change, tolerances, strict=True):
-        axis = base.frames[place].dims[plate]
-        rest = np.compress(np.asarray(still), np.abs(np.asarray(moved)), axis=axis)
-        if not np.isfinite(rest).all():
+    """Whether the costs of the elements held still could be seen not to move; raises if one moves."""
+    for place, (before, after, slope) in change.items():
+        if plate not in plates_of(base.frames[place]):
+            continue
+        rows = functools.partial(np.compress, still, axis=base.frames[place].dims[plate])
+        step = np.abs(np.asarray(after) - np.asarray(before))
+        rounding = 1e-5 * (1.0 + np.max(np.abs(np.asarray(before)), initial=0.0))
+        by_step, by_slope = rows(step), rows(np.abs(np.asarray(slope)))
+        if not (np.isfinite(by_step).all() and np.isfinite(by_slope).all()):
             warnings.warn(
                 f"plate {plate!r} could not be checked: the derivative of {place[0]} site {place[1]!r} is not finite; "
                 "score terms take the sum over its elements, which is right but noisier",
                 stacklevel=2,
             )
-            certain = False
-            continue
-        if rest.max(initial=0.0) > tolerance:
+            return False
+        if by_slope.max(initial=0.0) > 0.0 or by_step.max(initial=0.0) > rounding:
             raise GradientError(
                 f"plate {plate!r} is false: the {place[0]} cost at {place[1]!r} of one of its elements depends on the "
                 f"draw of {' or '.join(map(repr, latents))} of another, so its score terms would miss part of their "
                 "cost; take that site out of the plate, or mark the dimension with .to_event() instead of a plate"
             )
-    return certain
+    return True
 
 
 def is_concrete(tree: Any) -> bool:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax, random
+from numpyro.handlers import block, trace
 from numpyro.infer import SVI
 from tqdm.auto import tqdm
 
@@ -20,6 +21,7 @@ from vi_reparam_numpyro import checkpoint as checkpoints
 from vi_reparam_numpyro.arguments import Arguments, check_data
 from vi_reparam_numpyro.objectives import ELBO
 from vi_reparam_numpyro.optimizers import default_optimizer, fingerprint
+from vi_reparam_numpyro.prototype import drawable
 from vi_reparam_numpyro.run import run
 from vi_reparam_numpyro.select import choose
 from vi_reparam_numpyro.subsampling import check_subsampling
@@ -82,13 +84,17 @@ class Fitter:
         key = as_key(seed)
         check_data(args, kwargs)
         args, kwargs = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, (args, kwargs))
+        if not self._reads_data:
+            self._note_reading(args, kwargs)
+        if self._reads_data:  # NumPy arrays keep their values under tracing
+            args, kwargs = jax.tree.map(lambda x: np.asarray(x) if isinstance(x, jax.Array) else x, (args, kwargs))
         objective = self.guided.objective
         if num_particles is not None:
             objective = objective.with_particles(num_particles)
         optimizer = default_optimizer(num_steps) if optimizer is None else optimizer
         self._check(objective, args, kwargs)
 
-        arguments = self._arguments(objective, args, kwargs)
+        arguments = Arguments.of(args, kwargs, closed=self._reads_data)
         active, prices = self._select(objective, arguments, args, kwargs)
         program = self._program(active, objective, optimizer, arguments)
         state = program.init(key, arguments.arrays)
@@ -123,7 +129,7 @@ class Fitter:
 
     def _check(self, objective: ELBO, args: Any, kwargs: Any) -> None:
         """Everything that can be refused before compiling."""
-        signature = Arguments.of(args, kwargs).key
+        signature = Arguments.of(args, kwargs, closed=self._reads_data).key
         if signature in self._checked:
             return
         try:
@@ -139,30 +145,27 @@ class Fitter:
             ) from error
         self._checked.add(signature)
 
-    def _arguments(self, objective: ELBO, args: Any, kwargs: Any) -> Arguments:
-        """The data as arguments of the compiled step, or closed over if the model reads it in Python."""
+    def _note_reading(self, args: Any, kwargs: Any) -> None:
+        """Find out, once, whether the model reads its data in Python, which a compiled step cannot do."""
         arguments = Arguments.of(args, kwargs)
-        if self._reads_data:
-            return Arguments.of(args, kwargs, closed=True)
-        guided = self.guided
 
-        def traced(arrays: Any) -> Any:
+        def traced(arrays: Any) -> None:
             args, kwargs = arguments.join(arrays)
-            result = run(random.key(0), {}, guided.model, guided.guide, args, kwargs, entropy=objective.entropy)
-            return result.costs
+            with block():
+                trace(drawable(self.guided.model, random.key(0))).get_trace(*args, **kwargs)
 
         try:
             jax.eval_shape(traced, arguments.arrays)
         except _READS_DATA as error:
+            self._reads_data = True
             reason = str(error).strip().splitlines()[0]
             warnings.warn(
-                f"{guided.name} reads its data in Python ({reason}), so the data are compiled into the step, and every "
-                "new data set compiles again; use jnp.where or shapes instead of values to avoid it",
+                f"{self.guided.name} reads its data in Python ({reason}), so the data are compiled into the step, and "
+                "every new data set compiles again; use jnp.where or shapes instead of values to avoid it",
                 stacklevel=4,
             )
-            self._reads_data = True
-            return Arguments.of(args, kwargs, closed=True)
-        return arguments
+        except Exception:  # whatever else is wrong with the arguments is reported by the check that follows
+            return
 
     def _select(self, objective: ELBO, arguments: Arguments, args: Any, kwargs: Any) -> tuple[Any, dict[str, float]]:
         """The guided model with `Auto` resolved by measurement, once for every shape of the data."""

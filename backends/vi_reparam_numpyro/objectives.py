@@ -75,17 +75,20 @@ class ELBO(HostELBO):
         runner = self._runner(model, guide, args, kwargs)
         scored: list[str] = []
 
-        def look() -> Any:
-            held = params or dependence.first_params(model, guide, args, kwargs)
-            result = runner(random.key(0), held)
-            scored[:] = [n for n, s in result.draws.items() if not s.draw.is_pathwise]
+        def start(key: Any) -> Any:
+            return params or dependence.first_params(model, guide, args, kwargs, key=key)
+
+        def look(key: Any, held: Any) -> Any:
+            result = runner(key, held)
+            frames = {n: result.frames["guide", n] for n, s in result.draws.items() if not s.draw.is_pathwise}
+            scored[:] = [n for n in frames if plates_of(frames[n])]
             return result.costs
 
-        jax.eval_shape(look)
+        key = random.key(0)  # an argument: with constants alone, a trace under compile-time evaluation computes
+        jax.eval_shape(look, key, jax.eval_shape(start, key))
         doubtful: frozenset[str] = frozenset()
         if scored:
-            held = params or jax.jit(lambda: dependence.first_params(model, guide, args, kwargs))()
-            doubtful = dependence.check_plates(runner, held)
+            doubtful = dependence.check_plates(runner, jax.jit(start)(key))
         self._doubtful[self._program(model, guide, args, kwargs)] = doubtful
 
     def loss(self, rng_key: Any, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:

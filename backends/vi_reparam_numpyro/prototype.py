@@ -144,11 +144,11 @@ def _abstract_trace(model: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     """The model's sites with shapes for values: no array is computed."""
     found: dict[str, Any] = {}
 
-    def look() -> None:
+    def look(key: Any) -> None:
         with block():
-            found.update(trace(drawable(model, random.key(0))).get_trace(*args, **kwargs))
+            found.update(trace(drawable(model, key)).get_trace(*args, **kwargs))
 
-    jax.eval_shape(look)
+    jax.eval_shape(look, random.key(0))
     return found
 
 

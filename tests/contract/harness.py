@@ -23,6 +23,15 @@ def ops_or_skip(backend: str) -> Any:
         pytest.skip(f"{backend}: {error}")
 
 
+def quickly(ops: Any, function: Any) -> Any:
+    """The function compiled without optimization, where the framework compiles."""
+    if ops.name != "numpyro":
+        return function
+    import jax
+
+    return jax.jit(function, compiler_options=QUICK)
+
+
 def leave_one_out(cost: Any) -> Any:
     """The mean of the other draws' costs; draws on the last axis."""
     return (cost.sum(-1)[..., None] - cost) / (cost.shape[-1] - 1)

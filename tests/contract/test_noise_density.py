@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from harness import BACKENDS, QUICK, ops_or_skip
 from own_samplers import SkewNormal, SlowExponential
-from scipy import integrate, stats
+from scipy import integrate, special, stats
 
 from vi_reparam import GradientError, RejectionSampler
 from vi_reparam.samplers import LogGamma, PolarLogit, TruncatedNormalOffset, VonMisesDeviation, accepted_noise
@@ -26,7 +26,7 @@ CASES = {
     "own skew normal": (SkewNormal(), ((1.3, -0.4), (0.8, 1.5))),
     "own exponential": (SlowExponential(), ((1.6, 0.2),)),
 }
-NUM = 10_000
+NUM = 4_000
 
 
 def _has_inverse(sampler):
@@ -88,7 +88,7 @@ def test_mean_score_is_zero(backend, name):
     for score in _run(backend, name)[0]["score"][1]:
         score = np.asarray(score)
         assert np.isfinite(score).all()
-        bound = 4.5 * score.std(1) / np.sqrt(NUM) + 1e-9 * np.abs(score).max(1)
+        bound = 4.5 * score.std(1) / np.sqrt(NUM) + 1e-9 * np.abs(score).max(1) + 1e-14
         assert np.all(np.abs(score.mean(1)) <= bound), score.mean(1) / bound
 
 
@@ -129,15 +129,18 @@ def test_bound_holds_and_acceptance_is_worth_having(backend, name):
     assert np.all(accept.mean(1) > 0.45)
 
 
+_legendre = functools.cache(np.polynomial.legendre.leggauss)
+
+
 def _noise_grid(sampler, params):
     """A rule over the noise's whole support, and the logarithm of the proposal's density on it."""
-    nodes, weights = np.polynomial.legendre.leggauss(3000)
+    nodes, weights = _legendre(1000)
     if isinstance(sampler, PolarLogit):
         a = 0.5 * (sampler.dim - 1)
         reach = 35.0 / min(a, 5.0)
         noise = reach * nodes
-        log_base = stats.beta(a, a).logpdf(1.0 / (1.0 + np.exp(-noise)))
-        return noise, reach * weights, log_base - np.abs(noise) - 2.0 * np.log1p(np.exp(-np.abs(noise)))
+        log_base = -a * (np.abs(noise) + 2.0 * np.log1p(np.exp(-np.abs(noise)))) - special.betaln(a, a)
+        return noise, reach * weights, log_base
     if sampler.noise == "normal":
         low = max(-3.0 * np.sqrt(params[0] - 1.0 / 3.0), -12.0) if isinstance(sampler, LogGamma) else -12.0
         half = 0.5 * (12.0 - low)

@@ -56,7 +56,8 @@ class Gamma(Family):
             given = log_ratio(unit, xp.log(unit), stop(a))
         w, score_term, noise = primitive(ops, key, sampler, shape, a, value=given)
         log_value = w + xp.log(a) - xp.log(rate)
-        natural = stop((a + a * xp.expm1(w)) / rate)
+        # About the mean for its digits, but not below it: 1 + expm1(w) has none left there.
+        natural = stop(xp.where(w > -0.5, a + a * xp.expm1(w), a * xp.exp(w)) / rate)
         return Draw(
             value=special.exp_clipped(log_value, natural),
             log_prob=sampler.log_target(w, a) - log_value,
