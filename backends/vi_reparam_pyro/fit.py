@@ -155,6 +155,8 @@ class Fitter:
         params = first_parameters(guided.model, guided.guide, args, kwargs, key=mix(key))
         with using(params.values()):
             objective.structure(guided.model, guided.guide, args, kwargs)
+            with torch.no_grad():  # known or not, these values must lie in the supports
+                runner_of(guided.model, guided.guide, args, kwargs, objective.entropy)(mix(0))
         return params
 
     def _select(self, objective: ELBO, params: Parameters, args: Any, kwargs: Any) -> tuple[Any, dict[str, float]]:
