@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import xarray as xr
 
 from vi_reparam.errors import ArgumentError
+from vi_reparam.estimators import Auto, Estimator
+from vi_reparam.families import Family
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -202,6 +205,25 @@ class Comparison:
     def __repr__(self) -> str:
         sizes, stages = self.dataset.sizes, list(self.dataset.stage.values)
         return f"Comparison({sizes['estimator']} estimators, stages {stages}, {sizes['parameter']} parameters)"
+
+
+def everywhere(estimator: Estimator, sites: Mapping[str, Family]) -> dict[str, Estimator]:
+    """An estimator at all the sites that it serves, and `Auto` at the others.
+
+    A site some of whose parameters it does not serve (a weak derivative's gamma) gets it only if
+    there is no site that it serves whole.
+
+    Raises:
+        ArgumentError: if it applies nowhere.
+    """
+    served = [name for name, family in sites.items() if estimator.applies_to(family)]
+    if estimator.kind == "measure_valued":
+        whole = [name for name in served if set(sites[name].weak_parameters) == set(sites[name].parameters)]
+        served = whole or served
+    if not served:
+        kinds = ", ".join(f"{name!r}: {family.name}" for name, family in sites.items())
+        raise ArgumentError(f"{estimator!r} applies to no site of the guide ({kinds})")
+    return {name: estimator if name in served else Auto() for name in sites}
 
 
 def expected_largest_z(number: int) -> float:

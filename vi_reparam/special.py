@@ -14,6 +14,9 @@ from vi_reparam.registry import ops_of
 
 Array = Any
 
+AT_ONCE = 4_096
+"""Numbers up to which a quadrature's nodes share an axis: fewer, larger operations. Above, memory counts."""
+
 LOG_2PI = math.log(2.0 * math.pi)
 
 
@@ -201,8 +204,15 @@ def gamma_log_slope(w: Array, a: Array) -> Array:
     for _ in range(3):
         value = c * upper + z * expm1_minus(s * upper) - reach
         upper = upper - value / (c + z * s * xp.expm1(s * upper))
-    total = 0.0 * w
-    for node, weight in legendre(44 if double else 18):
-        u = upper * node
-        total = total + weight * xp.exp(-c * u - z * expm1_minus(s * u)) * (u - s * centre)
+    num = 44 if double else 18
+    if math.prod(w.shape) <= AT_ONCE:
+        node, weight = nodes(num, w)
+        u = upper[None] * node
+        decay = xp.exp(-c[None] * u - z[None] * expm1_minus(s[None] * u))
+        total = xp.sum(weight * decay * (u - (s * centre)[None]), axis=0)
+    else:
+        total = 0.0 * w
+        for node, weight in legendre(num):
+            u = upper * node
+            total = total + weight * xp.exp(-c * u - z * expm1_minus(s * u)) * (u - s * centre)
     return xp.where(small, series, upper * total)

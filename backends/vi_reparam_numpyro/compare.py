@@ -12,7 +12,7 @@ from jax import lax, random
 from jax.flatten_util import ravel_pytree
 from tqdm.auto import tqdm
 
-from vi_reparam.comparison import Comparison, Moments, build, z_scores
+from vi_reparam.comparison import Comparison, Moments, build, everywhere, z_scores
 from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators import Auto, Estimator
 from vi_reparam_numpyro.arguments import check_data
@@ -83,7 +83,7 @@ def compare_estimators(
             state = {n: v for n, v in places[stage].items() if n.startswith("vr.")}
             parameters = _coordinates(held)
             for name, estimator in zip(names, estimators, strict=True):
-                chosen = guided.with_estimators(_everywhere(estimator, sites))
+                chosen = guided.with_estimators(everywhere(estimator, sites))
                 measured = measure(chosen, held, state, num_particles, num_replicates, key, args, kwargs)
                 moments[name, stage], seconds[name, stage] = measured
                 bar.update()
@@ -141,14 +141,6 @@ def _sites(guided: Guided, params: Any, args: Any, kwargs: Any) -> dict[str, Any
 
     jax.eval_shape(look)
     return found
-
-
-def _everywhere(estimator: Estimator, sites: dict[str, Any]) -> dict[str, Estimator]:
-    mapping = {n: estimator if estimator.applies_to(family) else Auto() for n, family in sites.items()}
-    if not any(m is estimator for m in mapping.values()):
-        kinds = ", ".join(f"{n!r}: {family.name}" for n, family in sites.items())
-        raise ArgumentError(f"{estimator!r} applies to no site of the guide ({kinds})")
-    return mapping
 
 
 def _coordinates(params: dict[str, Any]) -> list[str]:

@@ -101,7 +101,7 @@ class Fitter:
         losses = np.full(num_steps, np.nan)
         done = 0
         if checkpoint is not None:
-            mark = checkpoints.Mark.of(self.guided, state, num_steps, repr(objective))
+            mark = checkpoints.mark_of(self.guided, state, num_steps, repr(objective))
             state, done, losses = checkpoints.load(checkpoint, mark, state, losses)
         state, losses = self._loop(
             active, program, arguments, state, losses, done, progress, checkpoint, objective, args, kwargs
@@ -266,7 +266,7 @@ class Fitter:
                 seconds = time.perf_counter() - begun
                 chunk = int(np.clip(count * 0.5 / max(seconds, 1e-4), 1, CHUNK))
                 if checkpoint is not None and (done == total or time.perf_counter() - saved > 10.0):
-                    mark = checkpoints.Mark.of(self.guided, state, total, repr(objective))
+                    mark = checkpoints.mark_of(self.guided, state, total, repr(objective))
                     checkpoints.save(checkpoint, mark, state, done, losses)
                     saved = time.perf_counter()
         return state, losses

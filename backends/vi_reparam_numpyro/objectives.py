@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import warnings
 from typing import Any
 
@@ -12,13 +11,14 @@ import jax.numpy as jnp
 from jax import lax, random
 from numpyro.infer.elbo import ELBO as HostELBO
 
-from vi_reparam.errors import ArgumentError, GradientError
-from vi_reparam.estimators import ScoreFunction
+from vi_reparam.errors import ArgumentError
+from vi_reparam.frames import Frames, plates_of
+from vi_reparam.objectives import score
 from vi_reparam_numpyro import dependence
 from vi_reparam_numpyro.distributions import Sampled
-from vi_reparam_numpyro.frames import Frames, plates_of, sum_to
 from vi_reparam_numpyro.handlers import BASELINE
 from vi_reparam_numpyro.listener import Listener
+from vi_reparam_numpyro.ops import ops
 from vi_reparam_numpyro.run import Place, Run, run, stopped
 
 Array = Any
@@ -131,11 +131,13 @@ class ELBO(HostELBO):
         if scores:
             plates = self._plates(model, guide, args, kwargs, Run({}, frames, static, {}, []))
             deps = dependence.dependents(runner, keys[0], param_map, {n: static[n].draw.value for n in scores})
-            for name, score in scores.items():
+            for name, term in scores.items():
                 target = frames["guide", name]
-                downstream = self._downstream(costs, frames, deps[name], target, plates)
-                term = self._score_gradient(static[name], name, score, own.get(name, ()), downstream, averages)
-                value = value + term
+                cost = score.downstream(ops, costs, frames, deps[name], target, plates)
+                estimator, own_scores = static[name].estimator, own.get(name, ())
+                value = value + score.score_gradient(
+                    ops, name, estimator, term, own_scores, cost, averages, objective=self
+                )
         if BASELINE in state:
             state = {**state, BASELINE: averages}
         return {"loss": -value, "mutable_state": state or None}
@@ -169,69 +171,6 @@ class ELBO(HostELBO):
                 self._doubtful[program] = wanted
         return wanted - self._doubtful[program]
 
-    @staticmethod
-    def _downstream(
-        costs: dict[Place, Array],
-        frames: dict[Place, Frames],
-        dependent: frozenset[Place],
-        target: Frames,
-        plates: frozenset[str],
-    ) -> Array:
-        lead = next(iter(costs.values())).shape[:1]
-        total = jnp.zeros(lead + (1,) * len(target.batch_shape))
-        for place in sorted(dependent):
-            total = total + sum_to(lax.stop_gradient(costs[place]), frames[place], target, plates)
-        return total
-
-    def _score_gradient(
-        self,
-        sampled: Sampled,
-        name: str,
-        score: Array,
-        own: tuple[tuple[Array, Array], ...],
-        downstream: Array,
-        averages: dict[str, Any],
-    ) -> Array:
-        """A term of value zero whose gradient is the score part, averaged over particles."""
-        baseline = getattr(sampled.estimator, "baseline", None)
-        if isinstance(sampled.estimator, ScoreFunction) and baseline == "optimal":
-            return self._optimal(name, sampled, own, downstream)
-        if baseline == "leave_one_out" and self.num_particles < 2:
-            raise GradientError(
-                f"site {name!r}: {sampled.estimator!r} needs two or more particles, and {self!r} has one; "
-                "use num_particles=2 or more, or baseline='decaying_average'"
-            )
-        if baseline == "decaying_average" and name not in averages:
-            raise GradientError(
-                f"site {name!r}: {sampled.estimator!r} needs the state that vr.estimate or vr.guide holds (and an "
-                f"SVI that carries it), and {self!r} found none; use baseline='leave_one_out' with more particles"
-            )
-        if self.num_particles > 1 and baseline in ("leave_one_out", "auto"):
-            others = jnp.sum(downstream, axis=0, keepdims=True) - downstream
-            centred = downstream - others / (self.num_particles - 1)
-        elif name in averages and baseline in ("decaying_average", "auto"):
-            centred, averages[name] = _decay(averages[name], downstream)
-        else:
-            centred = downstream
-        change = score - lax.stop_gradient(score)
-        return jnp.sum(change * lax.stop_gradient(centred)) / self.num_particles
-
-    def _optimal(self, name: str, sampled: Sampled, own: tuple[tuple[Array, Array], ...], downstream: Array) -> Array:
-        if self.num_particles < 3:
-            raise GradientError(
-                f"site {name!r}: ScoreFunction(baseline='optimal') estimates its baseline from the other particles "
-                f"and needs three or more, and {self!r} has {self.num_particles}"
-            )
-        total = jnp.zeros(())
-        for change, slope in own:
-            f = jnp.reshape(downstream, downstream.shape + (1,) * (slope.ndim - downstream.ndim))
-            square = slope * slope
-            top = jnp.sum(square * f, axis=0, keepdims=True) - square * f
-            bottom = jnp.sum(square, axis=0, keepdims=True) - square
-            baseline = top / jnp.where(bottom > 0.0, bottom, 1.0)
-            total = total + jnp.sum(change * lax.stop_gradient(slope * (f - baseline)))
-        return total / self.num_particles
-
     def _weak(self, runner: Any, key: Any, params: Any, result: Run, plates: frozenset[str]) -> Array:
         """The weak derivatives: each branch's weight times the downstream cost at its value."""
         total = jnp.zeros(())
@@ -256,7 +195,7 @@ class ELBO(HostELBO):
                     moved = runner(key, constants, listener=Listener(held=held))
                     costs = {p: c[None] for p, c in moved.costs.items()}
                     frames = moved.frames
-                    return self._downstream(costs, frames, deps[name], frames["guide", name], plates)[0]
+                    return score.downstream(ops, costs, frames, deps[name], frames["guide", name], plates)[0]
 
                 found = lax.map(downstream_of, masks) if masks.shape[0] > 1 else downstream_of(masks[0])[None]
                 found = jnp.reshape(found, found.shape + (1,) * (masks.ndim - found.ndim))
@@ -270,22 +209,9 @@ def _separate_lanes(sampled: Sampled, target: Frames, plates: frozenset[str]) ->
     Elements of a plate do not share costs, so they move at once; all others move one by one.
     """
     shape = sampled.draw.branches[0].weight.shape
-    rank = len(target.batch_shape)
-    together = {rank + target.dims[p] for p in plates & plates_of(target)}
-    sizes = [1 if axis in together else size for axis, size in enumerate(shape)]
-    groups = math.prod(sizes)
+    groups, sizes = score.separate_lanes(shape, target, plates)
     masks = jnp.reshape(jnp.eye(groups, dtype=bool), (groups, *sizes))
     return jnp.broadcast_to(masks, (groups, *shape))
-
-
-def _decay(average: dict[str, Array], downstream: Array) -> tuple[Array, dict[str, Array]]:
-    """The cost less its decaying average of earlier steps, and the average with this step in it."""
-    rate = 0.9
-    seen = 1.0 - rate ** average["count"]
-    baseline = jnp.where(average["count"] > 0, average["mean"] / jnp.where(seen > 0.0, seen, 1.0), 0.0)
-    now = jnp.broadcast_to(jnp.mean(downstream, axis=0), average["mean"].shape)
-    mean = rate * average["mean"] + (1.0 - rate) * lax.stop_gradient(now)
-    return downstream - baseline, {"mean": mean, "count": average["count"] + 1.0}
 
 
 def _run(key: Any, params: Any, *, listener: Listener | None = None, **program: Any) -> Run:

@@ -13,7 +13,8 @@ from numpyro import handlers
 from numpyro.primitives import Messenger
 
 from vi_reparam.errors import ArgumentError, SiteError
-from vi_reparam_numpyro.scoring import Arguments, Scorer, Site, draw_guide, full_data, is_data, is_latent
+from vi_reparam.posterior.sites import Site
+from vi_reparam_numpyro.scoring import Arguments, Scorer, draw_guide, full_data, is_data, is_latent
 
 
 class resample(Messenger):  # noqa: N801 (handlers are lower case in NumPyro)

@@ -12,8 +12,8 @@ from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.primitives import Messenger
 
 from vi_reparam.errors import SiteError
+from vi_reparam.frames import Frames
 from vi_reparam_numpyro.distributions import Estimated, Sampled, entropy_of, precise_log_prob
-from vi_reparam_numpyro.frames import Frames
 from vi_reparam_numpyro.listener import Listener, listening
 
 Array = Any

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from numpyro.distributions import Delta, Unit
 from numpyro.primitives import Messenger
 
 from vi_reparam.errors import ArgumentError, SiteError
+from vi_reparam.posterior.sites import Scored, Site, Sites, bound_arguments
 
 CHUNK_BUDGET = 2**22  # scalars of sites held at once
 CACHE_SIZE = 32
@@ -35,65 +35,6 @@ class full_data(Messenger):  # noqa: N801 (handlers are lower case in NumPyro)
             size = msg["args"][0]
             msg["args"] = (size, size)
             msg["value"] = jnp.arange(size)
-
-
-class Scored(NamedTuple):
-    """One scored draw.
-
-    Attributes:
-        latents: the model's latent sites, by name.
-        deterministics: its deterministic sites.
-        log_likelihood: log density of each observed site, element by element, unscaled.
-        log_p: log joint density, a scalar.
-        log_q: log density of the guide (auxiliary sites included), a scalar.
-    """
-
-    latents: dict[str, jax.Array]
-    deterministics: dict[str, jax.Array]
-    log_likelihood: dict[str, jax.Array]
-    log_p: jax.Array
-    log_q: jax.Array
-
-
-@dataclass(frozen=True)
-class Site:
-    """The form of a site.
-
-    Attributes:
-        shape: its value's shape.
-        dtype: its value's dtype, as a name.
-        plates: its plates' names by dimension, counted from the left.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    plates: dict[int, str]
-
-    @property
-    def size(self) -> int:
-        """Scalars in its value."""
-        return int(np.prod(self.shape, dtype=np.int64))
-
-
-@dataclass(frozen=True)
-class Sites:
-    """What the traces of a model and its guide hold.
-
-    Attributes:
-        latents: the model's latent sites.
-        observed: its observed sites, factors left out.
-        deterministics: its deterministic sites.
-        plate_sizes: the plates' full sizes.
-        scalars: scalars in both traces, a measure of the memory one draw takes.
-        is_point: whether the guide is a point estimate: deltas, and nothing auxiliary under them.
-    """
-
-    latents: dict[str, Site]
-    observed: dict[str, Site]
-    deterministics: dict[str, Site]
-    plate_sizes: dict[str, int]
-    scalars: int
-    is_point: bool
 
 
 class Arguments:
@@ -182,6 +123,28 @@ class Scorer:
 
         jax.eval_shape(run, jax.random.key(0), self.params, arguments.arrays)
         self.sites = found[-1]
+
+    def observed(self) -> dict[str, np.ndarray]:
+        """The observed sites' values."""
+
+        @jax.jit
+        def values(params, arrays):
+            args, kwargs = self.arguments.merge(arrays)
+            model_trace, _ = traces(self.model, self.guide, params, args, kwargs, jax.random.key(0))
+            return {name: site["value"] for name, site in model_trace.items() if is_data(site)}
+
+        return {name: np.asarray(value) for name, value in values(self.params, self.arguments.arrays).items()}
+
+    def named_arrays(self) -> dict[str, np.ndarray]:
+        """The arrays among the fit's arguments, named after the model's signature."""
+        out = {}
+        bound = bound_arguments(self.model, self.arguments.args, self.arguments.kwargs)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(bound)[0]:
+            name = "_".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
+            is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            if is_array(leaf) and not is_key:
+                out[name] = np.asarray(leaf)
+        return out
 
     def run(self, pick: Callable[[Scored], Any], num_draws: int, key: jax.Array) -> Any:
         """What `pick` takes from each of `num_draws` scored draws, stacked.
@@ -407,14 +370,3 @@ def key_of(seed: Any) -> jax.Array:
     if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
         return jax.random.key(int(seed))
     raise ArgumentError(f"seed is {seed!r}; give an int or a jax.random.key")
-
-
-def check_count(name: str, value: Any) -> int:
-    """A count of draws, at least 1.
-
-    Raises:
-        ArgumentError: it is not a positive int.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ArgumentError(f"{name} is {value!r}; give a positive int")
-    return int(value)

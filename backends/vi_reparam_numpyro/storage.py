@@ -1,71 +1,52 @@
-"""Saves and loads posteriors: one npz file of plain arrays and a JSON text, never a pickle."""
+"""JAX's values in the file of a posterior."""
 
 from __future__ import annotations
 
-import json
 import os
-import zipfile
-import zlib
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
 
-from vi_reparam.errors import ArgumentError
-
-if TYPE_CHECKING:
-    from vi_reparam_numpyro.posterior import Posterior
-
-FORMAT = "vi-reparam posterior"
-VERSION = 1
-METADATA = "metadata"
-FIELDS = {"model", "form", "seed", "record", "params", "args", "kwargs"}
+from vi_reparam.posterior import storage
 
 
-def save(posterior: Posterior, path: str | os.PathLike) -> Path:
-    """Writes a posterior: parameters, data, losses and the record of the fit.
+class Codec(storage.Codec):
+    """`vi_reparam.posterior.storage.Codec` for JAX: keys are stored by their data."""
 
-    Args:
-        posterior: the posterior.
-        path: the file, replaced if it is there; the name is taken as it is.
+    def array(self, value: Any) -> np.ndarray | None:
+        return np.asarray(value) if isinstance(value, jax.Array | np.ndarray | np.generic) else None
 
-    Returns:
-        The path.
+    def restore(self, array: np.ndarray, dtype: str) -> Any:
+        # numpy stores dtypes that are not its own, such as bfloat16, as raw bytes
+        return array.view(jnp.dtype(dtype)) if array.dtype.kind == "V" else array
 
-    Raises:
-        ArgumentError: an argument of the fit is neither array, number, text nor a container of these.
-    """
-    arrays: dict[str, Any] = {}
-    metadata = {
-        "format": FORMAT,
-        "version": VERSION,
-        "model": posterior.name,
-        "form": form_of(posterior),
-        "seed": _encode(posterior.seed, arrays, "seed"),
-        "record": _encode(posterior.record, arrays, "record"),
-        "params": _encode(posterior.params, arrays, "params"),
-        "args": _encode(posterior.args, arrays, "args"),
-        "kwargs": _encode(posterior.kwargs, arrays, "kwargs"),
-    }
-    arrays["losses"] = np.asarray(posterior.losses)
-    text: dict[str, Any] = {METADATA: np.array(json.dumps(metadata))}
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(partial, "wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays, **text)
-        os.replace(partial, path)  # a file half written never has the name
-    except OSError as error:
-        raise ArgumentError(f"cannot write {path}: {error.strerror}; give a file in a folder that exists") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    def pack(self, value: Any) -> tuple[Any, str] | None:
+        if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            return jax.random.key_data(value), str(jax.random.key_impl(value))
+        return None
+
+    def unpack(self, content: Any, about: str) -> Any:
+        return jax.random.wrap_key_data(jnp.asarray(content), impl=about)
+
+    def shapes(self, params: dict) -> dict[str, list[int]]:
+        leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+        return {jax.tree_util.keystr(path): list(np.shape(leaf)) for path, leaf in leaves}
+
+    def prepare(self, model: Any, params: dict, args: tuple, kwargs: dict) -> None:
+        # the first call must not be an abstract one
+        with handlers.block(), handlers.seed(rng_seed=0), handlers.substitute(data=params):
+            model.guide(*args, **kwargs)
+
+    def make(self, model: Any, **fields: Any) -> Any:
+        from vi_reparam_numpyro.posterior import Posterior
+
+        return Posterior(model, **fields)
 
 
-def load(path: str | os.PathLike, model: Any) -> Posterior:
+def load(path: str | os.PathLike, model: Any) -> Any:
     """Reads a posterior that `Posterior.save` wrote.
 
     Args:
@@ -78,125 +59,4 @@ def load(path: str | os.PathLike, model: Any) -> Posterior:
     Raises:
         ArgumentError: there is no such file, it is not one of ours, or it is of another model.
     """
-    from vi_reparam_numpyro.posterior import Posterior
-
-    missing = [name for name in ("model", "guide") if not callable(getattr(model, name, None))]
-    if missing:
-        raise ArgumentError(f"the model has no .{missing[0]}; pass the guided model that the file was fitted with")
-    metadata, arrays = _read(Path(path))
-    stored, given = metadata["model"], name_of(model)
-    if stored != given:
-        raise ArgumentError(
-            f"{path} holds a posterior of {stored!r}, not of {given!r}; pass the model it was fitted with"
-        )
-    fields = {key: _decode(metadata[key], arrays) for key in ("seed", "record", "params", "args", "kwargs")}
-    other = f"{path} holds a posterior of another {stored!r} than the given {given!r}"
-    try:
-        _prepare(model, fields["params"], fields["args"], fields["kwargs"])
-        posterior = Posterior(model, losses=arrays["losses"], **fields)
-        form = form_of(posterior)
-    except Exception as error:  # another model's code may fail in any way
-        raise ArgumentError(f"{other}, which fails on the stored data: {_first_line(error)}") from error
-    for kind, expected in metadata["form"].items():
-        for name in sorted({*expected, *form[kind]}):
-            if expected.get(name) != form[kind].get(name):
-                raise ArgumentError(
-                    f"{other}: {kind} {name!r} is {_shown(expected.get(name))} in the file"
-                    f" and {_shown(form[kind].get(name))} in the model"
-                )
-    return posterior
-
-
-def form_of(posterior: Posterior) -> dict[str, dict[str, list]]:
-    """What makes a posterior's model that model: names and shapes of its sites and parameters."""
-    sites = posterior.scorer.sites
-    params = jax.tree_util.tree_flatten_with_path(posterior.params)[0]
-    return {
-        "latent site": {name: list(site.shape) for name, site in sites.latents.items()},
-        "observed site": {name: list(site.shape) for name, site in sites.observed.items()},
-        "parameter": {jax.tree_util.keystr(path): list(np.shape(leaf)) for path, leaf in params},
-    }
-
-
-def _prepare(model: Any, params: dict, args: tuple, kwargs: dict) -> None:
-    # some guides learn the model's form in their first call, which must not be an abstract one
-    with handlers.block(), handlers.seed(rng_seed=0), handlers.substitute(data=params):
-        model.guide(*args, **kwargs)
-
-
-def _read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
-    try:
-        # opened here: numpy leaves a damaged file open
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        metadata = json.loads(str(arrays.pop(METADATA)))
-        if metadata["format"] != FORMAT:
-            raise KeyError("format")
-        if metadata["version"] > VERSION:
-            raise ArgumentError(f"{path} was written by a later version; update vi-reparam to read it")
-        if not metadata.keys() >= FIELDS or "losses" not in arrays:
-            raise KeyError("metadata")
-    except ArgumentError:
-        raise
-    except OSError as error:
-        raise ArgumentError(
-            f"cannot read {path}: {error.strerror or 'not an npz file'}; give a saved posterior"
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ArgumentError(f"{path} is not a saved posterior, or is damaged; save it again with .save") from error
-    return metadata, arrays
-
-
-def _encode(value: Any, arrays: dict[str, np.ndarray], where: str) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, dict):
-        for key in value:
-            if not isinstance(key, str | int):
-                raise ArgumentError(f"{where} has the key {key!r}, which cannot be stored; use text or int keys")
-        return {"dict": [[key, _encode(item, arrays, f"{where}[{key!r}]")] for key, item in value.items()]}
-    if type(value) in (list, tuple):
-        kind = type(value).__name__
-        return {kind: [_encode(item, arrays, f"{where}[{i}]") for i, item in enumerate(value)]}
-    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-        return {"key": _encode(jax.random.key_data(value), arrays, where), "impl": str(jax.random.key_impl(value))}
-    if isinstance(value, jax.Array | np.ndarray | np.generic):
-        array = np.asarray(value)
-        if not array.dtype.hasobject:
-            name = f"array_{len(arrays)}"
-            arrays[name] = array
-            return {"array": name, "dtype": array.dtype.name}
-    raise ArgumentError(
-        f"{where} is of type {type(value).__name__}, which cannot be stored; bind it to the model, and fit with arrays,"
-        " numbers and text"
-    )
-
-
-def _decode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
-    if not isinstance(value, dict):
-        return value
-    if "dict" in value:
-        return {key: _decode(item, arrays) for key, item in value["dict"]}
-    if "list" in value:
-        return [_decode(item, arrays) for item in value["list"]]
-    if "tuple" in value:
-        return tuple(_decode(item, arrays) for item in value["tuple"])
-    if "key" in value:
-        return jax.random.wrap_key_data(jnp.asarray(_decode(value["key"], arrays)), impl=value["impl"])
-    array = arrays[value["array"]]
-    # numpy stores dtypes that are not its own, such as bfloat16, as raw bytes
-    return array.view(jnp.dtype(value["dtype"])) if array.dtype.kind == "V" else array
-
-
-def name_of(model: Any) -> str:
-    """A guided model's name, or its function's where it has none."""
-    return str(getattr(model, "name", None) or getattr(model.model, "__name__", type(model.model).__name__))
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__
-
-
-def _shown(shape: list | None) -> str:
-    return "absent" if shape is None else f"of shape {tuple(shape)}"
+    return storage.load(path, model, Codec())

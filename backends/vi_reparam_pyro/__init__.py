@@ -1,0 +1,85 @@
+"""vi-reparam for Pyro: give a model a guide, fit it, and see whether to trust it.
+
+import vi_reparam_pyro as vr
+
+@vr.guide
+def model(x, y=None): ...
+
+posterior = model.fit(x, y=y)
+print(posterior.summary())
+"""
+
+from vi_reparam import (
+    ArgumentError,
+    Auto,
+    BackendError,
+    Branch,
+    Draw,
+    Estimator,
+    GradientError,
+    Implicit,
+    MeasureValued,
+    NonFiniteError,
+    Ops,
+    Pathwise,
+    Rejection,
+    RejectionSampler,
+    ScoreFunction,
+    SiteError,
+    ViReparamError,
+    implicit,
+    ops_of,
+    surrogate,
+)
+from vi_reparam.comparison import Comparison
+from vi_reparam.guides import GuideFamily, MeanField
+from vi_reparam_pyro import random
+from vi_reparam_pyro.compare import compare_estimators
+from vi_reparam_pyro.distributions import FromSampler, TruncatedNormal, VonMisesFisher, annotate
+from vi_reparam_pyro.guided import Guided, guide
+from vi_reparam_pyro.handlers import estimate
+from vi_reparam_pyro.host import host
+from vi_reparam_pyro.objectives import ELBO
+from vi_reparam_pyro.ops import ops
+from vi_reparam_pyro.posterior import Posterior
+from vi_reparam_pyro.storage import load
+
+__all__ = [
+    "ELBO",
+    "ArgumentError",
+    "Auto",
+    "BackendError",
+    "Branch",
+    "Comparison",
+    "Draw",
+    "Estimator",
+    "FromSampler",
+    "GradientError",
+    "GuideFamily",
+    "Guided",
+    "Implicit",
+    "MeanField",
+    "MeasureValued",
+    "NonFiniteError",
+    "Ops",
+    "Pathwise",
+    "Posterior",
+    "Rejection",
+    "RejectionSampler",
+    "ScoreFunction",
+    "SiteError",
+    "TruncatedNormal",
+    "ViReparamError",
+    "VonMisesFisher",
+    "annotate",
+    "compare_estimators",
+    "estimate",
+    "guide",
+    "host",
+    "implicit",
+    "load",
+    "ops",
+    "ops_of",
+    "random",
+    "surrogate",
+]

@@ -112,5 +112,5 @@ class LogGamma(RejectionSampler):
 
     def attach(self, value: Array, a: Array) -> Array:
         ops = ops_of(a)
-        value = ops.stop_gradient(value)
-        return attach(value, a, special.gamma_log_slope(value, a) - 1.0 / ops.stop_gradient(a))
+        value, held = ops.stop_gradient(value), ops.stop_gradient(a)
+        return attach(value, a, special.gamma_log_slope(value, held) - 1.0 / held)

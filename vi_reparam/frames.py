@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+from vi_reparam.registry import ops_of
 
 Array = Any
 
@@ -22,8 +22,9 @@ class Frames(NamedTuple):
 
     @classmethod
     def of(cls, site: dict[str, Any]) -> Frames:
-        """The frames of a NumPyro site."""
-        dims = {frame.name: frame.dim for frame in site["cond_indep_stack"]}
+        """The frames of a site of a NumPyro or Pyro trace."""
+        # a plate that is a Python loop has no dimension
+        dims = {frame.name: frame.dim for frame in site["cond_indep_stack"] if frame.dim is not None}
         return cls(dims, tuple(site["fn"].batch_shape))
 
 
@@ -38,20 +39,21 @@ def sum_to(cost: Array, source: Frames, target: Frames, plates: frozenset[str]) 
         Shape ``lead + batch`` with as many batch dimensions as the target, each of the plate's
         size or 1, aligned with the target's.
     """
+    xp = ops_of(cost).xp
     rank = len(source.batch_shape)
     lead = cost.ndim - rank
     kept = {name: dim for name, dim in source.dims.items() if name in plates and name in target.dims and -dim <= rank}
     drop = tuple(lead + rank + dim for dim in range(-rank, 0) if dim not in kept.values())
-    summed = jnp.sum(cost, axis=drop)
+    summed = xp.sum(cost, axis=drop) if drop else cost
     # What is left is ordered by the source's dimensions; put it in the target's order.
     by_source = sorted(kept, key=lambda name: source.dims[name])
     by_target = sorted(kept, key=lambda name: target.dims[name])
     axes = tuple(range(lead)) + tuple(lead + by_source.index(name) for name in by_target)
-    summed = jnp.transpose(summed, axes)
+    summed = xp.permute_dims(summed, axes)
     shape = [1] * len(target.batch_shape)
     for name in by_target:
         shape[target.dims[name]] = source.batch_shape[source.dims[name]]
-    return jnp.reshape(summed, cost.shape[:lead] + tuple(shape))
+    return xp.reshape(summed, cost.shape[:lead] + tuple(shape))
 
 
 def plates_of(frames: Frames) -> frozenset[str]:

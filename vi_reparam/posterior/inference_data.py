@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
-from vi_reparam_numpyro.scoring import Scored, Scorer, Site, is_array, is_data, traces
+from vi_reparam.posterior.sites import Scored, Site
 
 if TYPE_CHECKING:
     from arviz import InferenceData
@@ -62,7 +60,7 @@ def without_likelihood(scored: Scored) -> Scored:
 
 
 def to_inference_data(
-    scorer: Scorer,
+    scorer: Any,
     scored: Scored,
     *,
     predictive: dict[str, Any] | None,
@@ -71,7 +69,7 @@ def to_inference_data(
     """A posterior as ArviZ knows it: one chain.
 
     Args:
-        scorer: the fitted model and guide.
+        scorer: the backend's scorer of the fitted model and guide: its `sites`, `observed()` and `named_arrays()`.
         scored: stacked draws.
         predictive: stacked posterior predictive draws, if wanted.
         attrs: strings and numbers about the fit.
@@ -83,8 +81,8 @@ def to_inference_data(
     posterior = _chain({**scored.latents, **scored.deterministics})
     log_p, log_q = np.asarray(scored.log_p), np.asarray(scored.log_q)
     stats = {"lp": log_p, "log_q": log_q, "log_weight": log_p.astype(np.float64) - log_q}
-    observed = _observed(scorer)
-    constant = _constant(scorer, list(observed.values()))
+    observed = scorer.observed()
+    constant = _constant(scorer.named_arrays(), list(observed.values()))
     groups = {
         "posterior": posterior,
         "sample_stats": _chain(stats),
@@ -123,35 +121,9 @@ def _dims(name: str, site: Site) -> list[str]:
     return [plates.get(dim, f"{safe_name(name)}_dim_{dim}") for dim in range(len(site.shape))]
 
 
-def _observed(scorer: Scorer) -> dict[str, np.ndarray]:
-    @jax.jit
-    def values(params, arrays):
-        args, kwargs = scorer.arguments.merge(arrays)
-        model_trace, _ = traces(scorer.model, scorer.guide, params, args, kwargs, jax.random.key(0))
-        return {name: site["value"] for name, site in model_trace.items() if is_data(site)}
-
-    return {name: np.asarray(value) for name, value in values(scorer.params, scorer.arguments.arrays).items()}
-
-
-def _constant(scorer: Scorer, observed: list[np.ndarray]) -> dict[str, np.ndarray]:
+def _constant(arrays: dict[str, np.ndarray], observed: list[np.ndarray]) -> dict[str, np.ndarray]:
     out = {}
-    for name, value in named_arrays(scorer).items():
+    for name, value in arrays.items():
         if not any(value.shape == other.shape and np.array_equal(value, other) for other in observed):
             out[name] = value
-    return out
-
-
-def named_arrays(scorer: Scorer) -> dict[str, np.ndarray]:
-    """The arrays among a fit's arguments, named after the model's signature."""
-    arguments = scorer.arguments
-    try:
-        bound = inspect.signature(scorer.model).bind(*arguments.args, **arguments.kwargs).arguments
-    except (TypeError, ValueError):
-        bound = {**{f"arg_{i}": arg for i, arg in enumerate(arguments.args)}, **arguments.kwargs}
-    out = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(dict(bound))[0]:
-        name = "_".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
-        is_key = isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        if is_array(leaf) and not is_key:
-            out[name] = np.asarray(leaf)
     return out

@@ -1,0 +1,78 @@
+"""Arguments of a fit: which are data, and whether they can be used at all."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils import _pytree as pytree
+
+from vi_reparam.errors import ArgumentError
+
+Array = Any
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf of the arguments is an array of numbers."""
+    return isinstance(leaf, torch.Tensor) or (isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind in "biufc")
+
+
+def to_numpy(x: Any) -> np.ndarray:
+    """A tensor as a NumPy array."""
+    return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
+
+
+def check_data(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse NaN and infinite data before anything runs.
+
+    Raises:
+        ArgumentError: naming the argument and how many of its values are not finite.
+    """
+    for path, leaf in pytree.tree_flatten_with_path((args, kwargs))[0]:
+        if not is_array(leaf):
+            continue
+        array = to_numpy(leaf)
+        if not np.issubdtype(array.dtype, np.floating):
+            continue
+        bad = int(array.size - np.isfinite(array).sum())
+        if bad:
+            raise ArgumentError(
+                f"{_name(path)} holds {bad} NaN or infinite values of {array.size}: drop those rows, or model them "
+                "with a mask"
+            )
+
+
+def _name(path: Any) -> str:
+    which, first, *rest = path
+    key = first.idx if which.idx == 0 else repr(first.key)
+    return f"argument {key}{pytree.keystr(tuple(rest))}"
+
+
+def as_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments, NumPy arrays made tensors (floating-point ones in torch's default type)."""
+
+    def convert(leaf: Any) -> Any:
+        if not isinstance(leaf, np.ndarray) or not is_array(leaf):
+            return leaf
+        tensor = torch.as_tensor(leaf, device=torch.get_default_device())
+        return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
+
+    return pytree.tree_map(convert, (tuple(args), dict(kwargs)))
+
+
+def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
+    """Equal for arguments of equal structure, shapes, dtypes and other values."""
+    leaves, tree = pytree.tree_flatten((args, kwargs))
+    return str(tree), tuple(_key(x) for x in leaves)
+
+
+def _key(leaf: Any) -> Hashable:
+    if is_array(leaf):
+        return tuple(leaf.shape), str(leaf.dtype)
+    try:
+        hash(leaf)
+    except TypeError:
+        return id(leaf)
+    return type(leaf), leaf

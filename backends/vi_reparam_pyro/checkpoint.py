@@ -1,0 +1,62 @@
+"""The state of a fit as arrays, for `vi_reparam.checkpoints`."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+
+from vi_reparam import checkpoints
+from vi_reparam.checkpoints import Mark
+from vi_reparam_pyro.arguments import to_numpy
+
+
+def mark_of(guided: Any, state: Any, num_steps: int, objective: str) -> Mark:
+    """What a checkpoint of this fit belongs to."""
+    shapes = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in state.params.free.items()}
+    shapes["optimizer"] = [[], type(state.optimizer).__name__]
+    return Mark(guided.name, json.dumps(shapes, sort_keys=True), num_steps, objective)
+
+
+def save(path: Any, mark: Mark, state: Any, done: int, losses: np.ndarray) -> None:
+    """Write the state after `done` steps, whole or not at all."""
+    arrays = {f"param/{name}": to_numpy(leaf) for name, leaf in state.params.free.items()}
+    for index, slots in state.optimizer.state_dict()["state"].items():
+        arrays |= {f"optimizer/{index}/{slot}": to_numpy(value) for slot, value in slots.items() if value is not None}
+    for site, average in state.averages.items():
+        arrays |= {f"average/{site}/{part}": to_numpy(value) for part, value in average.items()}
+    checkpoints.save(path, mark, arrays, done, losses)
+
+
+def load(path: Any, mark: Mark, state: Any, losses: np.ndarray) -> tuple[int, np.ndarray]:
+    """Put the state in the file in place; the steps done and their losses. Nothing if there is no file.
+
+    Raises:
+        ArgumentError: if the file is no checkpoint, or one of another model or fit.
+    """
+    found = checkpoints.load(path, mark)
+    if found is None:
+        return 0, losses
+    arrays, done, stored = found
+    slots: dict[int, dict[str, Any]] = {}
+    for name, array in arrays.items():
+        kind, _, rest = name.partition("/")
+        if kind == "param":
+            with torch.no_grad():
+                state.params.free[rest].copy_(torch.as_tensor(array))
+        elif kind == "optimizer":
+            index, _, slot = rest.partition("/")
+            slots.setdefault(int(index), {})[slot] = torch.as_tensor(array)
+        elif kind == "average":
+            site, _, part = rest.rpartition("/")
+            state.averages.setdefault(site, {})[part] = torch.as_tensor(array)
+    state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": slots})
+    if state.schedule is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it wants the optimizer to step first
+            for _ in range(done):
+                state.schedule.step()
+    return done, stored

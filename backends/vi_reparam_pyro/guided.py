@@ -1,0 +1,219 @@
+"""A model with a guide: what the decorator makes."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from vi_reparam.errors import ArgumentError
+from vi_reparam.estimators import Auto
+from vi_reparam.guides import GuideFamily, MeanField
+from vi_reparam_pyro.arguments import as_tensors
+from vi_reparam_pyro.fit import Fitter, as_key
+from vi_reparam_pyro.guides import build_guide
+from vi_reparam_pyro.handlers import as_mapping, estimate
+from vi_reparam_pyro.objectives import ELBO
+from vi_reparam_pyro.ops import mix
+from vi_reparam_pyro.params import first_parameters, isolated
+
+_OWN = ("num_steps", "num_particles", "optimizer", "seed", "progress", "checkpoint")
+
+
+def guide(family: Any = None, *, estimators: Any = None, objective: Any = None) -> Any:
+    """Give a model a guide. A decorator, also bare: ``@vr.guide``.
+
+    Args:
+        family: a guide family; `MeanField` unless given.
+        estimators: one estimator for every site it applies to, or a mapping from site names and
+            ``"*"``. Sites without one get `Auto`.
+        objective: one of ours; `ELBO` with 8 particles unless given.
+
+    Returns:
+        For a model, a `Guided`: it is still called as the model.
+
+    Raises:
+        ArgumentError: if the objective is not one of ours, or the model has an argument named
+            like one of fit's.
+    """
+    if callable(family) and not isinstance(family, GuideFamily):
+        return Guided(family, MeanField(), estimators=estimators, objective=objective)
+    chosen = MeanField() if family is None else family
+    if not isinstance(chosen, GuideFamily):
+        raise ArgumentError(f"vr.guide({family!r}): expected a guide family such as vr.MeanField()")
+    return functools.partial(_decorate, chosen, estimators, objective)
+
+
+def _decorate(family: GuideFamily, estimators: Any, objective: Any, model: Callable[..., Any]) -> Guided:
+    return Guided(model, family, estimators=estimators, objective=objective)
+
+
+class Guided:
+    """A model and its guide, ready to fit; called, it is the model.
+
+    Args:
+        model: a Pyro model.
+        guide: a guide family, or a Pyro guide written by hand.
+        estimators: as in `guide`; for a hand-written guide, as in `estimate`.
+        objective: as in `guide`.
+
+    Attributes:
+        model: the model itself.
+        guide: a plain Pyro guide, for ``SVI(m.model, m.guide, optim, m.objective)``.
+        objective: the objective.
+        name: of the model.
+
+    Raises:
+        ArgumentError: as `guide`.
+    """
+
+    def __init__(
+        self, model: Callable[..., Any], guide: Any = None, *, estimators: Any = None, objective: Any = None
+    ) -> None:
+        objective = ELBO(num_particles=8) if objective is None else objective
+        if not isinstance(objective, ELBO):
+            raise ArgumentError(
+                f"objective={objective!r} would drop the score terms of this guide's estimators: use vr.ELBO()"
+            )
+        _refuse_names(model)
+        mapping = as_mapping(estimators)
+        if guide is None or isinstance(guide, GuideFamily):
+            self.family = MeanField() if guide is None else guide
+            written = build_guide(self.family, model, mapping)
+            mapping = {"*": Auto(), **mapping}
+        else:
+            self.family, written = None, guide
+        self._written = written
+        self.estimators = mapping
+        self.model = model
+        self.guide = estimate(written, mapping)
+        self.objective = objective
+        self._fitter: Fitter | None = None
+        functools.update_wrapper(self, model, updated=() if isinstance(model, torch.nn.Module) else ("__dict__",))
+        self.name = getattr(model, "__name__", type(model).__name__)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        if instance is None:
+            return self
+        made = instance.__dict__.setdefault("_vr_guided", {})
+        if self.name not in made:
+            bound = self.model.__get__(instance, owner)
+            made[self.name] = Guided(
+                bound, self.family or self._written, estimators=self.estimators, objective=self.objective
+            )
+        return made[self.name]
+
+    def __repr__(self) -> str:
+        return f"Guided({self.name}, {self.family or 'hand-written guide'!r}, {self.objective!r})"
+
+    def __reduce__(self) -> Any:
+        module, path = getattr(self, "__module__", None), getattr(self, "__qualname__", None)
+        if module and path and _resolve(module, path) is self:
+            return _resolve, (module, path)
+        return Guided._remake, (self.model, self.family or self._written, self.estimators, self.objective)
+
+    @staticmethod
+    def _remake(model: Any, guide: Any, estimators: Any, objective: Any) -> Guided:
+        return Guided(model, guide, estimators=estimators, objective=objective)
+
+    @staticmethod
+    def of(thing: Any) -> Guided:
+        """`thing` itself, checked.
+
+        Raises:
+            ArgumentError: if it is no `Guided`.
+        """
+        if isinstance(thing, Guided):
+            return thing
+        raise ArgumentError(
+            f"{thing!r} has no guide: decorate the model with vr.guide, or give vr.Guided(model, guide)"
+        )
+
+    def start(self, *args: Any, seed: Any = 0, **kwargs: Any) -> dict[str, Any]:
+        """The initial values at the param sites, constrained, by name."""
+        args, kwargs = as_tensors(args, kwargs)
+        with isolated():
+            return first_parameters(self.model, self.guide, args, kwargs, key=mix(as_key(seed))).values()
+
+    def with_estimators(self, estimators: Any) -> Guided:
+        """The same model and guide with other estimators."""
+        return Guided(self.model, self.family or self._written, estimators=estimators, objective=self.objective)
+
+    def fit(
+        self,
+        *args: Any,
+        num_steps: int | None = None,
+        num_particles: int | None = None,
+        optimizer: Any = None,
+        seed: Any = 0,
+        progress: bool = True,
+        checkpoint: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Fit the guide to the model's posterior given these arguments.
+
+        Every fit starts anew, with parameters of its own: Pyro's store is left as it is. Networks
+        in the model are the exception: they are trained in place, from the weights they have.
+
+        Args:
+            args: the model's arguments; `kwargs`: its keyword arguments.
+            num_steps: optimization steps; 3,000 unless given.
+            num_particles: draws a step; the objective's unless given.
+            optimizer: a torch.optim factory, such as ``lambda params: torch.optim.Adam(params, lr=0.01)``,
+                which may also give a pair of an optimizer and its schedule; Adam with a cosine schedule
+                unless given.
+            seed: an int, which governs the whole fit.
+            progress: whether to show a progress bar.
+            checkpoint: a file to save the state to, and to go on from if it exists.
+
+        Returns:
+            A `Posterior`.
+
+        Raises:
+            ArgumentError: for arguments that cannot be used, before anything is computed.
+            SiteError: for a latent that the guide misses or cannot cover.
+            GradientError: for a gradient that would be wrong.
+            NonFiniteError: for a NaN or an infinity, with its step and site.
+        """
+        if self._fitter is None:
+            self._fitter = Fitter(self)
+        return self._fitter.fit(
+            args,
+            kwargs,
+            num_steps=num_steps,
+            num_particles=num_particles,
+            optimizer=optimizer,
+            seed=seed,
+            progress=progress,
+            checkpoint=checkpoint,
+        )
+
+
+def _refuse_names(model: Callable[..., Any]) -> None:
+    if not callable(model):
+        raise ArgumentError(f"vr.guide decorates a model, and {model!r} is not callable")
+    try:
+        names = inspect.signature(model).parameters
+    except (TypeError, ValueError):
+        return
+    clash = [name for name in _OWN if name in names]
+    if clash:
+        raise ArgumentError(
+            f"the model's argument {clash[0]!r} has the name of an option of fit: rename it in the model"
+        )
+
+
+def _resolve(module: str, path: str) -> Any:
+    found: Any = importlib.import_module(module)
+    for part in path.split("."):
+        found = getattr(found, part, None)
+        if found is None:
+            return None
+    return found

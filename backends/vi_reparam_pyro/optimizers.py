@@ -1,0 +1,46 @@
+"""The default optimizer, and optimizers as a user names them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from vi_reparam.errors import ArgumentError
+
+Factory = Callable[[list[Any]], Any]
+
+
+def default_optimizer(num_steps: int, learning_rate: float = 0.05) -> Factory:
+    """Adam with a cosine schedule from `learning_rate` down to a hundredth of it."""
+
+    def make(params: list[Any]) -> Any:
+        adam = torch.optim.Adam(params, lr=learning_rate, betas=(0.9, 0.99))
+
+        def cosine(step: int) -> float:
+            return 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * min(step, num_steps) / num_steps))
+
+        return adam, torch.optim.lr_scheduler.LambdaLR(adam, cosine)
+
+    return make
+
+
+def built(factory: Any, params: list[Any]) -> tuple[Any, Any]:
+    """The optimizer of a factory, and its schedule or None.
+
+    Raises:
+        ArgumentError: if the factory does not give an optimizer that steps by gradients alone.
+    """
+    try:
+        made = factory(params)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"fit(optimizer={factory!r}) could not be made: {error}; {_ADVICE}") from error
+    optimizer, schedule = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(optimizer, torch.optim.Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
+        raise ArgumentError(f"fit(optimizer={factory!r}) gave {optimizer!r}: {_ADVICE}")
+    return optimizer, schedule
+
+
+_ADVICE = "expected a torch.optim factory, such as lambda params: torch.optim.Adam(params, lr=0.01)"

@@ -1,0 +1,258 @@
+"""What a guide must know of a model before it can draw: its latents, their plates and supports."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import constraints
+from pyro.ops.provenance import get_provenance, track_provenance
+from pyro.poutine.messenger import Messenger
+from torch.distributions import biject_to
+
+from vi_reparam.errors import SiteError
+from vi_reparam_pyro.handlers import is_subsample
+from vi_reparam_pyro.lanes import keyed
+from vi_reparam_pyro.ops import mix
+from vi_reparam_pyro.run import sample_sites, scaled
+
+Array = Any
+
+_SUPPORTS: tuple[tuple[Any, str], ...] = (
+    (constraints.real, "real"),
+    (constraints.positive, "positive"),
+    (constraints.softplus_positive, "positive"),
+    (constraints.nonnegative, "positive"),
+    (constraints.unit_interval, "unit_interval"),
+    (constraints.simplex, "simplex"),
+    (constraints.sphere, "sphere"),
+    (constraints.boolean, "boolean"),
+    (constraints.nonnegative_integer, "count"),
+)
+
+
+def support_kind(support: Any, distribution: Any = None) -> str:
+    """The kind of a support, independent dimensions aside; ``"other"`` where unnamed.
+
+    Args:
+        distribution: tells a circle (von Mises) from the reals, which Pyro's support does not.
+    """
+    inner = distribution
+    while hasattr(inner, "base_dist"):
+        inner = inner.base_dist
+    if isinstance(inner, torch.distributions.VonMises):
+        return "circular"
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    for constraint, kind in _SUPPORTS:
+        if support is constraint or (type(support) is type(constraint) and _same(support, constraint)):
+            return kind
+    return "discrete" if support.is_discrete else "other"
+
+
+def _same(support: Any, constraint: Any) -> bool:
+    bounds = [(a, b) for a, b in ((vars(support).get(k), v) for k, v in vars(constraint).items())]
+    try:
+        return all(a is not None and bool(torch.all(torch.as_tensor(a) == torch.as_tensor(b))) for a, b in bounds)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+
+
+@dataclasses.dataclass(frozen=True)
+class Plate:
+    """A plate of the model: its dimension, full size and subsample size."""
+
+    name: str
+    dim: int
+    size: int
+    subsample_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A latent site.
+
+    Attributes:
+        shape: of its value, subsampled plates at their full size.
+        event_dim: trailing event dimensions.
+        kind: of its support; `support`: the constraint itself.
+        plates: around it, outermost first.
+        start: a sensible value to start from, of `shape`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    event_dim: int
+    kind: str
+    support: Any
+    plates: tuple[Plate, ...]
+    start: np.ndarray
+
+
+class _Origin(Messenger):
+    """Latents that cannot be drawn (improper ones) sit at the origin; given ones take their value."""
+
+    def __init__(self, values: dict[str, Array] | None = None) -> None:
+        super().__init__()
+        self.values = values or {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or is_subsample(msg["fn"]):
+            return
+        if msg["name"] in self.values:
+            msg["value"] = self.values[msg["name"]]
+            return
+        inner = msg["fn"]
+        while hasattr(inner, "base_dist"):
+            inner = inner.base_dist
+        if type(inner).__name__ == "ImproperUniform":
+            msg["value"] = origin(msg["fn"].support, tuple(msg["fn"].shape()))
+
+
+def look(model: Any, args: Any, kwargs: Any, key: int, values: dict[str, Array] | None = None) -> dict[str, Any]:
+    """The model's random variables in one run of its prior, with nothing left behind anywhere."""
+    with poutine.block(), pyro.get_param_store().scope(), keyed(key), torch.no_grad(), _Origin(values):
+        return sample_sites(poutine.trace(model).get_trace(*args, **kwargs))
+
+
+def prototype(model: Any, args: Any, kwargs: Any) -> dict[str, Site]:
+    """The latent sites of a model, in its order.
+
+    Raises:
+        SiteError: for a latent with no support, or one that depends on other latents.
+    """
+    found = look(model, args, kwargs, mix(0))
+    latents = {n: s for n, s in found.items() if not s["is_observed"]}
+    for name, msg in latents.items():
+        if not hasattr(msg["fn"], "support") or msg["fn"].support is None:
+            raise SiteError(f"site {name!r}: {type(msg['fn']).__name__} has no support, so no guide family covers it")
+    tagged = {n: track_provenance(s["value"], frozenset({n})) for n, s in latents.items()}
+    moving = {n: s["fn"].support for n, s in look(model, args, kwargs, mix(0), tagged).items() if n in latents}
+    starts = _starts(model, args, kwargs, latents)
+    sites = {}
+    for name, msg in latents.items():
+        if _bounds_follow_draws(moving[name]):
+            raise SiteError(
+                f"site {name!r}: its support {msg['fn'].support!r} is made of arrays that change from draw to draw; "
+                "draw a fixed support and transform it (for Uniform(0, b): u ~ Uniform(0, 1), then b * u)"
+            )
+        sites[name] = _site(name, msg, starts[name])
+    return sites
+
+
+def _site(name: str, msg: Any, start: Array) -> Site:
+    support, event_dim = msg["fn"].support, msg["fn"].event_dim
+    plates, shape = [], list(msg["value"].shape)
+    for frame in msg["cond_indep_stack"]:
+        if frame.vectorized:
+            size = int(frame.full_size)
+            plates.append(Plate(frame.name, frame.dim, size, int(frame.size)))
+            shape[len(shape) - event_dim + frame.dim] = size
+    plates.sort(key=lambda plate: plate.dim)
+    return Site(
+        name=name,
+        shape=tuple(shape),
+        event_dim=event_dim,
+        kind=support_kind(support, msg["fn"]),
+        support=support,
+        plates=tuple(plates),
+        start=_to_full(start.cpu().numpy(), tuple(shape)),
+    )
+
+
+def _bounds_follow_draws(support: Any) -> bool:
+    """Whether a bound of the support is computed from a latent."""
+    parts = list(vars(support).values()) if hasattr(support, "__dict__") else []
+    return any(
+        _bounds_follow_draws(part) if isinstance(part, constraints.Constraint) else bool(get_provenance(part))
+        for part in parts
+    )
+
+
+def origin(support: Any, shape: tuple[int, ...]) -> Array:
+    """The point of a support that the unconstrained origin maps to."""
+    if support.is_discrete:
+        return torch.zeros(shape)
+    if support_kind(support) == "sphere":
+        return torch.full(shape, shape[-1] ** -0.5)
+    transform = bijection(support)
+    return transform(torch.zeros(transform.inverse_shape(torch.Size(shape))))
+
+
+def bijection(support: Any) -> Any:
+    """A bijection from the reals.
+
+    Raises:
+        SiteError: if Pyro has none.
+    """
+    try:
+        return biject_to(support)
+    except NotImplementedError:
+        raise SiteError(f"support {support!r} has no bijection from the reals, so no guide family covers it") from None
+
+
+def _to_full(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A value of a minibatch, repeated to the plates' full size."""
+    for axis, (have, want) in enumerate(zip(value.shape, shape, strict=True)):
+        if have != want:
+            value = np.take(value, np.arange(want) % have, axis=axis)
+    return value
+
+
+def _starts(model: Any, args: Any, kwargs: Any, latents: dict[str, Any], num: int = 32) -> dict[str, Array]:
+    """Where to start: of a few candidates the one with the highest joint density.
+
+    Candidates are the prior's median, its mean, the unconstrained origin and draws of the
+    prior. A start far from everything costs a stock guide most of its steps.
+    """
+    supports = {n: s["fn"].support for n, s in latents.items()}
+    kinds = {n: support_kind(s["fn"].support, s["fn"]) for n, s in latents.items()}
+    runs = [look(model, args, kwargs, mix(i)) for i in range(num)]
+    draws = {n: torch.stack([run[n]["value"] for run in runs]) for n in latents}
+
+    def central(statistic: Any) -> dict[str, Array]:
+        return {n: _project(_central(statistic, v, supports[n], kinds[n]), kinds[n], v.dtype) for n, v in draws.items()}
+
+    candidates = [
+        central(lambda x: torch.nanmedian(x, dim=0).values),
+        central(lambda x: torch.nanmean(x, dim=0)),
+        {n: origin(supports[n], tuple(v.shape[1:])).to(v.dtype) for n, v in draws.items()},
+        *({n: v[i] for n, v in draws.items()} for i in range(8)),
+    ]
+    scores = [_score(model, args, kwargs, candidate) for candidate in candidates]
+    return candidates[int(np.argmax(scores))]
+
+
+def _score(model: Any, args: Any, kwargs: Any, values: dict[str, Array]) -> float:
+    try:
+        found = look(model, args, kwargs, mix(1), values)
+        with torch.no_grad():
+            total = float(sum(scaled(site, site["fn"].log_prob(site["value"])).sum() for site in found.values()))
+    except (ValueError, NotImplementedError):  # outside a support, or an improper prior
+        return -np.inf
+    return total if np.isfinite(total) else -np.inf
+
+
+def _central(statistic: Any, draws: Array, support: Any, kind: str) -> Array:
+    """A mean or median over draws; taken in unconstrained coordinates where the support is unusual."""
+    floats = draws.to(torch.get_default_dtype()) if not draws.is_floating_point() else draws
+    floats = torch.where(torch.isfinite(floats), floats, torch.nan)
+    if kind != "other":
+        return statistic(floats)
+    transform = bijection(support)
+    return transform(statistic(transform.inv(floats)))
+
+
+def _project(value: Array, kind: str, dtype: Any) -> Array:
+    """Means and medians, taken back onto the site's support."""
+    if kind == "simplex":
+        value = value / value.sum(-1, keepdim=True)
+    elif kind == "sphere":
+        value = value / torch.linalg.vector_norm(value, dim=-1, keepdim=True).clamp(min=1e-6)
+    elif kind in ("boolean", "count", "discrete"):
+        value = value.round()
+    return value.to(dtype)

@@ -1,0 +1,106 @@
+"""Samplers by themselves, with the implicit gradient attached."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vi_reparam.errors import ArgumentError
+from vi_reparam.estimators import Implicit
+from vi_reparam.families import FAMILIES
+from vi_reparam_pyro.ops import ops
+
+Array = Any
+
+
+def _draw(name: str, shape: Any, batch: tuple[int, ...], params: tuple[Array, ...], generator: Any) -> Any:
+    lanes = batch if shape is None else tuple(shape)
+    try:
+        fits = tuple(torch.broadcast_shapes(lanes, batch)) == lanes
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ArgumentError(
+            f"{name}(shape={lanes}): the parameters have batch shape {batch}, which does not broadcast to it"
+        )
+    return Implicit().draw(ops, _key(generator), FAMILIES[name], lanes, *params)
+
+
+def _key(generator: Any) -> int:
+    if generator is None:
+        return ops.root_key()
+    return int(torch.randint(0, (1 << 63) - 1, (), generator=generator, device=generator.device).item())
+
+
+def _floats(*params: Any) -> tuple[Array, ...]:
+    tensors = [torch.as_tensor(p) for p in params]
+    dtype = torch.get_default_dtype()
+    for tensor in tensors:
+        if tensor.dtype == torch.float64:
+            dtype = torch.float64
+    return tuple(tensor.to(dtype) for tensor in tensors)
+
+
+def gamma(a: Array, shape: Any = None, *, generator: Any = None) -> Array:
+    """Gamma(a, 1) draws.
+
+    Args:
+        a: concentrations.
+        shape: of the result, to which `a` broadcasts; that of `a` unless given.
+        generator: a `torch.Generator`; torch's global state unless given.
+
+    Raises:
+        ArgumentError: if the shapes do not fit.
+    """
+    (a,) = _floats(a)
+    return _draw("gamma", shape, tuple(a.shape), (a, torch.ones_like(a)), generator).value
+
+
+def log_gamma(a: Array, shape: Any = None, *, generator: Any = None) -> Array:
+    """Logarithms of Gamma(a, 1) draws, finite at any concentration.
+
+    Raises:
+        ArgumentError: if the shapes do not fit.
+    """
+    (a,) = _floats(a)
+    logs = _draw("gamma", shape, tuple(a.shape), (a, torch.ones_like(a)), generator).logs
+    assert logs is not None
+    return logs[0]
+
+
+def beta(a: Array, b: Array, shape: Any = None, *, generator: Any = None) -> Array:
+    """Beta(a, b) draws.
+
+    Raises:
+        ArgumentError: if the shapes do not fit.
+    """
+    a, b = _floats(a, b)
+    return _draw("beta", shape, tuple(torch.broadcast_shapes(a.shape, b.shape)), (a, b), generator).value
+
+
+def dirichlet(alpha: Array, shape: Any = None, *, generator: Any = None) -> Array:
+    """Dirichlet(alpha) draws of shape ``shape + (K,)``.
+
+    Raises:
+        ArgumentError: if the shapes do not fit.
+    """
+    (alpha,) = _floats(alpha)
+    return _draw("dirichlet", shape, tuple(alpha.shape[:-1]), (alpha,), generator).value
+
+
+def von_mises_fisher(direction: Array, concentration: Array, shape: Any = None, *, generator: Any = None) -> Array:
+    """Von Mises-Fisher draws of shape ``shape + (p,)``.
+
+    Args:
+        direction: unit vectors, shape ``batch + (p,)``.
+        concentration: positive, shape ``batch``.
+        shape: batch shape of the result.
+        generator: a `torch.Generator`; torch's global state unless given.
+
+    Raises:
+        ArgumentError: if the shapes do not fit.
+    """
+    direction, concentration = _floats(direction, concentration)
+    batch = tuple(torch.broadcast_shapes(direction.shape[:-1], concentration.shape))
+    return _draw("von_mises_fisher", shape, batch, (direction, concentration), generator).value

@@ -1,0 +1,14 @@
+import pytest
+
+torch = pytest.importorskip("torch")
+pyro = pytest.importorskip("pyro")
+
+
+@pytest.fixture(autouse=True)
+def double_precision_and_a_store_of_its_own():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    pyro.set_rng_seed(20170613)
+    with pyro.get_param_store().scope():
+        yield
+    torch.set_default_dtype(before)

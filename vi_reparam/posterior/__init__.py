@@ -1,0 +1,1 @@
+"""What every backend's posterior shares: figures, tables, pictures, files."""

@@ -1,0 +1,228 @@
+"""Saves and loads posteriors: one npz file of plain arrays and a JSON text, never a pickle."""
+
+from __future__ import annotations
+
+import abc
+import json
+import os
+import zipfile
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vi_reparam.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from vi_reparam.posterior.base import PosteriorBase
+
+FORMAT = "vi-reparam posterior"
+VERSION = 1
+METADATA = "metadata"
+FIELDS = {"model", "form", "seed", "record", "params", "args", "kwargs"}
+
+
+class Codec(abc.ABC):
+    """What only a backend knows of its values, and of making a posterior again."""
+
+    @abc.abstractmethod
+    def array(self, value: Any) -> np.ndarray | None:
+        """An array of the backend, or NumPy's, as NumPy's; None if it is none."""
+
+    @abc.abstractmethod
+    def restore(self, array: np.ndarray, dtype: str) -> Any:
+        """The array as model and guide take it."""
+
+    def pack(self, value: Any) -> tuple[Any, str] | None:
+        """A value of the backend's own kind as (what can be stored, text about it); None if it is none."""
+        return None
+
+    def unpack(self, content: Any, about: str) -> Any:
+        """What was packed.
+
+        Raises:
+            ValueError: for what this backend never packs.
+        """
+        raise ValueError(f"a value of kind {about!r} was stored by another backend")
+
+    @abc.abstractmethod
+    def shapes(self, params: dict) -> dict[str, list[int]]:
+        """The parameters' shapes by name."""
+
+    @abc.abstractmethod
+    def prepare(self, model: Any, params: dict, args: tuple, kwargs: dict) -> None:
+        """Run the guide once: some learn the model's form in their first call."""
+
+    @abc.abstractmethod
+    def make(self, model: Any, **fields: Any) -> PosteriorBase:
+        """A posterior of the backend."""
+
+
+def save(posterior: PosteriorBase, path: str | os.PathLike) -> Path:
+    """Writes a posterior: parameters, data, losses and the record of the fit.
+
+    Args:
+        posterior: the posterior.
+        path: the file, replaced if it is there; the name is taken as it is.
+
+    Returns:
+        The path.
+
+    Raises:
+        ArgumentError: an argument of the fit is neither array, number, text nor a container of these.
+    """
+    arrays: dict[str, Any] = {}
+    codec = posterior.codec()
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": posterior.name,
+        "form": form_of(posterior),
+        "seed": _encode(posterior.seed, arrays, "seed", codec),
+        "record": _encode(posterior.record, arrays, "record", codec),
+        "params": _encode(posterior.params, arrays, "params", codec),
+        "args": _encode(posterior.args, arrays, "args", codec),
+        "kwargs": _encode(posterior.kwargs, arrays, "kwargs", codec),
+    }
+    arrays["losses"] = np.asarray(posterior.losses)
+    text: dict[str, Any] = {METADATA: np.array(json.dumps(metadata))}
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(partial, "wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays, **text)
+        os.replace(partial, path)  # a file half written never has the name
+    except OSError as error:
+        raise ArgumentError(f"cannot write {path}: {error.strerror}; give a file in a folder that exists") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def load(path: str | os.PathLike, model: Any, codec: Codec) -> Any:
+    """Reads a posterior that `Posterior.save` wrote.
+
+    Args:
+        path: the file.
+        model: the guided model that it was fitted with.
+        codec: the backend's.
+
+    Returns:
+        The posterior.
+
+    Raises:
+        ArgumentError: there is no such file, it is not one of ours, or it is of another model.
+    """
+    missing = [name for name in ("model", "guide") if not callable(getattr(model, name, None))]
+    if missing:
+        raise ArgumentError(f"the model has no .{missing[0]}; pass the guided model that the file was fitted with")
+    metadata, arrays = _read(Path(path))
+    stored, given = metadata["model"], name_of(model)
+    if stored != given:
+        raise ArgumentError(
+            f"{path} holds a posterior of {stored!r}, not of {given!r}; pass the model it was fitted with"
+        )
+    fields = {key: _decode(metadata[key], arrays, codec) for key in ("seed", "record", "params", "args", "kwargs")}
+    other = f"{path} holds a posterior of another {stored!r} than the given {given!r}"
+    try:
+        codec.prepare(model, fields["params"], fields["args"], fields["kwargs"])
+        posterior = codec.make(model, losses=arrays["losses"], **fields)
+        form = form_of(posterior)
+    except Exception as error:  # another model's code may fail in any way
+        raise ArgumentError(f"{other}, which fails on the stored data: {_first_line(error)}") from error
+    for kind, expected in metadata["form"].items():
+        for name in sorted({*expected, *form[kind]}):
+            if expected.get(name) != form[kind].get(name):
+                raise ArgumentError(
+                    f"{other}: {kind} {name!r} is {_shown(expected.get(name))} in the file"
+                    f" and {_shown(form[kind].get(name))} in the model"
+                )
+    return posterior
+
+
+def form_of(posterior: PosteriorBase) -> dict[str, dict[str, list]]:
+    """What makes a posterior's model that model: names and shapes of its sites and parameters."""
+    sites = posterior.scorer.sites
+    return {
+        "latent site": {name: list(site.shape) for name, site in sites.latents.items()},
+        "observed site": {name: list(site.shape) for name, site in sites.observed.items()},
+        "parameter": posterior.codec().shapes(posterior.params),
+    }
+
+
+def _read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
+    try:
+        # opened here: numpy leaves a damaged file open
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        metadata = json.loads(str(arrays.pop(METADATA)))
+        if metadata["format"] != FORMAT:
+            raise KeyError("format")
+        if metadata["version"] > VERSION:
+            raise ArgumentError(f"{path} was written by a later version; update vi-reparam to read it")
+        if not metadata.keys() >= FIELDS or "losses" not in arrays:
+            raise KeyError("metadata")
+    except ArgumentError:
+        raise
+    except OSError as error:
+        raise ArgumentError(
+            f"cannot read {path}: {error.strerror or 'not an npz file'}; give a saved posterior"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ArgumentError(f"{path} is not a saved posterior, or is damaged; save it again with .save") from error
+    return metadata, arrays
+
+
+def _encode(value: Any, arrays: dict[str, np.ndarray], where: str, codec: Codec) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str | int):
+                raise ArgumentError(f"{where} has the key {key!r}, which cannot be stored; use text or int keys")
+        return {"dict": [[key, _encode(item, arrays, f"{where}[{key!r}]", codec)] for key, item in value.items()]}
+    if type(value) in (list, tuple):
+        kind = type(value).__name__
+        return {kind: [_encode(item, arrays, f"{where}[{i}]", codec) for i, item in enumerate(value)]}
+    own = codec.pack(value)
+    if own is not None:
+        content, about = own
+        return {"own": _encode(content, arrays, where, codec), "about": about}
+    array = codec.array(value)
+    if array is not None and not array.dtype.hasobject:
+        name = f"array_{len(arrays)}"
+        arrays[name] = array
+        return {"array": name, "dtype": array.dtype.name}
+    raise ArgumentError(
+        f"{where} is of type {type(value).__name__}, which cannot be stored; bind it to the model, and fit with arrays,"
+        " numbers and text"
+    )
+
+
+def _decode(value: Any, arrays: dict[str, np.ndarray], codec: Codec) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if "dict" in value:
+        return {key: _decode(item, arrays, codec) for key, item in value["dict"]}
+    if "list" in value:
+        return [_decode(item, arrays, codec) for item in value["list"]]
+    if "tuple" in value:
+        return tuple(_decode(item, arrays, codec) for item in value["tuple"])
+    if "own" in value:
+        return codec.unpack(_decode(value["own"], arrays, codec), value["about"])
+    return codec.restore(arrays[value["array"]], value["dtype"])
+
+
+def name_of(model: Any) -> str:
+    """A guided model's name, or its function's where it has none."""
+    return str(getattr(model, "name", None) or getattr(model.model, "__name__", type(model.model).__name__))
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__
+
+
+def _shown(shape: list | None) -> str:
+    return "absent" if shape is None else f"of shape {tuple(shape)}"
