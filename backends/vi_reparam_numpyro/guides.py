@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +19,7 @@ from vi_reparam.estimators import Auto, Estimator
 from vi_reparam.guides import GuideFamily, MeanField
 from vi_reparam_numpyro.distributions import VonMisesFisher
 from vi_reparam_numpyro.prototype import Plate, Site, prototype
+from vi_reparam_numpyro.starts import starting_values
 
 Array = Any
 
@@ -55,7 +58,7 @@ class MeanFieldGuide:
         shapes = tuple(str((jnp.shape(x), jnp.result_type(x))) if hasattr(x, "shape") else repr(x) for x in leaves)
         known = self._known.get((tree, shapes))
         if known is None:
-            with jax.ensure_compile_time_eval():  # the starting values are numbers, also when this is traced
+            with jax.ensure_compile_time_eval():  # bounds are numbers, also when this is traced
                 known = self._known[tree, shapes] = prototype(self.model, args, kwargs)
             for site in known.values():
                 self._check_discrete(site)
@@ -78,18 +81,21 @@ class MeanFieldGuide:
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
         sites = self.sites(args, kwargs)
+        starts = functools.cache(lambda: starting_values(self.model, args, kwargs, sites))  # only if a param asks
         plates: dict[str, numpyro.plate] = {}
         values = {}
         for site in sites.values():
             with contextlib.ExitStack() as stack:
                 for plate in site.plates:
                     stack.enter_context(_plate(plates, plate))
-                values[site.name] = numpyro.sample(site.name, self._distribution(site))
+                build = _BUILDERS[self.family.family_at(site.name, site.kind)]
+                distribution = build(site, self.family.init_scale, lambda name=site.name: starts()[name])
+                values[site.name] = numpyro.sample(site.name, distribution)
         return values
 
-    def _distribution(self, site: Site) -> dist.Distribution:
-        name = self.family.family_at(site.name, site.kind)
-        return _BUILDERS[name](site, self.family.init_scale)
+
+Start = Callable[[], Array]
+"""A sensible value of the site to start from, of its full shape, computed when it is called."""
 
 
 def _plate(made: dict[str, numpyro.plate], plate: Plate) -> numpyro.plate:
@@ -109,81 +115,105 @@ def _positive(site: Site, name: str, init: Any, *, event_dim: int | None = None)
     return numpyro.param(f"{site.name}_{name}", init, constraint=constraints.positive, event_dim=event_dim)
 
 
-def _jittered(start: Any, amount: float) -> Any:
-    """Start times a random factor near one: sites that the model cannot tell apart must not start equal."""
-    return lambda key: (
-        jnp.asarray(start, jnp.result_type(float))
-        * jnp.exp(amount * random.normal(key, jnp.shape(start), jnp.result_type(float)))
-    )
+def _float(x: Array) -> Array:
+    return jnp.asarray(x, jnp.result_type(float))
+
+
+def _from(start: Start, change: Callable[[Array], Array], *, jitter: float = 0.0) -> Any:
+    """The initial value made of a start, times a random factor near one.
+
+    Without the factor, sites that the model cannot tell apart would start equal and stay so.
+    """
+
+    def init(key: Any) -> Array:
+        value = change(_float(start()))
+        return value * jnp.exp(jitter * random.normal(key, value.shape, value.dtype))
+
+    return init
 
 
 def _constant(value: float, shape: tuple[int, ...]) -> Array:
     return jnp.full(shape, value, jnp.result_type(float))
 
 
-def _normal(site: Site, scale: float) -> dist.Distribution:
-    start = jnp.asarray(site.start, jnp.result_type(float))
-    loc = _real(site, "loc", lambda key: start + scale * random.normal(key, start.shape, start.dtype))
+def _normal(site: Site, scale: float, start: Start) -> dist.Distribution:
+    def near(key: Any) -> Array:
+        value = _float(start())
+        return value + scale * random.normal(key, value.shape, value.dtype)
+
+    loc = _real(site, "loc", near)
     spread = _positive(site, "scale", _constant(scale, site.shape))
     return dist.Normal(loc, spread).to_event(site.event_dim)
 
 
-def _gamma(site: Site, scale: float) -> dist.Distribution:
+def _gamma(site: Site, scale: float, start: Start) -> dist.Distribution:
     concentration = _positive(site, "concentration", _constant(scale**-2, site.shape))
-    mean = _positive(site, "mean", _jittered(jnp.clip(site.start, 1e-3, 1e6), 2.0 * scale))
+    mean = _positive(site, "mean", _from(start, lambda x: jnp.clip(x, 1e-3, 1e6), jitter=2.0 * scale))
     return dist.Gamma(concentration, concentration / mean).to_event(site.event_dim)
 
 
-def _inverse_gamma(site: Site, scale: float) -> dist.Distribution:
+def _inverse_gamma(site: Site, scale: float, start: Start) -> dist.Distribution:
     concentration = _positive(site, "concentration", _constant(scale**-2, site.shape))
-    inverse_mean = _positive(site, "inverse_mean", _jittered(1.0 / jnp.clip(site.start, 1e-6, 1e3), 2.0 * scale))
+    inverse = _from(start, lambda x: 1.0 / jnp.clip(x, 1e-6, 1e3), jitter=2.0 * scale)
+    inverse_mean = _positive(site, "inverse_mean", inverse)
     return dist.InverseGamma(concentration, concentration / inverse_mean).to_event(site.event_dim)
 
 
-def _beta(site: Site, scale: float) -> dist.Distribution:
+def _beta(site: Site, scale: float, start: Start) -> dist.Distribution:
     total = 0.25 / scale**2
-    middle = jnp.clip(site.start, 0.02, 0.98)
-    first = _positive(site, "concentration1", _jittered(total * middle, scale))
-    second = _positive(site, "concentration0", _jittered(total * (1.0 - middle), scale))
+
+    def middle(x: Array) -> Array:
+        return jnp.clip(x, 0.02, 0.98)
+
+    first = _positive(site, "concentration1", _from(start, lambda x: total * middle(x), jitter=scale))
+    second = _positive(site, "concentration0", _from(start, lambda x: total * (1.0 - middle(x)), jitter=scale))
     return dist.Beta(first, second).to_event(site.event_dim)
 
 
-def _dirichlet(site: Site, scale: float) -> dist.Distribution:
-    start = site.start / site.start.sum(-1, keepdims=True)
-    size = start.shape[-1]
-    concentration = _positive(site, "concentration", _jittered(10.0 * size * jnp.clip(start, 0.02 / size, 1.0), scale))
+def _dirichlet(site: Site, scale: float, start: Start) -> dist.Distribution:
+    size = site.shape[-1]
+
+    def spread(x: Array) -> Array:
+        return 10.0 * size * jnp.clip(x / jnp.sum(x, -1, keepdims=True), 0.02 / size, 1.0)
+
+    concentration = _positive(site, "concentration", _from(start, spread, jitter=scale))
     return dist.Dirichlet(concentration).to_event(site.event_dim - 1)
 
 
-def _von_mises(site: Site, scale: float) -> dist.Distribution:
-    loc = _real(site, "loc", jnp.asarray(site.start, jnp.result_type(float)))
+def _von_mises(site: Site, scale: float, start: Start) -> dist.Distribution:
+    loc = _real(site, "loc", _from(start, lambda x: x))
     concentration = _positive(site, "concentration", _constant(0.1 / scale**2, site.shape))
     return dist.VonMises(loc, concentration).to_event(site.event_dim)
 
 
-def _von_mises_fisher(site: Site, scale: float) -> dist.Distribution:
-    vector = _real(site, "direction", jnp.asarray(site.start, jnp.result_type(float)))
+def _von_mises_fisher(site: Site, scale: float, start: Start) -> dist.Distribution:
+    vector = _real(site, "direction", _from(start, lambda x: x))
     direction = vector / jnp.linalg.norm(vector, axis=-1, keepdims=True)
     shape, event_dim = site.shape[:-1], site.event_dim - 1
     concentration = _positive(site, "concentration", _constant(0.1 / scale**2, shape), event_dim=event_dim)
     return VonMisesFisher(direction, concentration).to_event(event_dim)
 
 
-def _bernoulli(site: Site, scale: float) -> dist.Distribution:
+def _bernoulli(site: Site, scale: float, start: Start) -> dist.Distribution:
     return dist.Bernoulli(logits=_real(site, "logits", _constant(0.0, site.shape))).to_event(site.event_dim)
 
 
-def _poisson(site: Site, scale: float) -> dist.Distribution:
-    return dist.Poisson(_positive(site, "rate", jnp.clip(site.start * 1.0, 0.5, 1e6))).to_event(site.event_dim)
+def _poisson(site: Site, scale: float, start: Start) -> dist.Distribution:
+    rate = _positive(site, "rate", _from(start, lambda x: jnp.clip(x, 0.5, 1e6)))
+    return dist.Poisson(rate).to_event(site.event_dim)
 
 
-def _transformed_normal(site: Site, scale: float) -> dist.Distribution:
+def _transformed_normal(site: Site, scale: float, start: Start) -> dist.Distribution:
     transform = biject_to(site.support)
-    start = transform.inv(jnp.asarray(site.start, jnp.result_type(float)))
-    start = jnp.where(jnp.isfinite(start), start, 0.0)
-    event_dim = jnp.ndim(start) - (len(site.shape) - site.event_dim)
-    loc = _real(site, "loc", start, event_dim=event_dim)
-    spread = _positive(site, "scale", _constant(scale, start.shape), event_dim=event_dim)
+    shape = transform.inverse_shape(site.shape)
+    event_dim = len(shape) - (len(site.shape) - site.event_dim)
+
+    def unconstrained(x: Array) -> Array:
+        value = transform.inv(x)
+        return jnp.where(jnp.isfinite(value), value, 0.0)
+
+    loc = _real(site, "loc", _from(start, unconstrained), event_dim=event_dim)
+    spread = _positive(site, "scale", _constant(scale, shape), event_dim=event_dim)
     return dist.TransformedDistribution(dist.Normal(loc, spread).to_event(event_dim), transform)
 
 

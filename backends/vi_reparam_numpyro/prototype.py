@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import random
 from numpyro.distributions import ImproperUniform, biject_to, constraints
 from numpyro.handlers import block, seed, substitute, trace
@@ -69,7 +68,6 @@ class Site:
         event_dim: trailing event dimensions.
         kind: of its support; `support`: the constraint itself.
         plates: around it, outermost first.
-        start: a sensible value to start from, of `shape`.
     """
 
     name: str
@@ -78,7 +76,6 @@ class Site:
     kind: str
     support: Any
     plates: tuple[Plate, ...]
-    start: np.ndarray
 
 
 def drawable(model: Any, key: Any) -> Any:
@@ -90,7 +87,7 @@ def drawable(model: Any, key: Any) -> Any:
         inner = msg["fn"]
         while hasattr(inner, "base_dist"):
             inner = inner.base_dist
-        return _unit(msg["fn"].support, tuple(msg["fn"].shape())) if isinstance(inner, ImproperUniform) else None
+        return unit(msg["fn"].support, tuple(msg["fn"].shape())) if isinstance(inner, ImproperUniform) else None
 
     return substitute(seed(model, key), substitute_fn=origin)
 
@@ -101,14 +98,12 @@ def prototype(model: Any, args: Any, kwargs: Any) -> dict[str, Site]:
     Raises:
         SiteError: for a latent with no support, or one that depends on other latents.
     """
-    concrete = is_concrete((args, kwargs))
     tr = _abstract_trace(model, args, kwargs)
     if not all(is_concrete(jax.tree.leaves(s["fn"].support)) for s in tr.values() if s["type"] == "sample"):
         with block():  # bounds that are arrays: only a real run tells their values
             tr = trace(drawable(model, random.key(0))).get_trace(*args, **kwargs)
     sizes = {n: s["args"] for n, s in tr.items() if s["type"] == "plate"}
     latents = {n: s for n, s in tr.items() if s["type"] == "sample" and not s["is_observed"]}
-    starts = _starts(model, args, kwargs, latents) if concrete else {}
     sites = {}
     for name, msg in latents.items():
         support = msg["fn"].support
@@ -126,9 +121,6 @@ def prototype(model: Any, args: Any, kwargs: Any) -> dict[str, Site]:
             plates.append(Plate(frame.name, frame.dim, size, frame.size))
             shape[len(shape) - event_dim + frame.dim] = size
         plates.sort(key=lambda plate: plate.dim)
-        start = starts.get(name)
-        if start is None:
-            start = _unit(support, tuple(jnp.shape(msg["value"])))
         sites[name] = Site(
             name=name,
             shape=tuple(shape),
@@ -136,7 +128,6 @@ def prototype(model: Any, args: Any, kwargs: Any) -> dict[str, Site]:
             kind=support_kind(support),
             support=support,
             plates=tuple(plates),
-            start=_to_full(np.asarray(start), tuple(shape)),
         )
     return sites
 
@@ -159,89 +150,23 @@ def _depends(support: Any, latents: dict[str, Any]) -> bool:
     return any(bound is site["value"] for bound in bounds for site in latents.values())
 
 
-def _unit(support: Any, shape: tuple[int, ...]) -> Array:
+def unit(support: Any, shape: tuple[int, ...]) -> Array:
+    """The unconstrained origin, on the support."""
     if support.is_discrete:
         return jnp.zeros(shape)
     if support_kind(support) == "sphere":  # no bijection from the reals: one of its poles
         return jnp.zeros(shape).at[..., 0].set(1.0)
-    transform = _bijection(support)
+    transform = bijection(support)
     return transform(jnp.zeros(transform.inverse_shape(shape)))
 
 
-def _bijection(support: Any) -> Any:
+def bijection(support: Any) -> Any:
+    """The map from the reals to the support.
+
+    Raises:
+        SiteError: if NumPyro has none.
+    """
     try:
         return biject_to(support)
     except NotImplementedError:
         raise SiteError(f"support {support!r} has no bijection from the reals, so no guide family covers it") from None
-
-
-def _to_full(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A value of a minibatch, repeated to the plates' full size."""
-    for axis, (have, want) in enumerate(zip(value.shape, shape, strict=True)):
-        if have != want:
-            value = np.take(value, np.arange(want) % have, axis=axis)
-    return value
-
-
-def _starts(model: Any, args: Any, kwargs: Any, latents: dict[str, Any], num: int = 64) -> dict[str, np.ndarray]:
-    """Where to start: of a few candidates the one with the highest joint density.
-
-    Candidates are the prior's median, its mean, the unconstrained origin and draws of the
-    prior. A start far from everything costs a stock guide most of its steps.
-    """
-
-    def one(key: Any) -> dict[str, Array]:
-        with block():
-            tr = trace(drawable(model, key)).get_trace(*args, **kwargs)
-        return {n: tr[n]["value"] for n in latents}
-
-    def score(values: dict[str, Array]) -> Array:
-        with block():
-            tr = trace(substitute(seed(model, random.key(1)), data=values)).get_trace(*args, **kwargs)
-        total = jnp.zeros(())
-        for site in tr.values():
-            if site["type"] == "sample":
-                lp = site["fn"].log_prob(site["value"])
-                total = total + jnp.sum(lp if site["scale"] is None else site["scale"] * lp)
-        return total
-
-    def best(keys: Any) -> dict[str, Array]:
-        draws = jax.vmap(one)(keys)
-        finite = {n: jnp.where(jnp.isfinite(v), v, jnp.nan) for n, v in draws.items()}
-        median = {n: _central(jnp.nanmedian, v, latents[n]["fn"].support) for n, v in finite.items()}
-        mean = {n: _central(jnp.nanmean, v, latents[n]["fn"].support) for n, v in finite.items()}
-        origin = {n: _unit(s["fn"].support, tuple(draws[n].shape[1:])) for n, s in latents.items()}
-        candidates = [_project(c, latents) for c in (median, mean, origin)]
-        candidates += [{n: v[i] for n, v in draws.items()} for i in range(8)]
-        stacked = jax.tree.map(lambda *xs: jnp.stack(jnp.broadcast_arrays(*xs)), *candidates)
-        scores = jax.vmap(score)(stacked)
-        chosen = jnp.argmax(jnp.where(jnp.isfinite(scores), scores, -jnp.inf))
-        return {n: v[chosen] for n, v in stacked.items()}
-
-    try:
-        return {n: np.asarray(v) for n, v in jax.jit(best)(random.split(random.key(2), num)).items()}
-    except (NotImplementedError, jax.errors.JAXTypeError):  # an improper prior, or data read in Python
-        return {n: np.asarray(_unit(s["fn"].support, tuple(jnp.shape(s["value"])))) for n, s in latents.items()}
-
-
-def _central(statistic: Any, draws: Array, support: Any) -> Array:
-    """A mean or median over draws; taken in unconstrained coordinates where the support is unusual."""
-    if support_kind(support) != "other":
-        return statistic(draws, axis=0)
-    transform = _bijection(support)
-    return transform(statistic(transform.inv(draws), axis=0))
-
-
-def _project(values: dict[str, Array], latents: dict[str, Any]) -> dict[str, Array]:
-    """Means and medians, taken back onto each site's support."""
-    out = {}
-    for name, value in values.items():
-        kind = support_kind(latents[name]["fn"].support)
-        if kind == "simplex":
-            value = value / jnp.sum(value, axis=-1, keepdims=True)
-        elif kind == "sphere":
-            value = value / jnp.maximum(jnp.linalg.norm(value, axis=-1, keepdims=True), 1e-6)
-        elif kind in ("boolean", "count", "discrete"):
-            value = jnp.round(value).astype(jnp.result_type(latents[name]["value"]))
-        out[name] = value
-    return out
