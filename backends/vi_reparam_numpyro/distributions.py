@@ -309,10 +309,13 @@ class Estimated(Distribution):
             "would be wrong; use vr.ELBO(), or Implicit() / Pathwise() where they apply"
         )
 
+    def drawn(self, value: Array) -> Sampled | None:
+        """The draw that gave this very value, if it was the last one."""
+        return self._last[1] if self._last is not None and value is self._last[0] else None
+
     def log_prob(self, value: Array, intermediates: Any = None) -> Array:
-        if self._last is not None and value is self._last[0]:
-            return self._last[1].draw.log_prob
-        return self.base.log_prob(value)
+        sampled = self.drawn(value)
+        return self.base.log_prob(value) if sampled is None else sampled.draw.log_prob
 
     def entropy(self) -> Array:
         return entropy_of(self.base)

@@ -100,7 +100,7 @@ def run(
         if site["type"] == "sample":
             known = not site["is_observed"] and name not in listener.altered
             draw = listener.draws.get(name) if known else None
-            result.costs["model", name] = _scaled(site, _model_log_prob(site, draw))
+            result.costs["model", name] = _scaled(site, model_log_prob(site, draw))
             result.frames["model", name] = Frames.of(site)
     for name, site in guide_trace.items():
         if site["type"] == "mutable":
@@ -124,7 +124,8 @@ def _check_sites(model_trace: Any, guide_trace: Any) -> None:
             raise SiteError(f"site {name!r}: the guide draws shape {given}, the model expects {expected}")
 
 
-def _model_log_prob(site: Any, drawn: Sampled | None) -> Array:
+def model_log_prob(site: Any, drawn: Sampled | None) -> Array:
+    """Log density of a model site, from the precise draw of the guide where there is one."""
     fn, value = site["fn"], site["value"]
     fn = fn.base if isinstance(fn, Estimated) else fn
     if drawn is None:

@@ -15,6 +15,8 @@ from numpyro.primitives import Messenger
 
 from vi_reparam.errors import ArgumentError, SiteError
 from vi_reparam.posterior.sites import Scored, Site, Sites, bound_arguments
+from vi_reparam_numpyro.distributions import Estimated, Sampled
+from vi_reparam_numpyro.run import model_log_prob
 
 CHUNK_BUDGET = 2**22  # scalars of sites held at once
 CACHE_SIZE = 32
@@ -218,19 +220,31 @@ def score(model: Callable, guide: Callable, params: dict, args: tuple, kwargs: d
         latents={name: site["value"] for name, site in model_trace.items() if is_latent(site)},
         deterministics={n: s["value"] for n, s in model_trace.items() if s["type"] == "deterministic"},
         log_likelihood={n: site_log_prob(s) for n, s in model_trace.items() if is_data(s)},
-        log_p=total_log_prob(model_trace),
+        log_p=total_log_prob(model_trace, guide_trace),
         log_q=total_log_prob(guide_trace),
     )
 
 
-def total_log_prob(trace: dict) -> jax.Array:
-    """Sum of a trace's log densities, factors and scales included."""
+def total_log_prob(trace: dict, guide_trace: dict | None = None) -> jax.Array:
+    """Sum of a trace's log densities, factors and scales included.
+
+    Args:
+        trace: of the guide or the model.
+        guide_trace: of the guide, whose draws remember their precise logarithms.
+    """
     total = jnp.zeros(())
-    for site in trace.values():
+    for name, site in trace.items():
         if site["type"] == "sample":
-            log_prob, scale = site_log_prob(site), site["scale"]
+            drawn = precise_draw(guide_trace[name]) if guide_trace and is_latent(site) else None
+            log_prob = site_log_prob(site) if drawn is None else model_log_prob(site, drawn)
+            scale = site["scale"]
             total = total + jnp.sum(log_prob if scale is None else scale * log_prob)
     return total
+
+
+def precise_draw(site: dict) -> Sampled | None:
+    """What a guide site of ours remembers of its draw."""
+    return site["fn"].drawn(site["value"]) if isinstance(site["fn"], Estimated) else None
 
 
 def site_log_prob(site: dict) -> jax.Array:

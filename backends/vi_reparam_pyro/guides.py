@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -18,6 +20,7 @@ from vi_reparam.guides import GuideFamily, MeanField
 from vi_reparam_pyro.arguments import signature
 from vi_reparam_pyro.distributions import VonMisesFisher
 from vi_reparam_pyro.prototype import Plate, Site, prototype
+from vi_reparam_pyro.starts import starting_values
 
 Array = Any
 
@@ -81,15 +84,16 @@ class MeanFieldGuide:
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
         sites = self.sites(args, kwargs)
+        starts = functools.cache(lambda: starting_values(self.model, args, kwargs, sites))  # only if a param asks
         plates: dict[str, Any] = {}
         values = {}
         for site in sites.values():
             with contextlib.ExitStack() as stack:
                 for plate in site.plates:
                     stack.enter_context(_plate(plates, plate))
-                name = self.family.family_at(site.name, site.kind)
-                made = _BUILDERS[name](_Maker(self.scope, site), site, self.family.init_scale)
-                values[site.name] = pyro.sample(site.name, made)
+                build = _BUILDERS[self.family.family_at(site.name, site.kind)]
+                maker = _Maker(self.scope, site, lambda name=site.name: starts()[name])
+                values[site.name] = pyro.sample(site.name, build(maker, site, self.family.init_scale))
         return values
 
 
@@ -101,11 +105,34 @@ def _plate(made: dict[str, Any], plate: Plate) -> Any:
 
 
 class _Maker:
-    """The parameters of one site."""
+    """The parameters of one site.
 
-    def __init__(self, scope: str, site: Site) -> None:
+    Args:
+        scope: of the guide.
+        site: the site.
+        start: computes a sensible value to start from, of the site's full shape.
+    """
+
+    def __init__(self, scope: str, site: Site, start: Callable[[], Array]) -> None:
         self.prefix = f"{scope}{site.name}_"
         self.event_dim = site.event_dim
+        self._start = start
+
+    def start(self) -> Array:
+        """The starting value in the default dtype, on the default device."""
+        return torch.as_tensor(self._start(), dtype=torch.get_default_dtype(), device=torch.get_default_device())
+
+    def near(self, change: Callable[[Array], Array], *, jitter: float = 0.0) -> Callable[[], Array]:
+        """The initial value made of the start, times a random factor near one.
+
+        Without the factor, sites that the model cannot tell apart would start equal and stay so.
+        """
+
+        def init() -> Array:
+            value = change(self.start())
+            return value * torch.exp(jitter * torch.randn_like(value)) if jitter else value
+
+        return init
 
     def real(self, name: str, init: Any, *, event_dim: int | None = None) -> Array:
         return pyro.param(self.prefix + name, init, event_dim=self.event_dim if event_dim is None else event_dim)
@@ -115,62 +142,58 @@ class _Maker:
         return pyro.param(self.prefix + name, init, constraint=constraints.positive, event_dim=event_dim)
 
 
-def _start(site: Site) -> Array:
-    return torch.as_tensor(site.start, dtype=torch.get_default_dtype(), device=torch.get_default_device())
-
-
-def _jittered(start: Array, amount: float) -> Any:
-    """Start times a random factor near one: sites that the model cannot tell apart must not start equal."""
-    return lambda: start * torch.exp(amount * torch.randn_like(start))
-
-
 def _constant(value: float, shape: tuple[int, ...]) -> Array:
     return torch.full(shape, value)
 
 
 def _normal(make: _Maker, site: Site, scale: float) -> Any:
-    start = _start(site)
-    loc = make.real("loc", lambda: start + scale * torch.randn_like(start))
+    def near() -> Array:
+        start = make.start()
+        return start + scale * torch.randn_like(start)
+
+    loc = make.real("loc", near)
     spread = make.positive("scale", _constant(scale, site.shape))
     return dist.Normal(loc, spread).to_event(site.event_dim)
 
 
 def _gamma(make: _Maker, site: Site, scale: float) -> Any:
     concentration = make.positive("concentration", _constant(scale**-2, site.shape))
-    mean = make.positive("mean", _jittered(_start(site).clamp(1e-3, 1e6), 2.0 * scale))
+    mean = make.positive("mean", make.near(lambda x: x.clamp(1e-3, 1e6), jitter=2.0 * scale))
     return dist.Gamma(concentration, concentration / mean).to_event(site.event_dim)
 
 
 def _inverse_gamma(make: _Maker, site: Site, scale: float) -> Any:
     concentration = make.positive("concentration", _constant(scale**-2, site.shape))
-    inverse_mean = make.positive("inverse_mean", _jittered(1.0 / _start(site).clamp(1e-6, 1e3), 2.0 * scale))
-    return dist.InverseGamma(concentration, concentration / inverse_mean).to_event(site.event_dim)
+    inverse = make.near(lambda x: 1.0 / x.clamp(1e-6, 1e3), jitter=2.0 * scale)
+    return dist.InverseGamma(concentration, concentration / make.positive("inverse_mean", inverse)).to_event(
+        site.event_dim
+    )
 
 
 def _beta(make: _Maker, site: Site, scale: float) -> Any:
     total = 0.25 / scale**2
-    middle = _start(site).clamp(0.02, 0.98)
-    first = make.positive("concentration1", _jittered(total * middle, scale))
-    second = make.positive("concentration0", _jittered(total * (1.0 - middle), scale))
+    first = make.positive("concentration1", make.near(lambda x: total * x.clamp(0.02, 0.98), jitter=scale))
+    second = make.positive("concentration0", make.near(lambda x: total * (1.0 - x.clamp(0.02, 0.98)), jitter=scale))
     return dist.Beta(first, second).to_event(site.event_dim)
 
 
 def _dirichlet(make: _Maker, site: Site, scale: float) -> Any:
-    start = _start(site)
-    start = start / start.sum(-1, keepdim=True)
-    size = start.shape[-1]
-    concentration = make.positive("concentration", _jittered(10.0 * size * start.clamp(0.02 / size, 1.0), scale))
-    return dist.Dirichlet(concentration).to_event(site.event_dim - 1)
+    size = site.shape[-1]
+
+    def spread(x: Array) -> Array:
+        return 10.0 * size * (x / x.sum(-1, keepdim=True)).clamp(0.02 / size, 1.0)
+
+    return dist.Dirichlet(make.positive("concentration", make.near(spread, jitter=scale))).to_event(site.event_dim - 1)
 
 
 def _von_mises(make: _Maker, site: Site, scale: float) -> Any:
-    loc = make.real("loc", _start(site))
+    loc = make.real("loc", make.start)
     concentration = make.positive("concentration", _constant(0.1 / scale**2, site.shape))
     return dist.VonMises(loc, concentration).to_event(site.event_dim)
 
 
 def _von_mises_fisher(make: _Maker, site: Site, scale: float) -> Any:
-    vector = make.real("direction", _start(site))
+    vector = make.real("direction", make.start)
     direction = vector / torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
     shape, event_dim = site.shape[:-1], site.event_dim - 1
     concentration = make.positive("concentration", _constant(0.1 / scale**2, shape), event_dim=event_dim)
@@ -182,16 +205,21 @@ def _bernoulli(make: _Maker, site: Site, scale: float) -> Any:
 
 
 def _poisson(make: _Maker, site: Site, scale: float) -> Any:
-    return dist.Poisson(make.positive("rate", _start(site).clamp(0.5, 1e6))).to_event(site.event_dim)
+    rate = make.positive("rate", make.near(lambda x: x.clamp(0.5, 1e6)))
+    return dist.Poisson(rate).to_event(site.event_dim)
 
 
 def _transformed_normal(make: _Maker, site: Site, scale: float) -> Any:
     transform = biject_to(site.support)
-    start = transform.inv(_start(site))
-    start = torch.where(torch.isfinite(start), start, 0.0)
-    event_dim = start.ndim - (len(site.shape) - site.event_dim)
-    loc = make.real("loc", start, event_dim=event_dim)
-    spread = make.positive("scale", _constant(scale, tuple(start.shape)), event_dim=event_dim)
+    shape = tuple(transform.inverse_shape(torch.Size(site.shape)))
+    event_dim = len(shape) - (len(site.shape) - site.event_dim)
+
+    def unconstrained(x: Array) -> Array:
+        value = transform.inv(x)
+        return torch.where(torch.isfinite(value), value, 0.0)
+
+    loc = make.real("loc", make.near(unconstrained), event_dim=event_dim)
+    spread = make.positive("scale", _constant(scale, shape), event_dim=event_dim)
     return dist.TransformedDistribution(dist.Normal(loc, spread).to_event(event_dim), transform)
 
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import constraints
 from pyro.ops.provenance import get_provenance, track_provenance
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _DIM_ALLOCATOR
 from torch.distributions import biject_to
 
 from vi_reparam.errors import SiteError
 from vi_reparam_pyro.handlers import is_subsample
 from vi_reparam_pyro.lanes import keyed
 from vi_reparam_pyro.ops import mix
-from vi_reparam_pyro.run import sample_sites, scaled
+from vi_reparam_pyro.run import sample_sites
 
 Array = Any
 
@@ -90,7 +92,6 @@ class Site:
     kind: str
     support: Any
     plates: tuple[Plate, ...]
-    start: np.ndarray
 
 
 class _Origin(Messenger):
@@ -113,9 +114,22 @@ class _Origin(Messenger):
             msg["value"] = origin(msg["fn"].support, tuple(msg["fn"].shape()))
 
 
+@contextlib.contextmanager
+def _dimensions_of_its_own() -> Iterator[None]:
+    """Plates that are open around the call leave the model's plates their names and dimensions."""
+    taken, _DIM_ALLOCATOR._stack = _DIM_ALLOCATOR._stack, []
+    try:
+        yield
+    finally:
+        _DIM_ALLOCATOR._stack = taken
+
+
 def look(model: Any, args: Any, kwargs: Any, key: int, values: dict[str, Array] | None = None) -> dict[str, Any]:
     """The model's random variables in one run of its prior, with nothing left behind anywhere."""
-    with poutine.block(), pyro.get_param_store().scope(), keyed(key), torch.no_grad(), _Origin(values):
+    apart = poutine.block(), pyro.get_param_store().scope(), _dimensions_of_its_own(), keyed(key), torch.no_grad()
+    with contextlib.ExitStack() as stack:
+        for context in (*apart, _Origin(values)):
+            stack.enter_context(context)
         return sample_sites(poutine.trace(model).get_trace(*args, **kwargs))
 
 
@@ -132,7 +146,6 @@ def prototype(model: Any, args: Any, kwargs: Any) -> dict[str, Site]:
             raise SiteError(f"site {name!r}: {type(msg['fn']).__name__} has no support, so no guide family covers it")
     tagged = {n: track_provenance(s["value"], frozenset({n})) for n, s in latents.items()}
     moving = {n: s["fn"].support for n, s in look(model, args, kwargs, mix(0), tagged).items() if n in latents}
-    starts = _starts(model, args, kwargs, latents)
     sites = {}
     for name, msg in latents.items():
         if _bounds_follow_draws(moving[name]):
@@ -140,11 +153,11 @@ def prototype(model: Any, args: Any, kwargs: Any) -> dict[str, Site]:
                 f"site {name!r}: its support {msg['fn'].support!r} is made of arrays that change from draw to draw; "
                 "draw a fixed support and transform it (for Uniform(0, b): u ~ Uniform(0, 1), then b * u)"
             )
-        sites[name] = _site(name, msg, starts[name])
+        sites[name] = _site(name, msg)
     return sites
 
 
-def _site(name: str, msg: Any, start: Array) -> Site:
+def _site(name: str, msg: Any) -> Site:
     support, event_dim = msg["fn"].support, msg["fn"].event_dim
     plates, shape = [], list(msg["value"].shape)
     for frame in msg["cond_indep_stack"]:
@@ -160,7 +173,6 @@ def _site(name: str, msg: Any, start: Array) -> Site:
         kind=support_kind(support, msg["fn"]),
         support=support,
         plates=tuple(plates),
-        start=_to_full(start.cpu().numpy(), tuple(shape)),
     )
 
 
@@ -193,66 +205,3 @@ def bijection(support: Any) -> Any:
         return biject_to(support)
     except NotImplementedError:
         raise SiteError(f"support {support!r} has no bijection from the reals, so no guide family covers it") from None
-
-
-def _to_full(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A value of a minibatch, repeated to the plates' full size."""
-    for axis, (have, want) in enumerate(zip(value.shape, shape, strict=True)):
-        if have != want:
-            value = np.take(value, np.arange(want) % have, axis=axis)
-    return value
-
-
-def _starts(model: Any, args: Any, kwargs: Any, latents: dict[str, Any], num: int = 32) -> dict[str, Array]:
-    """Where to start: of a few candidates the one with the highest joint density.
-
-    Candidates are the prior's median, its mean, the unconstrained origin and draws of the
-    prior. A start far from everything costs a stock guide most of its steps.
-    """
-    supports = {n: s["fn"].support for n, s in latents.items()}
-    kinds = {n: support_kind(s["fn"].support, s["fn"]) for n, s in latents.items()}
-    runs = [look(model, args, kwargs, mix(i)) for i in range(num)]
-    draws = {n: torch.stack([run[n]["value"] for run in runs]) for n in latents}
-
-    def central(statistic: Any) -> dict[str, Array]:
-        return {n: _project(_central(statistic, v, supports[n], kinds[n]), kinds[n], v.dtype) for n, v in draws.items()}
-
-    candidates = [
-        central(lambda x: torch.nanmedian(x, dim=0).values),
-        central(lambda x: torch.nanmean(x, dim=0)),
-        {n: origin(supports[n], tuple(v.shape[1:])).to(v.dtype) for n, v in draws.items()},
-        *({n: v[i] for n, v in draws.items()} for i in range(8)),
-    ]
-    scores = [_score(model, args, kwargs, candidate) for candidate in candidates]
-    return candidates[int(np.argmax(scores))]
-
-
-def _score(model: Any, args: Any, kwargs: Any, values: dict[str, Array]) -> float:
-    try:
-        found = look(model, args, kwargs, mix(1), values)
-        with torch.no_grad():
-            total = float(sum(scaled(site, site["fn"].log_prob(site["value"])).sum() for site in found.values()))
-    except (ValueError, NotImplementedError):  # outside a support, or an improper prior
-        return -np.inf
-    return total if np.isfinite(total) else -np.inf
-
-
-def _central(statistic: Any, draws: Array, support: Any, kind: str) -> Array:
-    """A mean or median over draws; taken in unconstrained coordinates where the support is unusual."""
-    floats = draws.to(torch.get_default_dtype()) if not draws.is_floating_point() else draws
-    floats = torch.where(torch.isfinite(floats), floats, torch.nan)
-    if kind != "other":
-        return statistic(floats)
-    transform = bijection(support)
-    return transform(statistic(transform.inv(floats)))
-
-
-def _project(value: Array, kind: str, dtype: Any) -> Array:
-    """Means and medians, taken back onto the site's support."""
-    if kind == "simplex":
-        value = value / value.sum(-1, keepdim=True)
-    elif kind == "sphere":
-        value = value / torch.linalg.vector_norm(value, dim=-1, keepdim=True).clamp(min=1e-6)
-    elif kind in ("boolean", "count", "discrete"):
-        value = value.round()
-    return value.to(dtype)

@@ -103,6 +103,14 @@ def test_a_fit_goes_on_from_its_checkpoint(fitted, tmp_path, monkeypatch):
     np.testing.assert_array_equal(resumed.losses, posterior.losses)
     with pytest.raises(vr.ArgumentError, match="of another fit"):
         guided.fit(Y, num_steps=10, seed=3, progress=False, checkpoint=path)
+
+    @vr.guide
+    def other(y):
+        program(y)
+
+    with pytest.raises(vr.ArgumentError, match="its model is 'program', this one's 'other'"):
+        other.fit(Y, num_steps=1_500, seed=3, progress=False, checkpoint=path)
+    assert path.exists()
     path.write_bytes(b"nothing of ours")
     with pytest.raises(vr.ArgumentError, match="not a vi-reparam checkpoint"):
         guided.fit(Y, num_steps=1_500, seed=3, progress=False, checkpoint=path)

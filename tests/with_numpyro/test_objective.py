@@ -135,6 +135,14 @@ def test_analytic_entropy_has_the_same_mean_gradient():
     assert abs(found.mean() + 3.2898681) / (found.std() / 4_000**0.5) < 4.0
 
 
+def test_entropy_goes_through_the_wrappers():
+    beta, shares = dist.Beta(jnp.array([0.5, 2.0]), 3.0), dist.Dirichlet(jnp.array([0.3, 1.0, 4.0]))
+    mask = jnp.array([True, False])
+    for d in (beta, beta.to_event(1), beta.expand((3, 2)), beta.mask(mask), shares, shares.expand((2,)).to_event(1)):
+        expected = jnp.where(mask, beta.entropy(), 0.0) if d.event_shape == () and hasattr(d, "_mask") else d.entropy()
+        np.testing.assert_allclose(vr.Implicit()(d).entropy(), expected, rtol=1e-10)
+
+
 @pytest.mark.slow
 def test_without_its_score_term_the_gradient_would_be_caught(wrapped_exact):
     class Uncorrected(vr.Rejection):

@@ -83,9 +83,6 @@ def test_a_sparse_prior_gives_no_nan():
         assert all(np.isfinite(g).all() for g in found.values())
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Posterior scores sparse float32 draws on the natural scale: elbo() is not finite"
-)
 def test_a_fit_in_single_precision():
     @vr.guide
     def model(y):

@@ -126,7 +126,7 @@ def test_compare_on_the_command_line(capfd):
     assert code == 0
     assert {row["estimator"] for row in json.loads(out)["estimators"]} == {
         "Implicit()",
-        "Rejection()",
+        "Rejection(boost=3)",
         "MeasureValued()",
         "ScoreFunction()",
     }

@@ -386,4 +386,4 @@ def test_auto_is_measured_on_large_models():
             pyro.sample("y", dist.Poisson(z), obs=y)
 
     posterior = model.fit(np.ones(1_200), num_steps=3, progress=False)
-    assert set(posterior.record["variance_x_time"]) == {"Implicit()", "Rejection()"}
+    assert set(posterior.record["variance_x_time"]) == {"Implicit()", "Rejection(boost=3)"}

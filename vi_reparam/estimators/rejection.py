@@ -59,9 +59,7 @@ class Rejection(Estimator):
         self.min_concentration = min_concentration
 
     def options(self) -> dict[str, Any]:
-        options: dict[str, Any] = {}
-        if self.boost != self.default_boost:
-            options["boost"] = self.boost
+        options: dict[str, Any] = {"boost": self.boost}
         if self.baseline != "auto":
             options["baseline"] = self.baseline
         if self.min_concentration is not None:
