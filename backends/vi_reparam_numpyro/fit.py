@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 import warnings
 from typing import Any
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax, random
-from numpyro.handlers import block, trace
+from numpyro.handlers import block, substitute, trace
 from numpyro.infer import SVI
 from tqdm.auto import tqdm
 
@@ -92,12 +93,13 @@ class Fitter:
         if num_particles is not None:
             objective = objective.with_particles(num_particles)
         optimizer = default_optimizer(num_steps) if optimizer is None else optimizer
-        self._check(objective, args, kwargs)
-
         arguments = Arguments.of(args, kwargs, closed=self._reads_data)
+        self._check(objective, arguments, args, kwargs)
         active, prices = self._select(objective, arguments, args, kwargs)
-        program = self._program(active, objective, optimizer, arguments)
-        state = program.init(key, arguments.arrays)
+        start_key, key = random.split(key)
+        held = self.guided.start_at(arguments, start_key)
+        program = self._program(active, objective, optimizer, arguments, held)
+        state = program.init(key, held, arguments.arrays)
         losses = np.full(num_steps, np.nan)
         done = 0
         if checkpoint is not None:
@@ -127,14 +129,14 @@ class Fitter:
             record=record,
         )
 
-    def _check(self, objective: ELBO, args: Any, kwargs: Any) -> None:
+    def _check(self, objective: ELBO, arguments: Arguments, args: Any, kwargs: Any) -> None:
         """Everything that can be refused before compiling."""
-        signature = Arguments.of(args, kwargs, closed=self._reads_data).key
-        if signature in self._checked:
+        if arguments.key in self._checked:
             return
+        start = functools.partial(self.guided.start_at, arguments)
         try:
             check_subsampling(self.guided.model, args, kwargs)
-            objective.check(self.guided.model, self.guided.guide, *args, **kwargs)
+            objective.check_at(start, self.guided.model, self.guided.guide, args, kwargs)
         except ViReparamError:
             raise
         except Exception as error:
@@ -143,7 +145,7 @@ class Fitter:
             raise ArgumentError(
                 f"{self.guided.name} could not run on arguments of shapes {shapes[0]} {shapes[1]}: {first}"
             ) from error
-        self._checked.add(signature)
+        self._checked.add(arguments.key)
 
     def _note_reading(self, args: Any, kwargs: Any) -> None:
         """Find out, once, whether the model reads its data in Python, which a compiled step cannot do."""
@@ -171,33 +173,35 @@ class Fitter:
         """The guided model with `Auto` resolved by measurement, once for every shape of the data."""
         key = repr(objective), arguments.key
         if key not in self._selected:
-            chosen, prices = choose(self.guided, objective, args, kwargs)
+            chosen, prices = choose(self.guided, objective, arguments, args, kwargs)
             estimators = {**self.guided.estimators, **chosen}
             self._selected[key] = (self.guided.with_estimators(estimators) if chosen else self.guided), prices
             if chosen:
                 active = self._selected[key][0]
-                objective.check(active.model, active.guide, *args, **kwargs)
+                start = functools.partial(self.guided.start_at, arguments)
+                objective.check_at(start, active.model, active.guide, args, kwargs)
         return self._selected[key]
 
-    def _program(self, active: Any, objective: ELBO, optimizer: Any, arguments: Arguments) -> Program:
+    def _program(self, active: Any, objective: ELBO, optimizer: Any, arguments: Arguments, held: Any) -> Program:
         x64 = jax.config.read("jax_enable_x64")
         key = (id(active), repr(objective), fingerprint(optimizer), arguments.key, x64)
         if key not in self._programs:
-            self._programs[key] = self._build(active, objective, optimizer, arguments)
+            self._programs[key] = self._build(active, objective, optimizer, arguments, held)
         return self._programs[key]
 
-    def _build(self, guided: Any, objective: ELBO, optimizer: Any, arguments: Arguments) -> Program:
+    def _build(self, guided: Any, objective: ELBO, optimizer: Any, arguments: Arguments, held: Any) -> Program:
         svi = SVI(guided.model, guided.guide, optax.identity(), objective)
 
         @jax.jit
-        def init(key: Any, arrays: Any) -> dict[str, Any]:
+        def init(key: Any, held: Any, arrays: Any) -> dict[str, Any]:
             args, kwargs = arguments.join(arrays)
             init_key, key = random.split(key)
+            svi.model, svi.guide = substitute(guided.model, data=held), substitute(guided.guide, data=held)
             start = svi.init(init_key, *args, **kwargs)
             params = svi.optim.get_params(start.optim_state)
             return {"params": params, "opt": optimizer.init(params), "mutable": start.mutable_state, "key": key}
 
-        jax.eval_shape(init, random.key(0), arguments.arrays)  # so that the SVI knows its constraints
+        jax.eval_shape(init, random.key(0), held, arguments.arrays)  # so that the SVI knows its constraints
         constrain: Any = svi.constrain_fn
 
         def loss(params: Any, mutable: Any, key: Any, arrays: Any) -> Any:

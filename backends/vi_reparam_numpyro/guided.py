@@ -92,6 +92,7 @@ class Guided:
         self.guide = estimate(written, mapping)
         self.objective = objective
         self._fitter: Fitter | None = None
+        self._starts: dict[Any, Any] = {}
         functools.update_wrapper(self, model)
         self.name = getattr(model, "__name__", type(model).__name__)
 
@@ -137,13 +138,19 @@ class Guided:
 
     def start(self, *args: Any, seed: Any = 0, **kwargs: Any) -> dict[str, Any]:
         """The initial values at the param and mutable sites, constrained, by name."""
-        arguments = Arguments.of(args, kwargs)
+        return self.start_at(Arguments.of(args, kwargs), as_key(seed))
 
-        def values(key: Any, arrays: Any) -> dict[str, Any]:
-            args, kwargs = arguments.join(arrays)
-            return first_params(self.model, self.guide, args, kwargs, key=key)
+    def start_at(self, arguments: Arguments, key: Any) -> dict[str, Any]:
+        """As `start`, compiled once for every shape of the arguments."""
+        known = arguments.key, jax.config.read("jax_enable_x64")
+        if known not in self._starts:
 
-        return jax.jit(values)(as_key(seed), arguments.arrays)
+            def values(key: Any, arrays: Any) -> dict[str, Any]:
+                args, kwargs = arguments.join(arrays)
+                return first_params(self.model, self.guide, args, kwargs, key=key)
+
+            self._starts[known] = jax.jit(values)
+        return self._starts[known](key, arguments.arrays)
 
     def with_estimators(self, estimators: Any) -> Guided:
         """The same model and guide with other estimators."""

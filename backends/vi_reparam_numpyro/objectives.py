@@ -65,18 +65,23 @@ class ELBO(HostELBO):
         other._doubtful = self._doubtful
         return other
 
-    def check(self, model: Any, guide: Any, *args: Any, params: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def check(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> None:
         """Check guide against model, and every plate, at concrete values.
 
         Raises:
             SiteError: if the guide misses a latent.
             GradientError: if a plate is false or a score term would be lost.
         """
-        runner = self._runner(model, guide, args, kwargs)
-        scored: list[str] = []
 
         def start(key: Any) -> Any:
-            return params or dependence.first_params(model, guide, args, kwargs, key=key)
+            return dependence.first_params(model, guide, args, kwargs, key=key)
+
+        self.check_at(jax.jit(start), model, guide, args, kwargs)
+
+    def check_at(self, start: Any, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
+        """As `check`, at the params that ``start(key)`` gives; it is called only if there is a plate to check."""
+        runner = self._runner(model, guide, args, kwargs)
+        scored: list[str] = []
 
         def look(key: Any, held: Any) -> Any:
             result = runner(key, held)
@@ -88,7 +93,7 @@ class ELBO(HostELBO):
         jax.eval_shape(look, key, jax.eval_shape(start, key))
         doubtful: frozenset[str] = frozenset()
         if scored:
-            doubtful = dependence.check_plates(runner, jax.jit(start)(key))
+            doubtful = dependence.check_plates(runner, start(key))
         self._doubtful[self._program(model, guide, args, kwargs)] = doubtful
 
     def loss(self, rng_key: Any, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:

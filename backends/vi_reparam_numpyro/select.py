@@ -10,6 +10,7 @@ import numpy as np
 from jax import random
 
 from vi_reparam.estimators import Auto, Estimator
+from vi_reparam_numpyro.arguments import Arguments
 from vi_reparam_numpyro.run import run
 
 Array = Any
@@ -21,7 +22,9 @@ REPLICATES = 6
 CLOSE = ("implicit", "rejection")
 
 
-def choose(guided: Any, objective: Any, args: Any, kwargs: Any) -> tuple[dict[str, Estimator], dict[str, float]]:
+def choose(
+    guided: Any, objective: Any, arguments: Arguments, args: Any, kwargs: Any
+) -> tuple[dict[str, Estimator], dict[str, float]]:
     """Estimators for the sites that `Auto` holds and where `Implicit` and `Rejection` both apply.
 
     Returns:
@@ -47,7 +50,7 @@ def choose(guided: Any, objective: Any, args: Any, kwargs: Any) -> tuple[dict[st
     jax.eval_shape(look)
     if size < WORTH_MEASURING:
         return {}, {}
-    params = guided.start(*args, **kwargs)
+    params = guided.start_at(arguments, random.key(0))
     held = {n: v for n, v in params.items() if not n.startswith("vr.")}
     state = {n: v for n, v in params.items() if n.startswith("vr.")}
     prices: dict[str, float] = {}

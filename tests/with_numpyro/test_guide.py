@@ -159,27 +159,33 @@ def supports():
 
 
 def test_every_support():
-    guided = vr.guide(estimators={"flag": vr.MeasureValued(), "count": vr.ScoreFunction()}, objective=vr.ELBO(2))(
-        supports
-    )
-    tr = handlers.trace(handlers.seed(guided.guide, 0)).get_trace()
-    model = handlers.trace(handlers.seed(handlers.replay(supports, tr), 0)).get_trace()
-    for name, d in FIXED.items():
-        site = tr[name]
-        assert site["value"].shape == d.shape(), name
-        assert bool(jnp.all(d.support(site["value"]))), f"{name} left its support"
-        assert np.isfinite(np.asarray(model[name]["fn"].log_prob(site["value"]))).all(), name
-        assert site["fn"].batch_shape == d.batch_shape and site["fn"].event_shape == d.event_shape, name
-        if name in EXPECTED:
-            assert site["fn"].family.name == EXPECTED[name]
-    assert tr["flag"]["fn"].family.name == "bernoulli" and tr["count"]["fn"].family.name == "poisson"
+    guided = vr.guide(
+        estimators={"flag": vr.MeasureValued(), "count": vr.ScoreFunction(baseline=None)}, objective=vr.ELBO()
+    )(supports)
     params = guided.start()
+    held = {n: v for n, v in params.items() if n.startswith("vr.")}
+    sites = {}
 
-    def loss(p):
-        return guided.objective.loss(jax.random.key(1), {**params, **p}, guided.model, guided.guide)
+    def value_and_checks(trained):
+        def loss(p):
+            return guided.objective.loss(jax.random.key(1), {**held, **p}, guided.model, guided.guide)
+
+        drawn = handlers.substitute(handlers.seed(guided.guide, 0), data={**held, **trained})
+        sites.update(handlers.trace(drawn).get_trace())
+        inside = {n: jnp.all(d.support(sites[n]["value"])) for n, d in FIXED.items()}
+        scores = {n: d.log_prob(sites[n]["value"]) for n, d in FIXED.items()}
+        return jax.value_and_grad(loss)(trained), inside, scores
 
     trained = {n: v for n, v in params.items() if not n.startswith("vr.")}
-    value, grads = jax.jit(jax.value_and_grad(loss))(trained)
+    (value, grads), inside, scores = jax.jit(value_and_checks)(trained)
+    for name, d in FIXED.items():
+        fn = sites[name]["fn"]
+        assert inside[name], f"{name} left its support"
+        assert np.isfinite(np.asarray(scores[name])).all(), name
+        assert sites[name]["value"].shape == d.shape(), name
+        assert fn.batch_shape == d.batch_shape and fn.event_shape == d.event_shape, name
+        assert name not in EXPECTED or fn.family.name == EXPECTED[name]
+    assert sites["flag"]["fn"].family.name == "bernoulli" and sites["count"]["fn"].family.name == "poisson"
     assert np.isfinite(float(value))
     assert all(np.isfinite(np.asarray(g)).all() for g in grads.values())
     moving = [n for n, g in grads.items() if np.any(np.asarray(g) != 0.0)]

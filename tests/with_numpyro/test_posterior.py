@@ -498,7 +498,7 @@ def test_to_arviz_survives_netcdf(schools, tmp_path):
     assert back.posterior["theta"].dims == ("chain", "draw", "schools_plate")
     assert back.posterior["theta"].shape == back.log_likelihood["y"].shape == (1, 100, 8)
     assert back.posterior_predictive["y"].shape == (1, 100, 8)
-    np.testing.assert_array_equal(back.posterior["theta"][0], schools.draws(100)["theta"])
+    np.testing.assert_allclose(back.posterior["theta"][0], schools.draws(100)["theta"], rtol=1e-12)
     np.testing.assert_array_equal(back.observed_data["y"], EFFECTS)
     np.testing.assert_array_equal(back.constant_data["sigma"], ERRORS)
     assert list(back.constant_data.data_vars) == ["sigma"]
