@@ -75,7 +75,7 @@ def ours(model, args, kwargs, num_particles, optimizer):
     guided.fit(*args, **kwargs, num_steps=1, optimizer=optimizer, progress=False)
     (program,) = guided._fitter._programs.values()
     arrays = Arguments.of(args, kwargs).arrays
-    state = program.init(random.key(0), arrays)
+    state = program.init(random.key(0), guided.start_at(Arguments.of(args, kwargs), random.key(0)), arrays)
     return lambda limit: jax.block_until_ready(program.advance(state, limit, arrays))
 
 
