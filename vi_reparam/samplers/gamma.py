@@ -111,6 +111,4 @@ class LogGamma(RejectionSampler):
         return noise, auxiliary
 
     def attach(self, value: Array, a: Array) -> Array:
-        ops = ops_of(a)
-        value, held = ops.stop_gradient(value), ops.stop_gradient(a)
-        return attach(value, a, special.gamma_log_slope(value, held) - 1.0 / held)
+        return attach(ops_of(a).stop_gradient(value), a, lambda w, a: special.gamma_log_slope(w, a) - 1.0 / a)
