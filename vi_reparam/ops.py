@@ -96,7 +96,10 @@ class Ops(Protocol):
         ...
 
     def with_slope(self, value: Array, parameter: Array, slope: Callable[[Array, Array], Array]) -> Array:
-        """``value``, with the derivative ``slope(value, parameter)`` in `parameter`, computed only if it is asked for."""
+        """``value``, with the derivative ``slope(value, parameter)`` in `parameter`, of the same shape.
+
+        The slope is computed only where a derivative is asked for.
+        """
         ...
 
     def scan(

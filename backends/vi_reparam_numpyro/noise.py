@@ -20,30 +20,82 @@ _TAIL += [-0.0034583737, 0.0032875124, -0.0012248888, -7.450564e-05]
 _TAIL_AT, _TAIL_HALF = 3.4897422, 1.2536743
 
 
+class Tape:
+    """A key for one lane in one round of a loop: words 0, 1, 2, ... of that lane and that round.
+
+    It costs no generator calls to make or to split. `ops` draws from it in the order in which it
+    is asked; threefry's counter is (round, lane + words drawn before x lanes), and both of the
+    words that a call yields are used.
+
+    Args:
+        data: the two words of a threefry key.
+        count: the round; `lane`: which of `lanes`; their number. Lanes x words below 2^33.
+    """
+
+    def __init__(self, data: Array, count: Any, lane: Any, lanes: int) -> None:
+        self.data, self.count, self.lane, self.lanes = data, count, lane, lanes
+        self.calls = 0
+        self.spare: list[Array] = []
+
+    def take(self, num: int) -> Array:
+        """The next `num` words."""
+        calls = (num - len(self.spare) + 1) // 2
+        if calls > 0:
+            low = jnp.uint32(self.lanes) * (self.calls + lax.iota(jnp.uint32, calls)) + jnp.uint32(self.lane)
+            high = jnp.broadcast_to(jnp.uint32(self.count), low.shape)
+            pair = threefry_2x32(self.data, jnp.concatenate([high, low]))
+            self.calls += calls
+            self.spare += [pair[i + half] for i in range(calls) for half in (0, calls)]
+        words, self.spare = self.spare[:num], self.spare[num:]
+        return jnp.stack(words) if words else jnp.zeros((0,), jnp.uint32)
+
+    def key(self) -> Any:
+        """A key of JAX's own, for what no word makes."""
+        return jax.random.wrap_key_data(self.take(2), impl="threefry2x32")
+
+
+def threefry_data(key: Any) -> Array | None:
+    """The two words of a threefry key, new or old style; None for a key of another generator."""
+    if jax.random.key_impl(key) != "threefry2x32":
+        return None
+    return jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+
+
 def words(key: Any, shape: tuple[int, ...]) -> Array:
     """Independent uint32 words.
 
     Threefry makes two words a call; `jax.random.bits` keeps one of them, this keeps both. Any
     other generator is asked through `jax.random.bits`.
     """
-    if jax.random.key_impl(key) != "threefry2x32":
+    if isinstance(key, Tape):
+        return key.take(math.prod(shape)).reshape(shape)
+    data = threefry_data(key)
+    if data is None:
         return jax.random.bits(key, shape, jnp.uint32)
-    data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
     return threefry_2x32(data, lax.iota(jnp.uint32, math.prod(shape))).reshape(shape)
 
 
+def _double_words(key: Any, shape: tuple[int, ...]) -> Array:
+    pair = words(key, (2, *shape)).astype(jnp.uint64)
+    return (pair[0] << 32) | pair[1]
+
+
 def uniform(key: Any, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Uniforms on (0, 1]; in float32 as fine as 2^-32 near 0."""
-    if dtype != jnp.float32:
-        return 1.0 - jax.random.uniform(key, shape, dtype)
-    return (words(key, shape).astype(jnp.float32) + 0.5) * jnp.float32(2.0**-32)
+    """Uniforms on (0, 1], as fine near 0 as the words are: 2^-33 from one, 2^-54 from the two of float64."""
+    if dtype == jnp.float64:
+        return ((_double_words(key, shape) >> 11).astype(dtype) + 0.5) * 2.0**-53
+    single = (words(key, shape).astype(jnp.float32) + 0.5) * jnp.float32(2.0**-32)
+    if dtype == jnp.float32:
+        return single
+    return jnp.maximum(single.astype(dtype), jnp.finfo(dtype).smallest_normal)
 
 
 def normal(key: Any, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Standard normals; in float32 by `normal_of`."""
-    if dtype != jnp.float32:
-        return jax.random.normal(key, shape, dtype)
-    return normal_of(words(key, shape))
+    """Standard normals, one word each (two in float64)."""
+    if dtype == jnp.float64:
+        x = ((_double_words(key, shape) >> 12).astype(dtype) + 0.5) * 2.0**-51 - 1.0
+        return math.sqrt(2.0) * lax.erf_inv(x)
+    return normal_of(words(key, shape)).astype(dtype)
 
 
 def normal_of(word: Array) -> Array:

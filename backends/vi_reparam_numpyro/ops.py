@@ -37,7 +37,7 @@ class JaxOps:
         return jax.random.key(seed)
 
     def split(self, key: Any, num: int) -> list[Any]:
-        return list(jax.random.split(key, num))
+        return [key] * num if isinstance(key, noise.Tape) else list(jax.random.split(key, num))
 
     def normal(self, key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
         return noise.normal(key, shape, dtype)
@@ -46,6 +46,7 @@ class JaxOps:
         return noise.uniform(key, shape, dtype)
 
     def poisson(self, key: Any, rate: Any, shape: tuple[int, ...]) -> Any:
+        key = key.key() if isinstance(key, noise.Tape) else key
         return jax.random.poisson(key, lax.stop_gradient(rate), shape).astype(jnp.result_type(rate))
 
     def while_loop(self, cond: Any, body: Any, state: Any) -> Any:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from vi_reparam_numpyro.compaction import first_set
+from vi_reparam_numpyro.noise import Tape, threefry_data
 
 Array = Any
 Attempt = Callable[..., tuple[Array, Array]]
 
-WHOLE = 4_096
+WHOLE = 8_192
 """Lanes up to which a round runs on all of them: picking out the rejected would cost as much."""
 
 SHARE = 16
@@ -25,95 +26,77 @@ SHARE = 16
 def retry(attempt: Attempt, key: Any, shape: tuple[int, ...], params: tuple[Array, ...], most: int) -> Array:
     """Noise of accepted proposals, as `vi_reparam.ops.Ops.retry` says.
 
-    The first round draws for all lanes at once. A lane's later noise follows from (key, round,
-    lane), not from its place in a buffer: what other lanes hold does not change its draw.
+    A lane's noise follows from (key, round, lane), not from its place in a buffer: what other
+    lanes hold does not change its draw.
     """
     num = math.prod(shape)
     flat = tuple(jnp.reshape(p, (num,)) for p in params)
-    first, again = jax.random.split(key)
-    noise, taken = attempt(first, (num,), *flat)
-    nan = jnp.asarray(jnp.nan, noise.dtype)
+    lanes = lax.iota(jnp.int32, num)
+    data = threefry_data(key)
+    if data is None:  # another generator's key makes the first round, and a threefry key for the few that are left
+        first, again = jax.random.split(key)
+        data = jax.random.bits(again, (2,), jnp.uint32)
+        noise, taken = attempt(first, (num,), *flat)
+    else:
+        noise, taken = _round(attempt, data, 0, lanes, num, flat)
+    noise = jnp.where(_of(taken, noise), noise, jnp.asarray(jnp.nan, noise.dtype))
     if num:
-        noise = _finish(
-            attempt,
-            _counted(again),
-            1,
-            most,
-            jnp.arange(num, dtype=jnp.int32),
-            flat,
-            jnp.where(_of(taken, noise), noise, nan),
-            ~taken,
-        )
+        noise = _finish(_Rounds(attempt, data, num, most), 1, lanes, flat, noise, ~taken)
     return jnp.reshape(noise, (*shape, *noise.shape[1:]))
 
 
-def _counted(key: Any) -> Any:
-    """A threefry key: other generators' streams under vmap do not follow from each lane's own key."""
-    if jax.random.key_impl(key) == "threefry2x32":
-        return key
-    return jax.random.wrap_key_data(jax.random.bits(key, (2,), jnp.uint32), impl="threefry2x32")
+class _Rounds(NamedTuple):
+    attempt: Attempt
+    data: Array
+    num: int
+    most: int
+
+    def __call__(self, count: Any, lanes: Array, params: tuple[Array, ...]) -> tuple[Array, Array]:
+        return _round(self.attempt, self.data, count, lanes, self.num, params)
+
+
+def _round(
+    attempt: Attempt, data: Array, count: Any, lanes: Array, num: int, params: tuple[Array, ...]
+) -> tuple[Array, Array]:
+    return jax.vmap(lambda lane, *p: attempt(Tape(data, count, lane, num), (), *p))(lanes, *params)
 
 
 def _of(mask: Array, noise: Array) -> Array:
     return jnp.reshape(mask, (*mask.shape, *(1 for _ in noise.shape[1:])))
 
 
-def _round(attempt: Attempt, key: Any, count: Any, lanes: Array, params: tuple[Array, ...]) -> tuple[Array, Array]:
-    key = jax.random.fold_in(key, count)
-    return jax.vmap(lambda lane, *p: attempt(jax.random.fold_in(key, lane), (), *p))(lanes, *params)
-
-
-def _finish(
-    attempt: Attempt,
-    key: Any,
-    start: int,
-    most: int,
-    lanes: Array,
-    params: tuple[Array, ...],
-    noise: Array,
-    left: Array,
-) -> Array:
-    """Rounds `start` to `most` for the lanes that are left."""
-    num = lanes.shape[0]
-    if num <= WHOLE or start >= most:
-        return _masked(attempt, key, start, most, lanes, params, noise, left)
-    places = -(-num // SHARE)
+def _finish(rounds: _Rounds, start: int, lanes: Array, params: tuple[Array, ...], noise: Array, left: Array) -> Array:
+    """Rounds `start` and later for the lanes that are left."""
+    size = lanes.shape[0]
+    if size <= WHOLE or start >= rounds.most:
+        return _masked(rounds, start, lanes, params, noise, left)
+    places = -(-size // SHARE)
 
     def pending(state: Any) -> Array:
-        return state[1] < num
+        return state[1] < size
 
     def refill(state: Any) -> Any:
         noise, begin = state
-        at = first_set(left & (jnp.arange(num, dtype=jnp.int32) >= begin), places)
-        here = jnp.minimum(at, num - 1)
-        used = at < num
+        at = first_set(left & (lax.iota(jnp.int32, size) >= begin), places)
+        here = jnp.minimum(at, size - 1)
         some = tuple(p[here] for p in params)
-        fresh, taken = _round(attempt, key, start, lanes[here], some)
+        fresh, taken = rounds(start, lanes[here], some)
         fresh = jnp.where(_of(taken, fresh), fresh, jnp.asarray(jnp.nan, fresh.dtype))
-        fresh = _finish(attempt, key, start + 1, most, lanes[here], some, fresh, used & ~taken)
+        fresh = _finish(rounds, start + 1, lanes[here], some, fresh, (at < size) & ~taken)
         return noise.at[at].set(fresh, mode="drop"), at[-1] + 1
 
-    begin = jnp.where(jnp.any(left), 0, num).astype(jnp.int32)
+    begin = jnp.where(jnp.any(left), 0, size).astype(jnp.int32)
     noise, _ = lax.while_loop(pending, refill, (noise, begin))
     return noise
 
 
-def _masked(
-    attempt: Attempt,
-    key: Any,
-    start: int,
-    most: int,
-    lanes: Array,
-    params: tuple[Array, ...],
-    noise: Array,
-    left: Array,
-) -> Array:
+def _masked(rounds: _Rounds, start: int, lanes: Array, params: tuple[Array, ...], noise: Array, left: Array) -> Array:
     def pending(state: Any) -> Array:
-        return (state[0] < most) & jnp.any(state[2])
+        return (state[0] < rounds.most) & jnp.any(state[2])
 
     def again(state: Any) -> Any:
         count, noise, left = state
-        fresh, taken = _round(attempt, key, count, lanes, params)
+        fresh, taken = rounds(count, lanes, params)
         taken = taken & left
         return count + 1, jnp.where(_of(taken, noise), fresh, noise), left & ~taken
 
