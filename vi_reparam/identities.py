@@ -6,6 +6,7 @@ any framework is needed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from vi_reparam.registry import ops_of
@@ -41,10 +42,18 @@ def implicit(value: Array, cdf: Array, log_prob: Array) -> Array:
     return stop(value) - (cdf - stop(cdf)) * stop(ops.xp.exp(-log_prob))
 
 
-def attach(value: Array, parameter: Array, slope: Array) -> Array:
+def attach(value: Array, parameter: Array, slope: Array | Callable[[Array, Array], Array]) -> Array:
     """``value``, plus a gradient ``slope`` with respect to `parameter`.
 
     The implicit identity when dz/dtheta itself is known: value and slope are constants.
+
+    Args:
+        value: the draw; `parameter`: of its shape, where `slope` is a function.
+        slope: dz/dtheta, or how it follows from (value, parameter): then it is computed only where
+            a derivative is asked for.
     """
-    stop = ops_of(value, parameter, slope).stop_gradient
+    ops = ops_of(value, parameter)
+    stop = ops.stop_gradient
+    if callable(slope):
+        return ops.with_slope(value, parameter, slope)
     return value + stop(slope) * (parameter - stop(parameter))

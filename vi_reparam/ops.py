@@ -77,6 +77,31 @@ class Ops(Protocol):
         """Repeat `body` while `cond`; never differentiated."""
         ...
 
+    def retry(
+        self, attempt: Callable[..., tuple[Array, Array]], key: Key, shape: tuple[int, ...], params: Any, most: int
+    ) -> Array:
+        """Repeat proposals until each lane has one accepted; never differentiated.
+
+        Args:
+            attempt: ``attempt(key, lanes, *params)`` makes a proposal's noise, shape ``lanes + ...``,
+                and whether it is accepted, shape ``lanes``; `lanes` may be any part of `shape`.
+            shape: of the lanes.
+            params: arrays of that shape.
+            most: proposals a lane may make; one that is never accepted becomes NaN.
+
+        Returns:
+            The accepted noise. A lane's noise follows from the key, its place in `shape` and its own
+            parameters: what other lanes hold does not change it.
+        """
+        ...
+
+    def with_slope(self, value: Array, parameter: Array, slope: Callable[[Array, Array], Array]) -> Array:
+        """``value``, with the derivative ``slope(value, parameter)`` in `parameter`, of the same shape.
+
+        The slope is computed only where a derivative is asked for.
+        """
+        ...
+
     def scan(
         self, body: Callable[[State, Any], tuple[State, Any]], state: State, xs: Any, *, checkpoint: bool = False
     ) -> tuple[State, Any]:

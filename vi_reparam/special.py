@@ -144,75 +144,13 @@ def legendre(num: int) -> tuple[tuple[float, float], ...]:
     return tuple(rule)
 
 
+def columns(rule: tuple[tuple[float, ...], ...], like: Array) -> tuple[Array, ...]:
+    """The columns of a table, each along a new leading axis; dimensions and dtype of `like`."""
+    xp = ops_of(like).xp
+    shape = (len(rule), *(1 for _ in like.shape))
+    return tuple(xp.reshape(xp.asarray(column, dtype=like.dtype), shape) for column in zip(*rule, strict=True))
+
+
 def nodes(num: int, like: Array) -> tuple[Array, Array]:
     """The rule of `legendre` on a new leading axis, to be summed over axis 0; dimensions and dtype of `like`."""
-    xp = ops_of(like).xp
-    shape = (num, *(1 for _ in like.shape))
-    return tuple(  # type: ignore[return-value]
-        xp.reshape(xp.asarray(column, dtype=like.dtype), shape) for column in zip(*legendre(num), strict=True)
-    )
-
-
-def gamma_log_slope(w: Array, a: Array) -> Array:
-    """d log z / da of z ~ Gamma(a, 1) at constant F(z; a): the implicit derivative, in log space.
-
-    With w = log(z / a) and e(x) = exp(x) - 1 - x, substituting t = z exp(-u) in the lower and
-    t = z exp(u) in the upper incomplete gamma integral gives, with s the sign of w,
-
-        slope = INT_0^inf exp(-a |exp(w) - 1| u - z e(s u)) (u - s (psi(a) - log a - w)) du,
-
-    a decaying integrand on either side, integrated by one Gauss-Legendre rule on the range in
-    which it matters; for z below 1.5 the power series of the distribution function is used.
-
-    Args:
-        w: log(z / a), any shape; `a`: the concentration, same shape, both of one float dtype.
-
-    Returns:
-        The slope; a constant (not meant to be differentiated).
-    """
-    ops = ops_of(w, a)
-    xp = ops.xp
-    w, a = ops.stop_gradient(w), ops.stop_gradient(a)
-    double = _is_double(ops, w)
-    log_z = w + xp.log(a)
-    small = log_z < math.log(1.5)
-    centre = digamma_minus_log(a) - w
-
-    # The series; z is clamped where the other branch serves.
-    z = xp.exp(xp.where(small, log_z, 0.0 * log_z))
-    psi = ops.digamma(a + 1.0) - log_z
-    term = 1.0 / a
-    series = term * psi
-    for n in range(1, 24 if double else 12):
-        term = term * z / (a + n)
-        psi = psi + 1.0 / (a + n)
-        series = series + term * psi
-
-    # The integral; w is clamped where the series serves.
-    w = xp.where(small, 0.0 * w, w)
-    a = xp.where(small, 0.0 * a + 2.0, a)
-    centre = xp.where(small, 0.0 * centre, centre)
-    z = a * xp.exp(w)
-    s = xp.where(w < 0.0, -1.0 + 0.0 * w, 1.0 + 0.0 * w)
-    c = a * xp.abs(xp.expm1(w))
-    reach = 38.0 if double else 17.0
-    tail = xp.where(w < 0.0, reach / 3.0 + 0.0 * w, 0.0 * w)
-    b = c - tail
-    curve = 0.5 * z + xp.where(w < 0.0, c / 3.0, 0.0 * c)
-    root = xp.sqrt(b * b + 4.0 * curve * reach)
-    upper = xp.where(b > 0.0, 2.0 * reach / (xp.abs(b) + root), (root - b) / (2.0 * curve))
-    for _ in range(3):
-        value = c * upper + z * expm1_minus(s * upper) - reach
-        upper = upper - value / (c + z * s * xp.expm1(s * upper))
-    num = 44 if double else 18
-    if math.prod(w.shape) <= AT_ONCE:
-        node, weight = nodes(num, w)
-        u = upper[None] * node
-        decay = xp.exp(-c[None] * u - z[None] * expm1_minus(s[None] * u))
-        total = xp.sum(weight * decay * (u - (s * centre)[None]), axis=0)
-    else:
-        total = 0.0 * w
-        for node, weight in legendre(num):
-            u = upper * node
-            total = total + weight * xp.exp(-c * u - z * expm1_minus(s * u)) * (u - s * centre)
-    return xp.where(small, series, upper * total)
+    return columns(legendre(num), like)  # type: ignore[return-value]

@@ -36,6 +36,7 @@ from vi_reparam.guides import GuideFamily, MeanField
 from vi_reparam_numpyro import random
 from vi_reparam_numpyro.compare import compare_estimators
 from vi_reparam_numpyro.distributions import FromSampler, VonMisesFisher, annotate
+from vi_reparam_numpyro.fast_samplers import fast_samplers
 from vi_reparam_numpyro.guided import Guided, guide
 from vi_reparam_numpyro.handlers import estimate
 from vi_reparam_numpyro.host import host
@@ -73,6 +74,7 @@ __all__ = [
     "annotate",
     "compare_estimators",
     "estimate",
+    "fast_samplers",
     "guide",
     "host",
     "implicit",

@@ -10,6 +10,9 @@ from jax import lax
 from jax.core import Tracer
 from jax.scipy import special
 
+from vi_reparam_numpyro import noise
+from vi_reparam_numpyro.retry import retry
+
 
 class JaxOps:
     """What the core asks of JAX. Keys are `jax.random` keys."""
@@ -34,19 +37,35 @@ class JaxOps:
         return jax.random.key(seed)
 
     def split(self, key: Any, num: int) -> list[Any]:
-        return list(jax.random.split(key, num))
+        return [key] * num if isinstance(key, noise.Tape) else list(jax.random.split(key, num))
 
     def normal(self, key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
-        return jax.random.normal(key, shape, dtype)
+        return noise.normal(key, shape, dtype)
 
     def uniform(self, key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
-        return 1.0 - jax.random.uniform(key, shape, dtype)
+        return noise.uniform(key, shape, dtype)
 
     def poisson(self, key: Any, rate: Any, shape: tuple[int, ...]) -> Any:
+        key = key.key() if isinstance(key, noise.Tape) else key
         return jax.random.poisson(key, lax.stop_gradient(rate), shape).astype(jnp.result_type(rate))
 
     def while_loop(self, cond: Any, body: Any, state: Any) -> Any:
         return lax.while_loop(cond, body, state)
+
+    def retry(self, attempt: Any, key: Any, shape: tuple[int, ...], params: Any, most: int) -> Any:
+        return retry(attempt, key, shape, params, most)
+
+    def with_slope(self, value: Any, parameter: Any, slope: Any) -> Any:
+        @jax.custom_jvp
+        def held(value: Any, parameter: Any) -> Any:
+            return value
+
+        @held.defjvp
+        def _(primals: Any, tangents: Any) -> Any:
+            value, parameter = primals
+            return value, tangents[0] + lax.stop_gradient(slope(value, parameter)) * tangents[1]
+
+        return held(value, parameter)
 
     def scan(self, body: Any, state: Any, xs: Any, *, checkpoint: bool = False) -> Any:
         return lax.scan(jax.checkpoint(body) if checkpoint else body, state, xs)

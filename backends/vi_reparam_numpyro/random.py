@@ -25,6 +25,11 @@ def _draw(name: str, key: Any, lanes: tuple[int, ...], params: tuple[Array, ...]
     return draw.logs[0]
 
 
+def draw(name: str, key: Any, lanes: tuple[int, ...], *params: Any) -> Array:
+    """Draws of a family in JAX's default float dtype, with the implicit gradient; no shape is checked."""
+    return _draw(name, key, lanes, _floats(None, *params))
+
+
 def _lanes(function: str, shape: Any, batch: Any) -> tuple[int, ...]:
     if shape is None:
         return batch

@@ -8,6 +8,7 @@ import array_api_compat.torch as xp
 import torch
 from torch.utils.checkpoint import checkpoint as recompute
 
+from vi_reparam.samplers.base import retry_all
 from vi_reparam_pyro import lanes
 
 _functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
@@ -21,6 +22,15 @@ def mix(seed: int) -> int:
     seed = ((seed ^ (seed >> 30)) * 0xBF58476D1CE4E5B9) & ((1 << 64) - 1)
     seed = ((seed ^ (seed >> 27)) * 0x94D049BB133111EB) & ((1 << 64) - 1)
     return (seed ^ (seed >> 31)) & _MASK
+
+
+def _differentiated(x: Any) -> bool:
+    """Whether a derivative in `x` may be asked for."""
+    if not isinstance(x, torch.Tensor):
+        return False
+    if _functorch.is_functorch_wrapped_tensor(x) or torch.autograd.forward_ad._current_level >= 0:
+        return True
+    return x.requires_grad and torch.is_grad_enabled()
 
 
 class TorchOps:
@@ -80,6 +90,15 @@ class TorchOps:
             while lanes.any_lane(cond(state)):
                 state = body(state)
         return state
+
+    def retry(self, attempt: Any, key: int, shape: tuple[int, ...], params: Any, most: int) -> Any:
+        return retry_all(self, attempt, key, shape, params, most)
+
+    def with_slope(self, value: Any, parameter: Any, slope: Any) -> Any:
+        if not _differentiated(parameter):
+            return value
+        held = parameter.detach()
+        return value + slope(value.detach(), held).detach() * (parameter - held)
 
     def scan(self, body: Any, state: Any, xs: Any, *, checkpoint: bool = False) -> Any:
         outputs = []

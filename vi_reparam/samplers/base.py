@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from vi_reparam.errors import GradientError
@@ -115,25 +116,44 @@ def accepted_noise(ops: Ops, key: Any, sampler: RejectionSampler, shape: tuple[i
     params = tuple(stop(xp.broadcast_to(p, shape)) for p in params)
     dtype = params[0].dtype
     key, extra = ops.split(key, 2)
-    noise = stop(xp.full((*shape, *sampler.noise_shape), float("nan"), dtype=dtype))
-    done = xp.zeros(shape, dtype=xp.bool)
 
-    def lanes(mask: Array) -> Array:
-        return xp.reshape(mask, (*shape, *(1 for _ in sampler.noise_shape)))
+    def attempt(key: Any, lanes: tuple[int, ...], *params: Array) -> tuple[Array, Array]:
+        proposal, coin = ops.split(key, 2)
+        noise = sampler.propose(sampler.raw_noise(ops, proposal, lanes, dtype), *params)
+        return noise, xp.log(ops.uniform(coin, lanes, dtype)) < sampler.log_accept(noise, *params)
+
+    noise = ops.retry(attempt, key, shape, params, sampler.max_rounds)
+    return sampler.join(stop(noise), sampler.auxiliary(ops, extra, shape, dtype))
+
+
+def retry_all(
+    ops: Ops,
+    attempt: Callable[..., tuple[Array, Array]],
+    key: Any,
+    shape: tuple[int, ...],
+    params: tuple[Array, ...],
+    most: int,
+) -> Array:
+    """`Ops.retry` in its plainest form: every round proposes for all lanes."""
+    xp = ops.xp
+    key, first = ops.split(key, 2)
+    noise, done = attempt(first, shape, *params)
+
+    def of(mask: Array, noise: Array) -> Array:
+        return xp.reshape(mask, (*shape, *(1 for _ in noise.shape[len(shape) :])))
 
     def unfinished(state: Any) -> Array:
-        return (state[0] < sampler.max_rounds) & ~xp.all(state[3])
+        return (state[0] < most) & ~xp.all(state[3])
 
     def round_(state: Any) -> Any:
         count, key, noise, done = state
-        key, proposal, coin = ops.split(key, 3)
-        fresh = sampler.propose(sampler.raw_noise(ops, proposal, shape, dtype), *params)
-        log_u = xp.log(ops.uniform(coin, shape, dtype))
-        taken = (log_u < sampler.log_accept(fresh, *params)) & ~done
-        return count + 1, key, xp.where(lanes(taken), fresh, noise), done | taken
+        key, fresh_key = ops.split(key, 2)
+        fresh, taken = attempt(fresh_key, shape, *params)
+        taken = taken & ~done
+        return count + 1, key, xp.where(of(taken, noise), fresh, noise), done | taken
 
-    _, _, noise, _ = ops.while_loop(unfinished, round_, (0, key, noise, done))
-    return sampler.join(stop(noise), sampler.auxiliary(ops, extra, shape, dtype))
+    _, _, noise, done = ops.while_loop(unfinished, round_, (1, key, noise, done))
+    return xp.where(of(done, noise), noise, float("nan"))
 
 
 def broadcast(ops: Ops, shape: tuple[int, ...], *params: Array) -> tuple[Array, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vi_reparam import special
+from vi_reparam.gamma_slope import log_slope
 from vi_reparam.identities import attach
 from vi_reparam.ops import Ops
 from vi_reparam.registry import ops_of
@@ -111,6 +112,4 @@ class LogGamma(RejectionSampler):
         return noise, auxiliary
 
     def attach(self, value: Array, a: Array) -> Array:
-        ops = ops_of(a)
-        value, held = ops.stop_gradient(value), ops.stop_gradient(a)
-        return attach(value, a, special.gamma_log_slope(value, held) - 1.0 / held)
+        return attach(ops_of(a).stop_gradient(value), a, lambda w, a: log_slope(w, a) - 1.0 / a)

@@ -80,8 +80,11 @@ class VonMisesDeviation(RejectionSampler):
 
     def attach(self, value: Array, *params: Array) -> Array:
         (kappa,) = params
-        ops = ops_of(kappa)
-        value = ops.stop_gradient(value)
-        tiny = float(ops.xp.finfo(value.dtype).smallest_normal)
-        slope = bessel.angle_slope(ops.xp.clip(ops.xp.abs(value), tiny, None), kappa, 2)
-        return attach(value, kappa, ops.xp.where(value < 0.0, -slope, slope))
+        return attach(ops_of(kappa).stop_gradient(value), kappa, self._slope)
+
+    @staticmethod
+    def _slope(value: Array, kappa: Array) -> Array:
+        xp = ops_of(kappa).xp
+        tiny = float(xp.finfo(value.dtype).smallest_normal)
+        slope = bessel.angle_slope(xp.clip(xp.abs(value), tiny, None), kappa, 2)
+        return xp.where(value < 0.0, -slope, slope)

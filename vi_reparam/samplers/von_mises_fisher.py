@@ -107,9 +107,10 @@ class PolarLogit(RejectionSampler):
 
     def attach(self, value: Array, *params: Array) -> Array:
         (kappa,) = params
-        ops = ops_of(kappa)
-        xp = ops.xp
-        value = ops.stop_gradient(value)
+        return attach(ops_of(kappa).stop_gradient(value), kappa, self._slope)
+
+    def _slope(self, value: Array, kappa: Array) -> Array:
+        xp = ops_of(kappa).xp
         theta = 2.0 * xp.atan(xp.exp(0.5 * value))
         per_angle = xp.exp(0.5 * value) + xp.exp(-0.5 * value)  # d ell / d t = 2 / sin t
-        return attach(value, kappa, per_angle * bessel.angle_slope(theta, kappa, self.dim))
+        return per_angle * bessel.angle_slope(theta, kappa, self.dim)
