@@ -8,6 +8,7 @@ import torch
 
 import vi_reparam_pyro as vrt
 from vi_reparam.estimators import Implicit, MeasureValued, Rejection, ScoreFunction
+from vi_reparam.samplers.base import retry_all
 from vi_reparam_pyro.params import Parameters, first_parameters, using
 
 jax = pytest.importorskip("jax")
@@ -28,6 +29,9 @@ class Fixed:
 
     def __getattr__(self, name):
         return getattr(self._ops, name)
+
+    def retry(self, attempt, key, shape, params, most):
+        return retry_all(self, attempt, key, shape, params, most)
 
     def normal(self, key, shape, dtype):
         return self._ops.xp.asarray(0.5 * np.sin(1.0 + np.arange(np.prod(shape, dtype=int))).reshape(shape))
