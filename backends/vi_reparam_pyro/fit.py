@@ -21,7 +21,9 @@ from vi_reparam_pyro.ops import mix
 from vi_reparam_pyro.optimizers import built, default_optimizer
 from vi_reparam_pyro.params import Parameters, first_parameters, isolated, using
 from vi_reparam_pyro.run import runner_of
+from vi_reparam_pyro.seeding import salted
 from vi_reparam_pyro.select import choose
+from vi_reparam_pyro.step import PROGRAM_KEY, Gradient
 from vi_reparam_pyro.subsampling import check_subsampling
 
 Array = Any
@@ -124,6 +126,7 @@ class Fitter:
             "family": repr(self.guided.family),
             "estimators": chosen,
             "variance_x_time": prices,
+            "steps": loop.gradient.how,
             "seconds": time.perf_counter() - begun,
             "versions": _versions(),
         }
@@ -186,7 +189,8 @@ class _Loop:
         self, guided: Any, objective: ELBO, state: State, losses: np.ndarray, key: int, args: Any, kwargs: Any
     ) -> None:
         self.guided, self.objective, self.state, self.losses = guided, objective, state, losses
-        self.key, self.args, self.kwargs = key, args, kwargs
+        self.args, self.kwargs = args, kwargs
+        self.gradient = Gradient(guided, objective, state.params, key, args, kwargs, len(losses))
 
     def run(self, done: int, progress: bool, save: Callable[[int], None] | None) -> None:
         """Go on from step `done` to the end.
@@ -211,20 +215,6 @@ class _Loop:
                     save(done)
                     saved = time.perf_counter()
 
-    def _gradient(self, step: int) -> Array:
-        """Put the gradient of a step at the leaves; the loss."""
-        self.state.optimizer.zero_grad(set_to_none=True)
-        with using(self.state.params.constrained()):
-            loss = self.objective.surrogate(
-                self._key(step), self.guided.model, self.guided.guide, self.args, self.kwargs, self.state.averages
-            )
-        if loss.requires_grad:
-            loss.backward()
-        return loss.detach()
-
-    def _key(self, step: int) -> int:
-        return mix(self.key ^ mix(step + 1))
-
     def _move(self) -> None:
         self.state.optimizer.step()
         if self.state.schedule is not None:
@@ -237,7 +227,7 @@ class _Loop:
     def _block(self, first: int, count: int) -> tuple[np.ndarray, bool]:
         losses, flags = [], []
         for step in range(first, first + count):
-            loss = self._gradient(step)
+            loss = self.gradient(step, self.state.averages)
             losses.append(loss)
             flags.append(self._finite(loss))
             self._move()
@@ -250,7 +240,7 @@ class _Loop:
             NonFiniteError: always.
         """
         for step in range(first, first + count):
-            loss = self._gradient(step)
+            loss = self.gradient(step, self.state.averages)
             self.losses[step] = float(loss)
             if not bool(self._finite(loss)):
                 self._report(step)
@@ -261,9 +251,9 @@ class _Loop:
         params = self.state.params.values()
         objective, sites = self.objective, {}
         runner = runner_of(self.guided.model, self.guided.guide, self.args, self.kwargs, objective.entropy)
-        with using(params), torch.no_grad():
+        with using(params), torch.no_grad(), salted(self.gradient.salt(step)):
             structure = objective.structure(self.guided.model, self.guided.guide, self.args, self.kwargs)
-            found = objective.particles(self._key(step), runner, structure, dict(self.state.averages))
+            found = objective.particles(PROGRAM_KEY, runner, structure, dict(self.state.averages))
         for name, value in found.values.items():
             if not bool(torch.isfinite(value).all()):
                 sites[name] = "its draw is not finite"

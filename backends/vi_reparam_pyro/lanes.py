@@ -40,8 +40,8 @@ _KEYS: list[Keys] = []
 
 
 def keys() -> Keys | None:
-    """The keys of the lanes that are running, if any are."""
-    return _KEYS[-1] if _LEVELS else None
+    """The keys of the run that is on, if one is."""
+    return _KEYS[-1] if _KEYS else None
 
 
 @contextlib.contextmanager
@@ -161,6 +161,49 @@ class _NoiseOf(torch.autograd.Function):
         where = in_dims[1]
         lead = param.expand((info.batch_size, *param.shape)) if where is None else param.movedim(where, 0)
         return _noise_of(draw, lead.contiguous(), outer), 0
+
+
+class _Loop(torch.autograd.Function):
+    """As `_Noise`, for a loop over parameters: it runs once for all lanes."""
+
+    @staticmethod
+    def forward(index: Array, draw: Callable[..., Array], outer: list[Array], *params: Array) -> Array:
+        return draw((), *params)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(output)
+        ctx.count = len(inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return (None,) * ctx.count
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: Any, index: Array, draw: Callable[..., Array], outer: list[Array], *params: Array
+    ) -> Any:
+        size = info.batch_size
+        lead = [
+            p.expand((size, *p.shape)) if where is None else p.movedim(where, 0)
+            for p, where in zip(params, in_dims[3:], strict=True)
+        ]
+        return _loop(lambda outside, *ps: draw((*outside, size), *ps), outer, *lead), 0
+
+
+def _loop(draw: Callable[..., Array], levels: list[Array], *params: Array) -> Array:
+    if levels:
+        return _Loop.apply(levels[-1], draw, levels[:-1], *params)
+    held, _LEVELS[:] = list(_LEVELS), []  # what runs now runs for all lanes at once
+    try:
+        return draw((), *params)
+    finally:
+        _LEVELS[:] = held
+
+
+def loop(draw: Callable[..., Array], params: tuple[Array, ...]) -> Array:
+    """``draw(lead, *params)``, with `lead` the lanes' dimensions, which the parameters then have too."""
+    return _loop(draw, list(_LEVELS), *params)
 
 
 class _Any(torch.autograd.Function):

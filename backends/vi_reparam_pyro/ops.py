@@ -9,19 +9,10 @@ import torch
 from torch.utils.checkpoint import checkpoint as recompute
 
 from vi_reparam.samplers.base import retry_all
-from vi_reparam_pyro import lanes
+from vi_reparam_pyro import lanes, noise
+from vi_reparam_pyro.seeding import MASK, mix
 
 _functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
-
-_MASK = (1 << 63) - 1
-
-
-def mix(seed: int) -> int:
-    """One round of splitmix64: nearby integers become unrelated seeds."""
-    seed = (seed + 0x9E3779B97F4A7C15) & ((1 << 64) - 1)
-    seed = ((seed ^ (seed >> 30)) * 0xBF58476D1CE4E5B9) & ((1 << 64) - 1)
-    seed = ((seed ^ (seed >> 27)) * 0x94D049BB133111EB) & ((1 << 64) - 1)
-    return (seed ^ (seed >> 31)) & _MASK
 
 
 def _differentiated(x: Any) -> bool:
@@ -65,25 +56,19 @@ class TorchOps:
         held = lanes.keys()
         if held is not None:
             return mix(held.next())
-        return int(torch.randint(0, _MASK, (), device="cpu").item())
+        return int(torch.randint(0, MASK, (), device="cpu").item())
 
     def split(self, key: int, num: int) -> list[int]:
         return [mix(key ^ mix(i + 1)) for i in range(num)]
 
-    def _generator(self, key: int) -> torch.Generator:
-        return torch.Generator(device=torch.get_default_device()).manual_seed(key)
-
     def normal(self, key: int, shape: tuple[int, ...], dtype: Any) -> Any:
-        generator = self._generator(key)
-        return lanes.noise(lambda lead: torch.randn((*lead, *shape), dtype=dtype, generator=generator))
+        return lanes.noise(lambda lead: noise.normal(key, (*lead, *shape), dtype))
 
     def uniform(self, key: int, shape: tuple[int, ...], dtype: Any) -> Any:
-        generator = self._generator(key)
-        return lanes.noise(lambda lead: 1.0 - torch.rand((*lead, *shape), dtype=dtype, generator=generator))
+        return lanes.noise(lambda lead: noise.uniform(key, (*lead, *shape), dtype))
 
     def poisson(self, key: int, rate: Any, shape: tuple[int, ...]) -> Any:
-        generator = self._generator(key)
-        return lanes.noise_of(lambda rate: torch.poisson(rate, generator=generator), rate.detach().expand(shape))
+        return lanes.noise_of(lambda rate: noise.poisson(key, rate), rate.detach().expand(shape))
 
     def while_loop(self, cond: Any, body: Any, state: Any) -> Any:
         with torch.no_grad():
@@ -92,7 +77,12 @@ class TorchOps:
         return state
 
     def retry(self, attempt: Any, key: int, shape: tuple[int, ...], params: Any, most: int) -> Any:
-        return retry_all(self, attempt, key, shape, params, most)
+        def run(key: int, shape: tuple[int, ...], *params: Any) -> Any:
+            with torch.no_grad():
+                return retry_all(self, attempt, key, shape, params, most)
+
+        held = tuple(p.detach() for p in params)
+        return lanes.loop(lambda lead, *params: noise.loop(run, key, (*lead, *shape), params), held)
 
     def with_slope(self, value: Any, parameter: Any, slope: Any) -> Any:
         if not _differentiated(parameter):
