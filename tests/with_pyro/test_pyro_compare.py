@@ -110,7 +110,7 @@ def run(capfd, *arguments):
 
 
 def test_fit_on_the_command_line(capfd, tmp_path):
-    arguments = ("--num-steps", "150", "--num-particles", "4", "--json", "--out", str(tmp_path))
+    arguments = ("--num-steps", "600", "--num-particles", "4", "--json", "--out", str(tmp_path))
     code, out, _ = run(capfd, "fit", "gamma_poisson", "--backend", "pyro", *arguments)
     found = json.loads(out)
     assert code == 0
