@@ -25,6 +25,9 @@ _RULE = (
 )
 """Node and weight in the lower tail, node and weight in the upper: fitted, see `_by_rule`."""
 
+_FEW = 64
+"""Numbers up to which the nodes share an axis; more would make the sum over it slower than the nodes one by one."""
+
 
 def log_slope(w: Array, a: Array) -> Array:
     """d log z / da of z ~ Gamma(a, 1) at constant F(z; a).
@@ -104,7 +107,7 @@ def _by_rule(w: Array, a: Array, centre: Array) -> Array:
     unit = 2.0 / (c + xp.sqrt(c * c + 2.0 * z))
     sign = xp.where(lower, 0.0 * w - 1.0, 0.0 * w + 1.0)
     centre = sign * centre
-    if math.prod(w.shape) <= special.AT_ONCE:
+    if math.prod(w.shape) <= _FEW:
         low_node, low_weight, high_node, high_weight = special.columns(_RULE, w)
         node = xp.where(lower[None], low_node, high_node)
         weight = xp.where(lower[None], low_weight, high_weight)
