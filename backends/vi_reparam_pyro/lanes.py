@@ -39,6 +39,11 @@ _LEVELS: list[Array] = []
 _KEYS: list[Keys] = []
 
 
+def running() -> bool:
+    """Whether lanes are running: values are of many runs at once, and Python cannot read them."""
+    return bool(_LEVELS)
+
+
 def keys() -> Keys | None:
     """The keys of the lanes that are running, if any are."""
     return _KEYS[-1] if _LEVELS else None

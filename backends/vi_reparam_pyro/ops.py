@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from vi_reparam.samplers.base import retry_all
 from vi_reparam_pyro import lanes
+from vi_reparam_pyro.retry import LaneKey, retry
 
 _functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
 
@@ -68,16 +69,22 @@ class TorchOps:
         return int(torch.randint(0, _MASK, (), device="cpu").item())
 
     def split(self, key: int, num: int) -> list[int]:
+        if isinstance(key, LaneKey):
+            return [key] * num
         return [mix(key ^ mix(i + 1)) for i in range(num)]
 
     def _generator(self, key: int) -> torch.Generator:
         return torch.Generator(device=torch.get_default_device()).manual_seed(key)
 
     def normal(self, key: int, shape: tuple[int, ...], dtype: Any) -> Any:
+        if isinstance(key, LaneKey):
+            return key.normal(shape, dtype)
         generator = self._generator(key)
         return lanes.noise(lambda lead: torch.randn((*lead, *shape), dtype=dtype, generator=generator))
 
     def uniform(self, key: int, shape: tuple[int, ...], dtype: Any) -> Any:
+        if isinstance(key, LaneKey):
+            return key.uniform(shape, dtype)
         generator = self._generator(key)
         return lanes.noise(lambda lead: 1.0 - torch.rand((*lead, *shape), dtype=dtype, generator=generator))
 
@@ -92,7 +99,11 @@ class TorchOps:
         return state
 
     def retry(self, attempt: Any, key: int, shape: tuple[int, ...], params: Any, most: int) -> Any:
-        return retry_all(self, attempt, key, shape, params, most)
+        if lanes.running() or torch.compiler.is_compiling():  # Python cannot read which lanes are left
+            return retry_all(self, attempt, key, shape, params, most)
+        first, later = self.split(key, 2)
+        with torch.no_grad():
+            return retry(attempt, (first, later), shape, params, most, mix)
 
     def with_slope(self, value: Any, parameter: Any, slope: Any) -> Any:
         if not _differentiated(parameter):
