@@ -9,11 +9,13 @@ import torch
 
 from vi_reparam.draw import Draw
 from vi_reparam.errors import ArgumentError
-from vi_reparam.estimators import Implicit
+from vi_reparam.estimators.primitives import ImplicitGradient
 from vi_reparam.families import FAMILIES
 from vi_reparam_pyro.ops import ops
 
 Array = Any
+
+_IMPLICIT = ImplicitGradient(density=False)
 
 _AT_ONCE = 131_072
 """Numbers drawn together: their intermediate results stay in the processor's cache."""
@@ -36,10 +38,10 @@ def _draw(
     each = max(1, _AT_ONCE // max(1, *(math.prod(event) for event in inner)))
     num = math.prod(lanes)
     if num <= each:
-        return _of(Implicit().draw(ops, key, family, lanes, *params), log)
+        return _of(family.build(_IMPLICIT, ops, key, lanes, *params), log)
     flat = [p.expand(*lanes, *event).reshape(num, *event) for p, event in zip(params, inner, strict=True)]
     blocks = zip(ops.split(key, -(-num // each)), *(p.split(each) for p in flat), strict=True)
-    drawn = [_of(Implicit().draw(ops, k, family, (b[0].shape[0],), *b), log) for k, *b in blocks]
+    drawn = [_of(family.build(_IMPLICIT, ops, k, (b[0].shape[0],), *b), log) for k, *b in blocks]
     whole = torch.cat(drawn)
     return whole.reshape(*lanes, *whole.shape[1:])
 
