@@ -24,7 +24,8 @@ def _is_double(ops: Any, x: Array) -> bool:
     return ops.xp.finfo(x.dtype).eps < 1e-10
 
 
-def _horner(x: Array, coefficients: list[float]) -> Array:
+def horner(x: Array, coefficients: list[float]) -> Array:
+    """SUM_k c_k x^k."""
     total = coefficients[-1] + 0.0 * x
     for c in reversed(coefficients[:-1]):
         total = c + x * total
@@ -39,7 +40,7 @@ def expm1_minus(x: Array) -> Array:
     near = xp.where(small, x, 0.0 * x)
     far = xp.where(small, 0.0 * x + 1.0, x)
     terms = 16 if _is_double(ops, x) else 9
-    series = near * near * _horner(near, [1.0 / math.factorial(k) for k in range(2, terms)])
+    series = near * near * horner(near, [1.0 / math.factorial(k) for k in range(2, terms)])
     return xp.where(small, series, xp.expm1(far) - far)
 
 
@@ -52,7 +53,7 @@ def minus_log1p(t: Array) -> Array:
     far = xp.where(small, 0.0 * t + 1.0, t)
     r = near / (2.0 + near)
     terms = 11 if _is_double(ops, t) else 5
-    series = near * r - 2.0 * r**3 * _horner(r * r, [1.0 / (2 * k + 3) for k in range(terms)])
+    series = near * r - 2.0 * r**3 * horner(r * r, [1.0 / (2 * k + 3) for k in range(terms)])
     return xp.where(small, series, far - xp.log1p(far))
 
 
@@ -64,7 +65,7 @@ def log1p_remainder(x: Array) -> Array:
     near = xp.where(small, x, 0.0 * x)
     far = xp.where(small, 0.0 * x + 1.0, x)
     terms = 26 if _is_double(ops, x) else 13
-    series = near**4 * _horner(near, [-3.0 * (-1.0) ** k / k for k in range(4, terms)])
+    series = near**4 * horner(near, [-3.0 * (-1.0) ** k / k for k in range(4, terms)])
     return xp.where(small, series, 3.0 * xp.log1p(far) - 3.0 * far + 1.5 * far * far - far**3)
 
 
@@ -79,7 +80,7 @@ def stirling(a: Array) -> Array:
     large = a > 8.0
     far = xp.where(large, a, 0.0 * a + 8.0)
     near = xp.where(large, 0.0 * a + 8.0, a)
-    series = _horner(1.0 / (far * far), _STIRLING) / far
+    series = horner(1.0 / (far * far), _STIRLING) / far
     direct = ops.gammaln(near) - (near - 0.5) * xp.log(near) + near - 0.5 * LOG_2PI
     return xp.where(large, series, direct)
 
@@ -92,7 +93,7 @@ def digamma_minus_log(a: Array) -> Array:
     far = xp.where(large, a, 0.0 * a + 8.0)
     near = xp.where(large, 0.0 * a + 8.0, a)
     square = 1.0 / (far * far)
-    return xp.where(large, -0.5 / far + square * _horner(square, _DIGAMMA), ops.digamma(near) - xp.log(near))
+    return xp.where(large, -0.5 / far + square * horner(square, _DIGAMMA), ops.digamma(near) - xp.log(near))
 
 
 def gammaln_half_step(a: Array) -> Array:

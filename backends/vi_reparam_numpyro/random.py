@@ -9,16 +9,18 @@ import jax
 import jax.numpy as jnp
 
 from vi_reparam.errors import ArgumentError
-from vi_reparam.estimators import Implicit
+from vi_reparam.estimators.primitives import ImplicitGradient
 from vi_reparam.families import FAMILIES
 from vi_reparam_numpyro.ops import ops
 
 Array = Any
 
+_IMPLICIT = ImplicitGradient(density=False)
+
 
 @functools.partial(jax.jit, static_argnames=("name", "lanes", "log"))
 def _draw(name: str, key: Any, lanes: tuple[int, ...], params: tuple[Array, ...], *, log: bool = False) -> Array:
-    draw = Implicit().draw(ops, key, FAMILIES[name], lanes, *params)
+    draw = FAMILIES[name].build(_IMPLICIT, ops, key, lanes, *params)
     if not log:
         return draw.value
     assert draw.logs is not None

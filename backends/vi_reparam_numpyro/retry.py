@@ -23,6 +23,10 @@ SHARE = 16
 """One lane in so many has a place in the next round's buffer; where more were rejected, it is filled again."""
 
 
+BUFFER = 65_536
+"""A buffer of so many places goes on as a whole: a second one in it would compile half as long again."""
+
+
 def retry(attempt: Attempt, key: Any, shape: tuple[int, ...], params: tuple[Array, ...], most: int) -> Array:
     """Noise of accepted proposals, as `vi_reparam.ops.Ops.retry` says.
 
@@ -79,10 +83,13 @@ def _finish(rounds: _Rounds, start: int, lanes: Array, params: tuple[Array, ...]
         noise, begin = state
         at = first_set(left & (lax.iota(jnp.int32, size) >= begin), places)
         here = jnp.minimum(at, size - 1)
-        some = tuple(p[here] for p in params)
-        fresh, taken = rounds(start, lanes[here], some)
-        fresh = jnp.where(_of(taken, fresh), fresh, jnp.asarray(jnp.nan, fresh.dtype))
-        fresh = _finish(rounds, start + 1, lanes[here], some, fresh, (at < size) & ~taken)
+        lane, held, some = lanes[here], noise[here], tuple(p[here] for p in params)
+        if places <= BUFFER:
+            fresh = _masked(rounds, start, lane, some, held, at < size)
+        else:
+            fresh, taken = rounds(start, lane, some)
+            fresh = jnp.where(_of(taken, fresh), fresh, held)
+            fresh = _finish(rounds, start + 1, lane, some, fresh, (at < size) & ~taken)
         return noise.at[at].set(fresh, mode="drop"), at[-1] + 1
 
     begin = jnp.where(jnp.any(left), 0, size).astype(jnp.int32)

@@ -8,8 +8,8 @@ import array_api_compat.torch as xp
 import torch
 from torch.utils.checkpoint import checkpoint as recompute
 
-from vi_reparam.samplers.base import retry_all
 from vi_reparam_pyro import lanes, noise
+from vi_reparam_pyro.retry import LaneKey, retry
 from vi_reparam_pyro.seeding import MASK, mix
 
 _functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
@@ -59,12 +59,18 @@ class TorchOps:
         return int(torch.randint(0, MASK, (), device="cpu").item())
 
     def split(self, key: int, num: int) -> list[int]:
+        if isinstance(key, LaneKey):
+            return [key] * num
         return [mix(key ^ mix(i + 1)) for i in range(num)]
 
     def normal(self, key: int, shape: tuple[int, ...], dtype: Any) -> Any:
+        if isinstance(key, LaneKey):
+            return key.normal(shape, dtype)
         return lanes.noise(lambda lead: noise.normal(key, (*lead, *shape), dtype))
 
     def uniform(self, key: int, shape: tuple[int, ...], dtype: Any) -> Any:
+        if isinstance(key, LaneKey):
+            return key.uniform(shape, dtype)
         return lanes.noise(lambda lead: noise.uniform(key, (*lead, *shape), dtype))
 
     def poisson(self, key: int, rate: Any, shape: tuple[int, ...]) -> Any:
@@ -79,7 +85,7 @@ class TorchOps:
     def retry(self, attempt: Any, key: int, shape: tuple[int, ...], params: Any, most: int) -> Any:
         def run(key: int, shape: tuple[int, ...], *params: Any) -> Any:
             with torch.no_grad():
-                return retry_all(self, attempt, key, shape, params, most)
+                return retry(attempt, (mix(key), mix(key + 1)), shape, params, most)
 
         held = tuple(p.detach() for p in params)
         return lanes.loop(lambda lead, *params: noise.loop(run, key, (*lead, *shape), params), held)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 
+from vi_reparam.draw import Draw
 from vi_reparam.errors import ArgumentError
-from vi_reparam.estimators import Implicit
+from vi_reparam.estimators.primitives import ImplicitGradient
 from vi_reparam.families import FAMILIES
 from vi_reparam_pyro.ops import ops
 
 Array = Any
 
+_IMPLICIT = ImplicitGradient(density=False)
 
-def _draw(name: str, shape: Any, batch: tuple[int, ...], params: tuple[Array, ...], generator: Any) -> Any:
+_AT_ONCE = 131_072
+"""Numbers drawn together: their intermediate results stay in the processor's cache."""
+
+
+def _draw(
+    name: str, shape: Any, batch: tuple[int, ...], params: tuple[Array, ...], generator: Any, *, log: bool = False
+) -> Array:
     lanes = batch if shape is None else tuple(shape)
     try:
         fits = tuple(torch.broadcast_shapes(lanes, batch)) == lanes
@@ -24,7 +33,24 @@ def _draw(name: str, shape: Any, batch: tuple[int, ...], params: tuple[Array, ..
         raise ArgumentError(
             f"{name}(shape={lanes}): the parameters have batch shape {batch}, which does not broadcast to it"
         )
-    return Implicit().draw(ops, _key(generator), FAMILIES[name], lanes, *params)
+    family, key = FAMILIES[name], _key(generator)
+    inner = [tuple(p.shape[p.ndim - n :]) for p, n in zip(params, family.parameter_event_dims, strict=True)]
+    each = max(1, _AT_ONCE // max(1, *(math.prod(event) for event in inner)))
+    num = math.prod(lanes)
+    if num <= each:
+        return _of(family.build(_IMPLICIT, ops, key, lanes, *params), log)
+    flat = [p.expand(*lanes, *event).reshape(num, *event) for p, event in zip(params, inner, strict=True)]
+    blocks = zip(ops.split(key, -(-num // each)), *(p.split(each) for p in flat), strict=True)
+    drawn = [_of(family.build(_IMPLICIT, ops, k, (b[0].shape[0],), *b), log) for k, *b in blocks]
+    whole = torch.cat(drawn)
+    return whole.reshape(*lanes, *whole.shape[1:])
+
+
+def _of(draw: Draw, log: bool) -> Array:
+    if not log:
+        return draw.value
+    assert draw.logs is not None
+    return draw.logs[0]
 
 
 def _key(generator: Any) -> int:
@@ -54,7 +80,7 @@ def gamma(a: Array, shape: Any = None, *, generator: Any = None) -> Array:
         ArgumentError: if the shapes do not fit.
     """
     (a,) = _floats(a)
-    return _draw("gamma", shape, tuple(a.shape), (a, torch.ones_like(a)), generator).value
+    return _draw("gamma", shape, tuple(a.shape), (a, torch.ones_like(a)), generator)
 
 
 def log_gamma(a: Array, shape: Any = None, *, generator: Any = None) -> Array:
@@ -64,9 +90,7 @@ def log_gamma(a: Array, shape: Any = None, *, generator: Any = None) -> Array:
         ArgumentError: if the shapes do not fit.
     """
     (a,) = _floats(a)
-    logs = _draw("gamma", shape, tuple(a.shape), (a, torch.ones_like(a)), generator).logs
-    assert logs is not None
-    return logs[0]
+    return _draw("gamma", shape, tuple(a.shape), (a, torch.ones_like(a)), generator, log=True)
 
 
 def beta(a: Array, b: Array, shape: Any = None, *, generator: Any = None) -> Array:
@@ -76,7 +100,7 @@ def beta(a: Array, b: Array, shape: Any = None, *, generator: Any = None) -> Arr
         ArgumentError: if the shapes do not fit.
     """
     a, b = _floats(a, b)
-    return _draw("beta", shape, tuple(torch.broadcast_shapes(a.shape, b.shape)), (a, b), generator).value
+    return _draw("beta", shape, tuple(torch.broadcast_shapes(a.shape, b.shape)), (a, b), generator)
 
 
 def dirichlet(alpha: Array, shape: Any = None, *, generator: Any = None) -> Array:
@@ -86,7 +110,7 @@ def dirichlet(alpha: Array, shape: Any = None, *, generator: Any = None) -> Arra
         ArgumentError: if the shapes do not fit.
     """
     (alpha,) = _floats(alpha)
-    return _draw("dirichlet", shape, tuple(alpha.shape[:-1]), (alpha,), generator).value
+    return _draw("dirichlet", shape, tuple(alpha.shape[:-1]), (alpha,), generator)
 
 
 def von_mises_fisher(direction: Array, concentration: Array, shape: Any = None, *, generator: Any = None) -> Array:
@@ -103,4 +127,4 @@ def von_mises_fisher(direction: Array, concentration: Array, shape: Any = None, 
     """
     direction, concentration = _floats(direction, concentration)
     batch = tuple(torch.broadcast_shapes(direction.shape[:-1], concentration.shape))
-    return _draw("von_mises_fisher", shape, batch, (direction, concentration), generator).value
+    return _draw("von_mises_fisher", shape, batch, (direction, concentration), generator)

@@ -35,10 +35,11 @@ def salted(salt: int) -> Iterator[None]:
 
 def generator(key: int) -> torch.Generator:
     """A generator on torch's default device, from a key and the salt."""
-    return torch.Generator(device=torch.get_default_device()).manual_seed(_salted(key))
+    return torch.Generator(device=torch.get_default_device()).manual_seed(with_salt(key))
 
 
-def _salted(key: int) -> int:
+def with_salt(key: int) -> int:
+    """The key, made another by the salt."""
     return mix(key ^ _SALT[-1]) if _SALT[-1] else key
 
 
@@ -47,7 +48,7 @@ def seeded(key: int) -> Iterator[None]:
     """Seed torch's global state from `key` and the salt, and give it back as it was."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices, enabled=True):
-        torch.default_generator.manual_seed(_salted(key))
+        torch.default_generator.manual_seed(with_salt(key))
         for device in devices:
-            torch.cuda.default_generators[device].manual_seed(_salted(key))
+            torch.cuda.default_generators[device].manual_seed(with_salt(key))
         yield

@@ -63,7 +63,7 @@ def test_within_its_stated_error(backend, dtype):
     error = np.abs(ours(ops, w, a, dtype) / exact(w, a) - 1.0)
     worst = error.argmax()
     assert error[worst] < BOUNDS[dtype], (a[worst], w[worst])
-    few = slice(0, 300)  # a short array takes another way through the nodes
+    few = slice(0, 64)  # a short array takes another way through the nodes
     np.testing.assert_allclose(ours(ops, w[few], a[few], dtype), exact(w[few], a[few]), rtol=BOUNDS[dtype])
 
 

@@ -105,8 +105,11 @@ def _noise(sampler, *params):
 
 
 @pytest.mark.parametrize("sampler", [LogGamma(1), VonMisesDeviation(), Rare()], ids=lambda s: type(s).__name__)
-def test_compaction_gives_what_full_width_rounds_give(sampler, monkeypatch):
+@pytest.mark.parametrize("buffer", [100, 65_536])  # buffers within buffers, and one
+def test_compaction_gives_what_full_width_rounds_give(sampler, buffer, monkeypatch):
     params = jnp.geomspace(0.01, 100.0, 40_000)
+    monkeypatch.setattr(retry, "BUFFER", buffer)
+    monkeypatch.setattr(retry, "WHOLE", 500)
     compacted = _noise(sampler, params)
     monkeypatch.setattr(retry, "WHOLE", 10**9)
     # To the last bits: XLA contracts multiplications and additions as the loop's shape has it.

@@ -96,9 +96,11 @@ class Primitive(abc.ABC):
 
     Attributes:
         boost: shape augmentations of the gamma draws.
+        density: whether the draw's log_prob is wanted; where it is not, a family may leave it None.
     """
 
     boost: int = 1
+    density: bool = True
 
     @abc.abstractmethod
     def __call__(

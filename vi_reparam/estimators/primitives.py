@@ -42,6 +42,9 @@ class Constant(Primitive):
 class ImplicitGradient(Primitive):
     """The implicit gradient of the accepted value."""
 
+    def __init__(self, *, density: bool = True) -> None:
+        self.density = density
+
     def __call__(
         self,
         ops: Ops,

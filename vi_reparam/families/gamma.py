@@ -60,7 +60,7 @@ class Gamma(Family):
         natural = stop(xp.where(w > -0.5, a + a * xp.expm1(w), a * xp.exp(w)) / rate)
         return Draw(
             value=special.exp_clipped(log_value, natural),
-            log_prob=sampler.log_target(w, a) - log_value,
+            log_prob=sampler.log_target(w, a) - log_value if primitive.density else None,
             score_term=score_term,
             noise=noise,
             logs=(log_value,),
@@ -119,7 +119,7 @@ class InverseGamma(Family):
         log_value = -draw.logs[0]
         return Draw(
             value=special.exp_clipped(log_value, ops.stop_gradient(1.0 / draw.value)),
-            log_prob=draw.log_prob - 2.0 * log_value,
+            log_prob=draw.log_prob - 2.0 * log_value if primitive.density else None,
             score_term=draw.score_term,
             noise=draw.noise,
             logs=(log_value,),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from vi_reparam.errors import GradientError
@@ -76,6 +77,13 @@ class RejectionSampler(abc.ABC):
         """Logarithm of the probability of accepting this noise."""
         return self.log_noise_density(noise, *params) - self.log_bound(*params)
 
+    def squeeze(self, noise: Array, u: Array, *params: Array) -> Array | None:
+        """Lanes where u, uniform, is below the probability of acceptance by a cheap bound; None if there is none.
+
+        A loop that can compute on few lanes asks `log_accept` only of the others.
+        """
+        return None
+
     def auxiliary(self, ops: Ops, key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
         """Further noise that is not subject to rejection; None if there is none."""
         return None
@@ -102,6 +110,30 @@ class RejectionSampler(abc.ABC):
         return draw(key, (*shape, *self.noise_shape), dtype)
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """One proposal a lane, as `Ops.retry` takes it: ``attempt(key, lanes, *params)``, or its two halves."""
+
+    ops: Ops
+    sampler: RejectionSampler
+    dtype: Any
+
+    def __call__(self, key: Any, lanes: tuple[int, ...], *params: Array) -> tuple[Array, Array]:
+        """The noise of a proposal, and whether it is accepted."""
+        noise, u = self.propose(key, lanes, *params)
+        return noise, self.accepts(noise, u, *params)
+
+    def propose(self, key: Any, lanes: tuple[int, ...], *params: Array) -> tuple[Array, Array]:
+        """The noise of a proposal, and the uniform that decides on it."""
+        proposal, coin = self.ops.split(key, 2)
+        noise = self.sampler.propose(self.sampler.raw_noise(self.ops, proposal, lanes, self.dtype), *params)
+        return noise, self.ops.uniform(coin, lanes, self.dtype)
+
+    def accepts(self, noise: Array, u: Array, *params: Array) -> Array:
+        """Whether a proposal is accepted."""
+        return self.ops.xp.log(u) < self.sampler.log_accept(noise, *params)
+
+
 def accepted_noise(ops: Ops, key: Any, sampler: RejectionSampler, shape: tuple[int, ...], *params: Array) -> Any:
     """Noise of accepted proposals, as constants: batch first, masked, bounded.
 
@@ -117,12 +149,7 @@ def accepted_noise(ops: Ops, key: Any, sampler: RejectionSampler, shape: tuple[i
     dtype = params[0].dtype
     key, extra = ops.split(key, 2)
 
-    def attempt(key: Any, lanes: tuple[int, ...], *params: Array) -> tuple[Array, Array]:
-        proposal, coin = ops.split(key, 2)
-        noise = sampler.propose(sampler.raw_noise(ops, proposal, lanes, dtype), *params)
-        return noise, xp.log(ops.uniform(coin, lanes, dtype)) < sampler.log_accept(noise, *params)
-
-    noise = ops.retry(attempt, key, shape, params, sampler.max_rounds)
+    noise = ops.retry(Attempt(ops, sampler, dtype), key, shape, params, sampler.max_rounds)
     return sampler.join(stop(noise), sampler.auxiliary(ops, extra, shape, dtype))
 
 

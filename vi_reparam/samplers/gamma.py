@@ -90,6 +90,11 @@ class LogGamma(RejectionSampler):
         x, d = self._x(noise, a)
         return d * special.log1p_remainder(x)
 
+    def squeeze(self, noise: Array, u: Array, a: Array) -> Array:
+        """Marsaglia and Tsang's: u < 1 - 0.0331 eps^4, for a + B of at least 1."""
+        square = noise * noise
+        return (u < 1.0 - 0.0331 * square * square) & (a >= 1.0 - self.boost)
+
     def log_target(self, value: Array, a: Array) -> Array:
         xp = ops_of(a).xp
         return -a * special.expm1_minus(value) + 0.5 * (xp.log(a) - special.LOG_2PI) - special.stirling(a)
