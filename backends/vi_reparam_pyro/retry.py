@@ -77,7 +77,7 @@ def retry(
         keys: of the first round and of the later ones.
     """
     num = math.prod(shape)
-    flat = tuple(p.reshape(num) for p in params)
+    flat = tuple(p.reshape((num,)) for p in params)
     noise, u = attempt.propose(keys[0], (num,), *flat)
     sure = attempt.sampler.squeeze(noise, u, *flat)
     left = torch.arange(num, device=u.device) if sure is None else torch.nonzero(~sure)[:, 0]
@@ -96,4 +96,4 @@ def retry(
         if count > most:
             noise[left] = float("nan")
             break
-    return noise.reshape(*shape, *noise.shape[1:])
+    return noise.reshape((*shape, *noise.shape[1:]))
