@@ -17,6 +17,7 @@ from numpyro.infer import SVI
 from tqdm.auto import tqdm
 
 from vi_reparam.errors import ArgumentError, NonFiniteError, ViReparamError
+from vi_reparam.guides import JointFamily
 from vi_reparam_numpyro import checkpoint as checkpoints
 from vi_reparam_numpyro.arguments import Arguments, check_data
 from vi_reparam_numpyro.objectives import ELBO
@@ -61,6 +62,7 @@ class Fitter:
         self._programs: dict[Any, Program] = {}
         self._selected: dict[Any, tuple[Any, dict[str, float]]] = {}
         self._checked: set[Any] = set()
+        self._simpler: dict[Any, Any] = {}
         self._reads_data = False
 
     def fit(
@@ -91,13 +93,14 @@ class Fitter:
         objective = self.guided.objective
         if num_particles is not None:
             objective = objective.with_particles(num_particles)
-        optimizer = default_optimizer(num_steps) if optimizer is None else optimizer
+        if optimizer is None:
+            optimizer = self._default_optimizer(num_steps)
         self._check(objective, args, kwargs)
 
         arguments = Arguments.of(args, kwargs, closed=self._reads_data)
         active, prices = self._select(objective, arguments, args, kwargs)
         program = self._program(active, objective, optimizer, arguments)
-        state = program.init(key, arguments.arrays)
+        state = program.init(key, arguments.arrays, self._warm_start(key, args, kwargs))
         losses = np.full(num_steps, np.nan)
         done = 0
         if checkpoint is not None:
@@ -126,6 +129,25 @@ class Fitter:
             seed=seed if isinstance(seed, int) else 0,
             record=record,
         )
+
+    def _default_optimizer(self, num_steps: int) -> Any:
+        family = self.guided.family
+        if family is None:
+            return default_optimizer(num_steps)
+        return default_optimizer(num_steps, family.learning_rate, clip=family.clip)
+
+    def _warm_start(self, key: Any, args: Any, kwargs: Any) -> dict[str, Array]:
+        """Values to start some parameters from: those of a simpler family's own fit."""
+        if not isinstance(self.guided.family, JointFamily):
+            return {}
+
+        def fit(family: Any, num_steps: int, key: Any) -> dict[str, Array]:
+            if family not in self._simpler:
+                simpler = self._simpler[family] = type(self.guided)(self.guided.model, family)
+                simpler.written.share(self.guided.written)
+            return self._simpler[family].fit(*args, num_steps=num_steps, seed=key, progress=False, **kwargs).params
+
+        return self.guided.written.warm_start(fit, args, kwargs, random.fold_in(key, 1))
 
     def _check(self, objective: ELBO, args: Any, kwargs: Any) -> None:
         """Everything that can be refused before compiling."""
@@ -190,14 +212,14 @@ class Fitter:
         svi = SVI(guided.model, guided.guide, optax.identity(), objective)
 
         @jax.jit
-        def init(key: Any, arrays: Any) -> dict[str, Any]:
+        def init(key: Any, arrays: Any, warm: Any) -> dict[str, Any]:
             args, kwargs = arguments.join(arrays)
             init_key, key = random.split(key)
-            start = svi.init(init_key, *args, **kwargs)
+            start = svi.init(init_key, *args, init_params=warm or None, **kwargs)
             params = svi.optim.get_params(start.optim_state)
             return {"params": params, "opt": optimizer.init(params), "mutable": start.mutable_state, "key": key}
 
-        jax.eval_shape(init, random.key(0), arguments.arrays)  # so that the SVI knows its constraints
+        jax.eval_shape(init, random.key(0), arguments.arrays, {})  # so that the SVI knows its constraints
         constrain: Any = svi.constrain_fn
 
         def loss(params: Any, mutable: Any, key: Any, arrays: Any) -> Any:

@@ -11,9 +11,16 @@ import numpy as np
 import optax
 
 
-def default_optimizer(num_steps: int, learning_rate: float = 0.05) -> optax.GradientTransformation:
-    """Adam with a cosine schedule from `learning_rate` down to a hundredth of it."""
-    return optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps, alpha=0.01), b1=0.9, b2=0.99)
+def default_optimizer(
+    num_steps: int, learning_rate: float = 0.05, *, clip: float | None = None
+) -> optax.GradientTransformation:
+    """Adam with a cosine schedule from `learning_rate` down to a hundredth of it.
+
+    Args:
+        clip: largest norm of a gradient; None for any.
+    """
+    adam = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps, alpha=0.01), b1=0.9, b2=0.99)
+    return adam if clip is None else optax.chain(optax.clip_by_global_norm(clip), adam)
 
 
 def fingerprint(value: Any) -> Hashable:

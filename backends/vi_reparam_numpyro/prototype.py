@@ -108,7 +108,7 @@ def prototype(model: Any, args: Any, kwargs: Any) -> dict[str, Site]:
             tr = trace(drawable(model, random.key(0))).get_trace(*args, **kwargs)
     sizes = {n: s["args"] for n, s in tr.items() if s["type"] == "plate"}
     latents = {n: s for n, s in tr.items() if s["type"] == "sample" and not s["is_observed"]}
-    starts = _starts(model, args, kwargs, latents) if concrete else {}
+    starts = _starts(model, args, kwargs, latents) if concrete and latents else {}
     sites = {}
     for name, msg in latents.items():
         support = msg["fn"].support
@@ -164,11 +164,16 @@ def _unit(support: Any, shape: tuple[int, ...]) -> Array:
         return jnp.zeros(shape)
     if support_kind(support) == "sphere":  # no bijection from the reals: one of its poles
         return jnp.zeros(shape).at[..., 0].set(1.0)
-    transform = _bijection(support)
+    transform = bijection(support)
     return transform(jnp.zeros(transform.inverse_shape(shape)))
 
 
-def _bijection(support: Any) -> Any:
+def bijection(support: Any) -> Any:
+    """The way from the reals to a support.
+
+    Raises:
+        SiteError: if there is none.
+    """
     try:
         return biject_to(support)
     except NotImplementedError:
@@ -228,7 +233,7 @@ def _central(statistic: Any, draws: Array, support: Any) -> Array:
     """A mean or median over draws; taken in unconstrained coordinates where the support is unusual."""
     if support_kind(support) != "other":
         return statistic(draws, axis=0)
-    transform = _bijection(support)
+    transform = bijection(support)
     return transform(statistic(transform.inv(draws), axis=0))
 
 

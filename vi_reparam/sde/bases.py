@@ -40,8 +40,8 @@ class Base(abc.ABC):
     def log_det(self, ops: Ops, params: Params) -> Array:
         """log|S|, a scalar."""
 
-    def component(self, params: Params, index: Array) -> Params:
-        """The parameters of one component."""
+    def component(self, ops: Ops, params: Params, chosen: Array) -> Params:
+        """The parameters of one component, by a one-hot vector."""
         return params
 
     def log_prob(self, ops: Ops, params: Params, z: Array) -> Array:
@@ -163,8 +163,10 @@ class Mixture(Base):
             "log_scale": ops.xp.log(wide) + ops.xp.zeros(shape, dtype=loc.dtype),
         }
 
-    def component(self, params: Params, index: Array) -> Params:
-        return {name: value[index] for name, value in params.items()}
+    def component(self, ops: Ops, params: Params, chosen: Array) -> Params:
+        # a product, since an index may be a lane's own
+        row = ops.xp.reshape(chosen, (1, -1))
+        return {name: ops.xp.reshape(row @ value, (-1,)) for name, value in params.items()}
 
     def to_latent(self, ops: Ops, params: Params, x: Array) -> Array:
         return Diagonal().to_latent(ops, params, x)

@@ -36,13 +36,10 @@ class Path:
     Attributes:
         end: x_K in the base's standardized coordinates, shape ``[..., D]``.
         log_q: log N(x_0) + sum log B - sum log F, as a density of `end`; shape ``[...]``.
-        slope: the derivative of log_q by the end alone, at the last kernel; a constant, shape
-            ``[..., D]``. A path gradient through the base's parameters needs it.
     """
 
     end: Array
     log_q: Array
-    slope: Array
 
 
 @dataclass(frozen=True)
@@ -150,6 +147,4 @@ def simulate(
 
     log_q = constant - 0.5 * xp.sum(start * start, axis=-1)
     (x, _, log_q), _ = ops.scan(body, (x, empty, log_q), xs, checkpoint=checkpoint)
-    wide = sd[-1] if x.ndim == 1 else xp.reshape(sd[-1], (*(1 for _ in x.shape[:-1]), size))
-    slope = stop(-noise[-1] / wide) * last
-    return Path(x / last, log_q, slope)
+    return Path(x / last, log_q)
