@@ -184,7 +184,7 @@ class JointGuide(abc.ABC):
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
         layout = self.layout(args, kwargs)
-        vector = numpyro.sample(SITE, self.distribution(layout, args, kwargs), infer={"is_auxiliary": True})
+        vector: Any = numpyro.sample(SITE, self.distribution(layout, args, kwargs), infer={"is_auxiliary": True})
         plates: dict[str, numpyro.plate] = {}
         values, found = {}, layout.unpack(vector)
         for part in layout.parts:
@@ -224,7 +224,8 @@ def base_params(prefix: str, base: Any, layout: Layout, scale: float) -> dict[st
     loc = jnp.asarray(layout.start, jnp.result_type(float))
     key = random.key(0)
     start = base.parameters(ops, key, loc, jnp.full_like(loc, scale))
-    return {name: numpyro.param(f"{prefix}_{name}", value) for name, value in start.items()}
+    params: dict[str, Any] = {name: numpyro.param(f"{prefix}_{name}", value) for name, value in start.items()}
+    return params
 
 
 def choose_component(base: Any, key: Array) -> tuple[Array, Array | None]:
