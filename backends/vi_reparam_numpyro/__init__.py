@@ -56,6 +56,7 @@ from vi_reparam_numpyro.host import host
 from vi_reparam_numpyro.objectives import ELBO
 from vi_reparam_numpyro.ops import ops
 from vi_reparam_numpyro.posterior import Posterior
+from vi_reparam_numpyro.sde_study import compare_sde
 from vi_reparam_numpyro.storage import load
 
 __all__ = [
@@ -99,6 +100,7 @@ __all__ = [
     "Window",
     "annotate",
     "compare_estimators",
+    "compare_sde",
     "estimate",
     "guide",
     "host",

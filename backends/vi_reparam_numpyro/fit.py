@@ -134,7 +134,7 @@ class Fitter:
         family = self.guided.family
         if family is None:
             return default_optimizer(num_steps)
-        return default_optimizer(num_steps, family.learning_rate, clip=family.clip)
+        return default_optimizer(num_steps, family.learning_rate, clip=family.clip, warmup=family.warmup)
 
     def _warm_start(self, key: Any, args: Any, kwargs: Any) -> dict[str, Array]:
         """Values to start some parameters from: those of a simpler family's own fit."""
@@ -212,14 +212,14 @@ class Fitter:
         svi = SVI(guided.model, guided.guide, optax.identity(), objective)
 
         @jax.jit
-        def init(key: Any, arrays: Any, warm: Any) -> dict[str, Any]:
+        def init(key: Any, arrays: Any, warm: Any = None) -> dict[str, Any]:
             args, kwargs = arguments.join(arrays)
             init_key, key = random.split(key)
             start = svi.init(init_key, *args, init_params=warm or None, **kwargs)
             params = svi.optim.get_params(start.optim_state)
             return {"params": params, "opt": optimizer.init(params), "mutable": start.mutable_state, "key": key}
 
-        jax.eval_shape(init, random.key(0), arguments.arrays, {})  # so that the SVI knows its constraints
+        jax.eval_shape(init, random.key(0), arguments.arrays)  # so that the SVI knows its constraints
         constrain: Any = svi.constrain_fn
 
         def loss(params: Any, mutable: Any, key: Any, arrays: Any) -> Any:

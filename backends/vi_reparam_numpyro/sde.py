@@ -48,6 +48,8 @@ class SDEGuide(JointGuide):
         size, dtype = layout.size, jnp.result_type(float)
         family: SDE = self.family.of_size(size)
         base = base_params(PREFIX, family.base, layout, family.init_scale)
+        if not family.learn_base:
+            base = {name: lax.stop_gradient(p) for name, p in base.items()}
         log_ratio = None
         num_steps = family.num_steps if self.steps is None else self.steps.num_steps
         if family.variance == "learned" and self.steps is None:

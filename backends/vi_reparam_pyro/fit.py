@@ -135,7 +135,7 @@ class Fitter:
         family = self.guided.family
         if family is None:
             return default_optimizer(num_steps)
-        return default_optimizer(num_steps, family.learning_rate, clip=family.clip)
+        return default_optimizer(num_steps, family.learning_rate, clip=family.clip, warmup=family.warmup)
 
     def _warm_start(self, key: int, args: Any, kwargs: Any) -> dict[str, Array]:
         """Values to start some parameters from: those of a simpler family's own fit."""

@@ -13,11 +13,13 @@ class GuideFamily(abc.ABC):
         num_particles: draws a step, unless the objective or `fit` says otherwise.
         learning_rate: of the default optimizer.
         clip: largest norm of a gradient in the default optimizer; None for any.
+        warmup: part of the steps over which the default optimizer's rate rises from zero.
     """
 
     num_particles: ClassVar[int] = 8
     learning_rate: ClassVar[float] = 0.05
     clip: ClassVar[float | None] = None
+    warmup: ClassVar[float] = 0.0
 
     @abc.abstractmethod
     def check_estimators(self, estimators: Any) -> None:

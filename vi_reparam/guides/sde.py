@@ -46,6 +46,8 @@ class SDE(JointFamily):
         schedule: of the noise.
         warm_start: steps for which the base is fitted alone before `fit` begins; 0 for none.
         init_scale: standard deviation at which the base starts.
+        learn_base: whether the base goes on learning with the drift. Held, a wide base does not
+            close in on a few modes before the drift has found the others.
         checkpoint: recompute each step in the backward pass instead of keeping it.
 
     Raises:
@@ -53,8 +55,9 @@ class SDE(JointFamily):
     """
 
     num_particles: ClassVar[int] = 128
-    learning_rate: ClassVar[float] = 0.003
+    learning_rate: ClassVar[float] = 0.005
     clip: ClassVar[float | None] = 10.0
+    warmup: ClassVar[float] = 0.05  # the last kernels are narrow: a first step at full rate leaves them
 
     parameterization: str = "data"
     variance: str = "learned"
@@ -67,6 +70,7 @@ class SDE(JointFamily):
     schedule: Schedule = field(default_factory=UniformLogSNR)
     warm_start: int = 2_000
     init_scale: float = 0.1
+    learn_base: bool = True
     checkpoint: bool = True
 
     def __post_init__(self) -> None:
