@@ -150,7 +150,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3_000)
     parser.add_argument("--stock-seconds", type=float, default=BUDGET, help="budget of each stock guide; 0 for none")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=Path, help="JSON file to write, and to go on from")
     options = parser.parse_args()
     if not options.folder.is_dir():
         parser.error(f"no folder {options.folder}: give the one that holds seeds.json and german.data-numeric")
@@ -164,6 +164,10 @@ def main():
         "budget_seconds": BUDGET,
         "targets": {},
     }
+    if options.out and options.out.exists():  # targets measured before, under the same options, are kept
+        before = json.loads(options.out.read_text())
+        if all(before[name] == result[name] for name in ("command", "num_seeds", "num_steps")):
+            result["targets"] = before["targets"]
     for name in options.targets:
         target, spec = SPECIFICATIONS[name]
         model, args = TARGETS[target](options.folder)
