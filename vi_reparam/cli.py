@@ -11,7 +11,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -320,6 +320,36 @@ def _compare(
     }
 
 
+def _compare_sde(
+    job: Job, report: Report, *, replicates: int, seed: int, num_steps: int | None, num_particles: int | None
+) -> dict[str, Any]:
+    """Fit the SDE guide in all its forms, show the table; what was found, for JSON."""
+    report.title(f"{job.name}: forms of the SDE guide")
+    if not hasattr(job.vr, "compare_sde"):
+        raise BackendError(f"{job.vr.__name__} cannot compare SDE guides; use --backend numpyro")
+    table = Table("predicts", "variance", "gradient", "ELBO", "gradient variance", "seconds")
+    rows = job.vr.compare_sde(
+        job.guided,
+        *job.args,
+        **job.kwargs,
+        num_steps=num_steps or 1_000,
+        num_particles=num_particles or 64,
+        num_replicates=replicates,
+        seed=seed,
+    )
+    for row in rows:
+        elbo, spread = f"{row.elbo:.3f} ± {row.error:.3f}", f"{row.gradient_variance:.3g}"
+        table.add_row(row.parameterization, row.variance, row.gradient, elbo, spread, f"{row.seconds:.0f}")
+    report.show(table)
+    return {
+        "model": job.name,
+        "backend": job.vr.host.name,
+        "seed": seed,
+        "replicates": replicates,
+        "rows": [asdict(row) for row in rows],
+    }
+
+
 def _stages(text: str) -> tuple[str, ...]:
     stages = tuple(part.strip() for part in text.split(","))
     if not set(stages) <= {"start", "fitted"}:
@@ -387,12 +417,23 @@ def compare(
     stages: Annotated[str, typer.Option(help="start, fitted or start,fitted.")] = "start,fitted",
     estimator: Estimators = None,
     parameter: Annotated[str | None, typer.Option(help="A coordinate to show by itself, as 'shape[0]'.")] = None,
+    family: Annotated[str | None, typer.Option(help="sde: compare forms of the SDE guide instead.")] = None,
     options: Options = None,
     data: Data = None,
 ) -> None:
-    """Measure the variance, bias and cost of gradient estimators on a model."""
+    """Measure the variance, bias and cost of gradient estimators on a model, or of forms of its SDE guide."""
     report = Report(as_json, out)
     with report.running():
+        if family is not None:
+            if family != "sde":
+                raise ArgumentError(f"--family {family!r}: expected sde")
+            if estimator or parameter:
+                raise ArgumentError("--family sde draws all sites together: leave --estimator and --parameter out")
+            job = _job(model, backend, options=_options(options or []), data=data)
+            report.content |= _compare_sde(
+                job, report, replicates=replicates, seed=seed, num_steps=num_steps, num_particles=num_particles
+            )
+            return
         chosen = [_estimator(text) for text in estimator or []]
         wanted = _stages(stages)
         job = _job(

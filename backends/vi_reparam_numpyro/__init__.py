@@ -32,7 +32,21 @@ from vi_reparam import (
     surrogate,
 )
 from vi_reparam.comparison import Comparison
-from vi_reparam.guides import GuideFamily, MeanField
+from vi_reparam.guides import SDE, GuideFamily, MeanField
+from vi_reparam.sde import (
+    MLP,
+    Adams,
+    Cosine,
+    Diagonal,
+    Full,
+    Linear,
+    LowRank,
+    Mixture,
+    Ramp,
+    UniformLogSNR,
+    VarianceExploding,
+    Window,
+)
 from vi_reparam_numpyro import random
 from vi_reparam_numpyro.compare import compare_estimators
 from vi_reparam_numpyro.distributions import FromSampler, VonMisesFisher, annotate
@@ -43,36 +57,51 @@ from vi_reparam_numpyro.host import host
 from vi_reparam_numpyro.objectives import ELBO
 from vi_reparam_numpyro.ops import ops
 from vi_reparam_numpyro.posterior import Posterior
+from vi_reparam_numpyro.sde_study import compare_sde
 from vi_reparam_numpyro.storage import load
 
 __all__ = [
     "ELBO",
+    "MLP",
+    "SDE",
+    "Adams",
     "ArgumentError",
     "Auto",
     "BackendError",
     "Branch",
     "Comparison",
+    "Cosine",
+    "Diagonal",
     "Draw",
     "Estimator",
     "FromSampler",
+    "Full",
     "GradientError",
     "GuideFamily",
     "Guided",
     "Implicit",
+    "Linear",
+    "LowRank",
     "MeanField",
     "MeasureValued",
+    "Mixture",
     "NonFiniteError",
     "Ops",
     "Pathwise",
     "Posterior",
+    "Ramp",
     "Rejection",
     "RejectionSampler",
     "ScoreFunction",
     "SiteError",
+    "UniformLogSNR",
+    "VarianceExploding",
     "ViReparamError",
     "VonMisesFisher",
+    "Window",
     "annotate",
     "compare_estimators",
+    "compare_sde",
     "estimate",
     "fast_samplers",
     "guide",

@@ -18,6 +18,7 @@ from numpyro.infer import SVI
 from tqdm.auto import tqdm
 
 from vi_reparam.errors import ArgumentError, NonFiniteError, ViReparamError
+from vi_reparam.guides import JointFamily
 from vi_reparam_numpyro import checkpoint as checkpoints
 from vi_reparam_numpyro.arguments import Arguments, check_data
 from vi_reparam_numpyro.objectives import ELBO
@@ -62,6 +63,7 @@ class Fitter:
         self._programs: dict[Any, Program] = {}
         self._selected: dict[Any, tuple[Any, dict[str, float]]] = {}
         self._checked: set[Any] = set()
+        self._simpler: dict[Any, Any] = {}
         self._reads_data = False
 
     def fit(
@@ -92,12 +94,12 @@ class Fitter:
         objective = self.guided.objective
         if num_particles is not None:
             objective = objective.with_particles(num_particles)
-        optimizer = default_optimizer(num_steps) if optimizer is None else optimizer
+        optimizer = self._default_optimizer(num_steps) if optimizer is None else optimizer
         arguments = Arguments.of(args, kwargs, closed=self._reads_data)
         self._check(objective, arguments, args, kwargs)
         active, prices = self._select(objective, arguments, args, kwargs)
         start_key, key = random.split(key)
-        held = self.guided.start_at(arguments, start_key)
+        held = {**self.guided.start_at(arguments, start_key), **self._warm_start(key, args, kwargs)}
         program = self._program(active, objective, optimizer, arguments, held)
         state = program.init(key, held, arguments.arrays)
         losses = np.full(num_steps, np.nan)
@@ -128,6 +130,25 @@ class Fitter:
             seed=seed if isinstance(seed, int) else 0,
             record=record,
         )
+
+    def _default_optimizer(self, num_steps: int) -> Any:
+        family = self.guided.family
+        if family is None:
+            return default_optimizer(num_steps)
+        return default_optimizer(num_steps, family.learning_rate, clip=family.clip, warmup=family.warmup)
+
+    def _warm_start(self, key: Any, args: Any, kwargs: Any) -> dict[str, Array]:
+        """Values to start some parameters from: those of a simpler family's own fit."""
+        if not isinstance(self.guided.family, JointFamily):
+            return {}
+
+        def fit(family: Any, num_steps: int, key: Any) -> dict[str, Array]:
+            if family not in self._simpler:
+                simpler = self._simpler[family] = type(self.guided)(self.guided.model, family)
+                simpler.written.share(self.guided.written)
+            return self._simpler[family].fit(*args, num_steps=num_steps, seed=key, progress=False, **kwargs).params
+
+        return self.guided.written.warm_start(fit, args, kwargs, random.fold_in(key, 1))
 
     def _check(self, objective: ELBO, arguments: Arguments, args: Any, kwargs: Any) -> None:
         """Everything that can be refused before compiling."""

@@ -12,7 +12,7 @@ import jax
 
 from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators import Auto
-from vi_reparam.guides import GuideFamily, MeanField
+from vi_reparam.guides import GuideFamily, JointFamily, MeanField
 from vi_reparam_numpyro.arguments import Arguments
 from vi_reparam_numpyro.dependence import first_params
 from vi_reparam_numpyro.fit import Fitter, as_key
@@ -30,7 +30,7 @@ def guide(family: Any = None, *, estimators: Any = None, objective: Any = None) 
         family: a guide family; `MeanField` unless given.
         estimators: one estimator for every site it applies to, or a mapping from site names and
             ``"*"``. Sites without one get `Auto`.
-        objective: one of ours; `ELBO` with 8 particles unless given.
+        objective: one of ours; `ELBO` with the family's number of particles (8, `SDE`: 128) unless given.
 
     Returns:
         For a model, a `Guided`: it is still called as the model.
@@ -63,6 +63,7 @@ class Guided:
     Attributes:
         model: the model itself.
         guide: a plain NumPyro guide, for ``SVI(m.model, m.guide, optim, m.objective)``.
+        written: the guide before estimators act on it.
         objective: the objective.
         name: of the model.
 
@@ -73,7 +74,8 @@ class Guided:
     def __init__(
         self, model: Callable[..., Any], guide: Any = None, *, estimators: Any = None, objective: Any = None
     ) -> None:
-        objective = ELBO(num_particles=8) if objective is None else objective
+        if objective is None:
+            objective = ELBO(num_particles=guide.num_particles if isinstance(guide, GuideFamily) else 8)
         if not isinstance(objective, ELBO):
             raise ArgumentError(
                 f"objective={objective!r} would drop the score terms of this guide's estimators: use vr.ELBO()"
@@ -82,11 +84,13 @@ class Guided:
         mapping = as_mapping(estimators)
         if guide is None or isinstance(guide, GuideFamily):
             self.family = MeanField() if guide is None else guide
+            self.family.check_estimators(mapping)
             written = build_guide(self.family, model, mapping)
-            mapping = {"*": Auto(), **mapping}
+            if not isinstance(self.family, JointFamily):
+                mapping = {"*": Auto(), **mapping}
         else:
             self.family, written = None, guide
-        self._written = written
+        self.written = written
         self.estimators = mapping
         self.model = model
         self.guide = estimate(written, mapping)
@@ -106,7 +110,7 @@ class Guided:
         if self.name not in made:
             bound = self.model.__get__(instance, owner)
             made[self.name] = Guided(
-                bound, self.family or self._written, estimators=self.estimators, objective=self.objective
+                bound, self.family or self.written, estimators=self.estimators, objective=self.objective
             )
         return made[self.name]
 
@@ -117,7 +121,7 @@ class Guided:
         module, path = getattr(self, "__module__", None), getattr(self, "__qualname__", None)
         if module and path and _resolve(module, path) is self:
             return _resolve, (module, path)
-        return Guided._remake, (self.model, self.family or self._written, self.estimators, self.objective)
+        return Guided._remake, (self.model, self.family or self.written, self.estimators, self.objective)
 
     @staticmethod
     def _remake(model: Any, guide: Any, estimators: Any, objective: Any) -> Guided:
@@ -154,7 +158,7 @@ class Guided:
 
     def with_estimators(self, estimators: Any) -> Guided:
         """The same model and guide with other estimators."""
-        return Guided(self.model, self.family or self._written, estimators=estimators, objective=self.objective)
+        return Guided(self.model, self.family or self.written, estimators=estimators, objective=self.objective)
 
     def fit(
         self,

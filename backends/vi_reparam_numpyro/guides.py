@@ -16,9 +16,12 @@ from numpyro.distributions import biject_to, constraints
 
 from vi_reparam.errors import SiteError
 from vi_reparam.estimators import Auto, Estimator
-from vi_reparam.guides import GuideFamily, MeanField
+from vi_reparam.guides import SDE, Gaussian, GuideFamily, MeanField
 from vi_reparam_numpyro.distributions import VonMisesFisher
-from vi_reparam_numpyro.prototype import Plate, Site, prototype
+from vi_reparam_numpyro.joint import GaussianGuide
+from vi_reparam_numpyro.plates import enter
+from vi_reparam_numpyro.prototype import Site, prototype
+from vi_reparam_numpyro.sde import SDEGuide
 from vi_reparam_numpyro.starts import starting_values
 
 Array = Any
@@ -32,7 +35,11 @@ def build_guide(family: GuideFamily, model: Any, estimators: dict[str, Estimator
     """
     if isinstance(family, MeanField):
         return MeanFieldGuide(model, family, estimators)
-    raise SiteError(f"{family!r} is not a guide family: use vr.MeanField()")
+    if isinstance(family, Gaussian):
+        return GaussianGuide(model, family)
+    if isinstance(family, SDE):
+        return SDEGuide(model, family)
+    raise SiteError(f"{family!r} is not a guide family that this backend builds: use vr.MeanField() or vr.SDE()")
 
 
 class MeanFieldGuide:
@@ -87,7 +94,7 @@ class MeanFieldGuide:
         for site in sites.values():
             with contextlib.ExitStack() as stack:
                 for plate in site.plates:
-                    stack.enter_context(_plate(plates, plate))
+                    enter(stack, plates, plate)
                 build = _BUILDERS[self.family.family_at(site.name, site.kind)]
                 distribution = build(site, self.family.init_scale, lambda name=site.name: starts()[name])
                 values[site.name] = numpyro.sample(site.name, distribution)
@@ -96,13 +103,6 @@ class MeanFieldGuide:
 
 Start = Callable[[], Array]
 """A sensible value of the site to start from, of its full shape, computed when it is called."""
-
-
-def _plate(made: dict[str, numpyro.plate], plate: Plate) -> numpyro.plate:
-    if plate.name not in made:
-        size = None if plate.size == plate.subsample_size else plate.subsample_size
-        made[plate.name] = numpyro.plate(plate.name, plate.size, subsample_size=size, dim=plate.dim)
-    return made[plate.name]
 
 
 def _real(site: Site, name: str, init: Any, *, event_dim: int | None = None) -> Array:

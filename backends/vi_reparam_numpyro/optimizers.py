@@ -11,9 +11,22 @@ import numpy as np
 import optax
 
 
-def default_optimizer(num_steps: int, learning_rate: float = 0.05) -> optax.GradientTransformation:
-    """Adam with a cosine schedule from `learning_rate` down to a hundredth of it."""
-    return optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps, alpha=0.01), b1=0.9, b2=0.99)
+def default_optimizer(
+    num_steps: int, learning_rate: float = 0.05, *, clip: float | None = None, warmup: float = 0.0
+) -> optax.GradientTransformation:
+    """Adam with a cosine schedule from `learning_rate` down to a hundredth of it.
+
+    Args:
+        clip: largest norm of a gradient; None for any.
+        warmup: part of the steps over which the rate rises from zero first.
+    """
+    rising = int(warmup * num_steps)
+    if rising:
+        rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, rising, num_steps, 0.01 * learning_rate)
+    else:
+        rate = optax.cosine_decay_schedule(learning_rate, num_steps, alpha=0.01)
+    adam = optax.adam(rate, b1=0.9, b2=0.99)
+    return adam if clip is None else optax.chain(optax.clip_by_global_norm(clip), adam)
 
 
 def fingerprint(value: Any) -> Hashable:

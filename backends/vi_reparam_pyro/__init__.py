@@ -32,7 +32,21 @@ from vi_reparam import (
     surrogate,
 )
 from vi_reparam.comparison import Comparison
-from vi_reparam.guides import GuideFamily, MeanField
+from vi_reparam.guides import SDE, GuideFamily, MeanField
+from vi_reparam.sde import (
+    MLP,
+    Adams,
+    Cosine,
+    Diagonal,
+    Full,
+    Linear,
+    LowRank,
+    Mixture,
+    Ramp,
+    UniformLogSNR,
+    VarianceExploding,
+    Window,
+)
 from vi_reparam_pyro import random
 from vi_reparam_pyro.compare import compare_estimators
 from vi_reparam_pyro.distributions import FromSampler, TruncatedNormal, VonMisesFisher, annotate
@@ -46,31 +60,44 @@ from vi_reparam_pyro.storage import load
 
 __all__ = [
     "ELBO",
+    "MLP",
+    "SDE",
+    "Adams",
     "ArgumentError",
     "Auto",
     "BackendError",
     "Branch",
     "Comparison",
+    "Cosine",
+    "Diagonal",
     "Draw",
     "Estimator",
     "FromSampler",
+    "Full",
     "GradientError",
     "GuideFamily",
     "Guided",
     "Implicit",
+    "Linear",
+    "LowRank",
     "MeanField",
     "MeasureValued",
+    "Mixture",
     "NonFiniteError",
     "Ops",
     "Pathwise",
     "Posterior",
+    "Ramp",
     "Rejection",
     "RejectionSampler",
     "ScoreFunction",
     "SiteError",
     "TruncatedNormal",
+    "UniformLogSNR",
+    "VarianceExploding",
     "ViReparamError",
     "VonMisesFisher",
+    "Window",
     "annotate",
     "compare_estimators",
     "estimate",

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
 from vi_reparam.errors import ArgumentError, NonFiniteError, ViReparamError
+from vi_reparam.guides import JointFamily
 from vi_reparam_pyro import checkpoint as checkpoints
 from vi_reparam_pyro.arguments import as_tensors, check_data, signature, to_numpy
 from vi_reparam_pyro.lanes import without_validation
@@ -101,9 +102,10 @@ class Fitter:
         objective = self.guided.objective
         if num_particles is not None:
             objective = objective.with_particles(num_particles)
-        factory = default_optimizer(num_steps) if optimizer is None else optimizer
+        factory = self._default_optimizer(num_steps) if optimizer is None else optimizer
         with isolated():
             params = self._checked(objective, key, args, kwargs)
+            params.start_from(self._warm_start(key, args, kwargs))
             with without_validation():  # done; it reads values, and would not name a step
                 active, prices = self._select(objective, params, args, kwargs)
                 state = State(params, factory)
@@ -131,6 +133,24 @@ class Fitter:
             "versions": _versions(),
         }
         return Posterior(self.guided, values, args=args, kwargs=kwargs, losses=losses, seed=int(seed), record=record)
+
+    def _default_optimizer(self, num_steps: int) -> Any:
+        family = self.guided.family
+        if family is None:
+            return default_optimizer(num_steps)
+        return default_optimizer(num_steps, family.learning_rate, clip=family.clip, warmup=family.warmup)
+
+    def _warm_start(self, key: int, args: Any, kwargs: Any) -> dict[str, Array]:
+        """Values to start some parameters from: those of a simpler family's own fit."""
+        if not isinstance(self.guided.family, JointFamily):
+            return {}
+
+        def fit(family: Any, num_steps: int, key: int) -> dict[str, Array]:
+            simpler = type(self.guided)(self.guided.model, family)
+            simpler.written.share(self.guided.written)
+            return dict(simpler.fit(*args, num_steps=num_steps, seed=key, progress=False, **kwargs).params)
+
+        return self.guided.written.warm_start(fit, args, kwargs, mix(key) >> 32)
 
     def _checked(self, objective: ELBO, key: int, args: Any, kwargs: Any) -> Parameters:
         """The first parameters, after everything that can be refused before the first step."""

@@ -16,10 +16,13 @@ from torch.distributions import biject_to
 
 from vi_reparam.errors import SiteError
 from vi_reparam.estimators import Auto, Estimator
-from vi_reparam.guides import GuideFamily, MeanField
+from vi_reparam.guides import SDE, Gaussian, GuideFamily, MeanField
 from vi_reparam_pyro.arguments import signature
 from vi_reparam_pyro.distributions import VonMisesFisher
-from vi_reparam_pyro.prototype import Plate, Site, prototype
+from vi_reparam_pyro.joint import GaussianGuide
+from vi_reparam_pyro.plates import enter
+from vi_reparam_pyro.prototype import Site, prototype
+from vi_reparam_pyro.sde import SDEGuide
 from vi_reparam_pyro.starts import starting_values
 
 Array = Any
@@ -35,7 +38,11 @@ def build_guide(family: GuideFamily, model: Any, estimators: dict[str, Estimator
     """
     if isinstance(family, MeanField):
         return MeanFieldGuide(model, family, estimators)
-    raise SiteError(f"{family!r} is not a guide family: use vr.MeanField()")
+    if isinstance(family, Gaussian):
+        return GaussianGuide(model, family)
+    if isinstance(family, SDE):
+        return SDEGuide(model, family)
+    raise SiteError(f"{family!r} is not a guide family that this backend builds: use vr.MeanField() or vr.SDE()")
 
 
 class MeanFieldGuide:
@@ -90,18 +97,11 @@ class MeanFieldGuide:
         for site in sites.values():
             with contextlib.ExitStack() as stack:
                 for plate in site.plates:
-                    stack.enter_context(_plate(plates, plate))
+                    enter(stack, plates, plate)
                 build = _BUILDERS[self.family.family_at(site.name, site.kind)]
                 maker = _Maker(self.scope, site, lambda name=site.name: starts()[name])
                 values[site.name] = pyro.sample(site.name, build(maker, site, self.family.init_scale))
         return values
-
-
-def _plate(made: dict[str, Any], plate: Plate) -> Any:
-    if plate.name not in made:
-        size = None if plate.size == plate.subsample_size else plate.subsample_size
-        made[plate.name] = pyro.plate(plate.name, plate.size, subsample_size=size, dim=plate.dim)
-    return made[plate.name]
 
 
 class _Maker:

@@ -44,6 +44,11 @@ def keys() -> Keys | None:
     return _KEYS[-1] if _KEYS else None
 
 
+def running() -> bool:
+    """Whether lanes are running."""
+    return bool(_LEVELS)
+
+
 @contextlib.contextmanager
 def keyed(key: int) -> Iterator[None]:
     """Let all randomness inside follow from `key`, in lanes or outside them."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import array_api_compat.torch as xp
 import torch
+from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint as recompute
 
 from vi_reparam_pyro import lanes, noise
@@ -97,11 +98,13 @@ class TorchOps:
         return value + slope(value.detach(), held).detach() * (parameter - held)
 
     def scan(self, body: Any, state: Any, xs: Any, *, checkpoint: bool = False) -> Any:
+        leaves, form = pytree.tree_flatten(xs)  # a tensor, or a tree of them
         outputs = []
-        for x in xs:
+        for row in zip(*leaves, strict=True):
+            x = pytree.tree_unflatten(list(row), form)
             state, out = recompute(body, state, x, use_reentrant=False) if checkpoint else body(state, x)
             outputs.append(out)
-        return state, torch.stack(outputs)
+        return state, pytree.tree_map(lambda *rows: torch.stack(rows), *outputs)
 
 
 ops = TorchOps()

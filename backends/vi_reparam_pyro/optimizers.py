@@ -13,14 +13,32 @@ from vi_reparam.errors import ArgumentError
 Factory = Callable[[list[Any]], Any]
 
 
-def default_optimizer(num_steps: int, learning_rate: float = 0.05) -> Factory:
-    """Adam with a cosine schedule from `learning_rate` down to a hundredth of it."""
+def default_optimizer(
+    num_steps: int, learning_rate: float = 0.05, *, clip: float | None = None, warmup: float = 0.0
+) -> Factory:
+    """Adam with a cosine schedule from `learning_rate` down to a hundredth of it.
+
+    Args:
+        clip: largest norm of a gradient; None for any.
+        warmup: part of the steps over which the rate rises from zero first.
+    """
+    rising = int(warmup * num_steps)
 
     def make(params: list[Any]) -> Any:
         adam = torch.optim.Adam(params, lr=learning_rate, betas=(0.9, 0.99))
+        if clip is not None:
+            largest = clip
+
+            def clipped(*_: Any) -> None:
+                torch.nn.utils.clip_grad_norm_(params, largest)
+
+            adam.register_step_pre_hook(clipped)
 
         def cosine(step: int) -> float:
-            return 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * min(step, num_steps) / num_steps))
+            if step < rising:
+                return step / rising
+            part = (min(step, num_steps) - rising) / (num_steps - rising)
+            return 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * part))
 
         return adam, torch.optim.lr_scheduler.LambdaLR(adam, cosine)
 

@@ -53,6 +53,13 @@ class Parameters:
         with torch.no_grad():
             return {name: value.detach().clone() for name, value in self.constrained().items()}
 
+    def start_from(self, values: dict[str, Array]) -> None:
+        """Move some leaves to these constrained values."""
+        with torch.no_grad():
+            for name, value in values.items():
+                constraint = self.constraints[name]
+                self.free[name].copy_(value if constraint is constraints.real else transform_to(constraint).inv(value))
+
 
 def first_parameters(model: Any, guide: Any, args: Any, kwargs: Any, *, key: int) -> Parameters:
     """The initial values at the param sites of guide and model, in a store of their own.

@@ -21,8 +21,9 @@ class Posterior(PosteriorBase):
     needs_values = (ReadsValuesError,)
     key_of = staticmethod(key_of)
 
-    def make_scorer(self) -> Scorer:
-        return Scorer(self.guided.model, self.guided.guide, self.params, self.args, self.kwargs)
+    def make_scorer(self, guide: Any = None) -> Scorer:
+        guide = self.guided.guide if guide is None else guide
+        return Scorer(self.guided.model, guide, self.params, self.args, self.kwargs)
 
     def predictive(self, args: tuple, kwargs: dict, **options: Any) -> dict[str, torch.Tensor]:
         return predict(self.scorer, args, kwargs, **options)

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import abc
+from typing import Any, ClassVar
 
 
 class GuideFamily(abc.ABC):
-    """A plain specification; each backend turns it into a guide for a model."""
+    """A plain specification; each backend turns it into a guide for a model.
+
+    Attributes:
+        num_particles: draws a step, unless the objective or `fit` says otherwise.
+        learning_rate: of the default optimizer.
+        clip: largest norm of a gradient in the default optimizer; None for any.
+        warmup: part of the steps over which the default optimizer's rate rises from zero.
+    """
+
+    num_particles: ClassVar[int] = 8
+    learning_rate: ClassVar[float] = 0.05
+    clip: ClassVar[float | None] = None
+    warmup: ClassVar[float] = 0.0
 
     @abc.abstractmethod
-    def family_at(self, site: str, support: str) -> str:
-        """Name of the distribution family that a site gets, given the kind of its support."""
+    def check_estimators(self, estimators: Any) -> None:
+        """Refuse estimators that the family has no use for.
+
+        Raises:
+            ArgumentError: if it has none for these.
+        """

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vi_reparam.errors import ArgumentError
+from vi_reparam.guides import SDE
 from vi_reparam.posterior import inference_data, plots, storage
 from vi_reparam.posterior.sites import Scored, check_count
+from vi_reparam.sde.latent import Steps
+from vi_reparam.sde.solver import Adams
 from vi_reparam.verdict import Figures, Verdict, judge, loss_drift
 
 if TYPE_CHECKING:
@@ -67,6 +70,10 @@ def _values(scored: Scored) -> dict[str, Array]:
     return {**scored.latents, **scored.deterministics}
 
 
+def _weighted(scored: Scored) -> tuple[dict[str, Array], Array]:
+    return _values(scored), scored.log_p - scored.log_q
+
+
 def _densities(scored: Scored) -> tuple[Array, Array, dict[str, Array]]:
     # the table's and the picture's values come along: one compilation serves all
     heads = {}
@@ -106,6 +113,7 @@ class PosteriorBase(abc.ABC):
         self.seed = seed
         self.record = dict(record)
         self.scorer = self.make_scorer()
+        self._scorers: dict[Any, Any] = {}
 
     # what a backend adds
 
@@ -116,8 +124,12 @@ class PosteriorBase(abc.ABC):
     """What is raised where a program reads a draw's value in Python."""
 
     @abc.abstractmethod
-    def make_scorer(self) -> Any:
-        """The scorer of model and guide: `run`, `sites`, `observed`, `named_arrays`."""
+    def make_scorer(self, guide: Any = None) -> Any:
+        """The scorer of model and guide: `run`, `sites`, `observed`, `named_arrays`.
+
+        Args:
+            guide: another guide that takes the same parameters; the fitted one unless given.
+        """
 
     @abc.abstractmethod
     def predictive(self, args: tuple, kwargs: dict, **options: Any) -> dict[str, Array]:
@@ -158,17 +170,63 @@ class PosteriorBase(abc.ABC):
         latents = ", ".join(f"{name}{list(site.shape)}" for name, site in self.scorer.sites.latents.items())
         return f"Posterior({self.name}: {latents})"
 
-    def draws(self, num_draws: int = 1_000, seed: Any = 0) -> dict[str, Array]:
+    def draws(
+        self,
+        num_draws: int = 1_000,
+        seed: Any = 0,
+        *,
+        solver: Adams | None = None,
+        order: int | None = None,
+        num_steps: int | None = None,
+        tau: Any = None,
+        with_weights: bool = False,
+    ) -> Any:
         """Independent draws of the latent and the deterministic sites.
+
+        An `SDE` guide can be sampled with other steps than it was trained with; the ELBO stays that
+        of the trained kernels.
 
         Args:
             num_draws: how many.
             seed: int, or what the backend takes for a key.
+            solver: of an `SDE` guide: the steps, as in ``Adams(order=2, corrector=3)``.
+            order: of the solver's predictor.
+            num_steps: of a path: more or fewer than in training.
+            tau: noise of the steps: 0 for none.
+            with_weights: whether to return log weights too, which exist without a corrector and
+                with noise at every step.
 
         Returns:
-            Arrays of shape ``[num_draws, ...]`` by site.
+            Arrays of shape ``[num_draws, ...]`` by site; with weights a pair of these and an array of
+            shape ``[num_draws]``.
+
+        Raises:
+            ArgumentError: for steps of a guide that takes none, or weights that do not exist.
         """
-        return self.scorer.run(_values, check_count("num_draws", num_draws), self.key_of(seed))
+        num_draws, scorer = check_count("num_draws", num_draws), self.scorer
+        options = {"solver": solver, "order": order, "num_steps": num_steps, "tau": tau}
+        if any(value is not None for value in options.values()):
+            scorer = self._scorer_of(options, with_weights)
+        if not with_weights:
+            return scorer.run(_values, num_draws, self.key_of(seed))
+        values, log_weights = scorer.run(_weighted, num_draws, self.key_of(seed))
+        return values, np.asarray(log_weights, dtype=np.float64)
+
+    def _scorer_of(self, options: dict[str, Any], with_weights: bool) -> Any:
+        """A scorer that takes other steps; the same options compile once."""
+        family = getattr(self.guided, "family", None)
+        if not isinstance(family, SDE):
+            given = ", ".join(f"{name}={value!r}" for name, value in options.items() if value is not None)
+            raise ArgumentError(f"draws({given}): only a guide of vr.SDE takes steps, and this is {family!r}")
+        steps = Steps.of(family, **options)
+        if with_weights and not steps.have_kernel(family.schedule):
+            raise ArgumentError(
+                f"draws(with_weights=True) with {steps!r}: a corrected step, and one without noise, has no density; "
+                "use corrector=0 and tau above 0"
+            )
+        if steps not in self._scorers:
+            self._scorers[steps] = self.make_scorer(self.guided.written.with_steps(steps))
+        return self._scorers[steps]
 
     @property
     def default_num_weights(self) -> int:

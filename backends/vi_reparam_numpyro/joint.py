@@ -1,0 +1,250 @@
+"""Guides that draw all continuous latents together."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from jax import lax, random
+from numpyro.distributions import constraints
+
+from vi_reparam.draw import Draw
+from vi_reparam.errors import SiteError
+from vi_reparam.estimators import ScoreFunction
+from vi_reparam.guides import JointFamily
+from vi_reparam.guides.gaussian import Gaussian
+from vi_reparam.sde.bases import Mixture
+from vi_reparam_numpyro import listener
+from vi_reparam_numpyro.distributions import Sampled
+from vi_reparam_numpyro.guard import refuse_gradient, running_objective
+from vi_reparam_numpyro.layout import Layout
+from vi_reparam_numpyro.ops import ops
+from vi_reparam_numpyro.plates import enter
+from vi_reparam_numpyro.prototype import prototype
+from vi_reparam_numpyro.starts import starting_values
+
+Array = Any
+
+SITE = "vr_joint"
+"""The auxiliary site of the vector that all latents are cut from."""
+
+SINGLE_SAMPLE = ("ELBO", "Trace_ELBO", "TraceMeanField_ELBO")
+"""Objectives that are linear in log q, so that its parameters may be constants there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Vector:
+    """A draw of the vector.
+
+    Attributes:
+        value: shape ``[D]``.
+        log_q: such that log p - log_q is the log weight, a scalar.
+        score_term: as in `vi_reparam.Draw`.
+        frozen: whether log_q leaves out the gradient by the guide's parameters.
+    """
+
+    value: Array
+    log_q: Array
+    score_term: Array | None = None
+    frozen: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Whole:
+    """The family of a draw of the vector."""
+
+    name: ClassVar[str] = "joint"
+    kinds: ClassVar[frozenset[str]] = frozenset({"score_function"})
+
+
+class Joint(dist.Distribution):
+    """The distribution of the vector, known by its draws: only they can be scored.
+
+    Args:
+        size: D.
+        make: a draw from a key.
+    """
+
+    pytree_aux_fields = ("make",)
+
+    def __init__(self, size: int, make: Callable[[Array], Vector]) -> None:
+        self.make = make
+        super().__init__((), (size,), validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        return constraints.real_vector
+
+    @property
+    def has_rsample(self) -> bool:
+        return True
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        return self.sample_with_intermediates(key, sample_shape)[0]
+
+    def sample_with_intermediates(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Any:
+        if sample_shape:
+            keys = random.split(key, sample_shape)
+            drawn = self.make
+            for _ in sample_shape:
+                drawn = jax.vmap(drawn)
+            made = drawn(keys)
+            return made.value, [made.log_q]
+        return self._emit(self.make(key))
+
+    def _emit(self, made: Vector) -> Any:
+        hearing = listener.current()
+        value, log_q = made.value, made.log_q
+        if made.score_term is not None:
+            if hearing is None:
+                message = (
+                    f"site {SITE!r}: this guide's gradient='log_variance' leaves a score term that "
+                    f"{running_objective()} would drop, and the gradient would be wrong; use vr.ELBO(), or "
+                    "gradient='path'"
+                )
+                return refuse_gradient(message, value, made.score_term), [log_q]
+            draw = Draw(value=value, log_prob=log_q, score_term=made.score_term)
+            kind: Any = _Whole()
+            value = hearing.report(SITE, Sampled(draw, kind, ScoreFunction(baseline="leave_one_out"), ()))
+            hearing.consume(SITE)
+            if SITE in hearing.altered:  # whoever shifts the draw asks what depends on it
+                log_q = log_q + 0.0 * jnp.sum(value)
+        elif made.frozen and hearing is None and (name := running_objective()) not in (*SINGLE_SAMPLE, ALONE):
+            message = (
+                f"this guide's path gradient takes its parameters inside log q as constants, which is right for an "
+                f"ELBO and biased under {name}; use vr.ELBO(), or gradient='reparameterization'"
+            )
+            value = refuse_gradient(message, value, log_q)
+        return value, [log_q]
+
+    def log_prob(self, value: Array, intermediates: Any = None) -> Array:
+        if intermediates:
+            return intermediates[0]
+        raise SiteError(
+            f"site {SITE!r}: only a draw of this guide can be scored, together with the path behind it; a value that "
+            "was replayed or substituted has lost its path"
+        )
+
+
+ALONE = "this computation"
+"""What `running_objective` says where no objective runs."""
+
+
+class JointGuide(abc.ABC):
+    """A plain NumPyro guide that draws one vector and cuts the model's latents from it.
+
+    The vector is an auxiliary site; every latent is a Delta that carries the change of volume.
+
+    Args:
+        model: the model.
+        family: the specification.
+    """
+
+    def __init__(self, model: Any, family: JointFamily) -> None:
+        self.model = model
+        self.family: Any = family
+        self._known: dict[Any, Layout] = {}
+
+    def layout(self, args: Any, kwargs: Any) -> Layout:
+        """Where the model's latents lie; the model is looked at once for every new shape of the arguments.
+
+        Raises:
+            SiteError: for a latent that no joint family covers.
+        """
+        leaves, tree = jax.tree.flatten((args, kwargs))
+        shapes = tuple(str((jnp.shape(x), jnp.result_type(x))) if hasattr(x, "shape") else repr(x) for x in leaves)
+        known = self._known.get((tree, shapes))
+        if known is None:
+            with jax.ensure_compile_time_eval():  # bounds are numbers, also when this is traced
+                sites = prototype(self.model, args, kwargs)
+                known = self._known[tree, shapes] = Layout.of(sites, type(self.family).__name__)
+        return known
+
+    def start(self, layout: Layout, args: Any, kwargs: Any) -> Callable[[], Array]:
+        """Computes, once it is asked, a sensible vector to start from."""
+        sites = {part.site.name: part.site for part in layout.parts}
+        return functools.cache(lambda: layout.pack(starting_values(self.model, args, kwargs, sites)))
+
+    def share(self, other: JointGuide) -> None:
+        """Take over what another guide of the same model knows of it."""
+        self._known = other._known
+
+    @abc.abstractmethod
+    def distribution(self, layout: Layout, args: Any, kwargs: Any) -> dist.Distribution:
+        """The distribution of the vector; its parameters are `numpyro.param` sites."""
+
+    def warm_start(self, fit: Callable[..., Any], args: Any, kwargs: Any, key: Any) -> dict[str, Array]:
+        """Values of parameters to start a fit from, by name.
+
+        Args:
+            fit: ``fit(family, num_steps, key)`` fits another family to this model and data.
+        """
+        return {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
+        layout = self.layout(args, kwargs)
+        vector: Any = numpyro.sample(SITE, self.distribution(layout, args, kwargs), infer={"is_auxiliary": True})
+        plates: dict[str, numpyro.plate] = {}
+        values, found = {}, layout.unpack(vector)
+        for part in layout.parts:
+            site = part.site
+            value, log_det = found[site.name]
+            with contextlib.ExitStack() as stack:
+                for plate in site.plates:
+                    indices = enter(stack, plates, plate)
+                    if plate.size != plate.subsample_size and len(indices) != plate.size:
+                        axis = len(site.shape) - site.event_dim + plate.dim
+                        value, log_det = jnp.take(value, indices, axis), jnp.take(log_det, indices, axis)
+                delta = dist.Delta(value, log_density=-log_det, event_dim=site.event_dim)
+                values[site.name] = numpyro.sample(site.name, delta)
+        return values
+
+
+class GaussianGuide(JointGuide):
+    """One Gaussian over all latents."""
+
+    def distribution(self, layout: Layout, args: Any, kwargs: Any) -> dist.Distribution:
+        family: Gaussian = self.family
+        params = base_params("gaussian", family.base, family.init_scale, self.start(layout, args, kwargs))
+
+        def make(key: Array) -> Vector:
+            key, component = choose_component(family.base, key)
+            own = params if component is None else family.base.component(ops, params, component)
+            x = random.normal(key, (layout.size,), jnp.result_type(float))
+            z = family.base.to_latent(ops, own, x)
+            held = {name: lax.stop_gradient(p) for name, p in params.items()}
+            return Vector(z, family.base.log_prob(ops, held, z), frozen=True)
+
+        return Joint(layout.size, make)
+
+
+def base_params(prefix: str, base: Any, scale: float, start: Callable[[], Array]) -> dict[str, Array]:
+    """The parameters of a base, as `numpyro.param` sites.
+
+    Args:
+        scale: of each coordinate at the start.
+        start: computes where the base's location starts, a vector; called only if a parameter is new.
+    """
+
+    def made(loc: Array) -> dict[str, Array]:
+        return base.parameters(ops, random.key(0), loc, jnp.full_like(loc, scale))
+
+    params: dict[str, Any] = {n: numpyro.param(f"{prefix}_{n}", lambda _, n=n: made(start())[n]) for n in base.names}
+    return params
+
+
+def choose_component(base: Any, key: Array) -> tuple[Array, Array | None]:
+    """A key and one of a mixture's components, one-hot; None where there is one alone."""
+    if not isinstance(base, Mixture):
+        return key, None
+    key, choice = random.split(key)
+    index = random.randint(choice, (), 0, base.num_components)
+    return key, jax.nn.one_hot(index, base.num_components, dtype=jnp.result_type(float))

@@ -1,0 +1,22 @@
+"""The model's plates, entered again in its guide."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import numpyro
+
+from vi_reparam_numpyro.prototype import Plate
+
+
+def enter(stack: contextlib.ExitStack, made: dict[str, numpyro.plate], plate: Plate) -> Any:
+    """Enter a plate, made once a run; its indices.
+
+    Args:
+        made: the plates of this run so far, by name.
+    """
+    if plate.name not in made:
+        size = None if plate.size == plate.subsample_size else plate.subsample_size
+        made[plate.name] = numpyro.plate(plate.name, plate.size, subsample_size=size, dim=plate.dim)
+    return stack.enter_context(made[plate.name])

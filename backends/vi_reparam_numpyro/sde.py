@@ -1,0 +1,182 @@
+"""The learned diffusion as a NumPyro guide."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from jax import lax, random
+from numpyro.handlers import block, seed, substitute, trace
+
+from vi_reparam.errors import ArgumentError
+from vi_reparam.guides import SDE
+from vi_reparam.guides.gaussian import Gaussian
+from vi_reparam.sde import latent
+from vi_reparam.sde.bases import Diagonal, Mixture
+from vi_reparam.sde.network import MLP
+from vi_reparam_numpyro.joint import Joint, JointGuide, Vector, base_params, choose_component
+from vi_reparam_numpyro.layout import Layout
+from vi_reparam_numpyro.ops import ops
+from vi_reparam_numpyro.prototype import drawable
+from vi_reparam_numpyro.scoring import full_data, total_log_prob
+
+Array = jax.Array
+
+PREFIX = "sde"
+
+
+class SDEGuide(JointGuide):
+    """A path from the base's noise to the latents, weighted by the kernels that it took.
+
+    Args:
+        model: the model.
+        family: the specification.
+        steps: other steps than the trained ones, to draw with.
+    """
+
+    def __init__(self, model: Any, family: SDE, *, steps: latent.Steps | None = None) -> None:
+        super().__init__(model, family)
+        self.steps = steps
+        self._said: set[str] = set()
+
+    def distribution(self, layout: Layout, args: Any, kwargs: Any) -> dist.Distribution:
+        size, dtype = layout.size, jnp.result_type(float)
+        family: SDE = self.family.of_size(size)
+        base = base_params(PREFIX, family.base, family.init_scale, self.start(layout, args, kwargs))
+        if not family.learn_base:
+            base = {name: lax.stop_gradient(p) for name, p in base.items()}
+        log_ratio = None
+        num_steps = family.num_steps if self.steps is None else self.steps.num_steps
+        if family.variance == "learned" and self.steps is None:
+            log_ratio = numpyro.param(f"{PREFIX}_log_deviation", jnp.zeros((family.num_steps, size), dtype))
+        network = self._network(layout, family.base.num_components)
+        target = self._target(layout, args, kwargs)
+        clip = family.network.clip if isinstance(family.network, MLP) else MLP().clip
+
+        def make(key: Array) -> Vector:
+            key, component = choose_component(family.base, key)
+            start_key, noise_key = random.split(key)
+            made = latent.draw(
+                ops,
+                family,
+                base,
+                log_ratio,
+                network(component),
+                random.normal(start_key, (size,), dtype),
+                random.normal(noise_key, (num_steps, size), dtype),
+                component=component,
+                target=target,
+                slope=jax.grad,
+                clip=clip,
+                steps=self.steps,
+            )
+            return Vector(made.value, made.log_q, made.score_term, frozen=family.gradient == "path")
+
+        return Joint(size, make)
+
+    def _network(self, layout: Layout, num_components: int) -> Callable[[Any], latent.Residual]:
+        """The drift's network, given the component."""
+        spec, grid = self.family.network, self.family.schedule.grid(1)
+        if not isinstance(spec, MLP):
+            module = _register(spec)
+            return lambda component: _Own(module, layout.size)
+        params = {}
+        shapes = spec.shapes(layout.size, num_components)
+        for name, (shape, deviation) in shapes.items():
+            params[name] = numpyro.param(f"{PREFIX}_{name}", _normal(shape, deviation))
+        span = grid[0], grid[-1]
+        return lambda component: latent.MLPResidual(ops, spec, params, span, component)
+
+    def _target(self, layout: Layout, args: Any, kwargs: Any) -> Callable[[Array], Array] | None:
+        """log p of a latent vector, all data and parameters live; None where the drift goes without."""
+        spec = self.family.network
+        wanted = spec.target if isinstance(spec, MLP) else "off"
+        if wanted == "off":
+            return None
+        look = drawable(self.model, random.key(0))
+        with block(hide_fn=lambda msg: msg["type"] != "param"):  # the parameters come from outside, as they are now
+            found = trace(look).get_trace(*args, **kwargs)
+        plates = [n for n, s in found.items() if s["type"] == "plate" and s["args"][1] not in (None, s["args"][0])]
+        if any(s["type"] == "mutable" for s in found.values()):
+            self._say("the model holds mutable state, so the drift goes without the gradient of log p")
+            return None
+        if plates and wanted == "auto":
+            self._say(
+                f"plate {plates[0]!r} is subsampled, so the drift goes without the gradient of log p (it would be a "
+                "minibatch's); MLP(target='full') takes it from all of the data, MLP(target='off') says no more"
+            )
+            return None
+        params = {n: s["value"] for n, s in found.items() if s["type"] == "param"}
+
+        def log_joint(vector: Array) -> Array:
+            sites = layout.unpack(vector)
+            held = {**params, **{name: value for name, (value, _) in sites.items()}}
+            with block():
+                running = substitute(seed(full_data(self.model), random.key(0)), data=held)
+                log_p = total_log_prob(trace(running).get_trace(*args, **kwargs))
+            return log_p + sum(jnp.sum(log_det) for _, log_det in sites.values())
+
+        return log_joint
+
+    def _say(self, what: str) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            warnings.warn(what, stacklevel=2)
+
+    def warm_start(self, fit: Callable[..., Any], args: Any, kwargs: Any, key: Any) -> dict[str, Array]:
+        family: SDE = self.family.of_size(self.layout(args, kwargs).size)
+        if not family.warm_start:
+            return {}
+        spec = Diagonal() if isinstance(family.base, Mixture) else family.base
+        params = fit(Gaussian(spec, family.init_scale), family.warm_start, key)
+        own = {name: params.pop(f"gaussian_{name}") for name in [n[9:] for n in params if n.startswith("gaussian_")]}
+        if isinstance(family.base, Mixture):
+            own = family.base.parameters(ops, random.key(0), own["loc"], jnp.exp(own["log_scale"]))
+        return {**params, **{f"{PREFIX}_{name}": value for name, value in own.items()}}
+
+    def with_steps(self, steps: latent.Steps) -> SDEGuide:
+        """The same guide with other steps."""
+        made = SDEGuide(self.model, self.family, steps=steps)
+        made.share(self)
+        return made
+
+
+class _Own:
+    """A user's own drift network: a module called with x and lambda."""
+
+    def __init__(self, module: Any, size: int) -> None:
+        self.module, self.size = module, size
+        self.fixed = jax.tree.map(lambda p: lax.stop_gradient(p) if _is_array(p) else p, module)
+
+    def rows(self, lambdas: tuple[float, ...], dtype: Any, *, frozen: bool) -> Any:
+        return jnp.asarray(lambdas, dtype)
+
+    def at(self, x: Array, row: Any, *, frozen: bool) -> tuple[Array, Array | None]:
+        r = (self.fixed if frozen else self.module)(x, row)
+        if jnp.shape(r) != jnp.shape(x):
+            raise ArgumentError(f"the drift network returned shape {jnp.shape(r)} for x of shape {jnp.shape(x)}")
+        return r, None
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array)
+
+
+def _register(module: Any) -> Any:
+    """The module with its arrays as a `numpyro.param`; a function, since a module that can be called looks like one."""
+    import equinox
+
+    arrays, rest = equinox.partition(module, equinox.is_inexact_array)
+    return equinox.combine(numpyro.param(f"{PREFIX}_network", lambda key: arrays), rest)
+
+
+def _normal(shape: tuple[int, ...], deviation: float) -> Any:
+    dtype = jnp.result_type(float)
+    if deviation == 0.0:
+        return jnp.zeros(shape, dtype)
+    return lambda key: deviation * random.normal(key, shape, dtype)

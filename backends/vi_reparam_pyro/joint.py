@@ -1,0 +1,253 @@
+"""Guides that draw all continuous latents together."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.ops.provenance import extract_provenance, get_provenance, track_provenance
+
+from vi_reparam.draw import Draw
+from vi_reparam.errors import GradientError, SiteError
+from vi_reparam.estimators import ScoreFunction
+from vi_reparam.guides import JointFamily
+from vi_reparam.guides.gaussian import Gaussian
+from vi_reparam.sde.bases import Mixture
+from vi_reparam_pyro import listener
+from vi_reparam_pyro.arguments import signature
+from vi_reparam_pyro.distributions import Sampled
+from vi_reparam_pyro.guard import refuse_gradient, running_objective
+from vi_reparam_pyro.layout import Layout
+from vi_reparam_pyro.ops import mix, ops
+from vi_reparam_pyro.plates import enter
+from vi_reparam_pyro.prototype import look, prototype
+from vi_reparam_pyro.starts import starting_values
+
+Array = Any
+
+SITE = "vr_joint"
+"""The auxiliary site of the vector that all latents are cut from."""
+
+SINGLE_SAMPLE = ("ELBO", "Trace_ELBO")
+"""Objectives that are linear in log q, so that its parameters may be constants there, and that
+honour a Delta's density, which Pyro's divergence in closed form drops."""
+
+_COUNT = itertools.count()
+
+
+@dataclasses.dataclass(frozen=True)
+class Vector:
+    """A draw of the vector.
+
+    Attributes:
+        value: shape ``[D]``.
+        log_q: such that log p - log_q is the log weight, a scalar.
+        score_term: as in `vi_reparam.Draw`.
+        frozen: whether log_q leaves out the gradient by the guide's parameters.
+    """
+
+    value: Array
+    log_q: Array
+    score_term: Array | None = None
+    frozen: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Whole:
+    """The family of a draw of the vector."""
+
+    name: ClassVar[str] = "joint"
+    kinds: ClassVar[frozenset[str]] = frozenset({"score_function"})
+
+
+class Joint(TorchDistribution):
+    """The distribution of the vector, known by its draws: only they can be scored.
+
+    Args:
+        size: D.
+        make: a draw from a key.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+    has_rsample = True
+
+    def __init__(self, size: int, make: Callable[[int], Vector]) -> None:
+        self.make = make
+        self._last: tuple[Array, Array] | None = None
+        super().__init__(torch.Size(), torch.Size((size,)), validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        return constraints.real_vector
+
+    def rsample(self, sample_shape: Any = ()) -> Array:
+        if tuple(sample_shape):
+            flat = [self.make(ops.root_key()).value for _ in range(torch.Size(sample_shape).numel())]
+            return torch.stack(flat).reshape((*sample_shape, *self.event_shape))
+        made = self.make(ops.root_key())
+        value = self._emitted(made)
+        self._last = value, made.log_q
+        return value
+
+    def _emitted(self, made: Vector) -> Array:
+        hearing, objective = listener.current(), running_objective()
+        name = "this computation" if objective is None else type(objective).__name__
+        if made.score_term is not None:
+            if hearing is None:
+                message = (
+                    f"site {SITE!r}: this guide's gradient='log_variance' leaves a score term that {name} would drop, "
+                    "and the gradient would be wrong; use vr.ELBO(), or gradient='path'"
+                )
+                return refuse_gradient(message, made.value, made.score_term)
+            draw = Draw(value=made.value, log_prob=made.log_q, score_term=made.score_term)
+            kind: Any = _Whole()
+            value = hearing.report(SITE, Sampled(draw, kind, ScoreFunction(baseline="leave_one_out"), ()))
+            hearing.consume(SITE)
+            return value
+        if hearing is None and objective is not None and name not in SINGLE_SAMPLE and torch.is_grad_enabled():
+            if made.frozen:
+                raise GradientError(
+                    f"this guide's path gradient takes its parameters inside log q as constants, which is right for an "
+                    f"ELBO and biased under {name}; use vr.ELBO(), or gradient='reparameterization'"
+                )
+            if name == "TraceMeanField_ELBO":
+                raise GradientError(
+                    "TraceMeanField_ELBO drops the density that a Delta carries, and with it the change of volume of "
+                    "this guide's latents; use vr.ELBO() or Trace_ELBO()"
+                )
+        return made.value
+
+    def log_prob(self, value: Array) -> Array:
+        if self._last is not None and extract_provenance(value)[0] is extract_provenance(self._last[0])[0]:
+            return track_provenance(self._last[1], get_provenance(value))
+        raise SiteError(
+            f"site {SITE!r}: only a draw of this guide can be scored, together with the path behind it; a value that "
+            "was replayed or substituted has lost its path"
+        )
+
+
+class JointGuide(abc.ABC):
+    """A plain Pyro guide that draws one vector and cuts the model's latents from it.
+
+    The vector is an auxiliary site; every latent is a Delta that carries the change of volume. In
+    Pyro's store the parameters' names begin with a scope of this guide's own.
+
+    Args:
+        model: the model.
+        family: the specification.
+    """
+
+    def __init__(self, model: Any, family: JointFamily) -> None:
+        self.model = model
+        self.family: Any = family
+        self.scope = f"vr{next(_COUNT)}/"
+        self._known: dict[Any, Layout] = {}
+
+    def layout(self, args: Any, kwargs: Any) -> Layout:
+        """Where the model's latents lie; the model is looked at once for every new shape of the arguments.
+
+        Raises:
+            SiteError: for a latent that no joint family covers.
+        """
+        key = signature(args, kwargs), torch.get_default_dtype()
+        known = self._known.get(key)
+        if known is None:
+            frames = [f for s in look(self.model, args, kwargs, mix(0)).values() for f in s["cond_indep_stack"]]
+            smaller = [f.name for f in frames if f.vectorized and f.full_size is not None and f.size < f.full_size]
+            known = self._known[key] = Layout.of(
+                prototype(self.model, args, kwargs),
+                type(self.family).__name__,
+                subsampled=smaller[0] if smaller else None,
+            )
+        return known
+
+    def start(self, layout: Layout, args: Any, kwargs: Any) -> Callable[[], Array]:
+        """Computes, once it is asked, a sensible vector to start from."""
+        sites = {part.site.name: part.site for part in layout.parts}
+        return functools.cache(lambda: layout.pack(starting_values(self.model, args, kwargs, sites)))
+
+    def share(self, other: JointGuide) -> None:
+        """Take over what another guide of the same model knows of it."""
+        self._known = other._known
+
+    @abc.abstractmethod
+    def distribution(self, layout: Layout, args: Any, kwargs: Any) -> TorchDistribution:
+        """The distribution of the vector; its parameters are `pyro.param` sites."""
+
+    def warm_start(self, fit: Callable[..., Any], args: Any, kwargs: Any, key: int) -> dict[str, Array]:
+        """Values of parameters to start a fit from, by name.
+
+        Args:
+            fit: ``fit(family, num_steps, key)`` fits another family to this model and data.
+        """
+        return {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
+        layout = self.layout(args, kwargs)
+        vector = pyro.sample(SITE, self.distribution(layout, args, kwargs), infer={"is_auxiliary": True})
+        plates: dict[str, Any] = {}
+        values, found = {}, layout.unpack(vector)
+        for part in layout.parts:
+            site = part.site
+            value, log_det = found[site.name]
+            with contextlib.ExitStack() as stack:
+                for plate in site.plates:
+                    indices = enter(stack, plates, plate)
+                    if plate.size != plate.subsample_size and len(indices) != plate.size:
+                        axis = len(site.shape) - site.event_dim + plate.dim
+                        value, log_det = value.index_select(axis, indices), log_det.index_select(axis, indices)
+                delta = dist.Delta(value, log_density=-log_det, event_dim=site.event_dim)
+                values[site.name] = pyro.sample(site.name, delta)
+        return values
+
+
+class GaussianGuide(JointGuide):
+    """One Gaussian over all latents."""
+
+    def distribution(self, layout: Layout, args: Any, kwargs: Any) -> TorchDistribution:
+        family: Gaussian = self.family
+        params = base_params(f"{self.scope}gaussian", family.base, family.init_scale, self.start(layout, args, kwargs))
+
+        def make(key: int) -> Vector:
+            key, component = choose_component(family.base, key)
+            own = params if component is None else family.base.component(ops, params, component)
+            x = ops.normal(key, (layout.size,), torch.get_default_dtype())
+            z = family.base.to_latent(ops, own, x)
+            held = {name: p.detach() for name, p in params.items()}
+            return Vector(z, family.base.log_prob(ops, held, z), frozen=True)
+
+        return Joint(layout.size, make)
+
+
+def base_params(prefix: str, base: Any, scale: float, start: Callable[[], Array]) -> dict[str, Array]:
+    """The parameters of a base, as `pyro.param` sites.
+
+    Args:
+        scale: of each coordinate at the start.
+        start: computes where the base's location starts, a vector; called only if a parameter is new.
+    """
+
+    def made(loc: Array) -> dict[str, Array]:
+        return base.parameters(ops, mix(0), loc, torch.full_like(loc, scale))
+
+    return {n: pyro.param(f"{prefix}_{n}", lambda n=n: made(start())[n]) for n in base.names}
+
+
+def choose_component(base: Any, key: int) -> tuple[int, Array | None]:
+    """A key and one of a mixture's components, one-hot; None where there is one alone."""
+    if not isinstance(base, Mixture):
+        return key, None
+    key, choice = ops.split(key, 2)
+    place = base.num_components * ops.uniform(choice, (), torch.get_default_dtype())  # in (0, components]
+    index = torch.arange(base.num_components, dtype=place.dtype, device=place.device)
+    return key, ((place > index) & (place <= index + 1.0)).to(place.dtype)

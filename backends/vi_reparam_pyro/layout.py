@@ -1,0 +1,98 @@
+"""All continuous latents as one unconstrained vector, and back, with the change of volume."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from pyro.distributions.util import sum_rightmost
+
+from vi_reparam.errors import SiteError
+from vi_reparam_pyro.prototype import Site, bijection
+
+Array = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Where a site lies in the vector.
+
+    Attributes:
+        site: the site.
+        shape: of its value in unconstrained coordinates.
+        offset: of its first coordinate.
+    """
+
+    site: Site
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """Coordinates it takes."""
+        return math.prod(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The latents of a model end to end, subsampled plates at their full size.
+
+    Attributes:
+        parts: one a site, in the model's order.
+        subsampled: a plate of the model that is subsampled; None for none.
+    """
+
+    parts: tuple[Part, ...]
+    subsampled: str | None = None
+
+    @classmethod
+    def of(cls, sites: dict[str, Site], what: str, *, subsampled: str | None = None) -> Layout:
+        """Lay out these sites.
+
+        Args:
+            what: the family, for messages.
+
+        Raises:
+            SiteError: for a discrete latent, a support without a bijection, or no latent at all.
+        """
+        parts, offset = [], 0
+        for site in sites.values():
+            if site.support.is_discrete:
+                raise SiteError(
+                    f"site {site.name!r} is discrete, and {what} covers continuous latents: marginalize it in the "
+                    "model, or use vr.MeanField with estimators={'" + site.name + "': vr.ScoreFunction()}"
+                )
+            transform = bijection(site.support)
+            shape = tuple(transform.inverse_shape(torch.Size(site.shape)))
+            parts.append(Part(site, shape, offset))
+            offset += math.prod(shape)
+        if not offset:
+            raise SiteError(f"the model has no latent site for {what} to draw")
+        return cls(tuple(parts), subsampled)
+
+    @property
+    def size(self) -> int:
+        """Coordinates in all."""
+        return self.parts[-1].offset + self.parts[-1].size
+
+    def pack(self, values: dict[str, Array]) -> Array:
+        """The vector of these values by site; coordinates at infinity become zero. Shape ``[size]``."""
+        dtype, device = torch.get_default_dtype(), torch.get_default_device()
+        given = {n: torch.as_tensor(v, dtype=dtype, device=device) for n, v in values.items()}
+        flat = [bijection(p.site.support).inv(given[p.site.name]).reshape(-1) for p in self.parts]
+        vector = torch.cat(flat)
+        return torch.where(torch.isfinite(vector), vector, 0.0)
+
+    def unpack(self, vector: Array) -> dict[str, tuple[Array, Array]]:
+        """By site: its value on its support, and log|det| of the way there, of its batch shape."""
+        out = {}
+        for part in self.parts:
+            flat = vector[part.offset : part.offset + part.size].reshape(part.shape)
+            transform = bijection(part.site.support)
+            value = transform(flat)
+            batch_rank = len(part.site.shape) - part.site.event_dim
+            log_det = transform.log_abs_det_jacobian(flat, value)
+            out[part.site.name] = value, sum_rightmost(log_det, log_det.ndim - batch_rank)
+        return out

@@ -1,0 +1,184 @@
+"""The learned diffusion as a Pyro guide."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistribution
+
+from vi_reparam.errors import ArgumentError
+from vi_reparam.guides import SDE
+from vi_reparam.guides.gaussian import Gaussian
+from vi_reparam.sde import latent
+from vi_reparam.sde.bases import Diagonal, Mixture
+from vi_reparam.sde.network import MLP
+from vi_reparam_pyro import lanes
+from vi_reparam_pyro.joint import Joint, JointGuide, Vector, base_params, choose_component
+from vi_reparam_pyro.layout import Layout
+from vi_reparam_pyro.ops import mix, ops
+from vi_reparam_pyro.run import sample_sites
+from vi_reparam_pyro.scoring import full_data, total_log_prob
+
+Array = Any
+
+PREFIX = "sde"
+
+
+class SDEGuide(JointGuide):
+    """A path from the base's noise to the latents, weighted by the kernels that it took.
+
+    Args:
+        model: the model.
+        family: the specification.
+        steps: other steps than the trained ones, to draw with.
+    """
+
+    def __init__(self, model: Any, family: SDE, *, steps: latent.Steps | None = None) -> None:
+        super().__init__(model, family)
+        self.steps = steps
+        self._said: set[str] = set()
+
+    def distribution(self, layout: Layout, args: Any, kwargs: Any) -> TorchDistribution:
+        size, dtype = layout.size, torch.get_default_dtype()
+        family: SDE = self.family.of_size(size)
+        base = base_params(f"{self.scope}{PREFIX}", family.base, family.init_scale, self.start(layout, args, kwargs))
+        if not family.learn_base:
+            base = {name: p.detach() for name, p in base.items()}
+        log_ratio = None
+        num_steps = family.num_steps if self.steps is None else self.steps.num_steps
+        if family.variance == "learned" and self.steps is None:
+            log_ratio = pyro.param(f"{self.scope}{PREFIX}_log_deviation", torch.zeros(family.num_steps, size))
+        network = self._network(layout, family.base.num_components)
+        target = self._target(layout, args, kwargs)
+        clip = family.network.clip if isinstance(family.network, MLP) else MLP().clip
+        if lanes.running():  # torch cannot recompute inside vmap
+            family = dataclasses.replace(family, checkpoint=False)
+
+        def make(key: int) -> Vector:
+            key, component = choose_component(family.base, key)
+            start_key, noise_key = ops.split(key, 2)
+            made = latent.draw(
+                ops,
+                family,
+                base,
+                log_ratio,
+                network(component),
+                ops.normal(start_key, (size,), dtype),
+                ops.normal(noise_key, (num_steps, size), dtype),
+                component=component,
+                target=target,
+                slope=_slope,
+                clip=clip,
+                steps=self.steps,
+            )
+            return Vector(made.value, made.log_q, made.score_term, frozen=family.gradient == "path")
+
+        return Joint(size, make)
+
+    def _network(self, layout: Layout, num_components: int) -> Callable[[Any], latent.Residual]:
+        """The drift's network, given the component."""
+        spec, grid = self.family.network, self.family.schedule.grid(1)
+        if not isinstance(spec, MLP):
+            if isinstance(spec, torch.nn.Module):
+                pyro.module(f"{self.scope}{PREFIX}_network", spec)
+            return lambda component: _Own(spec)
+        params = {}
+        for number, (name, (shape, deviation)) in enumerate(spec.shapes(layout.size, num_components).items()):
+            params[name] = pyro.param(f"{self.scope}{PREFIX}_{name}", _normal(shape, deviation, number))
+        span = grid[0], grid[-1]
+        return lambda component: latent.MLPResidual(ops, spec, params, span, component)
+
+    def _target(self, layout: Layout, args: Any, kwargs: Any) -> Callable[[Array], Array] | None:
+        """log p of a latent vector, all data and parameters live; None where the drift goes without."""
+        spec = self.family.network
+        wanted = spec.target if isinstance(spec, MLP) else "off"
+        if wanted == "off":
+            return None
+        if layout.subsampled is not None and wanted == "auto":
+            self._say(
+                f"plate {layout.subsampled!r} is subsampled, so the drift goes without the gradient of log p (it would "
+                "be a minibatch's); MLP(target='full') takes it from all of the data, MLP(target='off') says no more"
+            )
+            return None
+
+        def log_joint(vector: Array) -> Array:
+            sites = layout.unpack(vector)
+            held = {name: value for name, (value, _) in sites.items()}
+            # parameters come from outside, as they are now
+            with full_data(), poutine.block(hide_fn=_not_a_parameter):
+                trace = poutine.trace(poutine.condition(self.model, data=held)).get_trace(*args, **kwargs)
+            return total_log_prob(sample_sites(trace)) + sum(log_det.sum() for _, log_det in sites.values())
+
+        return log_joint
+
+    def _say(self, what: str) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            warnings.warn(what, stacklevel=2)
+
+    def warm_start(self, fit: Callable[..., Any], args: Any, kwargs: Any, key: int) -> dict[str, Array]:
+        family: SDE = self.family.of_size(self.layout(args, kwargs).size)
+        if not family.warm_start:
+            return {}
+        spec = Diagonal() if isinstance(family.base, Mixture) else family.base
+        params = fit(Gaussian(spec, family.init_scale), family.warm_start, key)
+        own = {name: params.pop(f"gaussian_{name}") for name in [n[9:] for n in params if n.startswith("gaussian_")]}
+        if isinstance(family.base, Mixture):
+            own = family.base.parameters(ops, mix(0), own["loc"], own["log_scale"].exp())
+        return {**params, **{f"{PREFIX}_{name}": value for name, value in own.items()}}
+
+    def with_steps(self, steps: latent.Steps) -> SDEGuide:
+        """The same guide with other steps."""
+        made = SDEGuide(self.model, self.family, steps=steps)
+        made.scope = self.scope
+        made.share(self)
+        return made
+
+
+class _Own:
+    """A user's own drift network: a module called with x and lambda."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    def rows(self, lambdas: tuple[float, ...], dtype: Any, *, frozen: bool) -> Any:
+        return torch.as_tensor(lambdas, dtype=dtype)
+
+    def at(self, x: Array, row: Any, *, frozen: bool) -> tuple[Array, Array | None]:
+        if frozen and isinstance(self.module, torch.nn.Module):
+            held = {name: p.detach() for name, p in self.module.named_parameters()}
+            r = torch.func.functional_call(self.module, held, (x, row))
+        else:
+            r = self.module(x, row)
+        if r.shape != x.shape:
+            raise ArgumentError(f"the drift network returned shape {tuple(r.shape)} for x of shape {tuple(x.shape)}")
+        return r, None
+
+
+def _not_a_parameter(msg: Any) -> bool:
+    return msg["type"] != "param"
+
+
+def _slope(fn: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """The gradient, inside lanes by `torch.func` and outside by autograd, which recomputing needs."""
+    if lanes.running():
+        return torch.func.grad(fn)
+
+    def slope(x: Array) -> Array:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(fn(x), x)[0]
+
+    return slope
+
+
+def _normal(shape: tuple[int, ...], deviation: float, number: int) -> Any:
+    if deviation == 0.0:
+        return torch.zeros(shape)
+    return lambda: deviation * ops.normal(mix(ops.root_key() ^ number), shape, torch.get_default_dtype())

@@ -1,0 +1,22 @@
+"""Families over all continuous latents at once, in one unconstrained vector."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vi_reparam.errors import ArgumentError
+from vi_reparam.guides.base import GuideFamily
+
+
+class JointFamily(GuideFamily):
+    """The latents of every site, moved to the reals and laid end to end, drawn together.
+
+    Each backend lays them out and back, and accounts for the change of volume.
+    """
+
+    def check_estimators(self, estimators: Any) -> None:
+        if estimators:
+            raise ArgumentError(
+                f"{type(self).__name__} draws all sites together, so estimators={estimators!r} have no site to act on: "
+                "leave them out"
+            )

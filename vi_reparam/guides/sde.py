@@ -1,0 +1,109 @@
+"""A learned diffusion as the posterior."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from vi_reparam.errors import ArgumentError
+from vi_reparam.guides.joint import JointFamily
+from vi_reparam.sde.bases import Base, Diagonal, Full, LowRank, Mixture
+from vi_reparam.sde.network import MLP
+from vi_reparam.sde.parameterizations import check_parameterization
+from vi_reparam.sde.path import GRADIENTS
+from vi_reparam.sde.schedules import Schedule, UniformLogSNR
+from vi_reparam.sde.solver import Adams
+from vi_reparam.sde.tau import as_tau
+from vi_reparam.sde.variances import check_variance, kernel_variances
+
+BASES: dict[str, Base] = {"diagonal": Diagonal(), "low_rank": LowRank(), "full": Full(), "mixture": Mixture()}
+
+LARGEST_FULL = 100
+"""Dimensions up to which the base has a full covariance unless asked otherwise."""
+
+
+@dataclass(frozen=True)
+class SDE(JointFamily):
+    """A diffusion from Gaussian noise to the posterior, with a learned drift.
+
+    It draws all continuous latents together, on any support. A path takes `num_steps` exact
+    exponential steps; the bound is that of the kernels that were simulated (`vi_reparam.sde.path`).
+
+    Args:
+        parameterization: what the network predicts: ``"data"``, ``"noise"``, ``"score"`` or ``"velocity"``.
+        variance: of the kernels: ``"learned"`` by step and dimension, from ``"ddpm"`` on; or fixed:
+            ``"data"``, ``"noise"`` (what the exact step of that form injects), ``"ddpm"``.
+        num_steps: steps of a path.
+        solver: the steps' form and order. Higher orders serve sampling after training.
+        tau: noise of a step relative to the reverse SDE's: a number or a schedule.
+        base: the Gaussian in whose coordinates the process runs: ``"diagonal"``, ``"low_rank"``,
+            ``"full"``, ``"mixture"``, or one such as ``LowRank(rank=4)``; ``"auto"`` is full up to 100
+            dimensions and of low rank above.
+        network: the drift's network: `MLP`, or a module of the backend, called with x of shape
+            ``[D]`` and lambda, that returns shape ``[D]``.
+        gradient: ``"path"`` (the guide's parameters are constants inside log q),
+            ``"reparameterization"``, or ``"log_variance"`` (for targets of several modes).
+        schedule: of the noise.
+        warm_start: steps for which the base is fitted alone before `fit` begins; 0 for none.
+        init_scale: standard deviation at which the base starts.
+        learn_base: whether the base goes on learning with the drift. Held, a wide base does not
+            close in on a few modes before the drift has found the others.
+        checkpoint: recompute each step in the backward pass instead of keeping it.
+
+    Raises:
+        ArgumentError: for options that cannot be used.
+    """
+
+    num_particles: ClassVar[int] = 128
+    learning_rate: ClassVar[float] = 0.005
+    clip: ClassVar[float | None] = 10.0
+    warmup: ClassVar[float] = 0.05  # the last kernels are narrow: a first step at full rate leaves them
+
+    parameterization: str = "data"
+    variance: str = "learned"
+    num_steps: int = 32
+    solver: Adams = field(default_factory=Adams)
+    tau: Any = 1.0
+    base: Any = "auto"
+    network: Any = field(default_factory=MLP)
+    gradient: str = "path"
+    schedule: Schedule = field(default_factory=UniformLogSNR)
+    warm_start: int = 2_000
+    init_scale: float = 0.1
+    learn_base: bool = True
+    checkpoint: bool = True
+
+    def __post_init__(self) -> None:
+        check_parameterization(self.parameterization)
+        check_variance(self.variance)
+        if isinstance(self.base, str) and self.base in BASES:
+            object.__setattr__(self, "base", BASES[self.base])
+        if self.base != "auto" and not isinstance(self.base, Base):
+            names = ["auto", *sorted(BASES)]
+            raise ArgumentError(f"SDE(base={self.base!r}): expected one of {names}, or one such as LowRank(4)")
+        if self.gradient not in GRADIENTS:
+            raise ArgumentError(f"SDE(gradient={self.gradient!r}): expected one of {GRADIENTS}")
+        if not isinstance(self.solver, Adams):
+            raise ArgumentError(f"SDE(solver={self.solver!r}): expected one such as Adams(order=1)")
+        if self.solver.corrector:
+            raise ArgumentError(
+                f"SDE(solver={self.solver!r}): a corrected step has no tractable kernel, so no bound; train with "
+                "corrector=0, and sample with posterior.draws(num, solver=...)"
+            )
+        if not isinstance(self.schedule, Schedule):
+            raise ArgumentError(f"SDE(schedule={self.schedule!r}): expected one such as UniformLogSNR()")
+        if not isinstance(self.network, MLP) and not callable(self.network):
+            raise ArgumentError(f"SDE(network={self.network!r}): expected MLP(...) or a module that can be called")
+        start = self.warm_start
+        if not isinstance(start, int) or isinstance(start, bool) or start < 0:
+            raise ArgumentError(f"SDE(warm_start={start!r}): expected a number of steps, 0 for none")
+        if not self.init_scale > 0.0:
+            raise ArgumentError(f"SDE(init_scale={self.init_scale!r}): expected a positive number")
+        object.__setattr__(self, "tau", as_tau(self.tau))
+        kernel_variances(self.variance, self.schedule, self.schedule.grid(self.num_steps), self.tau)
+
+    def of_size(self, size: int) -> SDE:
+        """The same with its base settled, for a vector of this size."""
+        if self.base != "auto":
+            return self
+        return replace(self, base=Full() if size <= LARGEST_FULL else LowRank(rank=8))

@@ -1,0 +1,46 @@
+"""Learned diffusions: schedules, exact exponential steps, stochastic Adams solvers, and weighted paths."""
+
+from vi_reparam.sde.bases import Base, Diagonal, Full, LowRank, Mixture
+from vi_reparam.sde.network import MLP
+from vi_reparam.sde.parameterizations import PARAMETERIZATIONS, from_data, to_data
+from vi_reparam.sde.path import GRADIENTS, Drifts, Path, simulate
+from vi_reparam.sde.schedules import Cosine, Linear, Schedule, UniformLogSNR, VarianceExploding, VariancePreserving
+from vi_reparam.sde.solver import Adams, sample
+from vi_reparam.sde.tau import Constant, Ramp, Tau, Window, as_tau
+from vi_reparam.sde.transition import Step, exact_step, noise_variance, noising
+from vi_reparam.sde.variances import VARIANCES, kernel_variances
+
+__all__ = [
+    "GRADIENTS",
+    "MLP",
+    "PARAMETERIZATIONS",
+    "VARIANCES",
+    "Adams",
+    "Base",
+    "Constant",
+    "Cosine",
+    "Diagonal",
+    "Drifts",
+    "Full",
+    "Linear",
+    "LowRank",
+    "Mixture",
+    "Path",
+    "Ramp",
+    "Schedule",
+    "Step",
+    "Tau",
+    "UniformLogSNR",
+    "VarianceExploding",
+    "VariancePreserving",
+    "Window",
+    "as_tau",
+    "exact_step",
+    "from_data",
+    "kernel_variances",
+    "noise_variance",
+    "noising",
+    "sample",
+    "simulate",
+    "to_data",
+]
