@@ -159,6 +159,7 @@ def picture(result, path):
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     names = list(result["rows"])
     figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 3.0), layout="constrained")
@@ -167,7 +168,8 @@ def picture(result, path):
         order = sorted(row, key=lambda key: -row[key])
         colors = ["C1" if key.startswith("ours") else "C7" if key == "floor" else "C0" for key in order]
         axis.barh(order, [row[key] for key in order], color=colors)
-        axis.set(xscale="log", title=name, xlabel="ns a draw")
+        axis.set(xscale="log", xlim=(min(row.values()) / 3.0, None), title=name, xlabel="ns a draw")
+        axis.xaxis.set_minor_formatter(NullFormatter())
     figure.savefig(path, dpi=100)
     plt.close(figure)
 

@@ -17,7 +17,7 @@ Array = Any
 
 _IMPLICIT = ImplicitGradient(density=False)
 
-_AT_ONCE = 131_072
+_AT_ONCE = 262_144
 """Numbers drawn together: their intermediate results stay in the processor's cache."""
 
 

@@ -77,6 +77,7 @@ class Replay:
         return self._array(self._rng().poisson(np.asarray(rate), size=shape).astype(float))
 
     def retry(self, attempt, key, shape, params, most):
+        # Each backend's own loop asks for noise in its own order; the plain one does so in both.
         return retry_all(self, attempt, key, shape, params, most)
 
     def while_loop(self, cond, body, state):
