@@ -19,8 +19,7 @@ from numpyro.distributions import constraints
 from vi_reparam.draw import Draw
 from vi_reparam.errors import SiteError
 from vi_reparam.estimators import ScoreFunction
-from vi_reparam.guides import JointFamily
-from vi_reparam.guides.gaussian import Gaussian
+from vi_reparam.guides import GaussianFamily, JointFamily
 from vi_reparam.sde.bases import Mixture
 from vi_reparam_numpyro import listener
 from vi_reparam_numpyro.distributions import Sampled
@@ -165,7 +164,9 @@ class JointGuide(abc.ABC):
         if known is None:
             with jax.ensure_compile_time_eval():  # bounds are numbers, also when this is traced
                 sites = prototype(self.model, args, kwargs)
-                known = self._known[tree, shapes] = Layout.of(sites, type(self.family).__name__)
+                known = Layout.of(sites, type(self.family).__name__)
+            self.family.check_size(known.size)
+            self._known[tree, shapes] = known
         return known
 
     def start(self, layout: Layout, args: Any, kwargs: Any) -> Callable[[], Array]:
@@ -212,7 +213,7 @@ class GaussianGuide(JointGuide):
     """One Gaussian over all latents."""
 
     def distribution(self, layout: Layout, args: Any, kwargs: Any) -> dist.Distribution:
-        family: Gaussian = self.family
+        family: GaussianFamily = self.family
         params = base_params("gaussian", family.base, family.init_scale, self.start(layout, args, kwargs))
 
         def make(key: Array) -> Vector:

@@ -32,15 +32,13 @@ from vi_reparam import (
     surrogate,
 )
 from vi_reparam.comparison import Comparison
-from vi_reparam.guides import SDE, GuideFamily, MeanField
+from vi_reparam.guides import SDE, FullRank, GuideFamily, LowRank, MeanField
 from vi_reparam.sde import (
     MLP,
     Adams,
     Cosine,
     Diagonal,
-    Full,
     Linear,
-    LowRank,
     Mixture,
     Ramp,
     UniformLogSNR,
@@ -73,7 +71,7 @@ __all__ = [
     "Draw",
     "Estimator",
     "FromSampler",
-    "Full",
+    "FullRank",
     "GradientError",
     "GuideFamily",
     "Guided",

@@ -16,7 +16,7 @@ from torch.distributions import biject_to
 
 from vi_reparam.errors import SiteError
 from vi_reparam.estimators import Auto, Estimator
-from vi_reparam.guides import SDE, Gaussian, GuideFamily, MeanField
+from vi_reparam.guides import SDE, GaussianFamily, GuideFamily, MeanField
 from vi_reparam_pyro.arguments import signature
 from vi_reparam_pyro.distributions import VonMisesFisher
 from vi_reparam_pyro.joint import GaussianGuide
@@ -38,11 +38,12 @@ def build_guide(family: GuideFamily, model: Any, estimators: dict[str, Estimator
     """
     if isinstance(family, MeanField):
         return MeanFieldGuide(model, family, estimators)
-    if isinstance(family, Gaussian):
+    if isinstance(family, GaussianFamily):
         return GaussianGuide(model, family)
     if isinstance(family, SDE):
         return SDEGuide(model, family)
-    raise SiteError(f"{family!r} is not a guide family that this backend builds: use vr.MeanField() or vr.SDE()")
+    known = "vr.MeanField(), vr.FullRank(), vr.LowRank() or vr.SDE()"
+    raise SiteError(f"{family!r} is not a guide family that this backend builds: use {known}")
 
 
 class MeanFieldGuide:

@@ -20,8 +20,7 @@ from pyro.ops.provenance import extract_provenance, get_provenance, track_proven
 from vi_reparam.draw import Draw
 from vi_reparam.errors import GradientError, SiteError
 from vi_reparam.estimators import ScoreFunction
-from vi_reparam.guides import JointFamily
-from vi_reparam.guides.gaussian import Gaussian
+from vi_reparam.guides import GaussianFamily, JointFamily
 from vi_reparam.sde.bases import Mixture
 from vi_reparam_pyro import listener
 from vi_reparam_pyro.arguments import signature
@@ -164,11 +163,13 @@ class JointGuide(abc.ABC):
         if known is None:
             frames = [f for s in look(self.model, args, kwargs, mix(0)).values() for f in s["cond_indep_stack"]]
             smaller = [f.name for f in frames if f.vectorized and f.full_size is not None and f.size < f.full_size]
-            known = self._known[key] = Layout.of(
+            known = Layout.of(
                 prototype(self.model, args, kwargs),
                 type(self.family).__name__,
                 subsampled=smaller[0] if smaller else None,
             )
+            self.family.check_size(known.size)
+            self._known[key] = known
         return known
 
     def start(self, layout: Layout, args: Any, kwargs: Any) -> Callable[[], Array]:
@@ -215,7 +216,7 @@ class GaussianGuide(JointGuide):
     """One Gaussian over all latents."""
 
     def distribution(self, layout: Layout, args: Any, kwargs: Any) -> TorchDistribution:
-        family: Gaussian = self.family
+        family: GaussianFamily = self.family
         params = base_params(f"{self.scope}gaussian", family.base, family.init_scale, self.start(layout, args, kwargs))
 
         def make(key: int) -> Vector:

@@ -5,8 +5,17 @@ import pytest
 from harness import BACKENDS, jax_gradients, mean_and_error, ops_or_skip, torch_gradients
 from rows import ROWS
 
+from vi_reparam import Rejection
+
+
+def _marks(row, estimator):
+    """The small boost is the default one's code: the gamma's own rows are enough for every day."""
+    again = estimator == Rejection(boost=1) and not row.name.startswith("gamma-")
+    return (pytest.mark.slow,) if again else ()
+
+
 CASES = [
-    pytest.param(backend, row, e, id=f"{backend}-{row.name}-{e!r}")
+    pytest.param(backend, row, e, id=f"{backend}-{row.name}-{e!r}", marks=_marks(row, e))
     for backend in BACKENDS
     for row in ROWS
     for e in row.estimators

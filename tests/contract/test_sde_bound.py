@@ -187,7 +187,9 @@ def _log_gaussian(x):
 
 
 @pytest.mark.parametrize("kind", BASES)
-@pytest.mark.parametrize("parameterization", ["data", "noise", "score", "velocity"])
+@pytest.mark.parametrize(
+    "parameterization", ["data", *(pytest.param(p, marks=pytest.mark.slow) for p in ("noise", "score", "velocity"))]
+)
 def test_the_start_is_the_base(kind, parameterization):
     """With r = 0 and the DDPM variance every path's weight is the base's own, so the ELBO is too."""
     import jax.numpy as jnp
@@ -254,7 +256,9 @@ def _flat(tree):
     return np.concatenate([np.asarray(leaf).reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(tree)], axis=1)
 
 
-@pytest.mark.parametrize("kind", BASES)
+@pytest.mark.parametrize(
+    "kind", ["diagonal", *(pytest.param(k, marks=pytest.mark.slow) for k in BASES if k != "diagonal")]
+)
 def test_the_three_gradients_have_one_mean(kind):
     import jax
 
@@ -330,6 +334,7 @@ def test_checkpointing_changes_no_gradient(gradient, order):
     assert any(float(abs(a).max()) > 1e-3 for a, _ in pairs)
 
 
+@pytest.mark.slow
 def test_checkpointing_cuts_memory():
     """Peak memory of the gradient of 2,000 paths of 128 steps, by the compiler's own account."""
     import jax

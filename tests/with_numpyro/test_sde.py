@@ -185,6 +185,7 @@ def test_minibatches_leave_the_bound_unbiased(target):
 # Objectives.
 
 
+@pytest.mark.slow
 def test_a_host_objective_that_is_right_works():
     losses = {}
     for objective in (vr.ELBO(2_000), Trace_ELBO(2_000)):

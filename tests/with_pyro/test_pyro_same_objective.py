@@ -115,8 +115,8 @@ class torch_like:  # noqa: N801
     ("families", "estimators", "entropy"),
     [
         ({}, Implicit(), "monte_carlo"),
-        ({}, Implicit(), "analytic"),
-        ({}, {"*": Rejection(boost=1, baseline=None)}, "monte_carlo"),
+        pytest.param({}, Implicit(), "analytic", marks=pytest.mark.slow),
+        pytest.param({}, {"*": Rejection(boost=1, baseline=None)}, "monte_carlo", marks=pytest.mark.slow),
         ({}, {"*": Rejection(boost=1, baseline=None)}, "analytic"),
         ({}, {"*": ScoreFunction(baseline=None)}, "monte_carlo"),
         ({}, {"level": MeasureValued(), "*": Rejection(baseline=None)}, "monte_carlo"),

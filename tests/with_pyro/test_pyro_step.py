@@ -31,7 +31,12 @@ def losses(monkeypatch, estimators, *, worth, compiling=1e9, program=model, part
 
 @pytest.mark.parametrize(
     ("estimators", "particles"),
-    [(vr.Implicit(), 3), (vr.Rejection(), 3), (vr.Rejection(baseline="decaying_average"), 1), (vr.ScoreFunction(), 3)],
+    [
+        pytest.param(vr.Implicit(), 3, marks=pytest.mark.slow),
+        (vr.Rejection(), 3),
+        (vr.Rejection(baseline="decaying_average"), 1),
+        (vr.ScoreFunction(), 3),
+    ],
     ids=repr,
 )
 def test_a_captured_fit_is_the_fit(monkeypatch, estimators, particles):

@@ -1,9 +1,9 @@
 """Guide families as plain specifications."""
 
 from vi_reparam.guides.base import GuideFamily
-from vi_reparam.guides.gaussian import Gaussian
+from vi_reparam.guides.gaussian import FullRank, Gaussian, GaussianFamily, LowRank
 from vi_reparam.guides.joint import JointFamily
 from vi_reparam.guides.mean_field import MeanField
 from vi_reparam.guides.sde import SDE
 
-__all__ = ["SDE", "Gaussian", "GuideFamily", "JointFamily", "MeanField"]
+__all__ = ["SDE", "FullRank", "Gaussian", "GaussianFamily", "GuideFamily", "JointFamily", "LowRank", "MeanField"]

@@ -2,30 +2,101 @@
 
 from __future__ import annotations
 
+import abc
 from dataclasses import dataclass, field
 
-from vi_reparam.errors import ArgumentError
+from vi_reparam.errors import ArgumentError, SiteError
 from vi_reparam.guides.joint import JointFamily
-from vi_reparam.sde.bases import Base, Diagonal
+from vi_reparam.sde.bases import Base, Diagonal, Full
+from vi_reparam.sde.bases import LowRank as LowRankBase
+
+LARGEST_FULL_RANK = 10_000
+"""Coordinates above which a full covariance, its gradient and its optimizer's state fill gigabytes."""
+
+
+class GaussianFamily(JointFamily):
+    """A Gaussian in the unconstrained coordinates, fitted by path gradients.
+
+    Log q takes its parameters as constants, so that the gradient's variance vanishes where q is
+    the posterior (sticking the landing; Roeder, Wu and Duvenaud 2017).
+
+    Attributes:
+        init_scale: standard deviation at the start.
+    """
+
+    init_scale: float
+
+    @property
+    @abc.abstractmethod
+    def base(self) -> Base:
+        """Which Gaussian."""
+
+    def __post_init__(self) -> None:
+        if not self.init_scale > 0.0:
+            raise ArgumentError(f"{type(self).__name__}(init_scale={self.init_scale!r}): expected a positive number")
+
+    def check_size(self, size: int) -> None:
+        if isinstance(self.base, Full) and size > LARGEST_FULL_RANK:
+            raise SiteError(
+                f"{self!r} over {size:,} coordinates would hold {size * size:,} covariances, and several times as many "
+                f"in the optimizer; use vr.LowRank(rank=8), or vr.MeanField()"
+            )
 
 
 @dataclass(frozen=True)
-class Gaussian(JointFamily):
-    """A Gaussian in the unconstrained coordinates: diagonal, low-rank, full, or a mixture.
+class FullRank(GaussianFamily):
+    """A Gaussian with a full covariance over all continuous latents.
 
     Args:
-        base: which.
         init_scale: standard deviation at the start.
+
+    Raises:
+        ArgumentError: for a scale that is not positive.
+    """
+
+    init_scale: float = 0.1
+
+    @property
+    def base(self) -> Base:
+        return Full()
+
+
+@dataclass(frozen=True)
+class LowRank(GaussianFamily):
+    """A Gaussian whose covariance is a diagonal and a few directions.
+
+    Args:
+        rank: how many directions.
+        init_scale: standard deviation at the start.
+
+    Raises:
+        ArgumentError: for a rank below 1, or a scale that is not positive.
+    """
+
+    rank: int = 8
+    init_scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        LowRankBase(rank=self.rank)
+        super().__post_init__()
+
+    @property
+    def base(self) -> Base:
+        return LowRankBase(rank=self.rank)
+
+
+@dataclass(frozen=True)
+class Gaussian(GaussianFamily):
+    """A Gaussian, or a mixture of them, by its base: what `SDE` starts from.
 
     Raises:
         ArgumentError: for a base that is none, or a scale that is not positive.
     """
 
-    base: Base = field(default_factory=Diagonal)
+    base: Base = field(default_factory=Diagonal)  # type: ignore[assignment]
     init_scale: float = 0.1
 
     def __post_init__(self) -> None:
         if not isinstance(self.base, Base):
-            raise ArgumentError(f"Gaussian(base={self.base!r}): expected one such as Diagonal() or LowRank(4)")
-        if not self.init_scale > 0.0:
-            raise ArgumentError(f"Gaussian(init_scale={self.init_scale!r}): expected a positive number")
+            raise ArgumentError(f"Gaussian(base={self.base!r}): expected one such as Diagonal()")
+        super().__post_init__()

@@ -20,3 +20,10 @@ class JointFamily(GuideFamily):
                 f"{type(self).__name__} draws all sites together, so estimators={estimators!r} have no site to act on: "
                 "leave them out"
             )
+
+    def check_size(self, size: int) -> None:
+        """Refuse a vector of so many coordinates, before anything of that size is made.
+
+        Raises:
+            SiteError: if the family would not fit into memory.
+        """

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from vi_reparam.errors import ArgumentError
+from vi_reparam.guides.gaussian import GaussianFamily
 from vi_reparam.guides.joint import JointFamily
 from vi_reparam.sde.bases import Base, Diagonal, Full, LowRank, Mixture
 from vi_reparam.sde.network import MLP
@@ -37,7 +38,7 @@ class SDE(JointFamily):
         solver: the steps' form and order. Higher orders serve sampling after training.
         tau: noise of a step relative to the reverse SDE's: a number or a schedule.
         base: the Gaussian in whose coordinates the process runs: ``"diagonal"``, ``"low_rank"``,
-            ``"full"``, ``"mixture"``, or one such as ``LowRank(rank=4)``; ``"auto"`` is full up to 100
+            ``"full"``, ``"mixture"``, or one such as ``vr.LowRank(rank=4)``; ``"auto"`` is full up to 100
             dimensions and of low rank above.
         network: the drift's network: `MLP`, or a module of the backend, called with x of shape
             ``[D]`` and lambda, that returns shape ``[D]``.
@@ -78,6 +79,8 @@ class SDE(JointFamily):
         check_variance(self.variance)
         if isinstance(self.base, str) and self.base in BASES:
             object.__setattr__(self, "base", BASES[self.base])
+        if isinstance(self.base, GaussianFamily):
+            object.__setattr__(self, "base", self.base.base)
         if self.base != "auto" and not isinstance(self.base, Base):
             names = ["auto", *sorted(BASES)]
             raise ArgumentError(f"SDE(base={self.base!r}): expected one of {names}, or one such as LowRank(4)")

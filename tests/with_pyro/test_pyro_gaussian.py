@@ -1,0 +1,53 @@
+"""vr.FullRank and vr.LowRank in Pyro, on a model whose posterior is a Gaussian."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy.stats import multivariate_normal
+
+import vi_reparam_pyro as vr
+from vi_reparam_pyro.params import using
+
+RNG = np.random.default_rng(3)
+X = RNG.normal(size=(30, 3)) @ np.array([[1.0, 0.9, 0.0], [0.0, 0.5, 0.7], [0.0, 0.0, 0.6]])
+Y = X @ np.array([1.0, -2.0, 0.5]) + 0.5 * RNG.normal(size=30)
+COVARIANCE = np.linalg.inv(np.eye(3) + X.T @ X / 0.25)
+MEAN = COVARIANCE @ X.T @ Y / 0.25
+LOG_EVIDENCE = multivariate_normal(np.zeros(30), X @ X.T + 0.25 * np.eye(30)).logpdf(Y)
+
+
+def regression(x, y):
+    w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(x @ w, 0.5).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize("family", [vr.FullRank(), vr.LowRank(rank=2)], ids=repr)
+def test_it_reaches_a_gaussian_posterior(family):
+    posterior = vr.guide(family)(regression).fit(X, Y, num_steps=2_000, progress=False)
+    assert posterior.record["steps"] == "captured"
+    value, error = posterior.elbo()
+    scale = np.sqrt(np.diag(COVARIANCE))
+    assert LOG_EVIDENCE - value < (0.002 if isinstance(family, vr.FullRank) else 0.05) + 4.0 * error
+    np.testing.assert_allclose(np.asarray(posterior.draws(20_000)["w"]).mean(0), MEAN, atol=0.05 * scale.min())
+
+
+def test_the_gradient_vanishes_where_q_is_the_posterior():
+    lower = np.linalg.cholesky(COVARIANCE)
+    scale = np.diag(lower)
+    values = {"loc": MEAN, "log_scale": np.log(scale), "lower": lower / scale[:, None] - np.eye(3)}
+    params = {f"gaussian_{n}": torch.as_tensor(v).clone().requires_grad_() for n, v in values.items()}
+    guided = vr.guide(vr.FullRank(), objective=vr.ELBO(5))(regression)
+    with using(params):
+        loss = guided.objective.differentiable_loss(guided.model, guided.guide, torch.as_tensor(X), torch.as_tensor(Y))
+    for grad in torch.autograd.grad(loss, list(params.values())):
+        assert float(grad.abs().max()) < 1e-9
+
+
+def test_many_coordinates_are_refused_before_memory_is_taken():
+    def model():
+        pyro.sample("z", dist.Normal(torch.zeros(20_000), 1.0).to_event(1))
+
+    with pytest.raises(vr.SiteError, match=r"FullRank\(.*20,000 coordinates would hold 400,000,000"):
+        vr.guide(vr.FullRank())(model).fit(num_steps=1, progress=False)
