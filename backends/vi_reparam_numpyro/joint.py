@@ -214,15 +214,15 @@ class GaussianGuide(JointGuide):
 
     def distribution(self, layout: Layout, args: Any, kwargs: Any) -> dist.Distribution:
         family: GaussianFamily = self.family
-        params = base_params("gaussian", family.base, family.init_scale, self.start(layout, args, kwargs))
+        params = base_params("gaussian", family.gaussian, family.init_scale, self.start(layout, args, kwargs))
 
         def make(key: Array) -> Vector:
-            key, component = choose_component(family.base, key)
-            own = params if component is None else family.base.component(ops, params, component)
+            key, component = choose_component(family.gaussian, key)
+            own = params if component is None else family.gaussian.component(ops, params, component)
             x = random.normal(key, (layout.size,), jnp.result_type(float))
-            z = family.base.to_latent(ops, own, x)
+            z = family.gaussian.to_latent(ops, own, x)
             held = {name: lax.stop_gradient(p) for name, p in params.items()}
-            return Vector(z, family.base.log_prob(ops, held, z), frozen=True)
+            return Vector(z, family.gaussian.log_prob(ops, held, z), frozen=True)
 
         return Joint(layout.size, make)
 

@@ -28,7 +28,7 @@ class GaussianFamily(JointFamily):
 
     @property
     @abc.abstractmethod
-    def base(self) -> Base:
+    def gaussian(self) -> Base:
         """Which Gaussian."""
 
     def __post_init__(self) -> None:
@@ -36,7 +36,7 @@ class GaussianFamily(JointFamily):
             raise ArgumentError(f"{type(self).__name__}(init_scale={self.init_scale!r}): expected a positive number")
 
     def check_size(self, size: int) -> None:
-        if isinstance(self.base, Full) and size > LARGEST_FULL_RANK:
+        if isinstance(self.gaussian, Full) and size > LARGEST_FULL_RANK:
             raise SiteError(
                 f"{self!r} over {size:,} coordinates would hold {size * size:,} covariances, and several times as many "
                 f"in the optimizer; use vr.LowRank(rank=8), or vr.MeanField()"
@@ -57,7 +57,7 @@ class FullRank(GaussianFamily):
     init_scale: float = 0.1
 
     @property
-    def base(self) -> Base:
+    def gaussian(self) -> Base:
         return Full()
 
 
@@ -81,7 +81,7 @@ class LowRank(GaussianFamily):
         super().__post_init__()
 
     @property
-    def base(self) -> Base:
+    def gaussian(self) -> Base:
         return LowRankBase(rank=self.rank)
 
 
@@ -93,10 +93,14 @@ class Gaussian(GaussianFamily):
         ArgumentError: for a base that is none, or a scale that is not positive.
     """
 
-    base: Base = field(default_factory=Diagonal)  # type: ignore[assignment]
+    base: Base = field(default_factory=Diagonal)
     init_scale: float = 0.1
 
     def __post_init__(self) -> None:
         if not isinstance(self.base, Base):
             raise ArgumentError(f"Gaussian(base={self.base!r}): expected one such as Diagonal()")
         super().__post_init__()
+
+    @property
+    def gaussian(self) -> Base:
+        return self.base

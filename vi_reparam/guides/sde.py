@@ -80,7 +80,7 @@ class SDE(JointFamily):
         if isinstance(self.base, str) and self.base in BASES:
             object.__setattr__(self, "base", BASES[self.base])
         if isinstance(self.base, GaussianFamily):
-            object.__setattr__(self, "base", self.base.base)
+            object.__setattr__(self, "base", self.base.gaussian)
         if self.base != "auto" and not isinstance(self.base, Base):
             names = ["auto", *sorted(BASES)]
             raise ArgumentError(f"SDE(base={self.base!r}): expected one of {names}, or one such as LowRank(4)")
