@@ -55,7 +55,7 @@ class Captured:
 
     def seconds(self) -> float:
         """About what one replay takes on a CPU: from sizes alone, so that equal programs are treated alike."""
-        return sum(5e-6 + 1e-9 * self._sizes.get(node.name, 0) for node in self._graph.graph.nodes)
+        return sum(5e-6 + 3e-9 * self._sizes.get(node.name, 0) for node in self._graph.graph.nodes)
 
     def compile(self, *arguments: Array) -> None:
         """Let torch compile the graph; it stays as it is where torch cannot, for want of a compiler for instance."""
