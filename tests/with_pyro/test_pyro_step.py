@@ -35,7 +35,7 @@ def losses(monkeypatch, estimators, *, worth, compiling=1e9, program=model, part
         pytest.param(vr.Implicit(), 3, marks=pytest.mark.slow),
         (vr.Rejection(), 3),
         (vr.Rejection(baseline="decaying_average"), 1),
-        (vr.ScoreFunction(), 3),
+        pytest.param(vr.ScoreFunction(), 3, marks=pytest.mark.slow),
     ],
     ids=repr,
 )
