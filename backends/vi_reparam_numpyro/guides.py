@@ -20,7 +20,7 @@ from vi_reparam.guides import SDE, GaussianFamily, GuideFamily, MeanField
 from vi_reparam_numpyro.distributions import VonMisesFisher
 from vi_reparam_numpyro.joint import GaussianGuide
 from vi_reparam_numpyro.plates import enter
-from vi_reparam_numpyro.prototype import Site, prototype
+from vi_reparam_numpyro.prototype import Site, form_of, prototype
 from vi_reparam_numpyro.sde import SDEGuide
 from vi_reparam_numpyro.starts import starting_values
 
@@ -62,12 +62,11 @@ class MeanFieldGuide:
 
     def sites(self, args: Any, kwargs: Any) -> dict[str, Site]:
         """The model's latents, as `prototype.prototype`."""
-        leaves, tree = jax.tree.flatten((args, kwargs))
-        shapes = tuple(str((jnp.shape(x), jnp.result_type(x))) if hasattr(x, "shape") else repr(x) for x in leaves)
-        known = self._known.get((tree, shapes))
+        shapes = form_of(args, kwargs)
+        known = self._known.get(shapes)
         if known is None:
             with jax.ensure_compile_time_eval():  # bounds are numbers, also when this is traced
-                known = self._known[tree, shapes] = prototype(self.model, args, kwargs)
+                known = self._known[shapes] = prototype(self.model, args, kwargs)
             for site in known.values():
                 self._check_discrete(site)
         return known

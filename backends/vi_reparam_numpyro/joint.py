@@ -27,7 +27,7 @@ from vi_reparam_numpyro.guard import refuse_gradient, running_objective
 from vi_reparam_numpyro.layout import Layout
 from vi_reparam_numpyro.ops import ops
 from vi_reparam_numpyro.plates import enter
-from vi_reparam_numpyro.prototype import prototype
+from vi_reparam_numpyro.prototype import form_of, prototype
 from vi_reparam_numpyro.starts import starting_values
 
 Array = Any
@@ -158,15 +158,14 @@ class JointGuide(abc.ABC):
         Raises:
             SiteError: for a latent that no joint family covers.
         """
-        leaves, tree = jax.tree.flatten((args, kwargs))
-        shapes = tuple(str((jnp.shape(x), jnp.result_type(x))) if hasattr(x, "shape") else repr(x) for x in leaves)
-        known = self._known.get((tree, shapes))
+        shapes = form_of(args, kwargs)
+        known = self._known.get(shapes)
         if known is None:
             with jax.ensure_compile_time_eval():  # bounds are numbers, also when this is traced
                 sites = prototype(self.model, args, kwargs)
                 known = Layout.of(sites, type(self.family).__name__)
             self.family.check_size(known.size)
-            self._known[tree, shapes] = known
+            self._known[shapes] = known
         return known
 
     def start(self, layout: Layout, args: Any, kwargs: Any) -> Callable[[], Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -76,6 +77,13 @@ class Site:
     kind: str
     support: Any
     plates: tuple[Plate, ...]
+
+
+def form_of(args: Any, kwargs: Any) -> Hashable:
+    """Equal for arguments of equal structure, shapes, dtypes and other values: what a model is looked at once for."""
+    leaves, tree = jax.tree.flatten((args, kwargs))
+    shapes = (str((jnp.shape(x), jnp.result_type(x))) if hasattr(x, "shape") else repr(x) for x in leaves)
+    return tree, tuple(shapes)
 
 
 def drawable(model: Any, key: Any) -> Any:

@@ -10,6 +10,7 @@ from jax import random
 from numpyro.handlers import block, seed, substitute, trace
 
 from vi_reparam_numpyro.prototype import Site, bijection, drawable, unit
+from vi_reparam_numpyro.scoring import total_log_prob
 
 Array = Any
 
@@ -35,13 +36,7 @@ def starting_values(
 
     def score(values: dict[str, Array]) -> Array:
         with block():
-            tr = trace(substitute(seed(model, random.key(1)), data=values)).get_trace(*args, **kwargs)
-        total = jnp.zeros(())
-        for site in tr.values():
-            if site["type"] == "sample":
-                lp = site["fn"].log_prob(site["value"])
-                total = total + jnp.sum(lp if site["scale"] is None else site["scale"] * lp)
-        return total
+            return total_log_prob(trace(substitute(seed(model, random.key(1)), data=values)).get_trace(*args, **kwargs))
 
     def best(keys: Any) -> dict[str, Array]:
         draws = jax.vmap(one)(keys)

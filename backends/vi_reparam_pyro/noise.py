@@ -93,6 +93,7 @@ class Loops:
         for number in self._numbers:
             if _LOOPS:  # none is left when Python ends
                 _LOOPS.pop(number, None)
+                _TAILS.pop(number, None)
 
 
 @contextlib.contextmanager

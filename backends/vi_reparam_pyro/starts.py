@@ -9,7 +9,7 @@ import torch
 
 from vi_reparam_pyro.ops import mix
 from vi_reparam_pyro.prototype import Site, bijection, look, origin
-from vi_reparam_pyro.run import scaled
+from vi_reparam_pyro.scoring import total_log_prob
 
 Array = Any
 
@@ -47,7 +47,7 @@ def _score(model: Any, args: Any, kwargs: Any, values: dict[str, Array]) -> floa
     try:
         found = look(model, args, kwargs, mix(1), values)
         with torch.no_grad():
-            total = float(sum(scaled(site, site["fn"].log_prob(site["value"])).sum() for site in found.values()))
+            total = float(total_log_prob(found))
     except (ValueError, NotImplementedError):  # outside a support, or an improper prior
         return -np.inf
     return total if np.isfinite(total) else -np.inf
