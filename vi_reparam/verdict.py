@@ -15,6 +15,7 @@ KHAT_USABLE = 0.7
 MAX_ELBO_ERROR = 0.1
 MAX_GAP = 1.0
 MANY_LATENTS = 100
+RIVAL = 4.6  # nats: a mode this far below holds about a hundredth of the mass
 NUM_BLOCKS = 10
 
 
@@ -34,6 +35,7 @@ class Figures:
         num_latents: scalars in one draw.
         drift: `loss_drift` of the fit's losses.
         num_nan_losses: how many losses are not finite.
+        rivals: nats by which other modes, found on the way, are below this one.
         is_point: whether the guide is a point estimate, which has no density.
     """
 
@@ -49,6 +51,7 @@ class Figures:
     drift: Drift | None
     num_nan_losses: int = 0
     is_point: bool = False
+    rivals: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,13 @@ def _weaknesses(f: Figures) -> list[str]:
     gap = f.log_evidence - f.elbo
     if f.khat < KHAT_USABLE and gap > MAX_GAP:  # above, the evidence itself is not known
         found.append(f"the ELBO is {gap:.3g} nats below the log evidence: about the KL divergence that is left")
+    for behind in f.rivals:
+        if behind < RIVAL:
+            share = 100.0 / (1.0 + math.exp(behind))
+            found.append(
+                f"another mode was found, {behind:.1f} nats below this one (about {share:.0f}% of the mass is there): "
+                "this guide covers one of them; try vr.SDE(gradient='log_variance')"
+            )
     if f.drift is not None and not f.drift.is_settled:
         found.append(
             f"the loss still fell by {f.drift.amount:.3g} nats over the last tenth of the fit: more steps may help"

@@ -13,12 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax, random
+from jax.flatten_util import ravel_pytree
 from numpyro.handlers import block, substitute, trace
 from numpyro.infer import SVI
 from tqdm.auto import tqdm
 
+from vi_reparam.convergence import BLOCK, Convergence
 from vi_reparam.errors import ArgumentError, NonFiniteError, ViReparamError
 from vi_reparam.guides import JointFamily
+from vi_reparam.search import FAR, distance
 from vi_reparam_numpyro import checkpoint as checkpoints
 from vi_reparam_numpyro.arguments import Arguments, check_data
 from vi_reparam_numpyro.objectives import ELBO
@@ -32,6 +35,9 @@ Array = Any
 
 CHUNK = 1024
 """Most steps between two looks at the clock; the loop's trip count is data, so it compiles once."""
+
+MAX_STEPS = 10_000
+"""Most steps of a hand-written guide's fit that ends by itself."""
 
 _READS_DATA = (
     jax.errors.ConcretizationTypeError,
@@ -49,6 +55,23 @@ class Program:
     init: Any
     advance: Any
     constrain: Any
+    flat: Any
+    unflat: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """One fit from one start."""
+
+    params: dict[str, Array]
+    state: Any
+    losses: np.ndarray
+    course: Convergence | None
+
+    @property
+    def bound(self) -> float:
+        """The ELBO at its end, in nats."""
+        return -float(np.mean(self.losses[-max(1, len(self.losses) // 10) :]))
 
 
 class Fitter:
@@ -64,6 +87,8 @@ class Fitter:
         self._selected: dict[Any, tuple[Any, dict[str, float]]] = {}
         self._checked: set[Any] = set()
         self._simpler: dict[Any, Any] = {}
+        self._rivals: list[float] = []
+        self.fitted: dict[Any, Any] = {}  # posteriors of simpler families on the same data, by family
         self._reads_data = False
 
     def fit(
@@ -77,13 +102,17 @@ class Fitter:
         seed: Any,
         progress: bool,
         checkpoint: Any,
+        final: bool = True,
     ) -> Any:
-        """As `Guided.fit`."""
+        """As `Guided.fit`; a fit that is not final serves another one as its start, and keeps its tails."""
         from vi_reparam_numpyro.posterior import Posterior
 
         begun = time.perf_counter()
-        num_steps = 3_000 if num_steps is None else num_steps
         _check_options(num_steps, num_particles, optimizer, progress)
+        family = self.guided.family
+        watched = num_steps is None and (family is None or family.converges)
+        if num_steps is None:
+            num_steps = MAX_STEPS if family is None else family.max_steps
         key = as_key(seed)
         check_data(args, kwargs)
         args, kwargs = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, (args, kwargs))
@@ -94,34 +123,40 @@ class Fitter:
         objective = self.guided.objective
         if num_particles is not None:
             objective = objective.with_particles(num_particles)
-        optimizer = self._default_optimizer(num_steps) if optimizer is None else optimizer
+        optimizer = self._default_optimizer(None if watched else num_steps) if optimizer is None else optimizer
         arguments = Arguments.of(args, kwargs, closed=self._reads_data)
         self._check(objective, arguments, args, kwargs)
         active, prices = self._select(objective, arguments, args, kwargs)
         start_key, key = random.split(key)
-        held = {**self.guided.start_at(arguments, start_key), **self._warm_start(key, args, kwargs)}
-        program = self._program(active, objective, optimizer, arguments, held)
-        state = program.init(key, held, arguments.arrays)
-        losses = np.full(num_steps, np.nan)
-        done = 0
-        if checkpoint is not None:
-            mark = checkpoints.mark_of(self.guided, state, num_steps, repr(objective))
-            state, done, losses = checkpoints.load(checkpoint, mark, state, losses)
-        state, losses = self._loop(
-            active, program, arguments, state, losses, done, progress, checkpoint, objective, args, kwargs
-        )
-        params = program.constrain(state["params"])
+        first = self.guided.start_at(arguments, start_key)
+        runs = []
+        for values in self._warm_starts(key, arguments, num_steps if checkpoint is None else 1):
+            held = {**first, **values}
+            program = self._program(active, objective, optimizer, arguments, held, watched)
+            state = program.init(key, held, arguments.arrays)
+            losses = np.full(num_steps, np.nan)
+            done, course = 0, Convergence(num_steps, self._by_losses) if watched else None
+            if checkpoint is not None:
+                mark = checkpoints.mark_of(self.guided, state, num_steps, repr(objective))
+                state, done, losses = checkpoints.load(checkpoint, mark, state, losses)
+            state, losses = self._loop(
+                active, program, arguments, state, losses, done, course, progress, checkpoint, objective, args, kwargs
+            )
+            runs.append(Course(program.constrain(state["params"]), state, losses, course))
+        best, rivals = self._compare(runs)
+        params, state, losses, course = best.params, best.state, best.losses, best.course
         record = {
-            "num_steps": num_steps,
+            "num_steps": len(losses),
+            "converged": None if course is None else course.settled,
+            "rivals": rivals,
             "num_particles": objective.num_particles,
             "objective": repr(objective),
             "family": repr(self.guided.family),
             "estimators": _chosen(active, params, args, kwargs),
             "variance_x_time": prices,
-            "seconds": time.perf_counter() - begun,
             "versions": _versions(),
         }
-        return Posterior(
+        posterior = Posterior(
             self.guided,
             {**params, **(state["mutable"] or {})},
             args=args,
@@ -130,25 +165,55 @@ class Fitter:
             seed=seed if isinstance(seed, int) else 0,
             record=record,
         )
+        if final and family is not None and family.has_tail:
+            posterior.fit_tail()
+        posterior.record["seconds"] = time.perf_counter() - begun
+        return posterior
 
-    def _default_optimizer(self, num_steps: int) -> Any:
+    @property
+    def _by_losses(self) -> bool:
+        return self.guided.family is not None and self.guided.family.by_losses
+
+    def _default_optimizer(self, num_steps: int | None) -> Any:
+        """The family's own; at a constant rate where the fit watches itself."""
         family = self.guided.family
         if family is None:
             return default_optimizer(num_steps)
         return default_optimizer(num_steps, family.learning_rate, clip=family.clip, warmup=family.warmup)
 
-    def _warm_start(self, key: Any, args: Any, kwargs: Any) -> dict[str, Array]:
-        """Values to start some parameters from: those of a simpler family's own fit."""
+    def _warm_starts(self, key: Any, arguments: Arguments, most: int) -> list[dict[str, Array]]:
+        """Values to start some parameters from; several where runs should be kept apart."""
         if not isinstance(self.guided.family, JointFamily):
-            return {}
+            return [{}]
+        args, kwargs = arguments.join(arguments.arrays)
 
-        def fit(family: Any, num_steps: int, key: Any) -> dict[str, Array]:
+        def fit(family: Any, num_steps: int | None, key: Any) -> Any:
+            if family in self.fitted:
+                return self.fitted[family]
             if family not in self._simpler:
-                simpler = self._simpler[family] = type(self.guided)(self.guided.model, family)
+                simpler = type(self.guided)(self.guided.model, family)
                 simpler.written.share(self.guided.written)
-            return self._simpler[family].fit(*args, num_steps=num_steps, seed=key, progress=False, **kwargs).params
+                self._simpler[family] = Fitter(simpler)
+            options = {"num_particles": None, "optimizer": None, "progress": False, "checkpoint": None, "final": False}
+            posterior = self._simpler[family].fit(args, kwargs, num_steps=num_steps, seed=key, **options)
+            self._rivals = posterior.record["rivals"]
+            return posterior
 
-        return self.guided.written.warm_start(fit, args, kwargs, random.fold_in(key, 1))
+        return self.guided.written.warm_starts(fit, arguments, random.fold_in(key, 1))[:most]
+
+    def _compare(self, runs: list[Course]) -> tuple[Course, list[float]]:
+        """The best of several runs, and by how many nats those that ended elsewhere are below it."""
+        best = max(runs, key=lambda course: course.bound)
+        there = self.guided.written.location(best.params) if len(runs) > 1 else None
+        if there is None:
+            return best, list(self._rivals)
+        root = np.asarray(there.root)
+        rivals = []
+        for other in runs:
+            move = np.asarray(self.guided.written.location(other.params).center - there.center)
+            if distance(move, root, np.linalg.solve) > FAR:
+                rivals.append(float(best.bound - other.bound))
+        return best, rivals
 
     def _check(self, objective: ELBO, arguments: Arguments, args: Any, kwargs: Any) -> None:
         """Everything that can be refused before compiling."""
@@ -203,14 +268,18 @@ class Fitter:
                 objective.check_at(start, active.model, active.guide, args, kwargs)
         return self._selected[key]
 
-    def _program(self, active: Any, objective: ELBO, optimizer: Any, arguments: Arguments, held: Any) -> Program:
+    def _program(
+        self, active: Any, objective: ELBO, optimizer: Any, arguments: Arguments, held: Any, watched: bool
+    ) -> Program:
         x64 = jax.config.read("jax_enable_x64")
-        key = (id(active), repr(objective), fingerprint(optimizer), arguments.key, x64)
+        key = (id(active), repr(objective), fingerprint(optimizer), arguments.key, watched, x64)
         if key not in self._programs:
-            self._programs[key] = self._build(active, objective, optimizer, arguments, held)
+            self._programs[key] = self._build(active, objective, optimizer, arguments, held, watched)
         return self._programs[key]
 
-    def _build(self, guided: Any, objective: ELBO, optimizer: Any, arguments: Arguments, held: Any) -> Program:
+    def _build(
+        self, guided: Any, objective: ELBO, optimizer: Any, arguments: Arguments, held: Any, watched: bool
+    ) -> Program:
         svi = SVI(guided.model, guided.guide, optax.identity(), objective)
 
         @jax.jit
@@ -220,7 +289,12 @@ class Fitter:
             svi.model, svi.guide = substitute(guided.model, data=held), substitute(guided.guide, data=held)
             start = svi.init(init_key, *args, **kwargs)
             params = svi.optim.get_params(start.optim_state)
-            return {"params": params, "opt": optimizer.init(params), "mutable": start.mutable_state, "key": key}
+            state = {"params": params, "opt": optimizer.init(params), "mutable": start.mutable_state, "key": key}
+            return {**state, "watch": watch(params)} if watched else state
+
+        def watch(params: Any) -> dict[str, Any]:
+            zeros = jax.tree.map(jnp.zeros_like, params)
+            return {"rate": jnp.ones(()), "sum": zeros, "square": zeros}
 
         jax.eval_shape(init, random.key(0), held, arguments.arrays)  # so that the SVI knows its constraints
         constrain: Any = svi.constrain_fn
@@ -242,12 +316,20 @@ class Fitter:
             for g in jax.tree.leaves(grads):
                 finite = finite & jnp.all(jnp.isfinite(g))
             updates, opt = optimizer.update(grads, state["opt"], state["params"])
+            if watched:
+                updates = jax.tree.map(lambda u: state["watch"]["rate"].astype(u.dtype) * u, updates)
             moved = {
                 "params": optax.apply_updates(state["params"], updates),
                 "opt": opt,
                 "mutable": mutable,
                 "key": key,
             }
+            if watched:
+                moved["watch"] = {
+                    "rate": state["watch"]["rate"],
+                    "sum": jax.tree.map(jnp.add, state["watch"]["sum"], moved["params"]),
+                    "square": jax.tree.map(lambda s, p: s + p * p, state["watch"]["square"], moved["params"]),
+                }
             # A step that is not finite is undone, so that the report can look at what led to it.
             state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state)
             return i + 1, limit, state, losses.at[i].set(value), finite, arrays
@@ -258,7 +340,10 @@ class Fitter:
             i, _, state, losses, finite, _ = lax.while_loop(lambda c: (c[0] < c[1]) & c[4], step, carry)
             return state, losses, i, finite
 
-        return Program(init, advance, constrain)
+        shape: Any = jax.eval_shape(init, random.key(0), held, arguments.arrays)["params"]
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
+        flat = jax.jit(lambda tree: ravel_pytree(tree)[0])
+        return Program(init, advance, constrain, flat, jax.jit(ravel_pytree(zeros)[1]))
 
     def _loop(
         self,
@@ -268,6 +353,7 @@ class Fitter:
         state: Any,
         losses: np.ndarray,
         done: int,
+        course: Convergence | None,
         progress: bool,
         checkpoint: Any,
         objective: ELBO,
@@ -280,6 +366,8 @@ class Fitter:
             while done < total:
                 begun = time.perf_counter()
                 limit = min(chunk, total - done, CHUNK)
+                if course is not None:
+                    limit = min(limit, BLOCK - done % BLOCK)
                 state, values, count, finite = program.advance(state, limit, arguments.arrays)
                 count = int(count)
                 losses[done : done + count] = np.asarray(values)[:count]
@@ -287,14 +375,31 @@ class Fitter:
                 if not bool(finite):
                     self._report(active, program, state, losses, done - 1, objective, args, kwargs)
                 bar.update(count)
-                bar.set_postfix_str(f"ELBO {-np.mean(losses[max(0, done - 100) : done]):.4g}")
+                if course is not None and (done % BLOCK == 0 or done == total):
+                    state = self._look(program, course, state, losses[done - ((done - 1) % BLOCK + 1) : done])
+                note = "" if course is None else f", {course}"
+                bar.set_postfix_str(f"ELBO {-np.mean(losses[max(0, done - 100) : done]):.4g}{note}")
                 seconds = time.perf_counter() - begun
                 chunk = int(np.clip(count * 0.5 / max(seconds, 1e-4), 1, CHUNK))
                 if checkpoint is not None and (done == total or time.perf_counter() - saved > 10.0):
                     mark = checkpoints.mark_of(self.guided, state, total, repr(objective))
                     checkpoints.save(checkpoint, mark, state, done, losses)
                     saved = time.perf_counter()
-        return state, losses
+                if course is not None and course.finished:
+                    break
+        return state, losses[:done]
+
+    @staticmethod
+    def _look(program: Program, course: Convergence, state: Any, losses: np.ndarray) -> Any:
+        """Take note of a block of steps, and go on from the mean of the iterates where a rate is left."""
+        watch, count = state["watch"], len(losses)
+        mean = np.asarray(program.flat(watch["sum"])) / count
+        found = course.add(losses, mean, np.asarray(program.flat(watch["square"])) / count)
+        watch = jax.tree.map(jnp.zeros_like, watch)
+        if found is not None:
+            state = {**state, "params": program.unflat(jnp.asarray(found))}
+        rate = jnp.asarray(0.0 if course.finished else course.rate, watch["rate"].dtype)
+        return {**state, "watch": {**watch, "rate": rate}}
 
     def _report(
         self,

@@ -15,19 +15,25 @@ import numpyro
 import numpyro.distributions as dist
 from jax import lax, random
 from numpyro.distributions import constraints
+from numpyro.handlers import block, seed, substitute, trace
 
+from vi_reparam import path
 from vi_reparam.draw import Draw
 from vi_reparam.errors import SiteError
 from vi_reparam.estimators import ScoreFunction
+from vi_reparam.frame import Frame
 from vi_reparam.guides import GaussianFamily, JointFamily
 from vi_reparam.sde.bases import Mixture
 from vi_reparam_numpyro import listener
+from vi_reparam_numpyro.arguments import Arguments
 from vi_reparam_numpyro.distributions import Sampled
 from vi_reparam_numpyro.guard import refuse_gradient, running_objective
 from vi_reparam_numpyro.layout import Layout
 from vi_reparam_numpyro.ops import ops
 from vi_reparam_numpyro.plates import enter
 from vi_reparam_numpyro.prototype import form_of, prototype
+from vi_reparam_numpyro.scoring import full_data, total_log_prob
+from vi_reparam_numpyro.search import Searcher
 from vi_reparam_numpyro.starts import starting_values
 
 Array = Any
@@ -181,13 +187,31 @@ class JointGuide(abc.ABC):
     def distribution(self, layout: Layout, args: Any, kwargs: Any) -> dist.Distribution:
         """The distribution of the vector; its parameters are `numpyro.param` sites."""
 
-    def warm_start(self, fit: Callable[..., Any], args: Any, kwargs: Any, key: Any) -> dict[str, Array]:
-        """Values of parameters to start a fit from, by name.
+    def log_joint(self, layout: Layout, params: dict[str, Array], args: Any, kwargs: Any) -> Callable[[Array], Array]:
+        """log p of a latent vector on all of the data, with the change of volume; data and parameters are live."""
+
+        def at(vector: Array) -> Array:
+            sites = layout.unpack(vector)
+            held = {**params, **{name: value for name, (value, _) in sites.items()}}
+            with block():
+                running = substitute(seed(full_data(self.model), random.key(0)), data=held)
+                log_p = total_log_prob(trace(running).get_trace(*args, **kwargs))
+            return log_p + sum(jnp.sum(log_det) for _, log_det in sites.values())
+
+        return at
+
+    def warm_starts(self, fit: Callable[..., Any], arguments: Arguments, key: Any) -> list[dict[str, Array]]:
+        """Values of some parameters to start a fit from, by name; several where runs should be kept apart.
 
         Args:
-            fit: ``fit(family, num_steps, key)`` fits another family to this model and data.
+            fit: ``fit(family, num_steps, key)`` fits another family to this model and data, and returns its posterior.
+            arguments: the model's.
         """
-        return {}
+        return [{}]
+
+    def location(self, params: dict[str, Array]) -> Frame | None:
+        """Where the guide with these parameters lies, and how wide; None where that is not known."""
+        return None
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
         layout = self.layout(args, kwargs)
@@ -209,21 +233,53 @@ class JointGuide(abc.ABC):
 
 
 class GaussianGuide(JointGuide):
-    """One Gaussian over all latents."""
+    """One Gaussian over all latents, in the frame that the search found."""
+
+    prefix = "gaussian"
 
     def distribution(self, layout: Layout, args: Any, kwargs: Any) -> dist.Distribution:
         family: GaussianFamily = self.family
-        params = base_params("gaussian", family.gaussian, family.init_scale, self.start(layout, args, kwargs))
+        base = family.gaussian
+        start = self.start(layout, args, kwargs)
+        frame = frame_params(self.prefix, layout.size, family.is_dense(layout.size), family.init_scale, start)
+        tail = lax.stop_gradient(numpyro.param(f"{self.prefix}_tail", jnp.zeros((), jnp.result_type(float))))
+        params = base_params(self.prefix, base, 1.0, lambda: jnp.zeros(layout.size, jnp.result_type(float)))
 
         def make(key: Array) -> Vector:
-            key, component = choose_component(family.gaussian, key)
-            own = params if component is None else family.gaussian.component(ops, params, component)
-            x = random.normal(key, (layout.size,), jnp.result_type(float))
-            z = family.gaussian.to_latent(ops, own, x)
+            key, component = choose_component(base, key)
+            noise = random.normal(key, (layout.size,), jnp.result_type(float))
+            if component is None:
+                return Vector(*path.gaussian(ops, base, params, frame, tail, noise), frozen=True)
+            y = base.to_latent(ops, base.component(ops, params, component), noise)
             held = {name: lax.stop_gradient(p) for name, p in params.items()}
-            return Vector(z, family.gaussian.log_prob(ops, held, z), frozen=True)
+            return Vector(frame.place(y), base.log_prob(ops, held, y) - frame.log_det(ops), frozen=True)
 
         return Joint(layout.size, make)
+
+    def warm_starts(self, fit: Callable[..., Any], arguments: Arguments, key: Any) -> list[dict[str, Array]]:
+        layout = self.layout(*arguments.join(arguments.arrays))
+        if not self.family.is_dense(layout.size):
+            return [{}]
+        found = self.searcher.run(layout, arguments, key)
+        return [{f"{self.prefix}_center": f.center, f"{self.prefix}_root": f.root} for f in found] or [{}]
+
+    @functools.cached_property
+    def searcher(self) -> Searcher:
+        """Finds a frame."""
+        return Searcher(self)
+
+    def location(self, params: dict[str, Array]) -> Frame | None:
+        own = {n: params[f"{self.prefix}_{n}"] for n in self.family.gaussian.names}
+        frame = Frame(params[f"{self.prefix}_center"], params[f"{self.prefix}_root"])
+        return Frame.of(ops, frame.fold(ops, own)) if own["loc"].ndim == 1 else None
+
+
+def frame_params(prefix: str, size: int, dense: bool, scale: float, start: Callable[[], Array]) -> Frame:
+    """The frame, as `numpyro.param` sites that no gradient moves."""
+    dtype = jnp.result_type(float)
+    center = numpyro.param(f"{prefix}_center", lambda _: start())
+    root = numpyro.param(f"{prefix}_root", lambda _: scale * (jnp.eye(size, dtype=dtype) if dense else jnp.ones(size)))
+    return Frame(lax.stop_gradient(center), lax.stop_gradient(root))
 
 
 def base_params(prefix: str, base: Any, scale: float, start: Callable[[], Array]) -> dict[str, Array]:

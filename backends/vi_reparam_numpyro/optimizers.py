@@ -12,18 +12,20 @@ import optax
 
 
 def default_optimizer(
-    num_steps: int, learning_rate: float = 0.05, *, clip: float | None = None, warmup: float = 0.0
+    num_steps: int | None, learning_rate: float = 0.05, *, clip: float | None = None, warmup: float = 0.0
 ) -> optax.GradientTransformation:
     """Adam with a cosine schedule from `learning_rate` down to a hundredth of it.
 
     Args:
+        num_steps: of the schedule; None for a constant rate.
         clip: largest norm of a gradient; None for any.
         warmup: part of the steps over which the rate rises from zero first.
     """
-    rising = int(warmup * num_steps)
-    if rising:
+    rising = 0 if num_steps is None else int(warmup * num_steps)
+    rate: Any = learning_rate
+    if num_steps is not None and rising:
         rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, rising, num_steps, 0.01 * learning_rate)
-    else:
+    elif num_steps is not None:
         rate = optax.cosine_decay_schedule(learning_rate, num_steps, alpha=0.01)
     adam = optax.adam(rate, b1=0.9, b2=0.99)
     return adam if clip is None else optax.chain(optax.clip_by_global_norm(clip), adam)

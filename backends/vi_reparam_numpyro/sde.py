@@ -11,19 +11,20 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 from jax import lax, random
-from numpyro.handlers import block, seed, substitute, trace
+from numpyro.handlers import block, trace
 
 from vi_reparam.errors import ArgumentError
+from vi_reparam.frame import Frame
 from vi_reparam.guides import SDE
 from vi_reparam.guides.gaussian import Gaussian
 from vi_reparam.sde import latent
 from vi_reparam.sde.bases import Diagonal, Mixture
 from vi_reparam.sde.network import MLP
+from vi_reparam_numpyro.arguments import Arguments
 from vi_reparam_numpyro.joint import Joint, JointGuide, Vector, base_params, choose_component
 from vi_reparam_numpyro.layout import Layout
 from vi_reparam_numpyro.ops import ops
 from vi_reparam_numpyro.prototype import drawable
-from vi_reparam_numpyro.scoring import full_data, total_log_prob
 
 Array = jax.Array
 
@@ -113,31 +114,25 @@ class SDEGuide(JointGuide):
             return None
         params = {n: s["value"] for n, s in found.items() if s["type"] == "param"}
 
-        def log_joint(vector: Array) -> Array:
-            sites = layout.unpack(vector)
-            held = {**params, **{name: value for name, (value, _) in sites.items()}}
-            with block():
-                running = substitute(seed(full_data(self.model), random.key(0)), data=held)
-                log_p = total_log_prob(trace(running).get_trace(*args, **kwargs))
-            return log_p + sum(jnp.sum(log_det) for _, log_det in sites.values())
-
-        return log_joint
+        return self.log_joint(layout, params, args, kwargs)
 
     def _say(self, what: str) -> None:
         if what not in self._said:
             self._said.add(what)
             warnings.warn(what, stacklevel=2)
 
-    def warm_start(self, fit: Callable[..., Any], args: Any, kwargs: Any, key: Any) -> dict[str, Array]:
-        family: SDE = self.family.of_size(self.layout(args, kwargs).size)
+    def warm_starts(self, fit: Callable[..., Any], arguments: Arguments, key: Any) -> list[dict[str, Array]]:
+        family: SDE = self.family.of_size(self.layout(*arguments.join(arguments.arrays)).size)
         if not family.warm_start:
-            return {}
+            return [{}]
         spec = Diagonal() if isinstance(family.base, Mixture) else family.base
-        params = fit(Gaussian(spec, family.init_scale), family.warm_start, key)
-        own = {name: params.pop(f"gaussian_{name}") for name in [n[9:] for n in params if n.startswith("gaussian_")]}
+        params = dict(fit(Gaussian(spec, family.init_scale), family.warm_start, key).params)
+        frame = Frame(params.pop("gaussian_center"), params.pop("gaussian_root"))
+        params.pop("gaussian_tail")
+        own = frame.fold(ops, {name: params.pop(f"gaussian_{name}") for name in spec.names})
         if isinstance(family.base, Mixture):
             own = family.base.parameters(ops, random.key(0), own["loc"], jnp.exp(own["log_scale"]))
-        return {**params, **{f"{PREFIX}_{name}": value for name, value in own.items()}}
+        return [{**params, **{f"{PREFIX}_{name}": value for name, value in own.items()}}]
 
     def with_steps(self, steps: latent.Steps) -> SDEGuide:
         """The same guide with other steps."""

@@ -1,9 +1,22 @@
 """Guide families as plain specifications."""
 
 from vi_reparam.guides.base import GuideFamily
+from vi_reparam.guides.escalate import Escalate
+from vi_reparam.guides.flow import Flow
 from vi_reparam.guides.gaussian import FullRank, Gaussian, GaussianFamily, LowRank
 from vi_reparam.guides.joint import JointFamily
 from vi_reparam.guides.mean_field import MeanField
 from vi_reparam.guides.sde import SDE
 
-__all__ = ["SDE", "FullRank", "Gaussian", "GaussianFamily", "GuideFamily", "JointFamily", "LowRank", "MeanField"]
+__all__ = [
+    "SDE",
+    "Escalate",
+    "Flow",
+    "FullRank",
+    "Gaussian",
+    "GaussianFamily",
+    "GuideFamily",
+    "JointFamily",
+    "LowRank",
+    "MeanField",
+]

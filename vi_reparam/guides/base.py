@@ -14,12 +14,19 @@ class GuideFamily(abc.ABC):
         learning_rate: of the default optimizer.
         clip: largest norm of a gradient in the default optimizer; None for any.
         warmup: part of the steps over which the default optimizer's rate rises from zero.
+        max_steps: most steps of a fit that ends by itself; `converges`: whether one does.
+        by_losses: whether such a fit is judged by its losses alone, for the parameters are a network's.
+        has_tail: whether the draws' tails can be widened after the fit (`vi_reparam.tails`).
     """
 
     num_particles: ClassVar[int] = 8
     learning_rate: ClassVar[float] = 0.05
     clip: ClassVar[float | None] = None
     warmup: ClassVar[float] = 0.0
+    max_steps: ClassVar[int] = 10_000
+    converges: ClassVar[bool] = True
+    by_losses: ClassVar[bool] = False
+    has_tail: ClassVar[bool] = False
 
     @abc.abstractmethod
     def check_estimators(self, estimators: Any) -> None:

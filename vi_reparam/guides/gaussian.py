@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from vi_reparam.errors import ArgumentError, SiteError
 from vi_reparam.guides.joint import JointFamily
 from vi_reparam.sde.bases import Base, Diagonal, Full
 from vi_reparam.sde.bases import LowRank as LowRankBase
+from vi_reparam.search import LARGEST
 
 LARGEST_FULL_RANK = 10_000
 """Coordinates above which a full covariance, its gradient and its optimizer's state fill gigabytes."""
@@ -21,10 +23,17 @@ class GaussianFamily(JointFamily):
     the posterior (sticking the landing; Roeder, Wu and Duvenaud 2017).
 
     Attributes:
-        init_scale: standard deviation at the start.
+        init_scale: standard deviation at the start, where no search finds a better one.
     """
 
+    max_steps: ClassVar[int] = 3_000
+    has_tail: ClassVar[bool] = True
+
     init_scale: float
+
+    def is_dense(self, size: int) -> bool:
+        """Whether its frame is a matrix, found by search: for a full covariance of moderate size."""
+        return isinstance(self.gaussian, Full) and size <= LARGEST
 
     @property
     @abc.abstractmethod

@@ -58,6 +58,8 @@ class SDE(JointFamily):
     num_particles: ClassVar[int] = 128
     learning_rate: ClassVar[float] = 0.005
     clip: ClassVar[float | None] = 10.0
+    max_steps: ClassVar[int] = 3_000
+    converges: ClassVar[bool] = False  # its rate must fall with the steps
     warmup: ClassVar[float] = 0.05  # the last kernels are narrow: a first step at full rate leaves them
 
     parameterization: str = "data"

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vi_reparam.errors import ArgumentError
+from vi_reparam.escalation import Attempt
 from vi_reparam.guides import SDE
 from vi_reparam.posterior import inference_data, plots, storage
 from vi_reparam.posterior.sites import Scored, check_count
 from vi_reparam.sde.latent import Steps
 from vi_reparam.sde.solver import Adams
+from vi_reparam.tails import CHOICES
 from vi_reparam.verdict import Figures, Verdict, judge, loss_drift
 
 if TYPE_CHECKING:
@@ -31,6 +33,10 @@ NUM_WEIGHTS = 4_000
 MIN_WEIGHTS = 1_000
 WEIGHT_BUDGET = 2e8  # scalars drawn and scored for the default number of weights
 ROWS_PER_SITE = 12
+LARGEST_TAIL = 1_000  # latents up to which k-hat can say something of the tails
+TAIL_SEEDS = range(1, 6)
+GOOD_TAIL = 0.45
+PRICE_OF_TAIL = 0.02
 MAX_ROWS = 60
 
 
@@ -42,18 +48,20 @@ class Summary:
         table: a row a scalar: mean, sd and highest-density interval.
         verdict: whether to trust it.
         num_hidden: by site, how many scalars have no row.
+        tried: what `Escalate` tried, a line a family; empty where one family was asked for.
     """
 
     table: pd.DataFrame
     verdict: Verdict
     num_hidden: dict[str, int]
+    tried: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         parts = [self.table.to_string()]
         if self.num_hidden:
             sites = ", ".join(f"{name} {count:,}" for name, count in self.num_hidden.items())
             parts.append(f"... {sum(self.num_hidden.values()):,} more rows not shown ({sites})")
-        return "\n".join([*parts, str(self.verdict)])
+        return "\n".join([*parts, *self.tried, str(self.verdict)])
 
 
 @dataclass(frozen=True)
@@ -237,6 +245,33 @@ class PosteriorBase(abc.ABC):
     def _first(self) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         return self._score(self.default_num_weights, 0)
 
+    def fit_tail(self) -> None:
+        """Widen the guide's tails as far as usable importance weights ask for, at no price worth speaking of.
+
+        The smallest h of `tails.CHOICES` with a good k-hat, or else that of the smallest k-hat; never
+        one that lowers the ELBO by more than a few hundredths of a nat.
+        """
+        names = [name for name in self.params if name.endswith("_tail")]
+        if len(names) != 1 or sum(s.size for s in self.scorer.sites.latents.values()) > LARGEST_TAIL:
+            return
+        tried: list[tuple[float, float, float]] = []
+        for h in CHOICES:
+            self._set_tail(names[0], h)
+            weights = np.concatenate([np.subtract(*self._score(NUM_WEIGHTS, seed)[:2]) for seed in TAIL_SEEDS])
+            if not np.isfinite(weights).all():
+                continue
+            khat = inference_data.pareto_smooth(weights, 0.0)[1]
+            tried.append((h, khat, float(weights.mean())))
+            if khat < GOOD_TAIL:
+                break
+        fair = [t for t in tried if t[2] > tried[0][2] - PRICE_OF_TAIL]
+        self._set_tail(names[0], min(fair, key=lambda t: max(t[1], GOOD_TAIL))[0] if fair else 0.0)
+        self.record["tail"] = float(np.asarray(self.params[names[0]]))
+
+    def _set_tail(self, name: str, h: float) -> None:
+        value = self.params[name] * 0.0 + h
+        self.params[name] = self.scorer.params[name] = value
+
     def _score(self, num_draws: int, seed: Any) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         log_p, log_q, heads = self.scorer.run(_densities, num_draws, self.key_of(seed))
         heads = {name: np.asarray(value) for name, value in heads.items()}
@@ -396,6 +431,7 @@ class PosteriorBase(abc.ABC):
             drift=loss_drift(self.losses.tolist()),
             num_nan_losses=int((~np.isfinite(self.losses)).sum()),
             is_point=sites.is_point,
+            rivals=tuple(self.record.get("rivals") or ()),
         )
         return judge(figures)
 
@@ -414,7 +450,40 @@ class PosteriorBase(abc.ABC):
         table = arviz.summary(data, kind="stats", hdi_prob=hdi_prob, round_to="none")
         table = table.loc[[str(i) for i in range(len(values))]]
         table.index = list(values)
-        return Summary(table=_rounded(table), verdict=self.verdict, num_hidden=hidden)
+        return Summary(table=_rounded(table), verdict=self.verdict, num_hidden=hidden, tried=self._tried_lines())
+
+    @property
+    def tried(self) -> list[dict[str, Any]]:
+        """What `Escalate` tried, a dict a family: ELBO, k-hat, seconds, or why it was left out."""
+        return list(self.record.get("tried") or [])
+
+    @property
+    def why(self) -> str:
+        """Why `Escalate` ended with this family; empty where one family was asked for."""
+        return str(self.record.get("why") or "")
+
+    def _tried_lines(self) -> tuple[str, ...]:
+        lines = []
+        for a in self.tried:
+            bound = f"ELBO {a['elbo']:,.3f} ± {a['error']:.3f}, k-hat {a['khat']:.2f}"
+            effort = f", {a['steps']:,} steps, {a['seconds']:.1f} s"
+            chosen = "*" if a["family"] == self.record["family"] else " "
+            lines.append(f"{chosen} {a['family']}: {a['note'] or bound + effort}")
+        return (*lines, f"  {self.why}") if lines else ()
+
+    def attempt(self, *, seconds: float) -> Attempt:
+        """This fit's figures, for `Escalate`."""
+        elbo, error = self.elbo()
+        smoothed, khat = self._smoothed
+        shift = float("nan")
+        if np.isfinite(smoothed).any() and not np.isnan(khat):
+            weights = np.exp(smoothed - smoothed.max())
+            weights /= weights.sum()
+            heads = np.concatenate(list(self._first[2].values()), axis=1)
+            shift = _shift(heads[:, heads.std(axis=0) > 0.0], weights)
+        gap = self.log_evidence()[0] - elbo
+        steps = int(self.record["num_steps"])
+        return Attempt(str(self.record["family"]), elbo, error, khat, gap, shift, steps, seconds)
 
     def rows(self) -> tuple[dict[str, np.ndarray], dict[str, int]]:
         """The first scalars of each site, for tables and pictures.
@@ -506,6 +575,15 @@ def _mean_and_error_of_rows(x: np.ndarray) -> _Pair:
         if len(x) < 2:
             return _Pair(x.mean(axis=0), np.full(x.shape[1:], np.nan))
         return _Pair(x.mean(axis=0), x.std(axis=0, ddof=1) / np.sqrt(len(x)))
+
+
+def _shift(x: np.ndarray, weights: np.ndarray) -> float:
+    """The most that weights move a column's mean or log standard deviation, in its standard deviations."""
+    mean = weights @ x
+    spread = np.sqrt(weights @ (x - mean) ** 2)
+    with np.errstate(all="ignore"):
+        moved = np.abs(x.mean(axis=0) - mean) / spread, np.abs(np.log(x.std(axis=0) / spread))
+    return float(np.max(moved, initial=0.0))
 
 
 def _weighted_mean_and_error(x: np.ndarray, weights: np.ndarray) -> _Pair:

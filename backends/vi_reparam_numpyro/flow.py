@@ -1,0 +1,181 @@
+"""A flow of flowjax as a NumPyro guide."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from jax import lax, random
+
+from vi_reparam import path
+from vi_reparam.errors import BackendError
+from vi_reparam.frame import Frame
+from vi_reparam.guides import Flow, FullRank, Gaussian
+from vi_reparam.guides.flow import INTERVAL, KINDS, NUM_KNOTS
+from vi_reparam.sde.bases import Diagonal
+from vi_reparam.search import LARGEST
+from vi_reparam_numpyro.arguments import Arguments
+from vi_reparam_numpyro.joint import Joint, JointGuide, Vector, frame_params
+from vi_reparam_numpyro.layout import Layout
+from vi_reparam_numpyro.ops import ops
+
+Array = Any
+
+PREFIX = "flow"
+
+
+class FlowGuide(JointGuide):
+    """A Gaussian's frame, and a bijection that bends it.
+
+    Args:
+        model: the model.
+        family: the specification.
+    """
+
+    def __init__(self, model: Any, family: Flow) -> None:
+        super().__init__(model, family)
+        self._made: dict[int, Any] = {}
+
+    def distribution(self, layout: Layout, args: Any, kwargs: Any) -> dist.Distribution:
+        size, family = layout.size, self.family
+        frame = frame_params(PREFIX, size, size <= LARGEST, 0.1, self.start(layout, args, kwargs))
+        tail = lax.stop_gradient(numpyro.param(f"{PREFIX}_tail", jnp.zeros((), jnp.result_type(float))))
+        template, join = self._parts(size)
+        weights: Any = numpyro.param(f"{PREFIX}_weights", lambda key: _redrawn(template, key))
+        live, held = join(weights), join(jax.tree.map(lax.stop_gradient, weights))
+        kind, gradient = family.kind_at(size), family.gradient_at(size)
+        inverse = None
+        if kind in ("coupling", "spline_coupling", "autoregressive"):
+            inverse = held.inverse
+
+        def make(key: Array) -> Vector:
+            noise = random.normal(key, (size,), jnp.result_type(float))
+            z, log_q = path.flow(
+                ops,
+                live.transform_and_log_det,
+                held.transform_and_log_det,
+                frame,
+                tail,
+                noise,
+                gradient=gradient,
+                inverse=inverse,
+                slope_of=lambda f, x: jax.grad(f)(x),
+                jacobian_of=lambda f, x: jax.jacfwd(f)(x),
+            )
+            return Vector(z, log_q, frozen=gradient == "path")
+
+        return Joint(size, make)
+
+    def _parts(self, size: int) -> Any:
+        """`parts_of` the bijection, made once; in a thread, since flowjax checks values that a trace would hide."""
+        if size not in self._made:
+            made: list[Any] = []
+            thread = threading.Thread(target=lambda: made.append(_attempt(self.family, size)))
+            thread.start()
+            thread.join()
+            if isinstance(made[0], Exception):
+                raise made[0]
+            self._made[size] = made[0]
+        return self._made[size]
+
+    def warm_starts(self, fit: Callable[..., Any], arguments: Arguments, key: Any) -> list[dict[str, Array]]:
+        size = self.layout(*arguments.join(arguments.arrays)).size
+        spec = FullRank() if size <= LARGEST else Gaussian(Diagonal())
+        params = dict(fit(spec, None, key).params)
+        frame = Frame(params.pop("gaussian_center"), params.pop("gaussian_root"))
+        params.pop("gaussian_tail")
+        own = {name: params.pop(f"gaussian_{name}") for name in spec.gaussian.names}
+        found = Frame.of(ops, frame.fold(ops, own))
+        return [{**params, f"{PREFIX}_center": found.center, f"{PREFIX}_root": found.root}]
+
+
+def _attempt(family: Flow, size: int) -> Any:
+    try:
+        return parts_of(bijection(family, size, random.key(0)))
+    except Exception as error:  # raised by whoever waits for the thread
+        return error
+
+
+def _redrawn(template: dict[str, np.ndarray], key: Any) -> dict[str, Array]:
+    """Other weights of the same spread; what is constant at the start stays so."""
+    made = {}
+    for (name, leaf), own in zip(template.items(), random.split(key, len(template)), strict=True):
+        spread = leaf.std()
+        moved = leaf.mean() + spread * random.normal(own, leaf.shape, leaf.dtype)
+        made[name] = moved if leaf.ndim > 2 and spread > 0.0 else jnp.asarray(leaf)  # the first axis is the layers'
+    return made
+
+
+def parts_of(module: Any) -> tuple[dict[str, np.ndarray], Callable[[dict[str, Array]], Any]]:
+    """A bijection's arrays by number, and what makes a bijection of them again."""
+    import equinox
+    import paramax
+
+    def held(leaf: Any) -> bool:
+        return isinstance(leaf, paramax.NonTrainable)
+
+    arrays, rest = equinox.partition(module, equinox.is_inexact_array, is_leaf=held)
+    leaves, tree = jax.tree.flatten(arrays)
+
+    def join(named: dict[str, Array]) -> Any:
+        arrays = jax.tree.unflatten(tree, [named[str(i)] for i in range(len(leaves))])
+        return paramax.unwrap(equinox.combine(arrays, rest))
+
+    return {str(i): np.asarray(leaf) for i, leaf in enumerate(leaves)}, join
+
+
+def bijection(family: Flow, size: int, key: Any) -> Any:
+    """The layers, the identity at the start but for ``"block_autoregressive"``.
+
+    Raises:
+        BackendError: if flowjax is missing.
+    """
+    try:
+        import equinox
+        from flowjax import bijections
+    except ImportError as error:
+        raise BackendError("vr.Flow needs flowjax: pip install 'vi-reparam[numpyro]'") from error
+    kind = family.kind_at(size)
+
+    def layer(key: Any) -> Any:
+        own, order = random.split(key)
+        made = _layer(bijections, family, kind, size, own)
+        if size == 1:
+            return made
+        moved = bijections.Permute(random.permutation(order, jnp.arange(size))) if size > 2 else bijections.Flip((2,))
+        return bijections.Chain([made, moved])
+
+    layers = bijections.Scan(equinox.filter_vmap(layer)(random.split(key, family.num_layers)))
+    return bijections.Invert(layers) if kind == "autoregressive" else layers
+
+
+def _layer(bijections: Any, family: Flow, kind: str, size: int, key: Any) -> Any:
+    if KINDS[kind] == "block":
+        width = max(1, -(-family.hidden // size))
+        return bijections.BlockAutoregressiveNetwork(key, dim=size, cond_dim=None, depth=1, block_dim=width)
+    transformer = bijections.Affine()
+    if KINDS[kind] == "spline":
+        transformer = bijections.RationalQuadraticSpline(knots=NUM_KNOTS, interval=INTERVAL)
+    options = {"transformer": transformer, "nn_width": family.hidden, "nn_depth": 1, "nn_activation": jnp.tanh}
+    if kind in ("coupling", "spline_coupling"):
+        made = bijections.Coupling(key, untransformed_dim=size // 2, dim=size, **options)
+        return _start_at_identity(made, "conditioner")
+    made = bijections.MaskedAutoregressive(key, dim=size, **options)
+    return _start_at_identity(made, "masked_autoregressive_mlp")
+
+
+def _start_at_identity(layer: Any, network: str) -> Any:
+    """The layer with the last weights of its network at zero."""
+    import equinox
+
+    def last(made: Any) -> Any:
+        return getattr(made, network).layers[-1]
+
+    zeros = jax.tree.map(lambda x: jnp.zeros_like(x) if equinox.is_inexact_array(x) else x, last(layer))
+    return equinox.tree_at(last, layer, zeros)

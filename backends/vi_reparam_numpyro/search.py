@@ -1,0 +1,101 @@
+"""The search for a frame, compiled once for every shape of the arguments."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax, random
+from numpyro.handlers import block, trace
+
+from vi_reparam import search
+from vi_reparam.errors import NonFiniteError
+from vi_reparam.frame import Frame
+from vi_reparam_numpyro.arguments import Arguments
+from vi_reparam_numpyro.layout import Layout
+from vi_reparam_numpyro.ops import ops
+from vi_reparam_numpyro.prototype import drawable
+from vi_reparam_numpyro.scoring import full_data
+
+if TYPE_CHECKING:
+    from vi_reparam_numpyro.joint import JointGuide
+
+Array = Any
+
+
+class Searcher:
+    """Newton paths from several starts, for one guide.
+
+    Args:
+        guide: whose latents.
+    """
+
+    def __init__(self, guide: JointGuide) -> None:
+        self.guide = guide
+        self._compiled: dict[Any, Any] = {}
+
+    def run(self, layout: Layout, arguments: Arguments, key: Any) -> list[Frame]:
+        """The frames worth a fit of their own, the best first; none for a model with parameters to learn.
+
+        Raises:
+            NonFiniteError: if log p is not finite at any start.
+        """
+        if self._learns(arguments):
+            return []
+        known = arguments.key, jax.config.read("jax_enable_x64")
+        if known not in self._compiled:
+            self._compiled[known] = jax.jit(lambda key, arrays: self._paths(layout, arguments, key, arrays))
+        found = jax.tree.map(np.asarray, self._compiled[known](key, arguments.arrays))
+        if not np.isfinite(found["value"]).any():
+            raise NonFiniteError(
+                f"log p of the model is not finite at any of {search.NUM_STARTS} starts (near its prior's center, at "
+                "draws of the prior, and within 2 of the unconstrained origin): look at its densities and data there"
+            )
+        chosen = search.worth_a_run(found["bound"], found["center"], found["root"], np.linalg.solve)
+        return [Frame(found["center"][i], found["root"][i]) for i in chosen]
+
+    def _learns(self, arguments: Arguments) -> bool:
+        """Whether the model holds parameters or state, whose values the search does not know yet."""
+        kinds: set[str] = set()
+
+        def look(arrays: Any) -> Array:
+            args, kwargs = arguments.join(arrays)
+            with block():
+                found = trace(drawable(self.guide.model, random.key(0))).get_trace(*args, **kwargs)
+            kinds.update(site["type"] for site in found.values())
+            return jnp.zeros(())
+
+        jax.eval_shape(look, arguments.arrays)
+        return bool(kinds & {"param", "mutable"})
+
+    def _paths(self, layout: Layout, arguments: Arguments, key: Any, arrays: Any) -> search.State:
+        args, kwargs = arguments.join(arrays)
+        log_p = self.guide.log_joint(layout, {}, args, kwargs)
+        density = search.Density(jax.vmap(log_p), jax.grad(log_p), jax.hessian(log_p))
+        start_key, noise_key = random.split(key)
+        starts = self._starts(layout, args, kwargs, start_key)
+        noise = random.normal(noise_key, (search.NUM_DRAWS, layout.size), starts.dtype)
+
+        def path(start: Array) -> search.State:
+            state = search.begin(ops, density, start)
+            return lax.fori_loop(0, search.NUM_ITERATIONS, lambda _, s: search.advance(ops, density, noise, s), state)
+
+        return jax.vmap(path)(starts)
+
+    def _starts(self, layout: Layout, args: Any, kwargs: Any, key: Any) -> Array:
+        """A sensible vector, draws of the prior, and vectors near the origin. Shape ``[S, D]``."""
+        first = self.guide.start(layout, args, kwargs)()
+        prior_key, near_key = random.split(key)
+        num = (search.NUM_STARTS - 1) // 2
+
+        def draw(key: Any) -> Array:
+            with block():
+                found = trace(full_data(drawable(self.guide.model, key))).get_trace(*args, **kwargs)
+            return layout.pack({part.site.name: found[part.site.name]["value"] for part in layout.parts})
+
+        drawn = jax.vmap(draw)(random.split(prior_key, num))
+        shape = (search.NUM_STARTS - 1 - num, layout.size)
+        near = random.uniform(near_key, shape, first.dtype, minval=-2.0, maxval=2.0)
+        return jnp.concatenate([first[None], drawn, near])

@@ -1,0 +1,83 @@
+"""The default: from the cheapest family up, as far as the diagnostics say that it pays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vi_reparam.errors import ArgumentError
+from vi_reparam.guides.base import GuideFamily
+from vi_reparam.guides.flow import Flow
+from vi_reparam.guides.gaussian import FullRank, LowRank
+from vi_reparam.guides.joint import JointFamily
+from vi_reparam.guides.mean_field import MeanField
+from vi_reparam.guides.sde import SDE
+from vi_reparam.search import LARGEST
+
+LARGEST_LOW_RANK = 10_000
+LARGEST_FLOW = 1_000
+
+COSTS: tuple[tuple[type, float], ...] = ((MeanField, 1.0), (FullRank, 1.0), (LowRank, 1.0), (Flow, 3.0), (SDE, 12.0))
+"""Seconds of a fit, relative to a Gaussian's: measured on eight schools."""
+
+
+@dataclass(frozen=True)
+class Escalate(GuideFamily):
+    """Try families of growing richness, and stop when the diagnostics are good or no more is gained.
+
+    `MeanField` (where correlations leave it a chance), `FullRank` or, in many dimensions, `LowRank`,
+    then `Flow`, then `SDE`. `posterior.tried` says what was tried, and `posterior.why` why it ended.
+
+    Args:
+        families: the ladder, in place of the one for the model's size.
+        budget: seconds; a family that is expected to end later is not begun.
+
+    Raises:
+        ArgumentError: for an empty ladder, or a budget that is not positive.
+    """
+
+    families: tuple[GuideFamily, ...] | None = None
+    budget: float = 120.0
+
+    def __post_init__(self) -> None:
+        if not self.budget > 0.0:
+            raise ArgumentError(f"Escalate(budget={self.budget!r}): expected seconds, a positive number")
+        if self.families is None:
+            return
+        object.__setattr__(self, "families", tuple(self.families))
+        if not self.families or any(isinstance(f, Escalate) or not isinstance(f, GuideFamily) for f in self.families):
+            raise ArgumentError(f"Escalate(families={self.families!r}): expected families such as vr.FullRank()")
+
+    def check_estimators(self, estimators: Any) -> None:
+        return None  # they serve the mean field, and settle the ladder
+
+    def ladder(self, size: int | None, *, estimators: bool = False, subsampled: bool = False) -> list[GuideFamily]:
+        """The families to try for a model.
+
+        Args:
+            size: coordinates of its latents; None where no joint family covers them.
+            estimators: whether some were named, which only the mean field takes.
+            subsampled: whether it sees minibatches.
+        """
+        if self.families is not None:
+            joint = size is not None and not estimators
+            return [f for f in self.families if joint or not isinstance(f, JointFamily)] or [MeanField()]
+        if size is None or estimators or (subsampled and size > LARGEST):
+            return [MeanField()]
+        if size <= LARGEST:
+            return [MeanField(), FullRank(), Flow(), SDE()]
+        return [
+            MeanField(),
+            *([LowRank(rank=8)] if size <= LARGEST_LOW_RANK else []),
+            *([Flow(kind="coupling")] if size <= LARGEST_FLOW else []),
+        ]
+
+    def named(self, name: str) -> GuideFamily | None:
+        """The family of the ladder that is written so."""
+        known = self.families or (MeanField(), FullRank(), LowRank(rank=8), Flow(), Flow(kind="coupling"), SDE())
+        return next((family for family in known if repr(family) == name), None)
+
+
+def cost_of(family: GuideFamily) -> float:
+    """Seconds of its fit, relative to a Gaussian's."""
+    return next((cost for kind, cost in COSTS if isinstance(family, kind)), 3.0)

@@ -1,0 +1,84 @@
+"""A normalizing flow over all continuous latents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from vi_reparam.errors import ArgumentError
+from vi_reparam.guides.joint import JointFamily
+
+KINDS: dict[str, str] = {
+    "coupling": "affine",
+    "spline_coupling": "spline",
+    "autoregressive": "affine",
+    "inverse_autoregressive": "affine",
+    "spline_autoregressive": "spline",
+    "block_autoregressive": "block",
+}
+"""Kind -> what its layers do to a coordinate."""
+
+GRADIENTS = ("path", "reparameterization")
+
+INTERVAL = 10.0
+"""Splines bend coordinates between -10 and 10 standard deviations of the Gaussian that they start from."""
+
+NUM_KNOTS = 16
+
+LARGEST_JACOBIAN = 128
+"""Coordinates up to which a path gradient takes the flow's whole Jacobian, where no inverse is cheap."""
+
+
+@dataclass(frozen=True)
+class Flow(JointFamily):
+    """A Gaussian fit, bent by an invertible network that starts as the identity.
+
+    Networks and bijections are flowjax's in NumPyro, zuko's and Pyro's in Pyro.
+
+    Args:
+        kind: ``"inverse_autoregressive"`` (affine layers that draw in one pass; Kingma et al. 2016),
+            ``"spline_autoregressive"`` (the same with rational-quadratic splines),
+            ``"autoregressive"`` (scored in one pass, drawn in as many as there are coordinates;
+            Papamakarios et al. 2017), ``"coupling"`` (affine; Dinh et al. 2017),
+            ``"spline_coupling"`` (Durkan et al. 2019), ``"block_autoregressive"`` (De Cao et al. 2019).
+        num_layers: how many.
+        hidden: width of a layer's network.
+        gradient: ``"path"`` (log q's parameters are constants; Roeder, Wu and Duvenaud 2017) or
+            ``"reparameterization"``.
+
+    Raises:
+        ArgumentError: for options that cannot be used.
+    """
+
+    num_particles: ClassVar[int] = 128
+    learning_rate: ClassVar[float] = 0.005
+    clip: ClassVar[float | None] = 10.0
+    warmup: ClassVar[float] = 0.05
+    max_steps: ClassVar[int] = 4_000
+    by_losses: ClassVar[bool] = True
+    has_tail: ClassVar[bool] = True
+
+    kind: str = "inverse_autoregressive"
+    num_layers: int = 6
+    hidden: int = 32
+    gradient: str = "path"
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ArgumentError(f"Flow(kind={self.kind!r}): expected one of {tuple(KINDS)}")
+        if self.gradient not in GRADIENTS:
+            raise ArgumentError(f"Flow(gradient={self.gradient!r}): expected one of {GRADIENTS}")
+        for name in ("num_layers", "hidden"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ArgumentError(f"Flow({name}={value!r}): expected an integer of at least 1")
+
+    def kind_at(self, size: int) -> str:
+        """The kind for a vector of this size: one coordinate alone has nothing to couple with."""
+        coupled = self.kind in ("coupling", "spline_coupling")
+        return "spline_autoregressive" if coupled and size == 1 else self.kind
+
+    def gradient_at(self, size: int) -> str:
+        """The gradient for a vector of this size: plain where a path gradient would need too large a Jacobian."""
+        cheap = self.kind_at(size) in ("coupling", "spline_coupling")
+        return self.gradient if cheap or size <= LARGEST_JACOBIAN else "reparameterization"
