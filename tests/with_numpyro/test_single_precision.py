@@ -84,7 +84,7 @@ def test_a_sparse_prior_gives_no_nan():
 
 
 def test_a_fit_in_single_precision():
-    @vr.guide
+    @vr.guide(vr.MeanField())
     def model(y):
         with numpyro.plate("n", 4):
             z = numpyro.sample("z", dist.Gamma(0.3, 0.3))
