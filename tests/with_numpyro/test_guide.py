@@ -150,7 +150,7 @@ EXPECTED = {
 }
 
 
-QUICK = ("real", "half", "unit", "interval", "simplex", "sphere", "circular", "batch")
+QUICK = ("real", "half", "unit", "simplex", "sphere", "circular")
 """Those that compile quickly; all of them together take a minute."""
 
 
