@@ -22,8 +22,8 @@ from vi_reparam.draw import Draw
 from vi_reparam.errors import SiteError
 from vi_reparam.estimators import ScoreFunction
 from vi_reparam.frame import Frame
-from vi_reparam.guides import GaussianFamily, JointFamily
-from vi_reparam.sde.bases import Mixture
+from vi_reparam.guides import Gaussian, GaussianFamily, JointFamily
+from vi_reparam.sde.bases import Diagonal, LowRank, Mixture
 from vi_reparam_numpyro import listener
 from vi_reparam_numpyro.arguments import Arguments
 from vi_reparam_numpyro.distributions import Sampled
@@ -259,6 +259,11 @@ class GaussianGuide(JointGuide):
 
     def warm_starts(self, fit: Callable[..., Any], arguments: Arguments, key: Any) -> list[dict[str, Array]]:
         layout = self.layout(*arguments.join(arguments.arrays))
+        if isinstance(self.family.gaussian, LowRank):  # its diagonal first, which is quick and gives the units
+            params = dict(fit(Gaussian(Diagonal(), self.family.init_scale), None, key).params)
+            frame = Frame(params.pop(f"{self.prefix}_center"), params.pop(f"{self.prefix}_root"))
+            found = Frame.of(ops, frame.fold(ops, {n: params.pop(f"{self.prefix}_{n}") for n in Diagonal.names}))
+            return [{**params, f"{self.prefix}_center": found.center, f"{self.prefix}_root": found.root}]
         if not self.family.is_dense(layout.size):
             return [{}]
         found = self.searcher.run(layout, arguments, key)

@@ -74,6 +74,9 @@ class Diagonal(Base):
 class LowRank(Base):
     """S = D (I + W W^T) with W of `rank` columns, whitened whole; its inverse is Woodbury's.
 
+    The parameter is W times the root of the dimension, so that a step of the optimizer turns a direction by as much in
+    many dimensions as in few.
+
     Raises:
         ArgumentError: if `rank` is not an integer of at least 1.
     """
@@ -87,23 +90,27 @@ class LowRank(Base):
 
     def parameters(self, ops: Ops, key: Any, loc: Array, scale: Array) -> Params:
         # not zero, where the gradient of W W^T is zero too
-        factor = 0.1 * loc.shape[0] ** -0.5 * ops.normal(key, (loc.shape[0], self.rank), loc.dtype)
+        factor = 0.1 * ops.normal(key, (loc.shape[0], self.rank), loc.dtype)
         return {"loc": loc, "log_scale": ops.xp.log(scale), "factor": factor}
 
     def to_latent(self, ops: Ops, params: Params, x: Array) -> Array:
-        w = params["factor"]
+        w = self._directions(params)
         mixed = x + (x @ w) @ w.T
         return _lift(ops, params["loc"], x) + _lift(ops, ops.xp.exp(params["log_scale"]), x) * mixed
 
     def standardize(self, ops: Ops, params: Params, z: Array) -> Array:
-        w = params["factor"]
+        w = self._directions(params)
         y = (z - _lift(ops, params["loc"], z)) * _lift(ops, ops.xp.exp(-params["log_scale"]), z)
         # W (I + W^T W)^-1, once for all rows
         return y - (y @ w) @ ops.xp.linalg.solve(self._capacitance(ops, w), w.T)
 
     def log_det(self, ops: Ops, params: Params) -> Array:
-        lower = ops.xp.linalg.cholesky(self._capacitance(ops, params["factor"]))
+        lower = ops.xp.linalg.cholesky(self._capacitance(ops, self._directions(params)))
         return ops.xp.sum(params["log_scale"]) + 2.0 * ops.xp.sum(ops.xp.log(ops.xp.linalg.diagonal(lower)))
+
+    @staticmethod
+    def _directions(params: Params) -> Array:
+        return params["factor"] * params["factor"].shape[0] ** -0.5
 
     def _capacitance(self, ops: Ops, w: Array) -> Array:
         return ops.xp.eye(w.shape[1], dtype=w.dtype) + w.T @ w
