@@ -167,13 +167,7 @@ class JointGuide(abc.ABC):
         key = signature(args, kwargs), torch.get_default_dtype()
         known = self._known.get(key)
         if known is None:
-            frames = [f for s in look(self.model, args, kwargs, mix(0)).values() for f in s["cond_indep_stack"]]
-            smaller = [f.name for f in frames if f.vectorized and f.full_size is not None and f.size < f.full_size]
-            known = Layout.of(
-                prototype(self.model, args, kwargs),
-                type(self.family).__name__,
-                subsampled=smaller[0] if smaller else None,
-            )
+            known = layout_of(self.model, type(self.family).__name__, args, kwargs)
             self.family.check_size(known.size)
             self._known[key] = known
         return known
@@ -236,6 +230,20 @@ class JointGuide(abc.ABC):
                 delta = dist.Delta(value, log_density=-log_det, event_dim=site.event_dim)
                 values[site.name] = pyro.sample(site.name, delta)
         return values
+
+
+def layout_of(model: Any, what: str, args: Any, kwargs: Any) -> Layout:
+    """Where the latents of a model lie.
+
+    Args:
+        what: the family, for messages.
+
+    Raises:
+        SiteError: for a latent that no joint family covers.
+    """
+    frames = [f for s in look(model, args, kwargs, mix(0)).values() for f in s["cond_indep_stack"]]
+    smaller = [f.name for f in frames if f.vectorized and f.full_size is not None and f.size < f.full_size]
+    return Layout.of(prototype(model, args, kwargs), what, subsampled=smaller[0] if smaller else None)
 
 
 class GaussianGuide(JointGuide):

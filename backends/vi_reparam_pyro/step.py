@@ -53,6 +53,10 @@ class Gradient:
         self._unused: frozenset[int] = frozenset()
         self._seen = 0
 
+    def share(self, other: Gradient) -> None:
+        """Take over what was captured of the same program at other parameters."""
+        self._graph, self._spec, self._unused, self.how = other._graph, other._spec, other._unused, other.how
+
     def salt(self, step: int) -> int:
         """What makes a step's noise its own."""
         return mix(self.key ^ mix(step + 1))
@@ -61,7 +65,7 @@ class Gradient:
         """The loss at a step; its gradient goes to the leaves, and what it averages to `averages`."""
         with salted(self.salt(step)):
             self._seen += 1
-            if self._seen == 3 and self.num_steps - step >= WORTH_CAPTURING:
+            if self._graph is None and self._seen == 3 and self.num_steps - step >= WORTH_CAPTURING:
                 return self._try(step, averages)
             if self._graph is None:
                 return self._by_handlers(averages)
