@@ -53,6 +53,11 @@ class Captured:
         with torch.no_grad():
             return self._run(*arguments)
 
+    @property
+    def size(self) -> int:
+        """How many operations it has."""
+        return len(self._graph.graph.nodes)
+
     def seconds(self) -> float:
         """About what one replay takes on a CPU: from sizes alone, so that equal programs are treated alike."""
         return sum(5e-6 + 3e-9 * self._sizes.get(node.name, 0) for node in self._graph.graph.nodes)
@@ -95,7 +100,9 @@ class _Storages(Interpreter):
 
 
 def _place(value: Any) -> int:
-    return value.untyped_storage().data_ptr() if isinstance(value, torch.Tensor) else 0
+    if not isinstance(value, torch.Tensor) or value._is_zerotensor():  # forward derivatives hold zeros without a place
+        return 0
+    return value.untyped_storage().data_ptr()
 
 
 _SAME = (torch.ops.aten.detach.default, torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.alias.default)

@@ -49,8 +49,12 @@ class FlowGuide(JointGuide):
         held = {name: weight.detach() for name, weight in live.items()}
         kind, gradient = family.kind_at(size), family.gradient_at(size)
 
+        def together(x: Array) -> Array:
+            return torch.func.jacrev(lambda v: torch.cat([t.reshape(-1) for t in module.at(held, v)]))(x)
+
         def make(key: int) -> Vector:
             noise = ops.normal(key, (size,), torch.get_default_dtype())
+            rows = functools.cache(together)  # of the Jacobian, and the slope of its log-determinant: one pass for both
             z, log_q = path.flow(
                 ops,
                 lambda x: module.at(live, x),
@@ -60,8 +64,8 @@ class FlowGuide(JointGuide):
                 noise,
                 gradient=gradient if torch.is_grad_enabled() else "reparameterization",  # the value is the same
                 inverse=(lambda y: module.inverse_at(held, y)) if kind in CHEAP_INVERSES else None,
-                slope_of=lambda f, x: torch.func.grad(f)(x),  # type: ignore[attr-defined]
-                jacobian_of=lambda f, x: torch.func.jacfwd(f)(x),  # type: ignore[attr-defined]
+                slope_of=lambda f, x: torch.func.grad(f)(x) if kind in CHEAP_INVERSES else rows(x)[-1],
+                jacobian_of=lambda f, x: rows(x)[:-1],
             )
             return Vector(z, log_q, frozen=gradient == "path")
 
@@ -169,6 +173,9 @@ def _layer(family: Flow, kind: str, size: int, order: Array) -> torch.nn.Module:
     last = layer.hyper[-1] if size > 1 else layer.phi
     for weight in last.parameters():
         torch.nn.init.zeros_(weight)
+    for part in layer.modules():
+        if hasattr(part, "mask"):
+            part.mask = part.mask.to(torch.get_default_dtype())  # once, not at every step
     return layer
 
 

@@ -18,7 +18,10 @@ WORTH_CAPTURING = 100
 """Steps to go below which writing one down costs more than it saves."""
 
 WORTH_COMPILING = 30.0
-"""Seconds of replays to go below which compiling costs more than it saves."""
+"""Seconds of replays to go below which compiling costs more than it saves, for a small graph."""
+
+LARGE = 500
+"""Operations of a graph that takes twice as long to compile as a small one."""
 
 PROGRAM_KEY = mix(20170613)
 """The key of every step's program; the salt tells steps apart."""
@@ -119,7 +122,7 @@ class Gradient:
             with salted(self.salt(step - 1)):
                 graph = Captured(self._function, inputs)
             _require_equal(expected, graph(*inputs))
-            if (self.num_steps - step) * graph.seconds() > WORTH_COMPILING:
+            if (self.num_steps - step) * graph.seconds() > WORTH_COMPILING * (1.0 + graph.size / LARGE):
                 graph.compile(*inputs)
                 _require_equal(expected, graph(*inputs))
         except CannotCapture as error:
