@@ -132,7 +132,9 @@ def _simplified(graph: GraphModule, example: tuple[Array, ...]) -> tuple[GraphMo
             graph.graph.erase_node(node)
         elif node.target not in _DRAWS and all(n in fixed for n in node.all_input_nodes):
             fixed.add(node)
-    for number, node in enumerate([n for n in graph.graph.nodes if n in fixed and n.op == "call_function"]):
+    # a list of tensors goes with the items that are taken from it
+    single = [n for n in graph.graph.nodes if n in fixed and isinstance(run.values[n], torch.Tensor)]
+    for number, node in enumerate([n for n in single if n.op == "call_function"]):
         name = f"_folded{number}"
         graph.register_buffer(name, run.values[node].detach())
         with graph.graph.inserting_before(node):

@@ -224,7 +224,7 @@ class Fitter:
     def _compare(self, runs: list[Course]) -> tuple[Course, list[float]]:
         """The best of several runs, and by how many nats those that ended elsewhere are below it."""
         best = max(runs, key=lambda course: course.bound)
-        place = self.guided.written.location
+        place = getattr(self.guided.written, "location", lambda values: None)
         there = place(best.values) if len(runs) > 1 else None
         if there is None:
             return best, list(self._rivals)

@@ -38,8 +38,9 @@ def test_the_gradient_vanishes_where_q_is_the_posterior():
     scale = np.diag(lower)
     values = {"loc": MEAN, "log_scale": np.log(scale), "lower": lower / scale[:, None] - np.eye(3)}
     params = {f"gaussian_{n}": torch.as_tensor(v).clone().requires_grad_() for n, v in values.items()}
+    frame = {"gaussian_center": torch.zeros(3), "gaussian_root": torch.eye(3), "gaussian_tail": torch.zeros(())}
     guided = vr.guide(vr.FullRank(), objective=vr.ELBO(5))(regression)
-    with using(params):
+    with using({**params, **frame}):
         loss = guided.objective.differentiable_loss(guided.model, guided.guide, torch.as_tensor(X), torch.as_tensor(Y))
     for grad in torch.autograd.grad(loss, list(params.values())):
         assert float(grad.abs().max()) < 1e-9

@@ -24,7 +24,7 @@ def model(y):
 def losses(monkeypatch, estimators, *, worth, compiling=1e9, program=model, particles=3, num_steps=120):
     monkeypatch.setattr(steps, "WORTH_CAPTURING", worth)
     monkeypatch.setattr(steps, "WORTH_COMPILING", compiling)
-    guided = vr.guide(estimators=estimators, objective=vr.ELBO(particles))(program)
+    guided = vr.guide(vr.MeanField(), estimators=estimators, objective=vr.ELBO(particles))(program)
     posterior = guided.fit(Y, num_steps=num_steps, progress=False)
     return posterior.losses, posterior.record["steps"]
 
