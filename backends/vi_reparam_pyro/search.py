@@ -42,8 +42,9 @@ class Searcher:
         Raises:
             NonFiniteError: if log p is not finite at any start.
         """
-        if parameters_of(self.guide.model, args, kwargs):  # their values are not known yet
-            return []
+        with without_validation():
+            if parameters_of(self.guide.model, args, kwargs):  # their values are not known yet
+                return []
         start_key, noise_key, run_key = ops.split(key, 3)
         with isolated(), torch.no_grad(), without_validation(), keyed(run_key):
             log_p = self.guide.log_joint(layout, args, kwargs)
