@@ -242,9 +242,9 @@ def _job(
     guided = vr.guide(objective=objective)(program) if guide is None else vr.Guided(program, guide, objective=objective)
     defaults = model.fit_defaults
     settings = {
-        "num_steps": num_steps or defaults["num_steps"],
-        "num_particles": num_particles or defaults["num_particles"],
-        "optimizer": vr.host.adam(defaults["learning_rate"]),
+        "num_steps": num_steps or defaults.get("num_steps"),
+        "num_particles": num_particles or defaults.get("num_particles"),
+        "optimizer": vr.host.adam(defaults["learning_rate"]) if "learning_rate" in defaults else None,
     }
     args, kwargs = model.data()
     return Job(model.name, vr, guided, args, kwargs, settings, list(model.estimators), model.focus)
@@ -292,7 +292,7 @@ def _compare(
     report.title(f"{job.name}: gradient estimators")
     if not hasattr(job.vr, "compare_estimators"):
         raise BackendError(f"{job.vr.__name__} cannot compare estimators; use another backend")
-    particles = job.settings["num_particles"] or 1
+    particles = job.settings["num_particles"] or 8
     comparison = job.vr.compare_estimators(
         job.guided,
         *job.args,

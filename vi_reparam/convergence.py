@@ -87,6 +87,12 @@ class Convergence:
         """Whether there is nothing left to do."""
         return self.stage == len(RATES)
 
+    def resume(self, done: int, rate: float) -> None:
+        """Go on after so many steps, at this rate (0: it is finished); what was noted of the last blocks is lost."""
+        self.done = done
+        self.settled = rate == 0.0
+        self.stage = len(RATES) if rate == 0.0 else min(range(len(RATES)), key=lambda i: abs(RATES[i] - rate))
+
     def add(self, losses: Sequence[float], mean: Array, square: Array) -> Array | None:
         """Take note of a block.
 

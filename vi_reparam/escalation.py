@@ -62,8 +62,8 @@ class Attempt:
         return not math.isnan(self.khat) and not self.khat >= other.khat
 
     def plain(self) -> dict[str, Any]:
-        """As numbers and text."""
-        return {name: _shown(value) for name, value in asdict(self).items()}
+        """As numbers and text; None for the figures of what was not fitted."""
+        return {name: _shown(value, self.note) for name, value in asdict(self).items()}
 
 
 def why_stop(attempts: Sequence[Attempt], next_cost: float | None, elapsed: float, budget: float) -> str:
@@ -147,5 +147,7 @@ def mean_field_loss(log_diagonal: float, log_det: float) -> float:
     return 0.5 * (log_diagonal - log_det)
 
 
-def _shown(value: Any) -> Any:
-    return value if isinstance(value, str | int) else float(f"{value:.6g}")
+def _shown(value: Any, note: str) -> Any:
+    if isinstance(value, str | int):
+        return value
+    return None if note else float(f"{value:.6g}")

@@ -6,14 +6,13 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vi_reparam import escalation
-from vi_reparam.errors import SiteError
+from vi_reparam.estimators import Auto
 from vi_reparam.guides import FullRank, GuideFamily, MeanField
-from vi_reparam_numpyro.arguments import Arguments, check_data
-from vi_reparam_numpyro.fit import as_key
+from vi_reparam_numpyro.arguments import Arguments
+from vi_reparam_numpyro.fit import as_key, check_options
 from vi_reparam_numpyro.layout import Layout
 from vi_reparam_numpyro.prototype import prototype
 
@@ -28,6 +27,10 @@ def climb(guided: Guided, args: Any, kwargs: Any, options: dict[str, Any]) -> An
         options: of `Guided.fit`.
     """
     spec: Any = guided.family
+    check_options(**{n: options[n] for n in ("num_steps", "num_particles", "optimizer", "progress")})
+    as_key(options["seed"])
+    args, kwargs = guided.fitter.prepare(args, kwargs)
+    guided.fitter.check(args, kwargs)
     rungs = _rungs(guided, args, kwargs)
     posteriors: dict[GuideFamily, Any] = {}
 
@@ -55,23 +58,21 @@ def climb(guided: Guided, args: Any, kwargs: Any, options: dict[str, Any]) -> An
 
 
 def _rungs(guided: Guided, args: Any, kwargs: Any) -> list[GuideFamily]:
+    spec: Any = guided.family
+    named = any(site != "*" or not isinstance(e, Auto) for site, e in guided.estimators.items())
     size, subsampled = None, False
     try:
-        check_data(args, kwargs)
         with jax.ensure_compile_time_eval():
             sites = prototype(guided.model, args, kwargs)
-        layout = Layout.of(sites, "Escalate")
-        size = layout.size
-        subsampled = any(p.size != p.subsample_size for s in sites.values() for p in s.plates)
-    except SiteError:
-        pass  # the mean field has families for supports that have no bijection, and says what it cannot cover
-    spec: Any = guided.family
-    return spec.ladder(size, estimators=bool({*guided.estimators} - {"*"}), subsampled=subsampled)
+        size = Layout.of(sites, "Escalate").size
+        subsampled = any(p.size != p.subsample_size for site in sites.values() for p in site.plates)
+    except Exception:  # the mean field covers supports without a bijection, and its fit says what is wrong
+        size = None
+    return spec.ladder(size, estimators=named, subsampled=subsampled)
 
 
 def _mean_field_loss(rung: Guided, args: Any, kwargs: Any, seed: Any) -> float:
     """Nats that correlations cost a mean field, by the best Gaussian that the search finds."""
-    args, kwargs = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, (args, kwargs))
     layout = rung.written.layout(args, kwargs)
     found = rung.written.searcher.run(layout, Arguments.of(args, kwargs), as_key(seed))
     if not found:

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from vi_reparam.convergence import BLOCK, Convergence
 from vi_reparam.errors import ArgumentError, NonFiniteError, ViReparamError
 from vi_reparam.guides import JointFamily
-from vi_reparam.search import FAR, distance
+from vi_reparam.search import FAR, MOST_RUNS, distance
 from vi_reparam_numpyro import checkpoint as checkpoints
 from vi_reparam_numpyro.arguments import Arguments, check_data
 from vi_reparam_numpyro.objectives import ELBO
@@ -108,18 +108,13 @@ class Fitter:
         from vi_reparam_numpyro.posterior import Posterior
 
         begun = time.perf_counter()
-        _check_options(num_steps, num_particles, optimizer, progress)
+        check_options(num_steps, num_particles, optimizer, progress)
         family = self.guided.family
         watched = num_steps is None and (family is None or family.converges)
         if num_steps is None:
             num_steps = MAX_STEPS if family is None else family.max_steps
         key = as_key(seed)
-        check_data(args, kwargs)
-        args, kwargs = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, (args, kwargs))
-        if not self._reads_data:
-            self._note_reading(args, kwargs)
-        if self._reads_data:  # NumPy arrays keep their values under tracing
-            args, kwargs = jax.tree.map(lambda x: np.asarray(x) if isinstance(x, jax.Array) else x, (args, kwargs))
+        args, kwargs = self.prepare(args, kwargs)
         objective = self.guided.objective
         if num_particles is not None:
             objective = objective.with_particles(num_particles)
@@ -130,7 +125,7 @@ class Fitter:
         start_key, key = random.split(key)
         first = self.guided.start_at(arguments, start_key)
         runs = []
-        for values in self._warm_starts(key, arguments, num_steps if checkpoint is None else 1):
+        for values in self._warm_starts(key, arguments, MOST_RUNS if checkpoint is None else 1):
             held = {**first, **values}
             program = self._program(active, objective, optimizer, arguments, held, watched)
             state = program.init(key, held, arguments.arrays)
@@ -139,6 +134,8 @@ class Fitter:
             if checkpoint is not None:
                 mark = checkpoints.mark_of(self.guided, state, num_steps, repr(objective))
                 state, done, losses = checkpoints.load(checkpoint, mark, state, losses)
+                if course is not None and done:
+                    course.resume(done, float(state["watch"]["rate"]))
             state, losses = self._loop(
                 active, program, arguments, state, losses, done, course, progress, checkpoint, objective, args, kwargs
             )
@@ -169,6 +166,20 @@ class Fitter:
             posterior.fit_tail()
         posterior.record["seconds"] = time.perf_counter() - begun
         return posterior
+
+    def prepare(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """The arguments as arrays that can be traced, unless the model reads them in Python.
+
+        Raises:
+            ArgumentError: for data that are not finite.
+        """
+        check_data(args, kwargs)
+        args, kwargs = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, (args, kwargs))
+        if not self._reads_data:
+            self._note_reading(args, kwargs)
+        if self._reads_data:  # NumPy arrays keep their values under tracing
+            args, kwargs = jax.tree.map(lambda x: np.asarray(x) if isinstance(x, jax.Array) else x, (args, kwargs))
+        return args, kwargs
 
     @property
     def _by_losses(self) -> bool:
@@ -214,6 +225,10 @@ class Fitter:
             if distance(move, root, np.linalg.solve) > FAR:
                 rivals.append(float(best.bound - other.bound))
         return best, rivals
+
+    def check(self, args: Any, kwargs: Any) -> None:
+        """Everything that can be refused before compiling, for prepared arguments."""
+        self._check(self.guided.objective, Arguments.of(args, kwargs, closed=self._reads_data), args, kwargs)
 
     def _check(self, objective: ELBO, arguments: Arguments, args: Any, kwargs: Any) -> None:
         """Everything that can be refused before compiling."""
@@ -361,6 +376,8 @@ class Fitter:
         kwargs: Any,
     ) -> Any:
         total = len(losses)
+        if course is not None and course.finished:
+            return state, losses[np.isfinite(losses)]
         chunk, saved = min(32, max(1, total - done)), time.perf_counter()
         with tqdm(total=total, initial=done, disable=not progress, desc=f"fit {self.guided.name}") as bar:
             while done < total:
@@ -381,11 +398,12 @@ class Fitter:
                 bar.set_postfix_str(f"ELBO {-np.mean(losses[max(0, done - 100) : done]):.4g}{note}")
                 seconds = time.perf_counter() - begun
                 chunk = int(np.clip(count * 0.5 / max(seconds, 1e-4), 1, CHUNK))
-                if checkpoint is not None and (done == total or time.perf_counter() - saved > 10.0):
+                over = done == total or (course is not None and course.finished)
+                if checkpoint is not None and (over or time.perf_counter() - saved > 10.0):
                     mark = checkpoints.mark_of(self.guided, state, total, repr(objective))
                     checkpoints.save(checkpoint, mark, state, done, losses)
                     saved = time.perf_counter()
-                if course is not None and course.finished:
+                if over:
                     break
         return state, losses[:done]
 
@@ -476,7 +494,12 @@ def as_key(seed: Any) -> Any:
     raise ArgumentError(f"seed={seed!r}: expected an int or a jax.random.key")
 
 
-def _check_options(num_steps: Any, num_particles: Any, optimizer: Any, progress: Any) -> None:
+def check_options(num_steps: Any, num_particles: Any, optimizer: Any, progress: Any) -> None:
+    """Refuse options of a fit that cannot be used.
+
+    Raises:
+        ArgumentError: naming the option.
+    """
     for name, value in (("num_steps", num_steps), ("num_particles", num_particles)):
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise ArgumentError(f"fit({name}={value!r}): expected an integer of at least 1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -159,15 +160,28 @@ def _layer(bijections: Any, family: Flow, kind: str, size: int, key: Any) -> Any
     if KINDS[kind] == "block":
         width = max(1, -(-family.hidden // size))
         return bijections.BlockAutoregressiveNetwork(key, dim=size, cond_dim=None, depth=1, block_dim=width)
-    transformer = bijections.Affine()
+    transformer = _affine(bijections)
     if KINDS[kind] == "spline":
         transformer = bijections.RationalQuadraticSpline(knots=NUM_KNOTS, interval=INTERVAL)
-    options = {"transformer": transformer, "nn_width": family.hidden, "nn_depth": 1, "nn_activation": jnp.tanh}
+    options = {"transformer": transformer, "nn_width": family.hidden, "nn_depth": 1, "nn_activation": jax.nn.silu}
     if kind in ("coupling", "spline_coupling"):
         made = bijections.Coupling(key, untransformed_dim=size // 2, dim=size, **options)
         return _start_at_identity(made, "conditioner")
     made = bijections.MaskedAutoregressive(key, dim=size, **options)
     return _start_at_identity(made, "masked_autoregressive_mlp")
+
+
+def _affine(bijections: Any) -> Any:
+    """A shift and a scale between 0 and 4: a scale without a bound multiplies over the layers, far out."""
+    import equinox
+    import paramax
+
+    scale = paramax.Parameterize(_scale, jnp.zeros(()))
+    return equinox.tree_at(lambda affine: affine.scale, bijections.Affine(), scale)
+
+
+def _scale(raw: Array) -> Array:
+    return 4.0 * jax.nn.sigmoid(raw - math.log(3.0))
 
 
 def _start_at_identity(layer: Any, network: str) -> Any:

@@ -41,6 +41,6 @@ def breast_cancer(*, prior_scale: float = 1.0) -> Model:
         model=program,
         data=load,
         estimators=(Pathwise(), ScoreFunction()),
-        fit_defaults={"num_steps": 3_000, "num_particles": 8, "learning_rate": 0.01},
+        fit_defaults={},
         options={"prior_scale": prior_scale},
     )

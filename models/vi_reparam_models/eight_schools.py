@@ -46,6 +46,6 @@ def eight_schools(*, centered: bool = False) -> Model:
         model=program,
         data=lambda: ((STANDARD_ERROR,), {"y": EFFECT}),
         estimators=(Implicit(), Rejection(), MeasureValued(), ScoreFunction()),
-        fit_defaults={"num_steps": 3_000, "num_particles": 16, "learning_rate": 0.01},
+        fit_defaults={},
         options={"centered": centered},
     )

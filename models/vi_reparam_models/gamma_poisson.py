@@ -49,7 +49,7 @@ def gamma_poisson(*, concentration: float = 1.0, rate: float = 1.0) -> Model:
         model=program,
         data=lambda: ((), {"y": HORSE_KICKS}),
         estimators=(Implicit(), Rejection(), Rejection(baseline=None), ScoreFunction(), ScoreFunction(baseline=None)),
-        fit_defaults={"num_steps": 2_000, "num_particles": 8, "learning_rate": 0.02},
+        fit_defaults={},
         reference=Exact({"lam": ("Gamma", {"concentration": a, "rate": b})}, log_evidence),
         options={"concentration": concentration, "rate": rate},
     )

@@ -43,7 +43,7 @@ class Model:
         model: host -> model function; data the model conditions on are keywords that may be None.
         data: () -> positional and keyword arguments of the model function, as NumPy arrays.
         estimators: the estimators worth comparing here.
-        fit_defaults: ``num_steps``, ``num_particles`` and ``learning_rate`` that give a good fit.
+        fit_defaults: ``num_steps``, ``num_particles`` and ``learning_rate``, where the defaults of a fit do not serve.
         guide: host -> hand-written guide function with the model's arguments, or None.
         entropy: how the guide's entropy enters the ELBO.
         reference: the exact posterior, where there is one.

@@ -1,11 +1,13 @@
 """Draws follow their law, and densities and entropies are scipy's."""
 
+import functools
+
 import numpy as np
 import pytest
 from harness import BACKENDS, ops_or_skip, quickly
 from scipy import special, stats
 
-from vi_reparam import Implicit, Rejection, ScoreFunction, SiteError
+from vi_reparam import Implicit, Rejection, ScoreFunction, SiteError, load
 from vi_reparam.families import FAMILIES
 
 INF = np.inf
@@ -38,16 +40,22 @@ CONTINUOUS_IDS = [f"{name}-{params}" for name, params, _ in CONTINUOUS]
 NUM = 20_000
 
 
-def _sample(ops, name, params, estimator=None, num=NUM, seed=1):
-    family = FAMILIES[name]
-    estimator = estimator or ScoreFunction()
-    params = tuple(ops.xp.asarray(np.asarray(p, float)) for p in params)
+@functools.cache
+def _program(backend, name, estimator, num):
+    """One for all parameters of a family."""
+    ops, family = load(backend), FAMILIES[name]
 
     def draw(key, *params):
         d = estimator.draw(ops, key, family, (num,), *params)
         return d.value, d.log_prob, family.log_prob(d.value, *params)
 
-    return family, params, *(np.asarray(x) for x in quickly(ops, draw)(ops.key(seed), *params))
+    return quickly(ops, draw)
+
+
+def _sample(ops, name, params, estimator=None, num=NUM, seed=1):
+    params = tuple(ops.xp.asarray(np.asarray(p, float)) for p in params)
+    draw = _program(ops.name, name, estimator or ScoreFunction(), num)
+    return FAMILIES[name], params, *(np.asarray(x) for x in draw(ops.key(seed), *params))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -353,9 +353,16 @@ def test_checkpointing_cuts_memory():
 # Both backends.
 
 
-@pytest.mark.parametrize("kind", BASES)
+OPTIONS = ({}, {"parameterization": "noise", "variance": "noise"}, {"solver": Adams(order=3)})
+
+
 @pytest.mark.parametrize(
-    "options", [{}, {"parameterization": "noise", "variance": "noise"}, {"solver": Adams(order=3)}]
+    ("options", "kind"),
+    [  # options and bases each once; every pair where there is time
+        pytest.param(options, kind, marks=pytest.mark.slow if options and kind != "diagonal" else ())
+        for options in OPTIONS
+        for kind in BASES
+    ],
 )
 def test_backends_agree_on_log_weights_and_gradients(kind, options):
     import jax

@@ -9,7 +9,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from numpyro.infer import MCMC, NUTS, Predictive, init_to_sample
+from numpyro.infer import HMC, MCMC, Predictive, init_to_sample
 from scipy import stats
 
 import vi_reparam_numpyro as vr
@@ -93,7 +93,8 @@ def test_predictive_and_mcmc():
     own = Predictive(model, num_samples=2_000)(key)
     with vr.fast_samplers():
         ours = Predictive(model, num_samples=2_000)(key)
-        mcmc = MCMC(NUTS(model, init_strategy=init_to_sample), num_warmup=20, num_samples=20, progress_bar=False)
+        kernel = HMC(model, trajectory_length=1.0, init_strategy=init_to_sample)
+        mcmc = MCMC(kernel, num_warmup=20, num_samples=20, progress_bar=False)
         mcmc.run(key, y=ours["y"][0])
     assert not np.any(ours["shape"] == own["shape"])
     for name, law in (("shape", stats.gamma(3.0)), ("share", stats.beta(2.0, 3.0))):

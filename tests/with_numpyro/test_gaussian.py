@@ -44,6 +44,9 @@ def test_the_gradient_vanishes_where_q_is_the_posterior():
     lower = np.linalg.cholesky(COVARIANCE)
     scale = np.diag(lower)
     params = {
+        "gaussian_center": jnp.zeros(3),
+        "gaussian_root": jnp.eye(3),
+        "gaussian_tail": jnp.zeros(()),
         "gaussian_loc": jnp.asarray(MEAN),
         "gaussian_log_scale": jnp.log(scale),
         "gaussian_lower": jnp.asarray(lower / scale[:, None] - np.eye(3)),

@@ -23,7 +23,7 @@ def program(y):
 
 @pytest.fixture(scope="module")
 def fitted():
-    guided = vr.guide(program)
+    guided = vr.guide(vr.MeanField())(program)
     return guided, guided.fit(Y, num_steps=1_500, seed=3, progress=False)
 
 
@@ -44,7 +44,7 @@ def programs(guided):
 
 
 def test_other_data_and_an_equal_optimizer_compile_nothing(fitted):
-    guided = vr.guide(program)
+    guided = vr.guide(vr.MeanField())(program)
     guided.fit(Y, num_steps=5, optimizer=optax.adam(optax.cosine_decay_schedule(0.1, 50)), progress=False)
     guided.fit(Y + 1.0, num_steps=9, optimizer=optax.adam(optax.cosine_decay_schedule(0.1, 50)), progress=False)
     (only,) = programs(guided).values()
@@ -70,7 +70,7 @@ def test_the_seed_governs_a_fit(fitted):
 
 
 def test_a_model_that_reads_its_data_in_python():
-    @vr.guide
+    @vr.guide(vr.MeanField())
     def model(y):
         mean = 1.0 if float(y[0]) > 2.0 else -1.0
         numpyro.sample("z", dist.Normal(mean, 1.0))
@@ -104,7 +104,7 @@ def test_a_fit_goes_on_from_its_checkpoint(fitted, tmp_path, monkeypatch):
     with pytest.raises(vr.ArgumentError, match="of another fit"):
         guided.fit(Y, num_steps=10, seed=3, progress=False, checkpoint=path)
 
-    @vr.guide
+    @vr.guide(vr.MeanField())
     def other(y):
         program(y)
 

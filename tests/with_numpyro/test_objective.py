@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import jax
@@ -45,36 +46,39 @@ SHAPES = {
 
 
 SHAPES = {name: np.asarray(value) for name, value in SHAPES.items()}
+ALL = tuple(SHAPES)
+FREE = ("event", "expanded", "moved", "simplex")
+IN_PLATES = ("in_plates", "masked")
+"""Two quick programs, of what no other test here has: one with plates runs often, to check them."""
 
 
-def wrapped(params=None, annotated=lambda d: d):
-    """The model at `params` None, else the guide."""
+def wrapped(params=None, annotated=lambda d: d, names=ALL):
+    """The sites in `names`: the model at `params` None, else the guide."""
 
     def shape(name, prior):
         return jnp.asarray(prior, jnp.result_type(float)) if params is None else _param(params, name)
 
-    def site(name, d):
-        return numpyro.sample(f"z_{name}", annotated(d) if params is not None else d)
+    def site(name, prior, make, around=lambda d: d):
+        """`around` is wrapped about the annotation: that stays outermost, wherever it is written."""
+        if name in names:
+            d = make(shape(name, prior))
+            numpyro.sample(f"z_{name}", around(d if params is None else annotated(d)))
 
-    site("plain", dist.Gamma(shape("plain", 3.0), 1.0))
-    site("higher", dist.Gamma(shape("higher", 3.0), 1.0))
-    site("event", dist.Gamma(shape("event", [3.0, 3.0]), 1.0).to_event(1))
-    site("batch", dist.Gamma(shape("batch", [3.0, 3.0]), 1.0))
-    if params is None:
-        numpyro.sample("z_expanded", dist.Gamma(3.0, 1.0).expand([2, 3]).to_event(1))
-    else:  # the annotation stays outermost, wherever it is written
-        numpyro.sample("z_expanded", annotated(dist.Gamma(_param(params, "expanded"), 1.0)).expand([2, 3]).to_event(1))
+    def gamma(a):
+        return dist.Gamma(a, 1.0)
+
+    site("plain", 3.0, gamma)
+    site("higher", 3.0, gamma)
+    site("event", [3.0, 3.0], lambda a: gamma(a).to_event(1))
+    site("batch", [3.0, 3.0], gamma)
+    site("expanded", 3.0, gamma, lambda d: d.expand([2, 3]).to_event(1))
     with numpyro.plate("rows", 3, dim=-2), numpyro.plate("columns", 2, dim=-1):
-        site("in_plates", dist.Gamma(shape("in_plates", 3.0), 1.0))
+        site("in_plates", 3.0, gamma)
     with numpyro.plate("masks", 3):
-        numpyro_mask = jnp.asarray(MASK)
-        if params is None:
-            numpyro.sample("z_masked", dist.Gamma(3.0, 1.0).mask(numpyro_mask))
-        else:
-            numpyro.sample("z_masked", annotated(dist.Gamma(_param(params, "masked"), 1.0)).mask(numpyro_mask))
-    site("moved", dist.TransformedDistribution(dist.Gamma(shape("moved", 3.0), 1.0), DOUBLE))
-    site("beta", dist.Beta(shape("beta", 3.0), 2.0))
-    site("simplex", dist.Dirichlet(shape("simplex", [1.0, 2.0, 3.0])))
+        site("masked", 3.0, gamma, lambda d: d.mask(jnp.asarray(MASK)))
+    site("moved", 3.0, lambda a: dist.TransformedDistribution(gamma(a), DOUBLE))
+    site("beta", 3.0, lambda a: dist.Beta(a, 2.0))
+    site("simplex", [1.0, 2.0, 3.0], dist.Dirichlet)
 
 
 def wrapped_divergence(p):
@@ -94,29 +98,36 @@ def wrapped_exact():
     return exact
 
 
-def handled(estimator):
-    return vr.estimate(lambda: wrapped(SHAPES), estimator)
+def _id(value):
+    return getattr(value, "__name__", repr(value))
 
 
-def annotated(estimator):
-    return lambda: wrapped(SHAPES, annotated=estimator)
+def handled(estimator, names=ALL):
+    return vr.estimate(lambda: wrapped(SHAPES, names=names), estimator)
+
+
+def annotated(estimator, names=ALL):
+    return lambda: wrapped(SHAPES, annotated=estimator, names=names)
 
 
 @pytest.mark.parametrize(
-    ("write", "estimator", "particles"),
+    ("write", "estimator", "particles", "names"),
     [
-        pytest.param(handled, vr.Implicit(), 1, marks=pytest.mark.slow),
-        (handled, vr.Rejection(boost=1), 2),
-        pytest.param(handled, vr.ScoreFunction(), 4, marks=pytest.mark.slow),
-        pytest.param(annotated, vr.Rejection(baseline=None), 1, marks=pytest.mark.slow),
-        pytest.param(annotated, vr.ScoreFunction(baseline="leave_one_out"), 4, marks=pytest.mark.slow),
+        (handled, vr.Rejection(boost=1), 2, FREE),
+        (handled, vr.Rejection(boost=1), 2, IN_PLATES),
+        pytest.param(handled, vr.Rejection(boost=1), 2, ALL, marks=pytest.mark.slow),
+        pytest.param(handled, vr.Implicit(), 1, ALL, marks=pytest.mark.slow),
+        pytest.param(handled, vr.ScoreFunction(), 4, ALL, marks=pytest.mark.slow),
+        pytest.param(annotated, vr.Rejection(baseline=None), 1, ALL, marks=pytest.mark.slow),
+        pytest.param(annotated, vr.ScoreFunction(baseline="leave_one_out"), 4, ALL, marks=pytest.mark.slow),
     ],
-    ids=lambda v: getattr(v, "__name__", repr(v)),
+    ids=lambda v: {ALL: "all", FREE: "free", IN_PLATES: "in_plates"}[v] if isinstance(v, tuple) else _id(v),
 )
-def test_the_gradient_is_exact_in_every_wrapper(write, estimator, particles, wrapped_exact):
-    found = gradients(vr.ELBO(particles), SHAPES, wrapped, write(estimator), num=4_000)
+def test_the_gradient_is_exact_in_every_wrapper(write, estimator, particles, names, wrapped_exact):
+    at, model = {n: SHAPES[n] for n in names}, functools.partial(wrapped, names=names)
+    found = gradients(vr.ELBO(particles), at, model, write(estimator, names), num=4_000)
     loose = estimator.kind == "score_function"
-    assert_right(found, wrapped_exact, precise=0.15 if loose else 0.03)
+    assert_right(found, {n: wrapped_exact[n] for n in names}, precise=0.15 if loose else 0.03)
 
 
 def test_analytic_entropy_has_the_same_mean_gradient():
@@ -187,7 +198,16 @@ def test_score_functions_as_an_annotation_at_one_particle():
 # Measure-valued derivatives.
 
 
-def test_measure_valued_in_the_rate_of_a_gamma():
+def under_a_mask(guide):
+    return lambda: handlers.mask(vr.estimate(guide, {"*": vr.MeasureValued()}), mask=True)()
+
+
+@pytest.mark.parametrize(
+    "write",
+    [lambda guide: vr.estimate(guide, vr.MeasureValued()), pytest.param(under_a_mask, marks=pytest.mark.slow)],
+    ids=["plain", "under_a_mask"],
+)
+def test_measure_valued_in_the_rate_of_a_gamma(write):
     def model():
         numpyro.sample("z", dist.Gamma(3.0, 1.0).expand([2]).to_event(1))
         with numpyro.plate("n", 3):
@@ -206,12 +226,8 @@ def test_measure_valued_in_the_rate_of_a_gamma():
         return jnp.sum(kl_gamma(a, p["r"], 3.0, 1.0)) + jnp.sum(kl_gamma(2.0, s, 3.0, 1.0)) + fit
 
     at = {"r": jnp.array([1.3, 0.8]), "s": jnp.array([0.7, 1.0, 1.5])}
-    for write in (
-        vr.estimate(guide, vr.MeasureValued()),
-        lambda: handlers.mask(vr.estimate(guide, {"*": vr.MeasureValued()}), mask=True)(),
-    ):
-        found = gradients(vr.ELBO(), at, model, write, num=4_000)
-        assert_right(found, jax.grad(exact_loss)(at), precise=0.05)
+    found = gradients(vr.ELBO(), at, model, write(guide), num=4_000)
+    assert_right(found, jax.grad(exact_loss)(at), precise=0.05)
 
 
 def test_measure_valued_refuses_the_concentration():
@@ -356,7 +372,16 @@ def test_a_score_term_knows_what_is_upstream(first, second):
     assert_right(gradients(vr.ELBO(4), at, linked_model, guide, num=8_000), exact, precise=0.04)
 
 
-def test_a_weak_derivative_with_dependent_sites():
+@pytest.mark.parametrize(
+    "estimators",
+    [
+        pytest.param({"z": vr.MeasureValued(), "x": vr.Pathwise()}, marks=pytest.mark.slow),
+        {"z": vr.Implicit(), "x": vr.MeasureValued()},
+        {"z": vr.MeasureValued(), "x": vr.ScoreFunction()},
+    ],
+    ids=repr,
+)
+def test_a_weak_derivative_with_dependent_sites(estimators):
     def model():
         z = numpyro.sample("z", dist.Gamma(3.0, 1.0))
         numpyro.sample("x", dist.Normal(z, 1.0))
@@ -371,13 +396,8 @@ def test_a_weak_derivative_with_dependent_sites():
         return kl_gamma(2.0, p["b"], 3.0, 1.0) + 0.5 * gap
 
     at = {"b": jnp.array(1.3), "m": jnp.array(0.4)}
-    for estimators in (
-        {"z": vr.MeasureValued(), "x": vr.Pathwise()},
-        {"z": vr.Implicit(), "x": vr.MeasureValued()},
-        {"z": vr.MeasureValued(), "x": vr.ScoreFunction()},
-    ):
-        found = gradients(vr.ELBO(2), at, model, vr.estimate(guide, estimators), num=6_000)
-        assert_right(found, jax.grad(exact_loss)(at), precise=0.06)
+    found = gradients(vr.ELBO(2), at, model, vr.estimate(guide, estimators), num=6_000)
+    assert_right(found, jax.grad(exact_loss)(at), precise=0.06)
 
 
 # Local latents.
@@ -413,12 +433,17 @@ def local_exact(p):
     return kl_gamma(p["g_a"], 2.0, 2.0, 1.0) + jnp.sum(negative_entropy - prior - likelihood)
 
 
+@pytest.mark.slow
+def test_local_latents_pathwise():
+    exact = jax.grad(local_exact)({n: jnp.asarray(v, jnp.float64) for n, v in LOCAL.items()})
+    pathwise = gradients(vr.ELBO(), LOCAL, local_model, vr.estimate(local_guide, vr.Implicit()), COUNTS)
+    assert_right(pathwise, exact, precise=0.06)
+
+
 def test_rao_blackwellization_by_plates():
     at = {n: jnp.asarray(v, jnp.float64) for n, v in LOCAL.items()}
     exact = jax.grad(local_exact)(at)
     guide = vr.estimate(local_guide, {"z": vr.ScoreFunction(baseline=None), "g": vr.Implicit()})
-    pathwise = gradients(vr.ELBO(), LOCAL, local_model, vr.estimate(local_guide, vr.Implicit()), COUNTS)
-    assert_right(pathwise, exact, precise=0.06)
     by_plate = gradients(vr.ELBO(), LOCAL, local_model, guide, COUNTS, num=8_000)
     assert_right(by_plate, exact, precise=0.1)
 
@@ -499,7 +524,13 @@ def discrete_exact(p):
 
 
 @pytest.mark.parametrize(
-    "estimator", [vr.ScoreFunction(), vr.ScoreFunction(baseline="optimal"), vr.MeasureValued()], ids=repr
+    "estimator",
+    [
+        vr.ScoreFunction(),
+        pytest.param(vr.ScoreFunction(baseline="optimal"), marks=pytest.mark.slow),
+        vr.MeasureValued(),
+    ],
+    ids=repr,
 )
 def test_discrete_latents_against_enumeration(estimator):
     at = {"one_l": jnp.array(0.4), "b_l": jnp.asarray(LOGITS), "rate": jnp.array(1.7)}

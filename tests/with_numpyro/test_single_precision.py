@@ -33,7 +33,9 @@ def guide():
         numpyro.sample("z", dist.Gamma(a, numpyro.param("b", jnp.ones(len(CONCENTRATIONS)))))
 
 
-@pytest.mark.parametrize("estimator", [vr.Implicit(), vr.Rejection(boost=1), vr.Rejection()], ids=repr)
+@pytest.mark.parametrize(
+    "estimator", [vr.Implicit(), pytest.param(vr.Rejection(boost=1), marks=pytest.mark.slow), vr.Rejection()], ids=repr
+)
 def test_gradients_from_1e_minus_3_to_1e6(estimator):
     """(a - 3) trigamma(a) at a rate of one, within single precision's own error of the sum's mean."""
     at = {"a": CONCENTRATIONS, "b": np.ones_like(CONCENTRATIONS)}
@@ -84,7 +86,7 @@ def test_a_sparse_prior_gives_no_nan():
 
 
 def test_a_fit_in_single_precision():
-    @vr.guide
+    @vr.guide(vr.MeanField())
     def model(y):
         with numpyro.plate("n", 4):
             z = numpyro.sample("z", dist.Gamma(0.3, 0.3))

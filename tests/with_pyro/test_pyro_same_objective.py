@@ -118,8 +118,11 @@ class torch_like:  # noqa: N801
         pytest.param({}, Implicit(), "analytic", marks=pytest.mark.slow),
         pytest.param({}, {"*": Rejection(boost=1, baseline=None)}, "monte_carlo", marks=pytest.mark.slow),
         ({}, {"*": Rejection(boost=1, baseline=None)}, "analytic"),
-        ({}, {"*": ScoreFunction(baseline=None)}, "monte_carlo"),
-        ({}, {"level": MeasureValued(), "*": Rejection(baseline=None)}, "monte_carlo"),
+        ({}, {"level": MeasureValued(), "*": ScoreFunction(baseline=None)}, "monte_carlo"),
+        pytest.param({}, {"*": ScoreFunction(baseline=None)}, "monte_carlo", marks=pytest.mark.slow),
+        pytest.param(
+            {}, {"level": MeasureValued(), "*": Rejection(baseline=None)}, "monte_carlo", marks=pytest.mark.slow
+        ),
         ({"z": "inverse_gamma", "scale": "transformed_normal"}, Implicit(), "monte_carlo"),
     ],
     ids=lambda v: v if isinstance(v, str) else repr(v),

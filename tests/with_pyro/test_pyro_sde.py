@@ -16,7 +16,7 @@ import vi_reparam_pyro as vr
 from vi_reparam_pyro.joint import SITE
 from vi_reparam_pyro.params import first_parameters, using
 
-SMALL = vr.SDE(num_steps=3, network=vr.MLP(width=8), warm_start=150)
+SMALL = vr.SDE(num_steps=3, network=vr.MLP(width=8), warm_start=100)
 Y = np.array([1.2, -0.3, 0.8, 2.1])
 
 
@@ -40,7 +40,7 @@ def conjugate_evidence(y):
     return -0.5 * (y @ np.linalg.solve(covariance, y) + np.linalg.slogdet(2.0 * np.pi * covariance)[1])
 
 
-def fit(family, num_steps=60, **options):
+def fit(family, num_steps=40, **options):
     guided = vr.guide(family, objective=vr.ELBO(32))(conjugate_model)
     return guided.fit(torch.as_tensor(Y), num_steps=num_steps, progress=False, **options)
 

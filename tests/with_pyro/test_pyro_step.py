@@ -21,7 +21,7 @@ def model(y):
         pyro.sample("y", dist.Poisson(z * (1.0 + share[0])), obs=y)
 
 
-def losses(monkeypatch, estimators, *, worth, compiling=1e9, program=model, particles=3, num_steps=120):
+def losses(monkeypatch, estimators, *, worth, compiling=1e9, program=model, particles=3, num_steps=60):
     monkeypatch.setattr(steps, "WORTH_CAPTURING", worth)
     monkeypatch.setattr(steps, "WORTH_COMPILING", compiling)
     guided = vr.guide(vr.MeanField(), estimators=estimators, objective=vr.ELBO(particles))(program)
@@ -42,7 +42,7 @@ def losses(monkeypatch, estimators, *, worth, compiling=1e9, program=model, part
 def test_a_captured_fit_is_the_fit(monkeypatch, estimators, particles):
     plain, how = losses(monkeypatch, estimators, worth=10**9, particles=particles)
     assert how == "by the handlers: too few steps"
-    captured, how = losses(monkeypatch, estimators, worth=100, particles=particles)
+    captured, how = losses(monkeypatch, estimators, worth=50, particles=particles)
     assert how == "captured"
     np.testing.assert_array_equal(captured, plain)
 
@@ -50,7 +50,7 @@ def test_a_captured_fit_is_the_fit(monkeypatch, estimators, particles):
 @pytest.mark.slow
 def test_a_compiled_fit_is_the_fit(monkeypatch):
     plain, _ = losses(monkeypatch, vr.Rejection(), worth=10**9)
-    compiled, how = losses(monkeypatch, vr.Rejection(), worth=100, compiling=0.0)
+    compiled, how = losses(monkeypatch, vr.Rejection(), worth=50, compiling=0.0)
     assert how.startswith(("compiled", "captured, not compiled"))
     np.testing.assert_allclose(compiled, plain, rtol=1e-8)
 
@@ -76,7 +76,7 @@ def test_what_is_not_captured_says_why(monkeypatch):
         (draws_a_minibatch, "torch's global state"),
         (counts_its_calls, "another gradient"),
     ):
-        _, how = losses(monkeypatch, None, worth=100, program=program)
+        _, how = losses(monkeypatch, None, worth=10, program=program, num_steps=15)
         assert how.startswith("by the handlers: ") and reason in how
 
 

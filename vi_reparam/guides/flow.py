@@ -59,7 +59,7 @@ class Flow(JointFamily):
     has_tail: ClassVar[bool] = True
 
     kind: str = "inverse_autoregressive"
-    num_layers: int = 6
+    num_layers: int = 4
     hidden: int = 32
     gradient: str = "path"
 

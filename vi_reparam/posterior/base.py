@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 
 Array = Any
 
-NUM_WEIGHTS = 4_000
+NUM_WEIGHTS = 20_000
+NUM_EXPECTATION = 4_000
 MIN_WEIGHTS = 1_000
-WEIGHT_BUDGET = 2e8  # scalars drawn and scored for the default number of weights
+WEIGHT_BUDGET = 1e8  # scalars drawn and scored for the default number of weights
 ROWS_PER_SITE = 12
 LARGEST_TAIL = 1_000  # latents up to which k-hat can say something of the tails
-TAIL_SEEDS = range(1, 6)
+TAIL_SEED = 1  # not that of the figures, which judge the choice
 GOOD_TAIL = 0.45
 PRICE_OF_TAIL = 0.02
 MAX_ROWS = 60
@@ -238,7 +239,7 @@ class PosteriorBase(abc.ABC):
 
     @property
     def default_num_weights(self) -> int:
-        """How many log weights the figures rest on: 4,000, fewer where a draw is very large."""
+        """How many log weights the figures rest on: 20,000, fewer where a draw is very large."""
         return int(np.clip(WEIGHT_BUDGET / max(self.scorer.sites.scalars, 1), MIN_WEIGHTS, NUM_WEIGHTS))
 
     @cached_property
@@ -257,7 +258,7 @@ class PosteriorBase(abc.ABC):
         tried: list[tuple[float, float, float]] = []
         for h in CHOICES:
             self._set_tail(names[0], h)
-            weights = np.concatenate([np.subtract(*self._score(NUM_WEIGHTS, seed)[:2]) for seed in TAIL_SEEDS])
+            weights = np.subtract(*self._score(self.default_num_weights, TAIL_SEED)[:2])
             if not np.isfinite(weights).all():
                 continue
             khat = inference_data.pareto_smooth(weights, 0.0)[1]
@@ -334,7 +335,7 @@ class PosteriorBase(abc.ABC):
         return float(largest + np.log(mean)), error / mean
 
     def expectation(
-        self, fn: Callable[[dict], Any], num_draws: int = NUM_WEIGHTS, seed: Any = 0, *, weighted: bool = False
+        self, fn: Callable[[dict], Any], num_draws: int = NUM_EXPECTATION, seed: Any = 0, *, weighted: bool = False
     ) -> tuple[Any, Any]:
         """The posterior mean of a function of one draw.
 
@@ -465,10 +466,12 @@ class PosteriorBase(abc.ABC):
     def _tried_lines(self) -> tuple[str, ...]:
         lines = []
         for a in self.tried:
-            bound = f"ELBO {a['elbo']:,.3f} ± {a['error']:.3f}, k-hat {a['khat']:.2f}"
-            effort = f", {a['steps']:,} steps, {a['seconds']:.1f} s"
+            figures = a["note"]
+            if not figures:
+                bound = f"ELBO {a['elbo']:,.3f} ± {a['error']:.3f}"
+                figures = f"{bound}, k-hat {a['khat']:.2f}, {a['steps']:,} steps, {a['seconds']:.1f} s"
             chosen = "*" if a["family"] == self.record["family"] else " "
-            lines.append(f"{chosen} {a['family']}: {a['note'] or bound + effort}")
+            lines.append(f"{chosen} {a['family']}: {figures}")
         return (*lines, f"  {self.why}") if lines else ()
 
     def attempt(self, *, seconds: float) -> Attempt:

@@ -32,8 +32,8 @@ def pareto_smooth(log_weights: np.ndarray, rounding: float = 0.0) -> tuple[np.nd
         rounding: how far rounding alone may move a log weight.
 
     Returns:
-        The smoothed log weights, unnormalized, and k-hat. Weights within a thousandth (or within
-        their rounding) of one another come back as they are with a k-hat of 0: there is no tail
+        The smoothed log weights, unnormalized, and k-hat. Weights above zero within a thousandth (or
+        within their rounding) of one another come back as they are with a k-hat of 0: there is no tail
         to fit. A NaN or +inf anywhere makes k-hat NaN, no finite weight makes it infinite.
     """
     log_weights = np.asarray(log_weights, dtype=np.float64)
@@ -41,7 +41,7 @@ def pareto_smooth(log_weights: np.ndarray, rounding: float = 0.0) -> tuple[np.nd
         return log_weights, float("nan")
     if not np.isfinite(log_weights).any():
         return log_weights, float("inf")
-    if np.ptp(log_weights) <= max(FLAT_WEIGHTS, rounding):
+    if np.ptp(log_weights[np.isfinite(log_weights)]) <= max(FLAT_WEIGHTS, rounding):
         return log_weights, 0.0
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # what it warns of is in the k-hat

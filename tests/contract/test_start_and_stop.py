@@ -1,0 +1,172 @@
+"""Where a fit starts, when it stops, and the frame and tails of its draws: the core, by both backends' arrays."""
+
+import math
+
+import numpy as np
+import pytest
+from harness import BACKENDS, ops_or_skip
+from scipy.integrate import quad
+
+from vi_reparam import path, search
+from vi_reparam.convergence import BLOCK, RATES, SHARES, Convergence
+from vi_reparam.escalation import Attempt, mean_field_loss, why_stop
+from vi_reparam.frame import Frame
+from vi_reparam.sde.bases import Diagonal, Full, LowRank
+from vi_reparam.tails import widen
+
+MIX = np.array([[1.0, 0.9, 0.0], [0.0, 0.5, 0.7], [0.3, 0.0, 0.6]])
+MEAN = np.array([3.0, -20.0, 0.5])
+PRECISION = MIX.T @ MIX + 0.1 * np.eye(3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_search_finds_a_gaussian_exactly(backend):
+    ops = ops_or_skip(backend)
+    xp = ops.xp
+    mean, precision = xp.asarray(MEAN), xp.asarray(PRECISION)
+    density = search.Density(
+        values=lambda z: -0.5 * xp.sum(((z - mean[None]) @ precision) * (z - mean[None]), axis=-1),
+        slope=lambda z: -precision @ (z - mean),
+        hessian=lambda z: -precision,
+    )
+    noise = ops.normal(ops.key(0), (64, 3), mean.dtype)
+    state = search.begin(ops, density, xp.zeros(3, dtype=mean.dtype))
+    for _ in range(4):
+        state = search.advance(ops, density, noise, state)
+    np.testing.assert_allclose(np.asarray(state["center"]), MEAN, atol=1e-10)
+    root = np.asarray(state["root"])
+    np.testing.assert_allclose(root @ root.T, np.linalg.inv(PRECISION), atol=1e-10)
+    assert np.allclose(root, np.tril(root)) and (np.diag(root) > 0.0).all()
+    evidence = 1.5 * math.log(2.0 * math.pi) - 0.5 * np.linalg.slogdet(PRECISION)[1]
+    assert abs(float(state["bound"]) - evidence) < 1e-9
+    assert float(state["error"]) < 1e-9
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_point_without_a_density_is_never_chosen(backend):
+    ops = ops_or_skip(backend)
+    xp = ops.xp
+    density = search.Density(
+        values=lambda z: xp.full_like(z[:, 0], math.nan), slope=lambda z: z * math.nan, hessian=lambda z: z[:, None] * z[None]
+    )
+    start = xp.ones(2, dtype=xp.asarray(MEAN).dtype)
+    state = search.advance(ops, density, ops.normal(ops.key(0), (8, 2), start.dtype), search.begin(ops, density, start))
+    assert float(state["bound"]) == -math.inf
+    assert np.asarray(state["at"]).tolist() == [1.0, 1.0]
+
+
+def test_places_that_are_one_get_one_run():
+    centers = np.array([[0.0, 0.0], [0.5, 0.0], [30.0, 0.0], [60.0, 0.0], [90.0, 0.0]])
+    roots = np.broadcast_to(np.eye(2), (5, 2, 2))
+    bounds = np.array([-1.0, -0.5, -3.0, -40.0, -np.inf])
+    assert search.worth_a_run(bounds, centers, roots, np.linalg.solve) == [1, 2]
+
+
+@pytest.mark.parametrize("h", [0.0, 0.02, 0.3])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tails_have_their_density(backend, h):
+    ops = ops_or_skip(backend)
+    xp = ops.xp
+
+    def at(n):
+        x, log_density, slope = widen(ops, xp.asarray(np.array([n])), xp.asarray(np.array(h)))
+        return float(x[0]), float(log_density), float(slope[0])
+
+    for n in (-3.0, -0.2, 0.0, 1.0, 4.0):
+        step = 1e-5
+        (low, log_low, _), (high, log_high, _) = at(n - step), at(n + step)
+        _, log_density, slope = at(n)
+        stretch = (high - low) / (2.0 * step)
+        assert abs(log_density - (-0.5 * n * n - 0.5 * math.log(2.0 * math.pi) - math.log(stretch))) < 1e-8
+        assert abs(slope - (log_high - log_low) / (high - low)) < 1e-7
+    total = quad(lambda n: math.exp(at(n)[1]) * (at(n + 1e-6)[0] - at(n - 1e-6)[0]) / 2e-6, -8.0, 8.0)[0]
+    assert abs(total - 1.0) < 1e-6
+
+
+@pytest.mark.parametrize("base", [Diagonal(), LowRank(2), Full()], ids=repr)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_frame_folds_into_the_base(backend, base):
+    """The same draw and log q in a frame, and with the frame folded into the parameters."""
+    ops = ops_or_skip(backend)
+    xp = ops.xp
+    loc, scale = xp.asarray(np.array([0.3, -1.0, 2.0])), xp.asarray(np.array([0.5, 1.0, 3.0]))
+    params = base.parameters(ops, ops.key(0), loc, scale)
+    if isinstance(base, Full):
+        params["lower"] = xp.asarray(MIX)
+    roots = [scale * 2.0] + ([xp.asarray(np.tril(MIX) + np.eye(3))] if isinstance(base, Full) else [])
+    noise, zero = ops.normal(ops.key(1), (3,), loc.dtype), xp.zeros((), dtype=loc.dtype)
+    for root in roots:
+        frame = Frame(loc * 3.0, root)
+        z, log_q = path.gaussian(ops, base, params, frame, zero, noise)
+        folded = frame.fold(ops, params)
+        plain = Frame(xp.zeros_like(loc), xp.ones_like(loc))
+        again, log_again = path.gaussian(ops, base, folded, plain, zero, noise)
+        np.testing.assert_allclose(np.asarray(again), np.asarray(z), atol=1e-12)
+        assert abs(float(log_again) - float(log_q)) < 1e-12
+        assert abs(float(base.log_prob(ops, folded, z)) - float(log_q)) < 1e-12
+
+
+def _walk(rng, num, mean, spread):
+    return mean + spread * rng.standard_normal((num, 2))
+
+
+def test_a_fit_that_stands_still_leaves_each_rate_and_ends():
+    rng, course, steps = np.random.default_rng(0), Convergence(budget=10_000), 0
+    while not course.finished:
+        iterates = _walk(rng, BLOCK, np.array([1.0, -2.0]), 0.1 * course.rate)
+        losses = 5.0 + 0.1 * rng.standard_normal(BLOCK)
+        found = course.add(losses, iterates.mean(0), (iterates**2).mean(0))
+        steps += BLOCK
+    assert course.settled and steps < 2_500
+    np.testing.assert_allclose(found, [1.0, -2.0], atol=0.01)
+
+
+def test_a_fit_that_moves_on_uses_its_budget():
+    rng, course, budget = np.random.default_rng(0), Convergence(budget=2_000), 2_000
+    for i in range(budget // BLOCK):
+        assert not course.finished
+        iterates = _walk(rng, BLOCK, np.array([0.05 * i, 0.0]), 0.01)
+        stage = course.stage
+        course.add(100.0 - i + 0.1 * rng.standard_normal(BLOCK), iterates.mean(0), (iterates**2).mean(0))
+        if course.stage > stage:
+            assert course.done == math.ceil(SHARES[stage] * budget / BLOCK) * BLOCK
+    assert course.finished and not course.settled and str(course) == "out of steps"
+
+
+def test_a_fit_goes_on_at_its_rate():
+    course = Convergence(budget=1_000)
+    course.resume(300, RATES[1])
+    assert (course.stage, course.done, course.finished) == (1, 300, False)
+    course.resume(700, 0.0)
+    assert course.finished
+
+
+def _attempt(**changes):
+    good = {"family": "A()", "elbo": -1.0, "error": 0.001, "khat": 0.2, "gap": 0.01, "shift": 0.01, "steps": 10}
+    return Attempt(**{**good, **changes})
+
+
+def test_when_to_stop():
+    assert "is good" in why_stop([_attempt()], 1.0, 0.0, 10.0)
+    bad = _attempt(khat=0.9)
+    assert why_stop([bad], 1.0, 0.0, 10.0) == ""
+    assert "no richer family" in why_stop([bad], None, 0.0, 10.0)
+    assert "8 s of 10" in why_stop([bad], 5.0, 8.0, 10.0)
+    assert "gained nothing" in why_stop([bad, bad, _attempt(elbo=-1.001, khat=0.95)], 1.0, 0.0, 10.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "better"),
+    [({"elbo": -0.5}, True), ({"elbo": -2.0}, False), ({"elbo": -1.001, "khat": 0.1}, True), ({"khat": 0.6}, False)],
+)
+def test_what_is_better(change, better):
+    assert _attempt(**change).is_better_than(_attempt()) == better
+
+
+def test_what_correlations_cost_a_mean_field():
+    """KL from the best product of normals to a Gaussian, in closed form."""
+    diagonal = np.log(np.diag(PRECISION)).sum()
+    loss = mean_field_loss(diagonal, np.linalg.slogdet(PRECISION)[1])
+    best = np.diag(1.0 / np.diag(PRECISION))
+    kl = 0.5 * (np.trace(PRECISION @ best) - 3.0 - np.linalg.slogdet(PRECISION @ best)[1])
+    assert abs(loss - kl) < 1e-12

@@ -1,0 +1,129 @@
+"""vr.Escalate, the default: how far it goes, what it says, and fits that end by themselves."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from scipy.stats import multivariate_normal
+
+import vi_reparam_numpyro as vr
+
+RNG = np.random.default_rng(5)
+X = np.column_stack([np.ones(40), 100.0 + 15.0 * RNG.normal(size=40)])  # not centred: the coefficients are correlated
+Y = X @ np.array([20.0, 0.6]) + 3.0 * RNG.normal(size=40)
+COVARIANCE = np.linalg.inv(np.diag([1e-2, 1.0]) + X.T @ X / 9.0)
+LOG_EVIDENCE = multivariate_normal(np.zeros(40), X @ np.diag([1e2, 1.0]) @ X.T + 9.0 * np.eye(40)).logpdf(Y)
+
+
+@vr.guide
+def regression(x, y=None):
+    beta = numpyro.sample("beta", dist.Normal(0.0, jnp.array([10.0, 1.0])).to_event(1))
+    numpyro.sample("y", dist.Normal(x @ beta, 3.0).to_event(1), obs=y)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return regression.fit(X, y=Y, progress=False)
+
+
+def test_correlated_coefficients_get_the_exact_posterior(fitted):
+    value, error = fitted.elbo()
+    assert abs(LOG_EVIDENCE - value) < 4.0 * error + 1e-4
+    beta = np.asarray(fitted.draws(20_000)["beta"])
+    scale = np.sqrt(np.diag(COVARIANCE))
+    assert np.abs((beta.mean(0) - COVARIANCE @ X.T @ Y / 9.0) / scale).max() < 0.05
+    assert np.abs(np.log(beta.std(0) / scale)).max() < 0.05
+    assert fitted.verdict.grade == "good" and fitted.record["converged"]
+
+
+def test_it_says_what_was_tried(fitted):
+    skipped, kept = fitted.tried
+    assert skipped["family"].startswith("MeanField") and "correlations alone would cost" in skipped["note"]
+    assert kept["family"] == fitted.record["family"] == "FullRank(init_scale=0.1)" and kept["steps"] > 0
+    assert "is good" in fitted.why
+    text = str(fitted.summary())
+    assert "* FullRank" in text and fitted.why in text
+
+
+def test_its_posterior_is_stored_with_its_family(fitted, tmp_path):
+    again = vr.load(fitted.save(tmp_path / "posterior.npz"), regression)
+    np.testing.assert_array_equal(fitted.draws(5)["beta"], again.draws(5)["beta"])
+    assert again.tried == fitted.tried
+
+
+def test_a_checkpoint_goes_on_where_it_ended(fitted, tmp_path):
+    guided = vr.guide(vr.FullRank())(regression.model)
+    options = {"y": Y, "progress": False, "checkpoint": tmp_path / "state.npz"}
+    first = guided.fit(X, **options)
+    second = guided.fit(X, **options)
+    np.testing.assert_array_equal(first.params["gaussian_loc"], second.params["gaussian_loc"])
+    assert len(first.losses) == len(second.losses)
+
+
+def test_discrete_latents_and_named_estimators_stay_with_the_mean_field():
+    @vr.guide(estimators={"flag": vr.ScoreFunction()})
+    def model():
+        flag = numpyro.sample("flag", dist.Bernoulli(0.3))
+        numpyro.sample("y", dist.Normal(1.0 * flag, 1.0), obs=jnp.asarray(0.2))
+
+    posterior = model.fit(num_steps=50, progress=False)
+    assert posterior.record["family"].startswith("MeanField")
+    assert [a["family"] for a in posterior.tried] == [posterior.record["family"]]
+
+
+def test_two_modes_are_told():
+    @vr.guide(vr.FullRank())
+    def model(y):
+        z = numpyro.sample("z", dist.Normal(0.0, 3.0))
+        numpyro.sample("y", dist.Normal(jnp.abs(z), 0.1), obs=y)
+
+    posterior = model.fit(jnp.asarray(2.0), progress=False)
+    assert posterior.record["rivals"] and abs(posterior.record["rivals"][0]) < 0.1
+    assert posterior.verdict.grade == "fair"
+    assert any("another mode was found" in reason for reason in posterior.verdict.reasons)
+
+
+def test_no_finite_density_anywhere_is_refused():
+    @vr.guide
+    def model():
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        numpyro.factor("nothing", jnp.sum(z) * jnp.nan)
+
+    with pytest.raises(vr.NonFiniteError, match="log p of the model is not finite at any of 8 starts"):
+        model.fit(progress=False)
+
+
+@pytest.mark.slow
+def test_a_funnel_needs_the_flow():
+    """Centred eight schools: log evidence -31.316 (standard error 0.006, by importance sampling)."""
+
+    @vr.guide
+    def schools(sigma, y):
+        mu, tau = numpyro.sample("mu", dist.Normal(0.0, 5.0)), numpyro.sample("tau", dist.HalfCauchy(5.0))
+        with numpyro.plate("schools", 8):
+            theta = numpyro.sample("theta", dist.Normal(mu, tau))
+            numpyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+    sigma = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+    y = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+    posterior = schools.fit(sigma, y, progress=False)
+    value, error = posterior.elbo()
+    assert posterior.record["family"].startswith("Flow")
+    assert -31.316 - value < 0.05 + 3.0 * error
+    assert posterior.khat < 0.7
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"budget": 0.0}, r"Escalate\(budget=0.0\): expected seconds"),
+        ({"families": ()}, r"Escalate\(families=\(\)\): expected families"),
+        ({"families": (vr.Escalate(),)}, "expected families such as"),
+    ],
+)
+def test_bad_options(options, match):
+    with pytest.raises(vr.ArgumentError, match=match):
+        vr.Escalate(**options)

@@ -1,0 +1,129 @@
+"""vr.Flow: every kind starts as the Gaussian it bends, knows its density, and has the gradient of the bound."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.handlers import seed, substitute, trace
+
+import vi_reparam_numpyro as vr
+from vi_reparam.guides.flow import KINDS
+from vi_reparam_numpyro.dependence import first_params
+
+KIND_ROWS = [
+    "inverse_autoregressive",
+    "coupling",
+    *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS if k not in ("inverse_autoregressive", "coupling")),
+]
+
+
+def banana():
+    x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+    numpyro.sample("y", dist.Normal(x**2, 0.5).expand([2]).to_event(1))
+
+
+def _params(guided, *, moved=0.0):
+    params = first_params(guided.model, guided.guide, (), {}, key=jax.random.key(0))
+    params["flow_root"] = jnp.linalg.cholesky(jnp.eye(3) + 0.5)
+    rng = np.random.default_rng(1)
+    weights = {n: w + moved * rng.standard_normal(w.shape) for n, w in params["flow_weights"].items()}
+    return {**params, "flow_weights": weights}
+
+
+def _draw(guided, params, key):
+    found = trace(seed(substitute(guided.guide, data=params), key)).get_trace()["vr_joint"]
+    return found["value"], found["intermediates"][0]
+
+
+@pytest.mark.parametrize("kind", KIND_ROWS)
+def test_log_q_is_the_density_of_the_draw(kind):
+    guided = vr.guide(vr.Flow(kind=kind, num_layers=2, hidden=8))(banana)
+    params = {**_params(guided, moved=0.2), "flow_tail": jnp.asarray(0.02)}
+    noise = jnp.array([0.3, -1.2, 2.0])
+
+    def place(noise):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jax.random, "normal", lambda *_: noise)
+            return _draw(guided, params, jax.random.key(3))
+
+    value, log_q = place(noise)
+    volume = jnp.linalg.slogdet(jax.jacfwd(lambda n: place(n)[0])(noise))[1]
+    assert value.shape == (3,)
+    assert abs(float(log_q - (jnp.sum(dist.Normal().log_prob(noise)) - volume))) < 1e-8
+
+
+@pytest.mark.parametrize("kind", [row for row in KIND_ROWS if row != "block_autoregressive"])
+def test_it_starts_as_its_gaussian(kind):
+    if kind == "block_autoregressive":
+        return
+    guided = vr.guide(vr.Flow(kind=kind, num_layers=2, hidden=8))(banana)
+    params = _params(guided)
+    values, log_q = jax.vmap(lambda k: _draw(guided, params, k))(jax.random.split(jax.random.key(0), 500))
+    gaussian = dist.MultivariateNormal(params["flow_center"], scale_tril=params["flow_root"])
+    np.testing.assert_allclose(log_q, jax.vmap(gaussian.log_prob)(values), atol=1e-9)
+
+
+def _gradients(guided, params, num):
+    def gradient(key):
+        def loss(weights):
+            held = {**params, "flow_weights": weights}
+            return guided.objective.loss(key, held, guided.model, guided.guide)
+
+        return jax.flatten_util.ravel_pytree(jax.grad(loss)(params["flow_weights"]))[0]
+
+    return np.asarray(jax.jit(jax.vmap(gradient))(jax.random.split(jax.random.key(2), num)))
+
+
+@pytest.mark.parametrize("kind", KIND_ROWS)
+def test_the_path_gradient_is_that_of_the_bound(kind):
+    """In mean that of plain reparameterization, by paired draws."""
+    found = []
+    for gradient in ("path", "reparameterization"):
+        family = vr.Flow(kind=kind, num_layers=2, hidden=4, gradient=gradient)
+        guided = vr.guide(family, objective=vr.ELBO(1))(banana)
+        found.append(_gradients(guided, _params(guided, moved=0.1), 4_000))
+    gap = found[0] - found[1]
+    error = gap.std(0) / len(gap) ** 0.5
+    z = np.abs(gap.mean(0)) / np.where(error > 0.0, error, np.inf)
+    assert z.max() < 4.5
+    assert np.abs(gap[:, error == 0.0]).max(initial=0.0) < 1e-9
+
+
+@pytest.mark.parametrize("kind", ["inverse_autoregressive", "coupling"])
+def test_the_path_gradient_vanishes_at_the_posterior(kind):
+    def standard():
+        numpyro.sample("z", dist.MultivariateNormal(jnp.array([1.0, -2.0]), jnp.array([[1.0, 0.4], [0.4, 2.0]])))
+
+    guided = vr.guide(vr.Flow(kind=kind, num_layers=2, hidden=4), objective=vr.ELBO(1))(standard)
+    params = first_params(guided.model, guided.guide, (), {}, key=jax.random.key(0))
+    params["flow_center"] = jnp.array([1.0, -2.0])
+    params["flow_root"] = jnp.linalg.cholesky(jnp.array([[1.0, 0.4], [0.4, 2.0]]))
+    assert np.abs(_gradients(guided, params, 20)).max() < 1e-9
+
+
+def test_one_coordinate_and_a_file(tmp_path):
+    def model():
+        numpyro.sample("scale", dist.Gamma(0.5, 1.0))
+
+    guided = vr.guide(vr.Flow(kind="coupling", num_layers=1))(model)
+    posterior = guided.fit(num_steps=20, num_particles=8, progress=False)
+    again = vr.load(posterior.save(tmp_path / "flow.npz"), guided)
+    np.testing.assert_array_equal(posterior.draws(5)["scale"], again.draws(5)["scale"])
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"kind": "planar"}, r"Flow\(kind='planar'\): expected one of \('coupling'"),
+        ({"gradient": "score"}, r"Flow\(gradient='score'\)"),
+        ({"num_layers": 0}, r"Flow\(num_layers=0\): expected an integer"),
+        ({"hidden": 2.5}, r"Flow\(hidden=2.5\): expected an integer"),
+    ],
+)
+def test_bad_options(options, match):
+    with pytest.raises(vr.ArgumentError, match=match):
+        vr.Flow(**options)
