@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from vi_reparam import escalation
+from vi_reparam.estimators import Auto
 from vi_reparam.guides import FullRank, GuideFamily, MeanField
 from vi_reparam_pyro.arguments import as_tensors, check_data, to_numpy
-from vi_reparam_pyro.fit import as_key
+from vi_reparam_pyro.fit import as_key, check_options
 from vi_reparam_pyro.joint import layout_of
 
 if TYPE_CHECKING:
@@ -25,8 +26,11 @@ def climb(guided: Guided, args: Any, kwargs: Any, options: dict[str, Any]) -> An
         options: of `Guided.fit`.
     """
     spec: Any = guided.family
+    check_options(**{n: options[n] for n in ("num_steps", "num_particles", "optimizer", "progress")})
+    key = as_key(options["seed"])
     check_data(args, kwargs)
     args, kwargs = as_tensors(args, kwargs)
+    guided.fitter.check(key, args, kwargs)
     rungs = _rungs(guided, args, kwargs)
     posteriors: dict[GuideFamily, Any] = {}
 
@@ -41,7 +45,7 @@ def climb(guided: Guided, args: Any, kwargs: Any, options: dict[str, Any]) -> An
 
     @functools.cache
     def price() -> float:
-        return _mean_field_loss(guided.rung(FullRank()), args, kwargs, options["seed"])
+        return _mean_field_loss(guided.rung(FullRank()), args, kwargs, key)
 
     def spare(family: GuideFamily) -> str:
         if not isinstance(family, MeanField) or FullRank() not in rungs or spec.families is not None:
@@ -58,19 +62,19 @@ def climb(guided: Guided, args: Any, kwargs: Any, options: dict[str, Any]) -> An
 
 
 def _rungs(guided: Guided, args: Any, kwargs: Any) -> list[GuideFamily]:
-    size, subsampled = None, False
+    spec: Any = guided.family
+    named = any(site != "*" or not isinstance(e, Auto) for site, e in guided.estimators.items())
     try:
         layout = layout_of(guided.model, "Escalate", args, kwargs)
         size, subsampled = layout.size, layout.subsampled is not None
-    except Exception:  # the mean field has families for supports without a bijection, and its fit says what is wrong
-        pass
-    spec: Any = guided.family
-    return spec.ladder(size, estimators=bool({*guided.estimators} - {"*"}), subsampled=subsampled)
+    except Exception:  # the mean field covers supports without a bijection, and its fit says what is wrong
+        size, subsampled = None, False
+    return spec.ladder(size, estimators=named, subsampled=subsampled)
 
 
-def _mean_field_loss(rung: Guided, args: Any, kwargs: Any, seed: Any) -> float:
+def _mean_field_loss(rung: Guided, args: Any, kwargs: Any, key: int) -> float:
     """Nats that correlations cost a mean field, by the best Gaussian that the search finds."""
-    found = rung.written.searcher.run(rung.written.layout(args, kwargs), args, kwargs, as_key(seed))
+    found = rung.written.searcher.run(rung.written.layout(args, kwargs), args, kwargs, key)
     if not found:
         return 0.0
     root = to_numpy(found[0].root)

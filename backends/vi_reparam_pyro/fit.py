@@ -131,7 +131,7 @@ class Fitter:
         from vi_reparam_pyro.posterior import Posterior
 
         begun = time.perf_counter()
-        _check_options(num_steps, num_particles, optimizer, progress)
+        check_options(num_steps, num_particles, optimizer, progress)
         family = self.guided.family
         watched = num_steps is None and (family is None or family.converges)
         if num_steps is None:
@@ -191,6 +191,15 @@ class Fitter:
             posterior.fit_tail()
         posterior.record["seconds"] = time.perf_counter() - begun
         return posterior
+
+    def check(self, key: int, args: Any, kwargs: Any) -> None:
+        """Everything that can be refused before the first step.
+
+        Raises:
+            ViReparamError: saying what to do.
+        """
+        with isolated():
+            self._checked(self.guided.objective, key, args, kwargs)
 
     def _default_optimizer(self, num_steps: int | None) -> Any:
         """The family's own; at a constant rate where the fit watches itself."""
@@ -456,7 +465,12 @@ def as_key(seed: Any) -> int:
     raise ArgumentError(f"seed={seed!r}: expected an int")
 
 
-def _check_options(num_steps: Any, num_particles: Any, optimizer: Any, progress: Any) -> None:
+def check_options(num_steps: Any, num_particles: Any, optimizer: Any, progress: Any) -> None:
+    """Refuse options of a fit that cannot be used.
+
+    Raises:
+        ArgumentError: naming the option.
+    """
     for name, value in (("num_steps", num_steps), ("num_particles", num_particles)):
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise ArgumentError(f"fit({name}={value!r}): expected an integer of at least 1")

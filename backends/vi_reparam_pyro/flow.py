@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pyro
 import torch
+from torch.distributions import Transform, constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 
 from vi_reparam import path
@@ -163,12 +165,12 @@ def _layer(family: Flow, kind: str, size: int, order: Array) -> torch.nn.Module:
         from zuko.transforms import MonotonicRQSTransform
     except ImportError as error:
         raise BackendError("vr.Flow needs zuko: pip install 'vi-reparam[pyro]'") from error
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"univariate": _InvertedAffine if kind == "autoregressive" else _Affine}
     if KINDS[kind] == "spline":
         options["univariate"] = functools.partial(MonotonicRQSTransform, bound=INTERVAL)
         options["shapes"] = [(NUM_KNOTS,), (NUM_KNOTS,), (NUM_KNOTS - 1,)]
     passes = 2 if kind in ("coupling", "spline_coupling") else None
-    hidden = {"hidden_features": (family.hidden,), "activation": torch.nn.Tanh}
+    hidden = {"hidden_features": (family.hidden,), "activation": torch.nn.SiLU}
     layer: Any = MaskedAutoregressiveTransform(size, passes=passes, order=order, **options, **hidden)
     last = layer.hyper[-1] if size > 1 else layer.phi
     for weight in last.parameters():
@@ -177,6 +179,33 @@ def _layer(family: Flow, kind: str, size: int, order: Array) -> torch.nn.Module:
         if hasattr(part, "mask"):
             part.mask = part.mask.to(torch.get_default_dtype())  # once, not at every step
     return layer
+
+
+class _Affine(Transform):
+    """A shift and a scale between 0 and 4: a scale without a bound multiplies over the layers, far out."""
+
+    domain = constraints.real
+    codomain = constraints.real
+    bijective = True
+    sign = +1
+
+    def __init__(self, shift: Array, raw: Array, side: float = 1.0) -> None:
+        super().__init__()
+        self.shift = shift
+        self.log_scale = side * (math.log(4.0) + torch.nn.functional.logsigmoid(raw - math.log(3.0)))
+
+    def _call(self, x: Array) -> Array:
+        return x * self.log_scale.exp() + self.shift
+
+    def _inverse(self, y: Array) -> Array:
+        return (y - self.shift) * (-self.log_scale).exp()
+
+    def log_abs_det_jacobian(self, x: Array, y: Array) -> Array:
+        return self.log_scale.expand(x.shape)
+
+
+_InvertedAffine = functools.partial(_Affine, side=-1.0)
+"""Its inverse has the bounded scale."""
 
 
 def _through_inverse(layer: Any, x: Array) -> tuple[Array, Array]:

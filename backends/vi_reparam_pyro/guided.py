@@ -32,7 +32,8 @@ def guide(family: Any = None, *, estimators: Any = None, objective: Any = None) 
         family: a guide family; `Escalate` unless given.
         estimators: one estimator for every site it applies to, or a mapping from site names and
             ``"*"``. Sites without one get `Auto`.
-        objective: one of ours; `ELBO` with the family's number of particles (8, `SDE`: 128) unless given.
+        objective: one of ours; `ELBO` with the family's number of particles (8; `Flow`, `SDE`: 128) unless
+            given. Of `Escalate` it is the mean field's.
 
     Returns:
         For a model, a `Guided`: it is still called as the model.
@@ -217,8 +218,9 @@ class Guided:
     def rung(self, family: GuideFamily) -> Guided:
         """The same model with one family of the ladder."""
         if family not in self._rungs:
-            mapping = {} if isinstance(family, JointFamily) else self.estimators
-            made = Guided(self.model, family, estimators=mapping, objective=self._given_objective)
+            joint = isinstance(family, JointFamily)  # no site's own estimator, particles as it needs
+            mapping, objective = ({}, None) if joint else (self.estimators, self._given_objective)
+            made = Guided(self.model, family, estimators=mapping, objective=objective)
             made.name = self.name
             self._rungs[family] = made
         return self._rungs[family]

@@ -58,7 +58,11 @@ class Searcher:
         if not np.isfinite(found["value"]).any():
             raise NonFiniteError(
                 f"log p of the model is not finite at any of {search.NUM_STARTS} starts (near its prior's center, at "
-                "draws of the prior, and within 2 of the unconstrained origin): look at its densities and data there"
+                "draws of the prior, and within 2 of the unconstrained origin): look at its densities and data there",
+                step=0,
+                sites={},
+                params={},
+                losses=np.zeros(0),
             )
         chosen = search.worth_a_run(found["bound"], found["center"], found["root"], np.linalg.solve)
         return [Frame(state["center"][i], state["root"][i]) for i in chosen]

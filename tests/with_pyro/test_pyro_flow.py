@@ -94,20 +94,20 @@ def test_the_path_gradient_vanishes_where_q_is_the_posterior(kind):
 def test_both_gradients_have_the_same_mean(kind):
     found = {}
     for gradient in ("path", "reparameterization"):
-        guided = vr.guide(small(kind, gradient=gradient), objective=vr.ELBO(400))(banana)
-        leaves = {n: v.requires_grad_() for n, v in parameters(guided, noise=0.3).items() if not n.endswith("tail")}
+        guided = vr.guide(small(kind, gradient=gradient), objective=vr.ELBO(300))(banana)
+        leaves = {n: v.requires_grad_() for n, v in parameters(guided, noise=0.7).items() if not n.endswith("tail")}
         params = {**leaves, "flow_tail": torch.zeros(())}
         moving = [v for n, v in leaves.items() if not n.endswith(("center", "root"))]
         flat = [
             torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss_of(guided, params, KEY + i), moving)])
-            for i in range(12)
+            for i in range(40)
         ]
         found[gradient] = torch.stack(flat)
-    directions = torch.randn(found["path"].shape[1], 4, generator=torch.Generator().manual_seed(0))
-    difference = (found["path"] - found["reparameterization"]) @ directions
-    z = difference.mean(0) / (difference.std(0) / 12**0.5)
-    assert float(difference.std(0).max()) > 1e-6  # they are not the same estimator
-    assert float(z.abs().max()) < 4.5  # Student's t with 11 degrees of freedom
+    difference, scale = found["path"] - found["reparameterization"], found["path"].abs().max()
+    moving = difference.std(0) > 1e-6 * scale  # Pyro's block layers have weights that do nothing
+    z = (difference.mean(0) / (difference.std(0) / 40**0.5))[moving]
+    assert len(z) > 20  # they are not the same estimator
+    assert float(z.abs().max()) < 5.0  # Student's t with 39 degrees of freedom, of about a hundred
 
 
 def regression(x, y):
