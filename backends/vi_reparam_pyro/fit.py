@@ -134,42 +134,32 @@ class Fitter:
         check_options(num_steps, num_particles, optimizer, progress)
         family = self.guided.family
         watched = num_steps is None and (family is None or family.converges)
-        if num_steps is None:
-            num_steps = MAX_STEPS if family is None else family.max_steps
+        most: int = num_steps or (MAX_STEPS if family is None else family.max_steps)
         key = as_key(seed)
         check_data(args, kwargs)
         args, kwargs = as_tensors(args, kwargs)
         objective = self.guided.objective
         if num_particles is not None:
             objective = objective.with_particles(num_particles)
-        factory = self._default_optimizer(None if watched else num_steps) if optimizer is None else optimizer
+        factory = self._default_optimizer(None if watched else most) if optimizer is None else optimizer
         with isolated():
             params = self._checked(objective, key, args, kwargs)
             self.networks = {n: leaf for n, leaf in params.free.items() if isinstance(leaf, torch.nn.Parameter)}
             starts = self._warm_starts(key, args, kwargs)
             with without_validation():  # done; it reads values, and would not name a step
                 active, prices = self._select(objective, params, args, kwargs)
+                about = f"{objective!r}, seed {seed}{', until it has converged' if watched else ''}"
                 runs: list[Course] = []
                 for values in starts[: 1 if checkpoint is not None else None]:
                     own = params.copy() if len(starts) > 1 else params
                     own.start_from(values)
-                    state = State(own, factory)
-                    losses, done = np.full(num_steps, np.nan), 0
-                    by_losses = family is not None and family.by_losses
-                    course = Convergence(num_steps, by_losses) if watched else None
-                    about = f"{objective!r}, seed {seed}{', until it has converged' if watched else ''}"
-                    mark = checkpoints.mark_of(self.guided, state, num_steps, about)
-                    if checkpoint is not None:
-                        done, losses = checkpoints.load(checkpoint, mark, state, losses, course)
-                    loop = _Loop(active, objective, state, losses, key, args, kwargs, course)
+                    course = Convergence(most, family is not None and family.by_losses) if watched else None
+                    loop = _Loop(
+                        active, objective, State(own, factory), np.full(most, np.nan), key, args, kwargs, course
+                    )
                     if runs:
                         loop.gradient.share(runs[0].gradient)
-
-                    def save(n: int, mark: Any = mark, state: State = state, losses: Any = losses, c: Any = course) -> None:
-                        checkpoints.save(checkpoint, mark, state, n, losses, c)
-
-                    done = loop.run(done, progress, None if checkpoint is None else save)
-                    runs.append(Course(state.params.values(), losses[:done], course, loop.gradient))
+                    runs.append(self._run(loop, about, progress, checkpoint))
                 best, rivals = self._compare(runs)
                 chosen = _chosen(active, objective, best.values, args, kwargs)
         record = {
@@ -191,6 +181,23 @@ class Fitter:
             posterior.fit_tail()
         posterior.record["seconds"] = time.perf_counter() - begun
         return posterior
+
+    def _run(self, loop: _Loop, about: str, progress: bool, checkpoint: Any) -> Course:
+        """One fit from one start.
+
+        Args:
+            about: what tells its checkpoints from others'.
+        """
+        state, course, done = loop.state, loop.course, 0
+        mark = checkpoints.mark_of(self.guided, state, len(loop.losses), about)
+        if checkpoint is not None:
+            done, loop.losses = checkpoints.load(checkpoint, mark, state, loop.losses, course)
+
+        def save(n: int) -> None:
+            checkpoints.save(checkpoint, mark, state, n, loop.losses, course)
+
+        done = loop.run(done, progress, None if checkpoint is None else save)
+        return Course(state.params.values(), loop.losses[:done], course, loop.gradient)
 
     def check(self, key: int, args: Any, kwargs: Any) -> None:
         """Everything that can be refused before the first step.
@@ -222,9 +229,7 @@ class Fitter:
                     simpler.written.share(self.guided.written)
                     self._simpler[family] = Fitter(simpler)
                 plain = {"num_particles": None, "optimizer": None, "progress": False, "checkpoint": None}
-                posterior = self._simpler[family].fit(
-                    args, kwargs, num_steps=num_steps, seed=key, final=False, **plain
-                )
+                posterior = self._simpler[family].fit(args, kwargs, num_steps=num_steps, seed=key, final=False, **plain)
             self._rivals = list(posterior.record["rivals"])
             return posterior
 
@@ -240,7 +245,7 @@ class Fitter:
         center, root = to_numpy(there.center), to_numpy(there.root)
         rivals = []
         for other in runs:
-            move = to_numpy(place(other.values).center) - center
+            move = to_numpy(place(other.values).center) - center  # type: ignore[union-attr]
             if distance(move, root, np.linalg.solve) > FAR:
                 rivals.append(float(best.bound - other.bound))
         return best, rivals

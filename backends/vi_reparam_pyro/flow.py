@@ -9,8 +9,8 @@ from typing import Any
 
 import pyro
 import torch
-from torch.distributions import Transform, constraints
 from pyro.distributions.torch_distribution import TorchDistribution
+from torch.distributions import Transform, constraints
 
 from vi_reparam import path
 from vi_reparam.errors import BackendError
@@ -187,7 +187,7 @@ class _Affine(Transform):
     domain = constraints.real
     codomain = constraints.real
     bijective = True
-    sign = +1
+    sign: Any = +1
 
     def __init__(self, shift: Array, raw: Array, side: float = 1.0) -> None:
         super().__init__()

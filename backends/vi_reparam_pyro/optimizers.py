@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -23,8 +24,6 @@ def default_optimizer(
         clip: largest norm of a gradient; None for any.
         warmup: part of the steps over which the rate rises from zero first.
     """
-    total = num_steps
-    rising = 0 if total is None else int(warmup * total)
 
     def make(params: list[Any]) -> Any:
         adam = torch.optim.Adam(params, lr=learning_rate, betas=(0.9, 0.99))
@@ -35,18 +34,20 @@ def default_optimizer(
                 torch.nn.utils.clip_grad_norm_(params, largest)
 
             adam.register_step_pre_hook(clipped)
-        if total is None:
+        if num_steps is None:
             return adam
-
-        def cosine(step: int) -> float:
-            if step < rising:
-                return step / rising
-            part = (min(step, total) - rising) / (total - rising)
-            return 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * part))
-
-        return adam, torch.optim.lr_scheduler.LambdaLR(adam, cosine)
+        schedule = functools.partial(_cosine, rising=int(warmup * num_steps), num_steps=num_steps)
+        return adam, torch.optim.lr_scheduler.LambdaLR(adam, schedule)
 
     return make
+
+
+def _cosine(step: int, rising: int, num_steps: int) -> float:
+    """Part of the rate at a step."""
+    if step < rising:
+        return step / rising
+    part = (min(step, num_steps) - rising) / (num_steps - rising)
+    return 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * part))
 
 
 def built(factory: Any, params: list[Any]) -> tuple[Any, Any]:

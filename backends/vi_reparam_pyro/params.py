@@ -55,7 +55,9 @@ class Parameters:
 
     def copy(self) -> Parameters:
         """The same with leaves of its own."""
-        return Parameters({n: leaf.detach().clone().requires_grad_() for n, leaf in self.free.items()}, self.constraints)
+        return Parameters(
+            {n: leaf.detach().clone().requires_grad_() for n, leaf in self.free.items()}, self.constraints
+        )
 
     def start_from(self, values: dict[str, Array]) -> None:
         """Move some leaves to these constrained values."""

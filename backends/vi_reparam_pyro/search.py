@@ -14,7 +14,7 @@ from vi_reparam.frame import Frame
 from vi_reparam_pyro.arguments import to_numpy
 from vi_reparam_pyro.lanes import keyed, without_validation
 from vi_reparam_pyro.layout import Layout
-from vi_reparam_pyro.ops import mix, ops
+from vi_reparam_pyro.ops import ops
 from vi_reparam_pyro.params import isolated
 from vi_reparam_pyro.prototype import look, parameters_of
 from vi_reparam_pyro.scoring import full_data

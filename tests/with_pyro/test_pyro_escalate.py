@@ -1,4 +1,4 @@
-"""vr.Escalate in Pyro, what it rests on (the search, several starts, fits that end by themselves), and its posterior."""
+"""vr.Escalate in Pyro, and what it rests on: the search, several starts, fits that end by themselves."""
 
 import numpy as np
 import pyro

@@ -155,7 +155,9 @@ def test_params_and_networks_in_the_model_are_learned():
                 return pyro.sample("y", dist.Normal(mean, self.noise), obs=y)
 
     net = Net()
-    posterior = vr.guide(vr.MeanField())(net).fit(x, y=y, num_steps=300, num_particles=2, optimizer=adam(0.05), progress=False)
+    posterior = vr.guide(vr.MeanField())(net).fit(
+        x, y=y, num_steps=300, num_particles=2, optimizer=adam(0.05), progress=False
+    )
     assert float(posterior.params["linear.weight"]) == pytest.approx(3.0, abs=0.2)
     assert float(posterior.params["noise"]) == pytest.approx(0.1, abs=0.05)
     assert float(net.linear.weight.detach()) == pytest.approx(3.0, abs=0.2)  # trained in place
