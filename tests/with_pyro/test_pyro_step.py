@@ -94,6 +94,17 @@ def test_constants_are_folded_and_what_is_written_to_is_not():
     assert not any("exp" in name for name in names)
 
 
+def test_a_list_of_constants_is_folded_item_by_item():
+    rows = torch.arange(6.0).reshape(2, 3)
+
+    def function(x):
+        slope, height = rows.unbind()
+        return (x * slope + height,)
+
+    captured = Captured(function, (torch.ones(3),))
+    torch.testing.assert_close(captured(torch.full((3,), 2.0))[0], 2.0 * rows[0] + rows[1])
+
+
 def test_a_value_read_in_python_cannot_be_captured():
     with pytest.raises(CannotCapture):
         Captured(lambda x: (x * float(x.sum()),), (torch.ones(2),))
