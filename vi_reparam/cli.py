@@ -350,6 +350,23 @@ def _compare_sde(
     }
 
 
+def _compare_guides(
+    job: Job, report: Report, *, replicates: int, seed: int, num_steps: int | None, num_particles: int | None
+) -> dict[str, Any]:
+    """Fit Gaussians and flows, show the variance of their gradients; what was found, for JSON."""
+    report.title(f"{job.name}: guides over all latents")
+    if not hasattr(job.vr, "compare_guides"):
+        raise BackendError(f"{job.vr.__name__} cannot compare guides; use --backend numpyro")
+    table = Table("guide", "gradient", "ELBO", "k-hat", "gradient variance", "seconds")
+    options = {"num_steps": num_steps, "num_particles": num_particles, "num_replicates": replicates, "seed": seed}
+    rows = job.vr.compare_guides(job.guided, *job.args, **job.kwargs, **options)
+    for row in rows:
+        elbo, spread = f"{row.elbo:.3f} ± {row.error:.3f}", f"{row.gradient_variance:.3g}"
+        table.add_row(row.family, row.gradient, elbo, f"{row.khat:.2f}", spread, f"{row.seconds:.0f}")
+    report.show(table)
+    return {"model": job.name, "backend": job.vr.host.name, "seed": seed, "rows": [asdict(row) for row in rows]}
+
+
 def _stages(text: str) -> tuple[str, ...]:
     stages = tuple(part.strip() for part in text.split(","))
     if not set(stages) <= {"start", "fitted"}:
@@ -417,20 +434,23 @@ def compare(
     stages: Annotated[str, typer.Option(help="start, fitted or start,fitted.")] = "start,fitted",
     estimator: Estimators = None,
     parameter: Annotated[str | None, typer.Option(help="A coordinate to show by itself, as 'shape[0]'.")] = None,
-    family: Annotated[str | None, typer.Option(help="sde: compare forms of the SDE guide instead.")] = None,
+    family: Annotated[str | None, typer.Option(help="sde: forms of the SDE guide; joint: Gaussians and flows.")] = None,
     options: Options = None,
     data: Data = None,
 ) -> None:
-    """Measure the variance, bias and cost of gradient estimators on a model, or of forms of its SDE guide."""
+    """Measure the variance, bias and cost of gradient estimators on a model, or compare guides over all its latents."""
     report = Report(as_json, out)
     with report.running():
         if family is not None:
-            if family != "sde":
-                raise ArgumentError(f"--family {family!r}: expected sde")
+            if family not in ("sde", "joint"):
+                raise ArgumentError(f"--family {family!r}: expected sde or joint")
             if estimator or parameter:
-                raise ArgumentError("--family sde draws all sites together: leave --estimator and --parameter out")
+                raise ArgumentError(
+                    f"--family {family} draws all sites together: leave --estimator and --parameter out"
+                )
             job = _job(model, backend, options=_options(options or []), data=data)
-            report.content |= _compare_sde(
+            study = _compare_sde if family == "sde" else _compare_guides
+            report.content |= study(
                 job, report, replicates=replicates, seed=seed, num_steps=num_steps, num_particles=num_particles
             )
             return

@@ -28,19 +28,24 @@ def moving(ops: Ops, log_q: Array, value: Array, slope: Array) -> Array:
     return stop(log_q) + ops.xp.sum(stop(slope) * (value - stop(value)))
 
 
-def gaussian(ops: Ops, base: Base, params: Params, frame: Frame, tail: Array, noise: Array) -> tuple[Array, Array]:
+def gaussian(
+    ops: Ops, base: Base, params: Params, frame: Frame, tail: Array, noise: Array, *, gradient: str = "path"
+) -> tuple[Array, Array]:
     """A draw of a Gaussian in a frame, and its log q.
 
     Args:
         base: which Gaussian, not a mixture; `params`: its parameters.
         tail: h of `tails.widen`.
         noise: standard normal, shape ``[D]``.
+        gradient: ``"path"`` or ``"reparameterization"``.
 
     Returns:
         (z, log q), of shapes ``[D]`` and ``[]``.
     """
     x, log_density, slope = widen(ops, noise, tail)
     y = base.to_latent(ops, params, x)
+    if gradient == "reparameterization":
+        return frame.place(y), log_density - base.log_det(ops, params) - frame.log_det(ops)
     held = {name: ops.stop_gradient(p) for name, p in params.items()}
     again = base.standardize(ops, held, y)  # x, as it moves with y
     log_q = moving(ops, log_density, again, slope) - base.log_det(ops, held) - frame.log_det(ops)

@@ -49,6 +49,7 @@ from vi_reparam_numpyro import random
 from vi_reparam_numpyro.compare import compare_estimators
 from vi_reparam_numpyro.distributions import FromSampler, VonMisesFisher, annotate
 from vi_reparam_numpyro.fast_samplers import fast_samplers
+from vi_reparam_numpyro.guide_study import compare_guides
 from vi_reparam_numpyro.guided import Guided, guide
 from vi_reparam_numpyro.handlers import estimate
 from vi_reparam_numpyro.host import host
@@ -101,6 +102,7 @@ __all__ = [
     "Window",
     "annotate",
     "compare_estimators",
+    "compare_guides",
     "compare_sde",
     "estimate",
     "fast_samplers",

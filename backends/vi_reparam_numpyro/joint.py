@@ -249,7 +249,8 @@ class GaussianGuide(JointGuide):
             key, component = choose_component(base, key)
             noise = random.normal(key, (layout.size,), jnp.result_type(float))
             if component is None:
-                return Vector(*path.gaussian(ops, base, params, frame, tail, noise), frozen=True)
+                made = path.gaussian(ops, base, params, frame, tail, noise, gradient=family.gradient)
+                return Vector(*made, frozen=family.gradient == "path")
             y = base.to_latent(ops, base.component(ops, params, component), noise)
             held = {name: lax.stop_gradient(p) for name, p in params.items()}
             return Vector(frame.place(y), base.log_prob(ops, held, y) - frame.log_det(ops), frozen=True)

@@ -8,14 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jax import random
-
 from vi_reparam.errors import ArgumentError
 from vi_reparam.guides import SDE
 from vi_reparam.sde.study import Row
-from vi_reparam_numpyro.arguments import Arguments
+from vi_reparam_numpyro.guide_study import gradient_variance
 from vi_reparam_numpyro.guided import Guided
 from vi_reparam_numpyro.objectives import ELBO
 
@@ -63,28 +59,9 @@ def compare_sde(
         posterior = guided.fit(*args, num_steps=num_steps, seed=seed, progress=False, **kwargs)
         seconds = time.perf_counter() - begun
         elbo, error = posterior.elbo()
-        spread = _variance(guided, posterior.params, args, kwargs, num_replicates, seed)
+        spread = gradient_variance(guided, "sde_", posterior.params, args, kwargs, num_replicates, seed)
         row = Row(parameterization, variance, gradient, elbo, error, spread, seconds)
         rows.append(row)
         if progress is not None:
             progress(row)
     return rows
-
-
-def _variance(guided: Any, params: Any, args: Any, kwargs: Any, num: int, seed: int) -> float:
-    """Total variance of the gradient by the guide's own parameters."""
-    arguments = Arguments.of(args, kwargs)
-    moving = {n: p for n, p in params.items() if n.startswith("sde_")}
-    others = {n: p for n, p in params.items() if n not in moving}
-
-    @jax.jit
-    def total(moving: Any, keys: Any, arrays: Any) -> Any:
-        args, kwargs = arguments.join(arrays)
-
-        def loss(p: Any, key: Any) -> Any:
-            return guided.objective.loss(key, {**others, **p}, guided.model, guided.guide, *args, **kwargs)
-
-        grads = jax.lax.map(lambda key: jax.grad(loss)(moving, key), keys)
-        return sum(jnp.sum(jnp.var(g, axis=0, ddof=1)) for g in jax.tree.leaves(grads))
-
-    return float(total(moving, random.split(random.key(seed + 1), num), arguments.arrays))

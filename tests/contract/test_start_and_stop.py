@@ -47,7 +47,9 @@ def test_a_point_without_a_density_is_never_chosen(backend):
     ops = ops_or_skip(backend)
     xp = ops.xp
     density = search.Density(
-        values=lambda z: xp.full_like(z[:, 0], math.nan), slope=lambda z: z * math.nan, hessian=lambda z: z[:, None] * z[None]
+        values=lambda z: xp.full_like(z[:, 0], math.nan),
+        slope=lambda z: z * math.nan,
+        hessian=lambda z: z[:, None] * z[None],
     )
     start = xp.ones(2, dtype=xp.asarray(MEAN).dtype)
     state = search.advance(ops, density, ops.normal(ops.key(0), (8, 2), start.dtype), search.begin(ops, density, start))

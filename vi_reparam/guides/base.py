@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 from typing import Any, ClassVar
 
 
@@ -27,6 +28,17 @@ class GuideFamily(abc.ABC):
     converges: ClassVar[bool] = True
     by_losses: ClassVar[bool] = False
     has_tail: ClassVar[bool] = False
+
+    def __repr__(self) -> str:
+        """As one would write it: options at their defaults are left out."""
+        shown = []
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            made = field.default_factory
+            default = field.default if made is dataclasses.MISSING else made()
+            if value != default:
+                shown.append(f"{field.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     @abc.abstractmethod
     def check_estimators(self, estimators: Any) -> None:

@@ -21,7 +21,7 @@ COSTS: tuple[tuple[type, float], ...] = ((MeanField, 1.0), (FullRank, 1.0), (Low
 """Seconds of a fit, relative to a Gaussian's: measured on eight schools."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Escalate(GuideFamily):
     """Try families of growing richness, and stop when the diagnostics are good or no more is gained.
 

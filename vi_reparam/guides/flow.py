@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from vi_reparam.errors import ArgumentError
+from vi_reparam.guides.gaussian import GRADIENTS
 from vi_reparam.guides.joint import JointFamily
 
 KINDS: dict[str, str] = {
@@ -18,8 +19,6 @@ KINDS: dict[str, str] = {
 }
 """Kind -> what its layers do to a coordinate."""
 
-GRADIENTS = ("path", "reparameterization")
-
 INTERVAL = 10.0
 """Splines bend coordinates between -10 and 10 standard deviations of the Gaussian that they start from."""
 
@@ -29,7 +28,7 @@ LARGEST_JACOBIAN = 128
 """Coordinates up to which a path gradient takes the flow's whole Jacobian, where no inverse is cheap."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Flow(JointFamily):
     """A Gaussian fit, bent by an invertible network that starts as the identity.
 

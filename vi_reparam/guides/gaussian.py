@@ -12,6 +12,8 @@ from vi_reparam.sde.bases import Base, Diagonal, Full
 from vi_reparam.sde.bases import LowRank as LowRankBase
 from vi_reparam.search import LARGEST
 
+GRADIENTS = ("path", "reparameterization")
+
 LARGEST_FULL_RANK = 10_000
 """Coordinates above which a full covariance, its gradient and its optimizer's state fill gigabytes."""
 
@@ -24,12 +26,14 @@ class GaussianFamily(JointFamily):
 
     Attributes:
         init_scale: standard deviation at the start, where no search finds a better one.
+        gradient: ``"path"`` or ``"reparameterization"``.
     """
 
     max_steps: ClassVar[int] = 3_000
     has_tail: ClassVar[bool] = True
 
     init_scale: float
+    gradient: str
 
     def is_dense(self, size: int) -> bool:
         """Whether its frame is a matrix, found by search: for a full covariance of moderate size."""
@@ -43,6 +47,8 @@ class GaussianFamily(JointFamily):
     def __post_init__(self) -> None:
         if not self.init_scale > 0.0:
             raise ArgumentError(f"{type(self).__name__}(init_scale={self.init_scale!r}): expected a positive number")
+        if self.gradient not in GRADIENTS:
+            raise ArgumentError(f"{type(self).__name__}(gradient={self.gradient!r}): expected one of {GRADIENTS}")
 
     def check_size(self, size: int) -> None:
         if isinstance(self.gaussian, Full) and size > LARGEST_FULL_RANK:
@@ -52,38 +58,42 @@ class GaussianFamily(JointFamily):
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FullRank(GaussianFamily):
     """A Gaussian with a full covariance over all continuous latents.
 
     Args:
-        init_scale: standard deviation at the start.
+        init_scale: standard deviation at the start, where no search finds a better one.
+        gradient: ``"path"``, or ``"reparameterization"``, which keeps log q's own parameters.
 
     Raises:
-        ArgumentError: for a scale that is not positive.
+        ArgumentError: for options that cannot be used.
     """
 
     init_scale: float = 0.1
+    gradient: str = "path"
 
     @property
     def gaussian(self) -> Base:
         return Full()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LowRank(GaussianFamily):
     """A Gaussian whose covariance is a diagonal and a few directions.
 
     Args:
         rank: how many directions.
         init_scale: standard deviation at the start.
+        gradient: ``"path"``, or ``"reparameterization"``, which keeps log q's own parameters.
 
     Raises:
-        ArgumentError: for a rank below 1, or a scale that is not positive.
+        ArgumentError: for options that cannot be used.
     """
 
     rank: int = 8
     init_scale: float = 0.1
+    gradient: str = "path"
 
     def __post_init__(self) -> None:
         LowRankBase(rank=self.rank)
@@ -94,7 +104,7 @@ class LowRank(GaussianFamily):
         return LowRankBase(rank=self.rank)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Gaussian(GaussianFamily):
     """A Gaussian, or a mixture of them, by its base: what `SDE` starts from.
 
@@ -104,6 +114,7 @@ class Gaussian(GaussianFamily):
 
     base: Base = field(default_factory=Diagonal)
     init_scale: float = 0.1
+    gradient: str = "path"
 
     def __post_init__(self) -> None:
         if not isinstance(self.base, Base):

@@ -34,7 +34,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 """Support -> the families that a user may name for a site on it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MeanField(GuideFamily):
     """A product of independent families, site by site, each on its site's own support.
 

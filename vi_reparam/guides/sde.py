@@ -23,7 +23,7 @@ LARGEST_FULL = 100
 """Dimensions up to which the base has a full covariance unless asked otherwise."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SDE(JointFamily):
     """A diffusion from Gaussian noise to the posterior, with a learned drift.
 
