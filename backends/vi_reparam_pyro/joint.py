@@ -263,7 +263,9 @@ class GaussianGuide(JointGuide):
             key, component = choose_component(base, key)
             noise = ops.normal(key, (layout.size,), torch.get_default_dtype())
             if component is None:
-                return Vector(*path.gaussian(ops, base, params, frame, tail, noise), frozen=True)
+                kind = family.gradient if torch.is_grad_enabled() else "reparameterization"  # the value is the same
+                made = path.gaussian(ops, base, params, frame, tail, noise, gradient=kind)
+                return Vector(*made, frozen=family.gradient == "path")
             y = base.to_latent(ops, base.component(ops, params, component), noise)
             held = {name: p.detach() for name, p in params.items()}
             return Vector(frame.place(y), base.log_prob(ops, held, y) - frame.log_det(ops), frozen=True)

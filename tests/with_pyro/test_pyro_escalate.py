@@ -37,7 +37,7 @@ def test_it_stops_at_a_gaussian_that_is_the_posterior(tmp_path):
     posterior = regression.fit(X, Y, progress=False)
     left_out, kept = posterior.tried
     assert left_out["family"].startswith("MeanField(") and "correlations alone" in left_out["note"]
-    assert kept["family"] == posterior.record["family"] == "FullRank(init_scale=0.1)"
+    assert kept["family"] == posterior.record["family"] == repr(vr.FullRank())
     assert "is good" in posterior.why and posterior.record["steps"] == "captured"
     assert posterior.record["converged"] and posterior.record["num_steps"] < 3_000
     elbo, error = posterior.elbo()
