@@ -131,7 +131,7 @@ class Convergence:
         first, second = sum(means[:half]) / half, sum(means[half:]) / half
         within = (sum(squares[:half]) / half - first**2 + sum(squares[half:]) / half - second**2) / 2.0
         moved = (first - second) ** 2 / 2.0
-        still = moved <= (LARGEST_RHAT**2 - 1.0) * within + 1e-12
+        still: Any = moved <= (LARGEST_RHAT**2 - 1.0) * within + 1e-12
         return float(still.mean()) >= ENOUGH
 
     def __str__(self) -> str:

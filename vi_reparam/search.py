@@ -80,11 +80,12 @@ def advance(ops: Ops, density: Density, noise: Array, state: State) -> State:
     direction = vectors @ ((slope @ vectors) / values)
     trials = at[None] + xp.asarray(STEPS, dtype=at.dtype)[:, None] * direction[None]
     heights = _finite(xp, density.values(trials))
-    best = xp.argmax(heights)
-    moved = heights[best] > state["value"]
+    best = xp.reshape(xp.argmax(heights), (1,))  # taken, not indexed: it may be a lane's own
+    trial, height = xp.take(trials, best, axis=0)[0], xp.take(heights, best, axis=0)[0]
+    moved = height > state["value"]
     return {
-        "at": xp.where(moved, trials[best], at),
-        "value": xp.where(moved, heights[best], state["value"]),
+        "at": xp.where(moved, trial, at),
+        "value": xp.where(moved, height, state["value"]),
         "center": xp.where(better, at, state["center"]),
         "root": xp.where(better, root, state["root"]),
         "bound": xp.where(better, bound, state["bound"]),

@@ -32,7 +32,7 @@ from vi_reparam import (
     surrogate,
 )
 from vi_reparam.comparison import Comparison
-from vi_reparam.guides import SDE, FullRank, GuideFamily, LowRank, MeanField
+from vi_reparam.guides import SDE, Escalate, Flow, FullRank, GuideFamily, LowRank, MeanField
 from vi_reparam.sde import (
     MLP,
     Adams,
@@ -69,7 +69,9 @@ __all__ = [
     "Cosine",
     "Diagonal",
     "Draw",
+    "Escalate",
     "Estimator",
+    "Flow",
     "FromSampler",
     "FullRank",
     "GradientError",

@@ -53,6 +53,11 @@ class Captured:
         with torch.no_grad():
             return self._run(*arguments)
 
+    @property
+    def size(self) -> int:
+        """How many operations it has."""
+        return len(self._graph.graph.nodes)
+
     def seconds(self) -> float:
         """About what one replay takes on a CPU: from sizes alone, so that equal programs are treated alike."""
         return sum(5e-6 + 3e-9 * self._sizes.get(node.name, 0) for node in self._graph.graph.nodes)
@@ -95,7 +100,9 @@ class _Storages(Interpreter):
 
 
 def _place(value: Any) -> int:
-    return value.untyped_storage().data_ptr() if isinstance(value, torch.Tensor) else 0
+    if not isinstance(value, torch.Tensor) or value._is_zerotensor():  # forward derivatives hold zeros without a place
+        return 0
+    return value.untyped_storage().data_ptr()
 
 
 _SAME = (torch.ops.aten.detach.default, torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.alias.default)
@@ -125,7 +132,9 @@ def _simplified(graph: GraphModule, example: tuple[Array, ...]) -> tuple[GraphMo
             graph.graph.erase_node(node)
         elif node.target not in _DRAWS and all(n in fixed for n in node.all_input_nodes):
             fixed.add(node)
-    for number, node in enumerate([n for n in graph.graph.nodes if n in fixed and n.op == "call_function"]):
+    # a list of tensors goes with the items that are taken from it
+    single = [n for n in graph.graph.nodes if n in fixed and isinstance(run.values[n], torch.Tensor)]
+    for number, node in enumerate([n for n in single if n.op == "call_function"]):
         name = f"_folded{number}"
         graph.register_buffer(name, run.values[node].detach())
         with graph.graph.inserting_before(node):

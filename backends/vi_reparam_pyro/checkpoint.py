@@ -11,6 +11,7 @@ import torch
 
 from vi_reparam import checkpoints
 from vi_reparam.checkpoints import Mark
+from vi_reparam.convergence import Convergence
 from vi_reparam_pyro.arguments import to_numpy
 
 
@@ -21,17 +22,26 @@ def mark_of(guided: Any, state: Any, num_steps: int, objective: str) -> Mark:
     return Mark(guided.name, json.dumps(shapes, sort_keys=True), num_steps, objective)
 
 
-def save(path: Any, mark: Mark, state: Any, done: int, losses: np.ndarray) -> None:
-    """Write the state after `done` steps, whole or not at all."""
+def save(path: Any, mark: Mark, state: Any, done: int, losses: np.ndarray, course: Convergence | None = None) -> None:
+    """Write the state after `done` steps, whole or not at all, with the course of a fit that ends by itself."""
     arrays = {f"param/{name}": to_numpy(leaf) for name, leaf in state.params.free.items()}
     for index, slots in state.optimizer.state_dict()["state"].items():
         arrays |= {f"optimizer/{index}/{slot}": to_numpy(value) for slot, value in slots.items() if value is not None}
     for site, average in state.averages.items():
         arrays |= {f"average/{site}/{part}": to_numpy(value) for part, value in average.items()}
+    if course is not None:
+        arrays |= {f"course/{name}": np.asarray(getattr(course, name)) for name in _COURSE}
+        arrays |= {f"blocks/{name}": np.asarray(getattr(course.blocks, name)) for name in _BLOCKS}
     checkpoints.save(path, mark, arrays, done, losses)
 
 
-def load(path: Any, mark: Mark, state: Any, losses: np.ndarray) -> tuple[int, np.ndarray]:
+_COURSE = ("stage", "done", "settled")
+_BLOCKS = ("means", "squares", "losses")
+
+
+def load(
+    path: Any, mark: Mark, state: Any, losses: np.ndarray, course: Convergence | None = None
+) -> tuple[int, np.ndarray]:
     """Put the state in the file in place; the steps done and their losses. Nothing if there is no file.
 
     Raises:
@@ -53,6 +63,10 @@ def load(path: Any, mark: Mark, state: Any, losses: np.ndarray) -> tuple[int, np
         elif kind == "average":
             site, _, part = rest.rpartition("/")
             state.averages.setdefault(site, {})[part] = torch.as_tensor(array)
+        elif kind == "course":
+            setattr(course, rest, array.item())
+        elif kind == "blocks" and course is not None:
+            setattr(course.blocks, rest, list(array))
     state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": slots})
     if state.schedule is not None:
         with warnings.catch_warnings():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +13,11 @@ import torch
 from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
+from vi_reparam import convergence
+from vi_reparam.convergence import Convergence
 from vi_reparam.errors import ArgumentError, NonFiniteError, ViReparamError
 from vi_reparam.guides import JointFamily
+from vi_reparam.search import FAR, distance
 from vi_reparam_pyro import checkpoint as checkpoints
 from vi_reparam_pyro.arguments import as_tensors, check_data, signature, to_numpy
 from vi_reparam_pyro.lanes import without_validation
@@ -31,6 +35,9 @@ Array = Any
 
 BLOCK = 32
 """Steps between two looks at whether all was finite: a look makes a GPU wait."""
+
+MAX_STEPS = 10_000
+"""Most steps of a hand-written guide's fit that ends by itself."""
 
 
 class State:
@@ -67,16 +74,45 @@ class State:
         self.averages = dict(averages)
 
 
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """One fit from one start.
+
+    Attributes:
+        values: the parameters at its end, constrained; `losses`: of its steps.
+        course: when it ended by itself; None for one with a number of steps.
+        gradient: how its steps were taken.
+    """
+
+    values: dict[str, Array]
+    losses: np.ndarray
+    course: Convergence | None
+    gradient: Gradient
+
+    @property
+    def bound(self) -> float:
+        """The ELBO at its end, in nats."""
+        return -float(np.mean(self.losses[-max(1, len(self.losses) // 10) :]))
+
+
 class Fitter:
     """Fits one `Guided`.
 
     Args:
         guided: the model with its guide.
+
+    Attributes:
+        fitted: posteriors of simpler families on the same data, by family.
+        networks: weights that the last fit trained in place, by name.
     """
 
     def __init__(self, guided: Any) -> None:
         self.guided = guided
+        self.fitted: dict[Any, Any] = {}
+        self.networks: dict[str, Array] = {}
         self._selected: dict[Any, tuple[Any, dict[str, float]]] = {}
+        self._simpler: dict[Any, Fitter] = {}
+        self._rivals: list[float] = []
 
     def fit(
         self,
@@ -89,68 +125,130 @@ class Fitter:
         seed: Any,
         progress: bool,
         checkpoint: Any,
+        final: bool = True,
     ) -> Any:
-        """As `Guided.fit`."""
+        """As `Guided.fit`; a fit that is not final serves another one as its start, and keeps its tails."""
         from vi_reparam_pyro.posterior import Posterior
 
         begun = time.perf_counter()
-        num_steps = 3_000 if num_steps is None else num_steps
-        _check_options(num_steps, num_particles, optimizer, progress)
+        check_options(num_steps, num_particles, optimizer, progress)
+        family = self.guided.family
+        watched = num_steps is None and (family is None or family.converges)
+        most: int = num_steps or (MAX_STEPS if family is None else family.max_steps)
         key = as_key(seed)
         check_data(args, kwargs)
         args, kwargs = as_tensors(args, kwargs)
         objective = self.guided.objective
         if num_particles is not None:
             objective = objective.with_particles(num_particles)
-        factory = self._default_optimizer(num_steps) if optimizer is None else optimizer
+        factory = self._default_optimizer(None if watched else most) if optimizer is None else optimizer
         with isolated():
             params = self._checked(objective, key, args, kwargs)
-            params.start_from(self._warm_start(key, args, kwargs))
+            self.networks = {n: leaf for n, leaf in params.free.items() if isinstance(leaf, torch.nn.Parameter)}
+            starts = self._warm_starts(key, args, kwargs)
             with without_validation():  # done; it reads values, and would not name a step
                 active, prices = self._select(objective, params, args, kwargs)
-                state = State(params, factory)
-                losses, done = np.full(num_steps, np.nan), 0
-                mark = checkpoints.mark_of(self.guided, state, num_steps, f"{objective!r}, seed {seed}")
-                if checkpoint is not None:
-                    done, losses = checkpoints.load(checkpoint, mark, state, losses)
-                loop = _Loop(active, objective, state, losses, key, args, kwargs)
-                loop.run(
-                    done,
-                    progress,
-                    None if checkpoint is None else lambda n: checkpoints.save(checkpoint, mark, state, n, losses),
-                )
-                values = state.params.values()
-                chosen = _chosen(active, objective, values, args, kwargs)
+                about = f"{objective!r}, seed {seed}{', until it has converged' if watched else ''}"
+                runs: list[Course] = []
+                for values in starts[: 1 if checkpoint is not None else None]:
+                    own = params.copy() if len(starts) > 1 else params
+                    own.start_from(values)
+                    course = Convergence(most, family is not None and family.by_losses) if watched else None
+                    loop = _Loop(
+                        active, objective, State(own, factory), np.full(most, np.nan), key, args, kwargs, course
+                    )
+                    if runs:
+                        loop.gradient.share(runs[0].gradient)
+                    runs.append(self._run(loop, about, progress, checkpoint))
+                best, rivals = self._compare(runs)
+                chosen = _chosen(active, objective, best.values, args, kwargs)
         record = {
-            "num_steps": num_steps,
+            "num_steps": len(best.losses),
+            "converged": None if best.course is None else best.course.settled,
+            "rivals": rivals,
             "num_particles": objective.num_particles,
             "objective": repr(objective),
             "family": repr(self.guided.family),
             "estimators": chosen,
             "variance_x_time": prices,
-            "steps": loop.gradient.how,
-            "seconds": time.perf_counter() - begun,
+            "steps": best.gradient.how,
             "versions": _versions(),
         }
-        return Posterior(self.guided, values, args=args, kwargs=kwargs, losses=losses, seed=int(seed), record=record)
+        posterior = Posterior(
+            self.guided, best.values, args=args, kwargs=kwargs, losses=best.losses, seed=int(seed), record=record
+        )
+        if final and family is not None and family.has_tail:
+            posterior.fit_tail()
+        posterior.record["seconds"] = time.perf_counter() - begun
+        return posterior
 
-    def _default_optimizer(self, num_steps: int) -> Any:
+    def _run(self, loop: _Loop, about: str, progress: bool, checkpoint: Any) -> Course:
+        """One fit from one start.
+
+        Args:
+            about: what tells its checkpoints from others'.
+        """
+        state, course, done = loop.state, loop.course, 0
+        mark = checkpoints.mark_of(self.guided, state, len(loop.losses), about)
+        if checkpoint is not None:
+            done, loop.losses = checkpoints.load(checkpoint, mark, state, loop.losses, course)
+
+        def save(n: int) -> None:
+            checkpoints.save(checkpoint, mark, state, n, loop.losses, course)
+
+        done = loop.run(done, progress, None if checkpoint is None else save)
+        return Course(state.params.values(), loop.losses[:done], course, loop.gradient)
+
+    def check(self, key: int, args: Any, kwargs: Any) -> None:
+        """Everything that can be refused before the first step.
+
+        Raises:
+            ViReparamError: saying what to do.
+        """
+        with isolated():
+            self._checked(self.guided.objective, key, args, kwargs)
+
+    def _default_optimizer(self, num_steps: int | None) -> Any:
+        """The family's own; at a constant rate where the fit watches itself."""
         family = self.guided.family
         if family is None:
             return default_optimizer(num_steps)
         return default_optimizer(num_steps, family.learning_rate, clip=family.clip, warmup=family.warmup)
 
-    def _warm_start(self, key: int, args: Any, kwargs: Any) -> dict[str, Array]:
-        """Values to start some parameters from: those of a simpler family's own fit."""
+    def _warm_starts(self, key: int, args: Any, kwargs: Any) -> list[dict[str, Array]]:
+        """Values to start some parameters from; several where runs should be kept apart."""
+        self._rivals = []
         if not isinstance(self.guided.family, JointFamily):
-            return {}
+            return [{}]
 
-        def fit(family: Any, num_steps: int, key: int) -> dict[str, Array]:
-            simpler = type(self.guided)(self.guided.model, family)
-            simpler.written.share(self.guided.written)
-            return dict(simpler.fit(*args, num_steps=num_steps, seed=key, progress=False, **kwargs).params)
+        def fit(family: Any, num_steps: int | None, key: int) -> Any:
+            posterior = self.fitted.get(family)
+            if posterior is None:
+                if family not in self._simpler:
+                    simpler = type(self.guided)(self.guided.model, family)
+                    simpler.written.share(self.guided.written)
+                    self._simpler[family] = Fitter(simpler)
+                plain = {"num_particles": None, "optimizer": None, "progress": False, "checkpoint": None}
+                posterior = self._simpler[family].fit(args, kwargs, num_steps=num_steps, seed=key, final=False, **plain)
+            self._rivals = list(posterior.record["rivals"])
+            return posterior
 
-        return self.guided.written.warm_start(fit, args, kwargs, mix(key) >> 32)
+        return self.guided.written.warm_starts(fit, args, kwargs, mix(key) >> 32)
+
+    def _compare(self, runs: list[Course]) -> tuple[Course, list[float]]:
+        """The best of several runs, and by how many nats those that ended elsewhere are below it."""
+        best = max(runs, key=lambda course: course.bound)
+        place = getattr(self.guided.written, "location", lambda values: None)
+        there = place(best.values) if len(runs) > 1 else None
+        if there is None:
+            return best, list(self._rivals)
+        center, root = to_numpy(there.center), to_numpy(there.root)
+        rivals = []
+        for other in runs:
+            move = to_numpy(place(other.values).center) - center  # type: ignore[union-attr]
+            if distance(move, root, np.linalg.solve) > FAR:
+                rivals.append(float(best.bound - other.bound))
+        return best, rivals
 
     def _checked(self, objective: ELBO, key: int, args: Any, kwargs: Any) -> Parameters:
         """The first parameters, after everything that can be refused before the first step."""
@@ -202,26 +300,74 @@ def _chosen(guided: Any, objective: ELBO, values: dict[str, Array], args: Any, k
     return {name: repr(s.estimator) for name, s in result.draws.items()}
 
 
+class _Watch:
+    """The iterates of a block: their mean and that of their squares.
+
+    Args:
+        params: of which the leaves that have a gradient are watched.
+    """
+
+    def __init__(self, params: Parameters) -> None:
+        self.params = params
+        self._moving: list[Array] = []
+        self._sums: tuple[Array, Array] | None = None
+
+    def add(self) -> None:
+        """Take note of where the leaves are now."""
+        if not self._moving:
+            self._moving = [leaf for leaf in self.params.free.values() if leaf.grad is not None]
+        with torch.no_grad():
+            x = torch.cat([leaf.detach().reshape(-1) for leaf in self._moving])
+            if self._sums is None:
+                self._sums = x, x * x
+            else:
+                self._sums[0].add_(x)
+                self._sums[1].addcmul_(x, x)
+
+    def take(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The means over `count` iterates; the next block begins."""
+        assert self._sums is not None
+        sums, self._sums = self._sums, None
+        return to_numpy(sums[0]) / count, to_numpy(sums[1]) / count
+
+    def put(self, vector: np.ndarray) -> None:
+        """Move the leaves there, in place."""
+        with torch.no_grad():
+            sizes = [leaf.numel() for leaf in self._moving]
+            for leaf, part in zip(self._moving, torch.as_tensor(vector).split(sizes), strict=True):
+                leaf.copy_(part.reshape(leaf.shape))
+
+
 class _Loop:
     """The steps of one fit."""
 
     def __init__(
-        self, guided: Any, objective: ELBO, state: State, losses: np.ndarray, key: int, args: Any, kwargs: Any
+        self,
+        guided: Any,
+        objective: ELBO,
+        state: State,
+        losses: np.ndarray,
+        key: int,
+        args: Any,
+        kwargs: Any,
+        course: Convergence | None = None,
     ) -> None:
         self.guided, self.objective, self.state, self.losses = guided, objective, state, losses
         self.args, self.kwargs = args, kwargs
+        self.course, self.watch = course, _Watch(state.params)
         self.gradient = Gradient(guided, objective, state.params, key, args, kwargs, len(losses))
 
-    def run(self, done: int, progress: bool, save: Callable[[int], None] | None) -> None:
-        """Go on from step `done` to the end.
+    def run(self, done: int, progress: bool, save: Callable[[int], None] | None) -> int:
+        """Go on from step `done` to the end; the number of steps done then.
 
         Raises:
             NonFiniteError: for a NaN or an infinity, with its step and site.
         """
-        total, saved = len(self.losses), time.perf_counter()
+        total, saved, course = len(self.losses), time.perf_counter(), self.course
+        size = BLOCK if course is None else convergence.BLOCK
         with tqdm(total=total, initial=done, disable=not progress, desc=f"fit {self.guided.name}") as bar:
-            while done < total:
-                count = min(BLOCK, total - done)
+            while done < total and not (course is not None and course.finished):
+                count = min(size, total - done)
                 before = self.state.snapshot()
                 values, finite = self._block(done, count)
                 if not finite:
@@ -229,16 +375,33 @@ class _Loop:
                     self._find(done, count)
                 self.losses[done : done + count] = values
                 done += count
+                if course is not None:
+                    found = course.add(list(values), *self.watch.take(count))
+                    if found is not None:
+                        self.watch.put(found)
                 bar.update(count)
-                bar.set_postfix_str(f"ELBO {-np.mean(self.losses[max(0, done - 100) : done]):.4g}", refresh=False)
-                if save is not None and (done == total or time.perf_counter() - saved > 10.0):
+                note = "" if course is None else f", {course}"
+                elbo = f"ELBO {-np.mean(self.losses[max(0, done - 100) : done]):.4g}{note}"
+                bar.set_postfix_str(elbo, refresh=False)
+                ended = done == total or (course is not None and course.finished)
+                if save is not None and (ended or time.perf_counter() - saved > 10.0):
                     save(done)
                     saved = time.perf_counter()
+        return done
 
     def _move(self) -> None:
-        self.state.optimizer.step()
-        if self.state.schedule is not None:
-            self.state.schedule.step()
+        state, rate = self.state, 1.0 if self.course is None else self.course.rate
+        groups = state.optimizer.param_groups
+        held = [group["lr"] for group in groups]
+        for group in groups:
+            group["lr"] = rate * group["lr"]
+        state.optimizer.step()
+        for group, own in zip(groups, held, strict=True):
+            group["lr"] = own
+        if state.schedule is not None:
+            state.schedule.step()
+        if self.course is not None:
+            self.watch.add()
 
     def _finite(self, loss: Array) -> Array:
         grads = (leaf.grad for leaf in self.state.params.free.values() if leaf.grad is not None)
@@ -307,7 +470,12 @@ def as_key(seed: Any) -> int:
     raise ArgumentError(f"seed={seed!r}: expected an int")
 
 
-def _check_options(num_steps: Any, num_particles: Any, optimizer: Any, progress: Any) -> None:
+def check_options(num_steps: Any, num_particles: Any, optimizer: Any, progress: Any) -> None:
+    """Refuse options of a fit that cannot be used.
+
+    Raises:
+        ArgumentError: naming the option.
+    """
     for name, value in (("num_steps", num_steps), ("num_particles", num_particles)):
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise ArgumentError(f"fit({name}={value!r}): expected an integer of at least 1")

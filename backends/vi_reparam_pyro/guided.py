@@ -12,8 +12,9 @@ import torch
 
 from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators import Auto
-from vi_reparam.guides import GuideFamily, JointFamily, MeanField
+from vi_reparam.guides import Escalate, GuideFamily, JointFamily, MeanField
 from vi_reparam_pyro.arguments import as_tensors
+from vi_reparam_pyro.escalate import climb
 from vi_reparam_pyro.fit import Fitter, as_key
 from vi_reparam_pyro.guides import build_guide
 from vi_reparam_pyro.handlers import as_mapping, estimate
@@ -28,10 +29,11 @@ def guide(family: Any = None, *, estimators: Any = None, objective: Any = None) 
     """Give a model a guide. A decorator, also bare: ``@vr.guide``.
 
     Args:
-        family: a guide family; `MeanField` unless given.
+        family: a guide family; `Escalate` unless given.
         estimators: one estimator for every site it applies to, or a mapping from site names and
             ``"*"``. Sites without one get `Auto`.
-        objective: one of ours; `ELBO` with the family's number of particles (8, `SDE`: 128) unless given.
+        objective: one of ours; `ELBO` with the family's number of particles (8; `Flow`, `SDE`: 128) unless
+            given. Of `Escalate` it is the mean field's.
 
     Returns:
         For a model, a `Guided`: it is still called as the model.
@@ -41,8 +43,8 @@ def guide(family: Any = None, *, estimators: Any = None, objective: Any = None) 
             like one of fit's.
     """
     if callable(family) and not isinstance(family, GuideFamily):
-        return Guided(family, MeanField(), estimators=estimators, objective=objective)
-    chosen = MeanField() if family is None else family
+        return Guided(family, Escalate(), estimators=estimators, objective=objective)
+    chosen = Escalate() if family is None else family
     if not isinstance(chosen, GuideFamily):
         raise ArgumentError(f"vr.guide({family!r}): expected a guide family such as vr.MeanField()")
     return functools.partial(_decorate, chosen, estimators, objective)
@@ -57,15 +59,17 @@ class Guided:
 
     Args:
         model: a Pyro model.
-        guide: a guide family, or a Pyro guide written by hand.
+        guide: a guide family (`Escalate` unless given), or a Pyro guide written by hand.
         estimators: as in `guide`; for a hand-written guide, as in `estimate`.
         objective: as in `guide`.
 
     Attributes:
         model: the model itself.
-        guide: a plain Pyro guide, for ``SVI(m.model, m.guide, optim, m.objective)``.
+        guide: a plain Pyro guide, for ``SVI(m.model, m.guide, optim, m.objective)``; of `Escalate` the first
+            family's, `MeanField`.
         written: the guide before estimators act on it.
         objective: the objective.
+        family: the guide family; None for a guide written by hand.
         name: of the model.
 
     Raises:
@@ -75,6 +79,7 @@ class Guided:
     def __init__(
         self, model: Callable[..., Any], guide: Any = None, *, estimators: Any = None, objective: Any = None
     ) -> None:
+        given = objective is not None
         if objective is None:
             objective = ELBO(num_particles=guide.num_particles if isinstance(guide, GuideFamily) else 8)
         if not isinstance(objective, ELBO):
@@ -84,9 +89,10 @@ class Guided:
         _refuse_names(model)
         mapping = as_mapping(estimators)
         if guide is None or isinstance(guide, GuideFamily):
-            self.family = MeanField() if guide is None else guide
+            self.family = Escalate() if guide is None else guide
             self.family.check_estimators(mapping)
-            written = build_guide(self.family, model, mapping)
+            first = MeanField() if isinstance(self.family, Escalate) else self.family
+            written = build_guide(first, model, mapping)
             if not isinstance(self.family, JointFamily):
                 mapping = {"*": Auto(), **mapping}
         else:
@@ -96,7 +102,9 @@ class Guided:
         self.model = model
         self.guide = estimate(written, mapping)
         self.objective = objective
+        self._given_objective = objective if given else None
         self._fitter: Fitter | None = None
+        self._rungs: dict[Any, Guided] = {}
         functools.update_wrapper(self, model, updated=() if isinstance(model, torch.nn.Module) else ("__dict__",))
         self.name = getattr(model, "__name__", type(model).__name__)
 
@@ -168,14 +176,16 @@ class Guided:
 
         Args:
             args: the model's arguments; `kwargs`: its keyword arguments.
-            num_steps: optimization steps; 3,000 unless given.
+            num_steps: optimization steps; unless given, until the fit has converged or its family's `max_steps`
+                are done (`SDE`: always these).
             num_particles: draws a step; the objective's unless given.
             optimizer: a torch.optim factory, such as ``lambda params: torch.optim.Adam(params, lr=0.01)``,
-                which may also give a pair of an optimizer and its schedule; Adam with a cosine schedule
-                unless given.
+                which may also give a pair of an optimizer and its schedule; Adam unless given, with a cosine
+                schedule over `num_steps`, or at falling rates until it has converged.
             seed: an int, which governs the whole fit.
             progress: whether to show a progress bar.
-            checkpoint: a file to save the state to, and to go on from if it exists.
+            checkpoint: a file to save the state to, and to go on from if it exists; `Escalate` adds the family's
+                name to it.
 
         Returns:
             A `Posterior`.
@@ -186,18 +196,39 @@ class Guided:
             GradientError: for a gradient that would be wrong.
             NonFiniteError: for a NaN or an infinity, with its step and site.
         """
+        options = {
+            "num_steps": num_steps,
+            "num_particles": num_particles,
+            "optimizer": optimizer,
+            "seed": seed,
+            "progress": progress,
+            "checkpoint": checkpoint,
+        }
+        if isinstance(self.family, Escalate):
+            return climb(self, args, kwargs, options)
+        return self.fitter.fit(args, kwargs, **options)
+
+    @property
+    def fitter(self) -> Fitter:
+        """Fits this guide, and keeps what it measured."""
         if self._fitter is None:
             self._fitter = Fitter(self)
-        return self._fitter.fit(
-            args,
-            kwargs,
-            num_steps=num_steps,
-            num_particles=num_particles,
-            optimizer=optimizer,
-            seed=seed,
-            progress=progress,
-            checkpoint=checkpoint,
-        )
+        return self._fitter
+
+    def rung(self, family: GuideFamily) -> Guided:
+        """The same model with one family of the ladder."""
+        if family not in self._rungs:
+            joint = isinstance(family, JointFamily)  # no site's own estimator, particles as it needs
+            mapping, objective = ({}, None) if joint else (self.estimators, self._given_objective)
+            made = Guided(self.model, family, estimators=mapping, objective=objective)
+            made.name = self.name
+            self._rungs[family] = made
+        return self._rungs[family]
+
+    def keeping(self, family: str | None) -> Guided:
+        """The same model with the family that is written so, where this one is a ladder; else itself."""
+        found = self.family.named(family) if isinstance(self.family, Escalate) and family else None
+        return self if found is None else self.rung(found)
 
 
 def _refuse_names(model: Callable[..., Any]) -> None:

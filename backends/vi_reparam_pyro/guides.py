@@ -16,9 +16,10 @@ from torch.distributions import biject_to
 
 from vi_reparam.errors import SiteError
 from vi_reparam.estimators import Auto, Estimator
-from vi_reparam.guides import SDE, GaussianFamily, GuideFamily, MeanField
+from vi_reparam.guides import SDE, Flow, GaussianFamily, GuideFamily, MeanField
 from vi_reparam_pyro.arguments import signature
 from vi_reparam_pyro.distributions import VonMisesFisher
+from vi_reparam_pyro.flow import FlowGuide
 from vi_reparam_pyro.joint import GaussianGuide
 from vi_reparam_pyro.plates import enter
 from vi_reparam_pyro.prototype import Site, prototype
@@ -38,12 +39,15 @@ def build_guide(family: GuideFamily, model: Any, estimators: dict[str, Estimator
     """
     if isinstance(family, MeanField):
         return MeanFieldGuide(model, family, estimators)
-    if isinstance(family, GaussianFamily):
-        return GaussianGuide(model, family)
-    if isinstance(family, SDE):
-        return SDEGuide(model, family)
-    known = "vr.MeanField(), vr.FullRank(), vr.LowRank() or vr.SDE()"
+    for kind, made in _JOINT.items():
+        if isinstance(family, kind):
+            return made(model, family)
+    known = "vr.MeanField(), vr.FullRank(), vr.LowRank(), vr.Flow() or vr.SDE()"
     raise SiteError(f"{family!r} is not a guide family that this backend builds: use {known}")
+
+
+_JOINT: dict[type, Callable[..., Any]] = {GaussianFamily: GaussianGuide, Flow: FlowGuide, SDE: SDEGuide}
+"""One row a family over all latents: what draws it."""
 
 
 class MeanFieldGuide:

@@ -13,13 +13,16 @@ from typing import Any, ClassVar
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.ops.provenance import extract_provenance, get_provenance, track_provenance
 
+from vi_reparam import path
 from vi_reparam.draw import Draw
 from vi_reparam.errors import GradientError, SiteError
 from vi_reparam.estimators import ScoreFunction
+from vi_reparam.frame import Frame
 from vi_reparam.guides import GaussianFamily, JointFamily
 from vi_reparam.sde.bases import Mixture
 from vi_reparam_pyro import listener
@@ -30,6 +33,9 @@ from vi_reparam_pyro.layout import Layout
 from vi_reparam_pyro.ops import mix, ops
 from vi_reparam_pyro.plates import enter
 from vi_reparam_pyro.prototype import look, prototype
+from vi_reparam_pyro.run import sample_sites
+from vi_reparam_pyro.scoring import full_data, total_log_prob
+from vi_reparam_pyro.search import Searcher
 from vi_reparam_pyro.starts import starting_values
 
 Array = Any
@@ -161,13 +167,7 @@ class JointGuide(abc.ABC):
         key = signature(args, kwargs), torch.get_default_dtype()
         known = self._known.get(key)
         if known is None:
-            frames = [f for s in look(self.model, args, kwargs, mix(0)).values() for f in s["cond_indep_stack"]]
-            smaller = [f.name for f in frames if f.vectorized and f.full_size is not None and f.size < f.full_size]
-            known = Layout.of(
-                prototype(self.model, args, kwargs),
-                type(self.family).__name__,
-                subsampled=smaller[0] if smaller else None,
-            )
+            known = layout_of(self.model, type(self.family).__name__, args, kwargs)
             self.family.check_size(known.size)
             self._known[key] = known
         return known
@@ -185,13 +185,33 @@ class JointGuide(abc.ABC):
     def distribution(self, layout: Layout, args: Any, kwargs: Any) -> TorchDistribution:
         """The distribution of the vector; its parameters are `pyro.param` sites."""
 
-    def warm_start(self, fit: Callable[..., Any], args: Any, kwargs: Any, key: int) -> dict[str, Array]:
-        """Values of parameters to start a fit from, by name.
+    def log_joint(self, layout: Layout, args: Any, kwargs: Any) -> Callable[[Array], Array]:
+        """log p of a latent vector on all of the data, with the change of volume.
+
+        Data are live, and so are parameters, which come from outside.
+        """
+
+        def at(vector: Array) -> Array:
+            sites = layout.unpack(vector)
+            held = {name: value for name, (value, _) in sites.items()}
+            with full_data(), poutine.block(hide_fn=_not_a_parameter):
+                trace = poutine.trace(poutine.condition(self.model, data=held)).get_trace(*args, **kwargs)
+            return total_log_prob(sample_sites(trace)) + sum(log_det.sum() for _, log_det in sites.values())
+
+        return at
+
+    def warm_starts(self, fit: Callable[..., Any], args: Any, kwargs: Any, key: int) -> list[dict[str, Array]]:
+        """Values of some parameters to start a fit from, by name; several where runs should be kept apart.
 
         Args:
-            fit: ``fit(family, num_steps, key)`` fits another family to this model and data.
+            fit: ``fit(family, num_steps, key)`` fits another family to this model and data, and returns its posterior.
+            args: the model's arguments; `kwargs`: its keyword arguments.
         """
-        return {}
+        return [{}]
+
+    def location(self, params: dict[str, Array]) -> Frame | None:
+        """Where the guide with these parameters lies, and how wide; None where that is not known."""
+        return None
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
         layout = self.layout(args, kwargs)
@@ -212,24 +232,85 @@ class JointGuide(abc.ABC):
         return values
 
 
+def layout_of(model: Any, what: str, args: Any, kwargs: Any) -> Layout:
+    """Where the latents of a model lie.
+
+    Args:
+        what: the family, for messages.
+
+    Raises:
+        SiteError: for a latent that no joint family covers.
+    """
+    frames = [f for s in look(model, args, kwargs, mix(0)).values() for f in s["cond_indep_stack"]]
+    smaller = [f.name for f in frames if f.vectorized and f.full_size is not None and f.size < f.full_size]
+    return Layout.of(prototype(model, args, kwargs), what, subsampled=smaller[0] if smaller else None)
+
+
 class GaussianGuide(JointGuide):
-    """One Gaussian over all latents."""
+    """One Gaussian over all latents, in the frame that the search found."""
+
+    prefix = "gaussian"
 
     def distribution(self, layout: Layout, args: Any, kwargs: Any) -> TorchDistribution:
         family: GaussianFamily = self.family
-        params = base_params(
-            f"{self.scope}gaussian", family.gaussian, family.init_scale, self.start(layout, args, kwargs)
-        )
+        base, prefix = family.gaussian, f"{self.scope}{self.prefix}"
+        start = self.start(layout, args, kwargs)
+        frame = frame_params(prefix, layout.size, family.is_dense(layout.size), family.init_scale, start)
+        tail = tail_param(prefix)
+        params = base_params(prefix, base, 1.0, lambda: torch.zeros(layout.size))
 
         def make(key: int) -> Vector:
-            key, component = choose_component(family.gaussian, key)
-            own = params if component is None else family.gaussian.component(ops, params, component)
-            x = ops.normal(key, (layout.size,), torch.get_default_dtype())
-            z = family.gaussian.to_latent(ops, own, x)
+            key, component = choose_component(base, key)
+            noise = ops.normal(key, (layout.size,), torch.get_default_dtype())
+            if component is None:
+                kind = family.gradient if torch.is_grad_enabled() else "reparameterization"  # the value is the same
+                made = path.gaussian(ops, base, params, frame, tail, noise, gradient=kind)
+                return Vector(*made, frozen=family.gradient == "path")
+            y = base.to_latent(ops, base.component(ops, params, component), noise)
             held = {name: p.detach() for name, p in params.items()}
-            return Vector(z, family.gaussian.log_prob(ops, held, z), frozen=True)
+            return Vector(frame.place(y), base.log_prob(ops, held, y) - frame.log_det(ops), frozen=True)
 
         return Joint(layout.size, make)
+
+    def warm_starts(self, fit: Callable[..., Any], args: Any, kwargs: Any, key: int) -> list[dict[str, Array]]:
+        layout = self.layout(args, kwargs)
+        if not self.family.is_dense(layout.size):
+            return [{}]
+        found = self.searcher.run(layout, args, kwargs, key)
+        return [{f"{self.prefix}_center": f.center, f"{self.prefix}_root": f.root} for f in found] or [{}]
+
+    @functools.cached_property
+    def searcher(self) -> Searcher:
+        """Finds a frame."""
+        return Searcher(self)
+
+    def location(self, params: dict[str, Array]) -> Frame | None:
+        own = {n: params[f"{self.prefix}_{n}"] for n in self.family.gaussian.names}
+        frame = Frame(params[f"{self.prefix}_center"], params[f"{self.prefix}_root"])
+        return Frame.of(ops, frame.fold(ops, own)) if own["loc"].ndim == 1 else None
+
+
+def take_gaussian(params: dict[str, Array], spec: Any) -> dict[str, Array]:
+    """Take a `GaussianGuide`'s parameters out of these, as those of its base in the model's own coordinates."""
+    frame = Frame(params.pop("gaussian_center"), params.pop("gaussian_root"))
+    params.pop("gaussian_tail")
+    return frame.fold(ops, {name: params.pop(f"gaussian_{name}") for name in spec.names})
+
+
+def _not_a_parameter(msg: Any) -> bool:
+    return msg["type"] != "param"
+
+
+def frame_params(prefix: str, size: int, dense: bool, scale: float, start: Callable[[], Array]) -> Frame:
+    """The frame, as `pyro.param` sites that no gradient moves."""
+    center = pyro.param(f"{prefix}_center", lambda: start())
+    root = pyro.param(f"{prefix}_root", lambda: scale * (torch.eye(size) if dense else torch.ones(size)))
+    return Frame(center.detach(), root.detach())
+
+
+def tail_param(prefix: str) -> Array:
+    """h of `vi_reparam.tails`, as a `pyro.param` site that no gradient moves."""
+    return pyro.param(f"{prefix}_tail", torch.zeros(())).detach()
 
 
 def base_params(prefix: str, base: Any, scale: float, start: Callable[[], Array]) -> dict[str, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,15 +15,15 @@ Factory = Callable[[list[Any]], Any]
 
 
 def default_optimizer(
-    num_steps: int, learning_rate: float = 0.05, *, clip: float | None = None, warmup: float = 0.0
+    num_steps: int | None, learning_rate: float = 0.05, *, clip: float | None = None, warmup: float = 0.0
 ) -> Factory:
     """Adam with a cosine schedule from `learning_rate` down to a hundredth of it.
 
     Args:
+        num_steps: of the schedule; None for a constant rate.
         clip: largest norm of a gradient; None for any.
         warmup: part of the steps over which the rate rises from zero first.
     """
-    rising = int(warmup * num_steps)
 
     def make(params: list[Any]) -> Any:
         adam = torch.optim.Adam(params, lr=learning_rate, betas=(0.9, 0.99))
@@ -33,16 +34,20 @@ def default_optimizer(
                 torch.nn.utils.clip_grad_norm_(params, largest)
 
             adam.register_step_pre_hook(clipped)
-
-        def cosine(step: int) -> float:
-            if step < rising:
-                return step / rising
-            part = (min(step, num_steps) - rising) / (num_steps - rising)
-            return 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * part))
-
-        return adam, torch.optim.lr_scheduler.LambdaLR(adam, cosine)
+        if num_steps is None:
+            return adam
+        schedule = functools.partial(_cosine, rising=int(warmup * num_steps), num_steps=num_steps)
+        return adam, torch.optim.lr_scheduler.LambdaLR(adam, schedule)
 
     return make
+
+
+def _cosine(step: int, rising: int, num_steps: int) -> float:
+    """Part of the rate at a step."""
+    if step < rising:
+        return step / rising
+    part = (min(step, num_steps) - rising) / (num_steps - rising)
+    return 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * part))
 
 
 def built(factory: Any, params: list[Any]) -> tuple[Any, Any]:

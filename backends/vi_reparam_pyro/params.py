@@ -53,6 +53,12 @@ class Parameters:
         with torch.no_grad():
             return {name: value.detach().clone() for name, value in self.constrained().items()}
 
+    def copy(self) -> Parameters:
+        """The same with leaves of its own."""
+        return Parameters(
+            {n: leaf.detach().clone().requires_grad_() for n, leaf in self.free.items()}, self.constraints
+        )
+
     def start_from(self, values: dict[str, Array]) -> None:
         """Move some leaves to these constrained values."""
         with torch.no_grad():

@@ -126,11 +126,21 @@ def _dimensions_of_its_own() -> Iterator[None]:
 
 def look(model: Any, args: Any, kwargs: Any, key: int, values: dict[str, Array] | None = None) -> dict[str, Any]:
     """The model's random variables in one run of its prior, with nothing left behind anywhere."""
+    return sample_sites(_run(model, args, kwargs, key, values))
+
+
+def parameters_of(model: Any, args: Any, kwargs: Any) -> list[str]:
+    """Names of the model's own parameters."""
+    found = _run(model, args, kwargs, mix(0), None)
+    return [name for name, site in found.nodes.items() if site["type"] == "param"]
+
+
+def _run(model: Any, args: Any, kwargs: Any, key: int, values: dict[str, Array] | None) -> Any:
     apart = poutine.block(), pyro.get_param_store().scope(), _dimensions_of_its_own(), keyed(key), torch.no_grad()
     with contextlib.ExitStack() as stack:
         for context in (*apart, _Origin(values)):
             stack.enter_context(context)
-        return sample_sites(poutine.trace(model).get_trace(*args, **kwargs))
+        return poutine.trace(model).get_trace(*args, **kwargs)
 
 
 def prototype(model: Any, args: Any, kwargs: Any) -> dict[str, Site]:

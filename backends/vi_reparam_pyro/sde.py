@@ -9,7 +9,6 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistribution
 
 from vi_reparam.errors import ArgumentError
@@ -19,11 +18,9 @@ from vi_reparam.sde import latent
 from vi_reparam.sde.bases import Diagonal, Mixture
 from vi_reparam.sde.network import MLP
 from vi_reparam_pyro import lanes
-from vi_reparam_pyro.joint import Joint, JointGuide, Vector, base_params, choose_component
+from vi_reparam_pyro.joint import Joint, JointGuide, Vector, base_params, choose_component, take_gaussian
 from vi_reparam_pyro.layout import Layout
 from vi_reparam_pyro.ops import mix, ops
-from vi_reparam_pyro.run import sample_sites
-from vi_reparam_pyro.scoring import full_data, total_log_prob
 
 Array = Any
 
@@ -107,31 +104,23 @@ class SDEGuide(JointGuide):
             )
             return None
 
-        def log_joint(vector: Array) -> Array:
-            sites = layout.unpack(vector)
-            held = {name: value for name, (value, _) in sites.items()}
-            # parameters come from outside, as they are now
-            with full_data(), poutine.block(hide_fn=_not_a_parameter):
-                trace = poutine.trace(poutine.condition(self.model, data=held)).get_trace(*args, **kwargs)
-            return total_log_prob(sample_sites(trace)) + sum(log_det.sum() for _, log_det in sites.values())
-
-        return log_joint
+        return self.log_joint(layout, args, kwargs)
 
     def _say(self, what: str) -> None:
         if what not in self._said:
             self._said.add(what)
             warnings.warn(what, stacklevel=2)
 
-    def warm_start(self, fit: Callable[..., Any], args: Any, kwargs: Any, key: int) -> dict[str, Array]:
+    def warm_starts(self, fit: Callable[..., Any], args: Any, kwargs: Any, key: int) -> list[dict[str, Array]]:
         family: SDE = self.family.of_size(self.layout(args, kwargs).size)
         if not family.warm_start:
-            return {}
+            return [{}]
         spec = Diagonal() if isinstance(family.base, Mixture) else family.base
-        params = fit(Gaussian(spec, family.init_scale), family.warm_start, key)
-        own = {name: params.pop(f"gaussian_{name}") for name in [n[9:] for n in params if n.startswith("gaussian_")]}
+        params = dict(fit(Gaussian(spec, family.init_scale), family.warm_start, key).params)
+        own = take_gaussian(params, spec)
         if isinstance(family.base, Mixture):
             own = family.base.parameters(ops, mix(0), own["loc"], own["log_scale"].exp())
-        return {**params, **{f"{PREFIX}_{name}": value for name, value in own.items()}}
+        return [{**params, **{f"{PREFIX}_{name}": value for name, value in own.items()}}]
 
     def with_steps(self, steps: latent.Steps) -> SDEGuide:
         """The same guide with other steps."""
@@ -159,10 +148,6 @@ class _Own:
         if r.shape != x.shape:
             raise ArgumentError(f"the drift network returned shape {tuple(r.shape)} for x of shape {tuple(x.shape)}")
         return r, None
-
-
-def _not_a_parameter(msg: Any) -> bool:
-    return msg["type"] != "param"
 
 
 def _slope(fn: Callable[[Array], Array]) -> Callable[[Array], Array]:

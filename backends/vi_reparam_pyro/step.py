@@ -18,7 +18,10 @@ WORTH_CAPTURING = 100
 """Steps to go below which writing one down costs more than it saves."""
 
 WORTH_COMPILING = 30.0
-"""Seconds of replays to go below which compiling costs more than it saves."""
+"""Seconds of replays to go below which compiling costs more than it saves, for a small graph."""
+
+LARGE = 500
+"""Operations of a graph that takes twice as long to compile as a small one."""
 
 PROGRAM_KEY = mix(20170613)
 """The key of every step's program; the salt tells steps apart."""
@@ -53,6 +56,10 @@ class Gradient:
         self._unused: frozenset[int] = frozenset()
         self._seen = 0
 
+    def share(self, other: Gradient) -> None:
+        """Take over what was captured of the same program at other parameters."""
+        self._graph, self._spec, self._unused, self.how = other._graph, other._spec, other._unused, other.how
+
     def salt(self, step: int) -> int:
         """What makes a step's noise its own."""
         return mix(self.key ^ mix(step + 1))
@@ -61,7 +68,7 @@ class Gradient:
         """The loss at a step; its gradient goes to the leaves, and what it averages to `averages`."""
         with salted(self.salt(step)):
             self._seen += 1
-            if self._seen == 3 and self.num_steps - step >= WORTH_CAPTURING:
+            if self._graph is None and self._seen == 3 and self.num_steps - step >= WORTH_CAPTURING:
                 return self._try(step, averages)
             if self._graph is None:
                 return self._by_handlers(averages)
@@ -115,7 +122,7 @@ class Gradient:
             with salted(self.salt(step - 1)):
                 graph = Captured(self._function, inputs)
             _require_equal(expected, graph(*inputs))
-            if (self.num_steps - step) * graph.seconds() > WORTH_COMPILING:
+            if (self.num_steps - step) * graph.seconds() > WORTH_COMPILING * (1.0 + graph.size / LARGE):
                 graph.compile(*inputs)
                 _require_equal(expected, graph(*inputs))
         except CannotCapture as error:

@@ -16,7 +16,7 @@ COUNTS = np.array([3.0, 5.0, 1.0, 4.0, 2.0, 6.0, 3.0, 2.0])
 SHAPE, RATE = 2.0, 0.5
 
 
-@vr.guide
+@vr.guide(vr.MeanField())
 def counts_model(y):
     rate = pyro.sample("rate", dist.Gamma(SHAPE, RATE))
     with pyro.plate("days", len(y)):
@@ -66,7 +66,7 @@ def test_every_support_gets_its_family():
         pyro.sample("interval", dist.Uniform(-1.0, torch.tensor(3.0)))
 
     order = [dist.transforms.OrderedTransform()]
-    posterior = vr.guide(model).fit(num_steps=10, num_particles=2, progress=False)
+    posterior = vr.guide(vr.MeanField())(model).fit(num_steps=10, num_particles=2, progress=False)
     assert posterior.record["estimators"] == {
         "real": "Pathwise()",
         "positive": "Implicit()",
@@ -103,7 +103,7 @@ def test_subsampled_plates_draw_fresh_indices_each_particle():
     x = np.random.default_rng(1).normal(2.0, 1.0, 40)
     seen = []
 
-    @vr.guide
+    @vr.guide(vr.MeanField())
     def model(x):
         mu = pyro.sample("mu", dist.Normal(0.0, torch.tensor(3.0)))
         with pyro.plate("rows", len(x), subsample_size=8) as rows:
@@ -127,7 +127,7 @@ def test_subsampled_plates_draw_fresh_indices_each_particle():
 
 
 def test_a_minibatch_as_an_argument_is_refused():
-    @vr.guide
+    @vr.guide(vr.MeanField())
     def model(x, size):
         with pyro.plate("rows", size, subsample_size=4):
             z = pyro.sample("z", dist.Normal(0.0, torch.tensor(1.0)))
@@ -155,14 +155,16 @@ def test_params_and_networks_in_the_model_are_learned():
                 return pyro.sample("y", dist.Normal(mean, self.noise), obs=y)
 
     net = Net()
-    posterior = vr.guide(net).fit(x, y=y, num_steps=300, num_particles=2, optimizer=adam(0.05), progress=False)
+    posterior = vr.guide(vr.MeanField())(net).fit(
+        x, y=y, num_steps=300, num_particles=2, optimizer=adam(0.05), progress=False
+    )
     assert float(posterior.params["linear.weight"]) == pytest.approx(3.0, abs=0.2)
     assert float(posterior.params["noise"]) == pytest.approx(0.1, abs=0.05)
     assert float(net.linear.weight.detach()) == pytest.approx(3.0, abs=0.2)  # trained in place
 
     plain = torch.nn.Linear(1, 1)
 
-    @vr.guide
+    @vr.guide(vr.MeanField())
     def model(x, y):
         pyro.module("plain", plain)
         scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
@@ -180,7 +182,7 @@ def test_params_and_networks_in_the_model_are_learned():
 
 
 def test_a_model_that_reads_its_data_and_its_draws_in_python():
-    @vr.guide(objective=vr.ELBO(2))
+    @vr.guide(vr.MeanField(), objective=vr.ELBO(2))
     def model(y):
         rate = pyro.sample("rate", dist.Gamma(SHAPE, RATE))
         if rate.item() > 0.0 and float(y[0]) > 0.0:
@@ -202,7 +204,7 @@ def test_a_nan_names_its_step_and_site(particles):
         with pyro.plate("days", len(y)):
             pyro.sample("y", dist.Poisson(rate), obs=y)
 
-    guided = vr.guide(objective=vr.ELBO(particles))(model)
+    guided = vr.guide(vr.MeanField(), objective=vr.ELBO(particles))(model)
     with pytest.raises(vr.NonFiniteError, match="site 'broken': log density in the model is not finite") as caught:
         guided.fit(COUNTS, num_steps=200, optimizer=_only_last(0.1), progress=False)
     error = caught.value
@@ -218,7 +220,7 @@ def _only_last(lr):
 
 
 def test_a_nan_at_once_and_data_outside_the_support():
-    @vr.guide(objective=vr.ELBO(1))
+    @vr.guide(vr.MeanField(), objective=vr.ELBO(1))
     def broken(y):
         rate = pyro.sample("rate", dist.Gamma(SHAPE, RATE))
         pyro.factor("broken", torch.tensor(math.nan) * rate)
@@ -237,7 +239,7 @@ def test_a_checkpoint_goes_on_to_the_same_end(tmp_path):
     class CutError(Exception):
         pass
 
-    stopped = vr.Guided(counts_model.model, None, objective=counts_model.objective)
+    stopped = vr.Guided(counts_model.model, vr.MeanField(), objective=counts_model.objective)
     from vi_reparam_pyro import fit as fitting
 
     host = fitting._Loop._block
@@ -324,8 +326,8 @@ def test_what_a_guide_cannot_cover():
         (nothing, vr.ArgumentError, "nothing to fit"),
     ):
         with pytest.raises(error, match=message):
-            vr.guide(model).fit(num_steps=3, progress=False)
-    served = vr.guide(estimators={"b": vr.MeasureValued()})(undecided)
+            vr.guide(vr.MeanField())(model).fit(num_steps=3, progress=False)
+    served = vr.guide(vr.MeanField(), estimators={"b": vr.MeasureValued()})(undecided)
     assert torch.sigmoid(
         served.fit(num_steps=200, num_particles=2, progress=False).params["b_logits"]
     ) == pytest.approx(0.3, abs=0.03)
@@ -344,7 +346,7 @@ def test_decorating():
     assert pickle.loads(pickle.dumps(counts_model)) is counts_model
 
     class Study:
-        @vr.guide
+        @vr.guide(vr.MeanField())
         def model(self, y):
             pyro.sample("z", dist.Normal(0.0, torch.tensor(1.0)))
 
@@ -354,7 +356,7 @@ def test_decorating():
 
 
 def test_a_parameter_of_the_model_may_not_take_a_guides_name():
-    @vr.guide
+    @vr.guide(vr.MeanField())
     def model():
         pyro.param("z_loc", torch.tensor(0.0))
         pyro.sample("z", dist.Normal(0.0, torch.tensor(1.0)))
@@ -379,7 +381,7 @@ def test_single_precision_all_the_way():
 
 
 def test_auto_is_measured_on_large_models():
-    @vr.guide(objective=vr.ELBO(1))
+    @vr.guide(vr.MeanField(), objective=vr.ELBO(1))
     def model(y):
         with pyro.plate("rows", 1_200):
             z = pyro.sample("z", dist.Gamma(0.3, torch.tensor(0.3)))

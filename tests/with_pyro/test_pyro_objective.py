@@ -340,7 +340,7 @@ def test_in_plain_svi_two_guides_never_share_a_value():
         with pyro.plate("n", len(y)):
             pyro.sample("y", dist.Poisson(rate), obs=y)
 
-    small, large = (vr.guide(objective=vr.ELBO(4))(model) for _ in range(2))
+    small, large = (vr.guide(vr.MeanField(), objective=vr.ELBO(4))(model) for _ in range(2))
     pyro.set_rng_seed(1)
     for guided, y in ((small, torch.full((20,), 1.0)), (large, torch.full((20,), 9.0))):
         svi = SVI(guided.model, guided.guide, pyro.optim.Adam({"lr": 0.1}), guided.objective)

@@ -24,7 +24,7 @@ def model(y):
 def losses(monkeypatch, estimators, *, worth, compiling=1e9, program=model, particles=3, num_steps=60):
     monkeypatch.setattr(steps, "WORTH_CAPTURING", worth)
     monkeypatch.setattr(steps, "WORTH_COMPILING", compiling)
-    guided = vr.guide(estimators=estimators, objective=vr.ELBO(particles))(program)
+    guided = vr.guide(vr.MeanField(), estimators=estimators, objective=vr.ELBO(particles))(program)
     posterior = guided.fit(Y, num_steps=num_steps, progress=False)
     return posterior.losses, posterior.record["steps"]
 
@@ -92,6 +92,17 @@ def test_constants_are_folded_and_what_is_written_to_is_not():
         torch.testing.assert_close(captured(x)[0], x + table.exp().sum())
     names = [str(node.target) for node in captured._graph.graph.nodes]
     assert not any("exp" in name for name in names)
+
+
+def test_a_list_of_constants_is_folded_item_by_item():
+    rows = torch.arange(6.0).reshape(2, 3)
+
+    def function(x):
+        slope, height = rows.unbind()
+        return (x * slope + height,)
+
+    captured = Captured(function, (torch.ones(3),))
+    torch.testing.assert_close(captured(torch.full((3,), 2.0))[0], 2.0 * rows[0] + rows[1])
 
 
 def test_a_value_read_in_python_cannot_be_captured():

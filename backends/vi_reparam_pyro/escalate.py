@@ -1,0 +1,83 @@
+"""`vr.Escalate` for a Pyro model: what it needs to know of the model, and the climb."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from vi_reparam import escalation
+from vi_reparam.estimators import Auto
+from vi_reparam.guides import FullRank, GuideFamily, MeanField
+from vi_reparam_pyro.arguments import as_tensors, check_data, to_numpy
+from vi_reparam_pyro.fit import as_key, check_options
+from vi_reparam_pyro.joint import layout_of
+
+if TYPE_CHECKING:
+    from vi_reparam_pyro.guided import Guided
+
+
+def climb(guided: Guided, args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
+    """Fit `guided`, whose family is an `Escalate`.
+
+    Args:
+        options: of `Guided.fit`.
+    """
+    spec: Any = guided.family
+    check_options(**{n: options[n] for n in ("num_steps", "num_particles", "optimizer", "progress")})
+    key = as_key(options["seed"])
+    check_data(args, kwargs)
+    args, kwargs = as_tensors(args, kwargs)
+    guided.fitter.check(key, args, kwargs)
+    rungs = _rungs(guided, args, kwargs)
+    posteriors: dict[GuideFamily, Any] = {}
+
+    def fit(family: GuideFamily) -> Any:
+        rung = guided.rung(family)
+        own = dict(options)
+        if options["checkpoint"] is not None and len(rungs) > 1:
+            own["checkpoint"] = f"{options['checkpoint']}.{type(family).__name__}"
+        rung.fitter.fitted = dict(posteriors)
+        posteriors[family] = rung.fitter.fit(args, kwargs, **own)
+        return posteriors[family]
+
+    @functools.cache
+    def price() -> float:
+        return _mean_field_loss(guided.rung(FullRank()), args, kwargs, key)
+
+    def spare(family: GuideFamily) -> str:
+        if not isinstance(family, MeanField) or FullRank() not in rungs or spec.families is not None:
+            return ""
+        if price() < escalation.HOPELESS:
+            return ""
+        return f"left out: the latents' correlations alone would cost it about {price():.2g} nats"
+
+    kept = escalation.climb(rungs, fit, spare, budget=spec.budget)
+    with torch.no_grad():  # networks train in place, and later families went on with them
+        for name, weight in kept.guided.fitter.networks.items():
+            weight.copy_(kept.params[name])
+    return kept
+
+
+def _rungs(guided: Guided, args: Any, kwargs: Any) -> list[GuideFamily]:
+    spec: Any = guided.family
+    named = any(site != "*" or not isinstance(e, Auto) for site, e in guided.estimators.items())
+    try:
+        layout = layout_of(guided.model, "Escalate", args, kwargs)
+        size, subsampled = layout.size, layout.subsampled is not None
+    except Exception:  # the mean field covers supports without a bijection, and its fit says what is wrong
+        size, subsampled = None, False
+    return spec.ladder(size, estimators=named, subsampled=subsampled)
+
+
+def _mean_field_loss(rung: Guided, args: Any, kwargs: Any, key: int) -> float:
+    """Nats that correlations cost a mean field, by the best Gaussian that the search finds."""
+    found = rung.written.searcher.run(rung.written.layout(args, kwargs), args, kwargs, key)
+    if not found:
+        return 0.0
+    root = to_numpy(found[0].root)
+    inverse = np.linalg.inv(root)
+    diagonal = float(np.log(np.sum(inverse**2, axis=0)).sum())
+    return escalation.mean_field_loss(diagonal, -2.0 * float(np.log(np.diagonal(root)).sum()))
