@@ -131,8 +131,9 @@ class Convergence:
         first, second = sum(means[:half]) / half, sum(means[half:]) / half
         within = (sum(squares[:half]) / half - first**2 + sum(squares[half:]) / half - second**2) / 2.0
         moved = (first - second) ** 2 / 2.0
-        still: Any = moved <= (LARGEST_RHAT**2 - 1.0) * within + 1e-12
-        return float(still.mean()) >= ENOUGH
+        live: Any = within > 1e-6 * first**2  # some parameters are constants of the fit, up to rounding
+        still = live & (moved <= (LARGEST_RHAT**2 - 1.0) * within)
+        return float(still.sum()) >= ENOUGH * float(live.sum())
 
     def __str__(self) -> str:
         if self.finished:

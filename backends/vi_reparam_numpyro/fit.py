@@ -111,8 +111,7 @@ class Fitter:
         check_options(num_steps, num_particles, optimizer, progress)
         family = self.guided.family
         watched = num_steps is None and (family is None or family.converges)
-        if num_steps is None:
-            num_steps = MAX_STEPS if family is None else family.max_steps
+        num_steps = num_steps or (MAX_STEPS if family is None else family.max_steps)
         key = as_key(seed)
         args, kwargs = self.prepare(args, kwargs)
         objective = self.guided.objective
@@ -200,6 +199,7 @@ class Fitter:
 
         def fit(family: Any, num_steps: int | None, key: Any) -> Any:
             if family in self.fitted:
+                self._rivals = self.fitted[family].record["rivals"]
                 return self.fitted[family]
             if family not in self._simpler:
                 simpler = type(self.guided)(self.guided.model, family)
@@ -412,7 +412,7 @@ class Fitter:
         """Take note of a block of steps, and go on from the mean of the iterates where a rate is left."""
         watch, count = state["watch"], len(losses)
         mean = np.asarray(program.flat(watch["sum"])) / count
-        found = course.add(losses, mean, np.asarray(program.flat(watch["square"])) / count)
+        found = course.add(losses.tolist(), mean, np.asarray(program.flat(watch["square"])) / count)
         watch = jax.tree.map(jnp.zeros_like, watch)
         if found is not None:
             state = {**state, "params": program.unflat(jnp.asarray(found))}

@@ -161,6 +161,8 @@ def _layer(bijections: Any, family: Flow, kind: str, size: int, key: Any) -> Any
         width = max(1, -(-family.hidden // size))
         return bijections.BlockAutoregressiveNetwork(key, dim=size, cond_dim=None, depth=1, block_dim=width)
     transformer = _affine(bijections)
+    if kind == "autoregressive":  # its layers are drawn through their inverse, which is to have the bound
+        transformer = bijections.Invert(transformer)
     if KINDS[kind] == "spline":
         transformer = bijections.RationalQuadraticSpline(knots=NUM_KNOTS, interval=INTERVAL)
     options = {"transformer": transformer, "nn_width": family.hidden, "nn_depth": 1, "nn_activation": jax.nn.silu}

@@ -23,8 +23,8 @@ from vi_reparam.draw import Draw
 from vi_reparam.errors import GradientError, SiteError
 from vi_reparam.estimators import ScoreFunction
 from vi_reparam.frame import Frame
-from vi_reparam.guides import GaussianFamily, JointFamily
-from vi_reparam.sde.bases import Mixture
+from vi_reparam.guides import Gaussian, GaussianFamily, JointFamily
+from vi_reparam.sde.bases import Diagonal, LowRank, Mixture
 from vi_reparam_pyro import listener
 from vi_reparam_pyro.arguments import signature
 from vi_reparam_pyro.distributions import Sampled
@@ -274,6 +274,10 @@ class GaussianGuide(JointGuide):
 
     def warm_starts(self, fit: Callable[..., Any], args: Any, kwargs: Any, key: int) -> list[dict[str, Array]]:
         layout = self.layout(args, kwargs)
+        if isinstance(self.family.gaussian, LowRank):  # its diagonal first, which is quick and gives the units
+            params = dict(fit(Gaussian(Diagonal(), self.family.init_scale), None, key).params)
+            found = Frame.of(ops, take_gaussian(params, Diagonal()))
+            return [{**params, f"{self.prefix}_center": found.center, f"{self.prefix}_root": found.root}]
         if not self.family.is_dense(layout.size):
             return [{}]
         found = self.searcher.run(layout, args, kwargs, key)
