@@ -111,13 +111,13 @@ class Fitter:
         check_options(num_steps, num_particles, optimizer, progress)
         family = self.guided.family
         watched = num_steps is None and (family is None or family.converges)
-        num_steps = num_steps or (MAX_STEPS if family is None else family.max_steps)
+        total: int = num_steps or (MAX_STEPS if family is None else family.max_steps)
         key = as_key(seed)
         args, kwargs = self.prepare(args, kwargs)
         objective = self.guided.objective
         if num_particles is not None:
             objective = objective.with_particles(num_particles)
-        optimizer = self._default_optimizer(None if watched else num_steps) if optimizer is None else optimizer
+        optimizer = self._default_optimizer(None if watched else total) if optimizer is None else optimizer
         arguments = Arguments.of(args, kwargs, closed=self._reads_data)
         self._check(objective, arguments, args, kwargs)
         active, prices = self._select(objective, arguments, args, kwargs)
@@ -128,10 +128,10 @@ class Fitter:
             held = {**first, **values}
             program = self._program(active, objective, optimizer, arguments, held, watched)
             state = program.init(key, held, arguments.arrays)
-            losses = np.full(num_steps, np.nan)
-            done, course = 0, Convergence(num_steps, self._by_losses) if watched else None
+            losses = np.full(total, np.nan)
+            done, course = 0, Convergence(total, self._by_losses) if watched else None
             if checkpoint is not None:
-                mark = checkpoints.mark_of(self.guided, state, num_steps, repr(objective))
+                mark = checkpoints.mark_of(self.guided, state, total, repr(objective))
                 state, done, losses = checkpoints.load(checkpoint, mark, state, losses)
                 if course is not None and done:
                     course.resume(done, float(state["watch"]["rate"]))
