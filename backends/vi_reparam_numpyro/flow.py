@@ -21,8 +21,10 @@ from vi_reparam.guides import Flow, FullRank, Gaussian
 from vi_reparam.guides.flow import INTERVAL, KINDS, NUM_KNOTS
 from vi_reparam.sde.bases import Diagonal
 from vi_reparam.search import LARGEST
+from vi_reparam_numpyro import listener
 from vi_reparam_numpyro.arguments import Arguments
-from vi_reparam_numpyro.joint import Joint, JointGuide, Vector, frame_params
+from vi_reparam_numpyro.guard import running_objective
+from vi_reparam_numpyro.joint import ALONE, Joint, JointGuide, Vector, frame_params
 from vi_reparam_numpyro.layout import Layout
 from vi_reparam_numpyro.ops import ops
 
@@ -41,7 +43,7 @@ class FlowGuide(JointGuide):
 
     def __init__(self, model: Any, family: Flow) -> None:
         super().__init__(model, family)
-        self._made: dict[int, Any] = {}
+        self._made: dict[Any, Any] = {}
 
     def distribution(self, layout: Layout, args: Any, kwargs: Any) -> dist.Distribution:
         size, family = layout.size, self.family
@@ -51,6 +53,9 @@ class FlowGuide(JointGuide):
         weights: Any = numpyro.param(f"{PREFIX}_weights", lambda key: _redrawn(template, key))
         live, held = join(weights), join(jax.tree.map(lax.stop_gradient, weights))
         kind, gradient = family.kind_at(size), family.gradient_at(size)
+        frozen = gradient == "path"
+        if listener.current() is None and running_objective() == ALONE:
+            gradient = "reparameterization"  # of the same value, without a Jacobian that nobody asks for
         inverse = None
         if kind in ("coupling", "spline_coupling", "autoregressive"):
             inverse = held.inverse
@@ -69,21 +74,22 @@ class FlowGuide(JointGuide):
                 slope_of=lambda f, x: jax.grad(f)(x),
                 jacobian_of=lambda f, x: jax.jacfwd(f)(x),
             )
-            return Vector(z, log_q, frozen=gradient == "path")
+            return Vector(z, log_q, frozen=frozen)
 
         return Joint(size, make)
 
     def _parts(self, size: int) -> Any:
         """`parts_of` the bijection, made once; in a thread, since flowjax checks values that a trace would hide."""
-        if size not in self._made:
+        known = size, jnp.result_type(float)
+        if known not in self._made:
             made: list[Any] = []
-            thread = threading.Thread(target=lambda: made.append(_attempt(self.family, size)))
+            thread = threading.Thread(target=lambda: made.append(_attempt(self.family, *known)))
             thread.start()
             thread.join()
             if isinstance(made[0], Exception):
                 raise made[0]
-            self._made[size] = made[0]
-        return self._made[size]
+            self._made[known] = made[0]
+        return self._made[known]
 
     def warm_starts(self, fit: Callable[..., Any], arguments: Arguments, key: Any) -> list[dict[str, Array]]:
         size = self.layout(*arguments.join(arguments.arrays)).size
@@ -96,9 +102,11 @@ class FlowGuide(JointGuide):
         return [{**params, f"{PREFIX}_center": found.center, f"{PREFIX}_root": found.root}]
 
 
-def _attempt(family: Flow, size: int) -> Any:
+def _attempt(family: Flow, size: int, dtype: Any) -> Any:
+    precisely: Any = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64
     try:
-        return parts_of(bijection(family, size, random.key(0)))
+        with precisely(jnp.dtype(dtype).itemsize == 8):  # a thread does not know of the caller's precision
+            return parts_of(bijection(family, size, random.key(0)))
     except Exception as error:  # raised by whoever waits for the thread
         return error
 

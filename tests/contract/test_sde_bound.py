@@ -464,4 +464,4 @@ def test_specifications_are_plain():
     assert SDE(base="low_rank").base == LowRank()
     assert SDE().of_size(100).base == Full() and SDE().of_size(101).base == LowRank(8)
     assert SDE(base="diagonal").of_size(101).base == Diagonal()
-    assert "parameterization='data'" in repr(SDE())
+    assert "parameterization='noise'" in repr(SDE(parameterization="noise"))
