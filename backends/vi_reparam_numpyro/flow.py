@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from jax import lax, random
+from jax import experimental, lax, random
 
 from vi_reparam import path
 from vi_reparam.errors import BackendError
@@ -103,9 +103,9 @@ class FlowGuide(JointGuide):
 
 
 def _attempt(family: Flow, size: int, dtype: Any) -> Any:
-    precisely: Any = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64
+    home: Any = jax if hasattr(jax, "enable_x64") else experimental
     try:
-        with precisely(jnp.dtype(dtype).itemsize == 8):  # a thread does not know of the caller's precision
+        with home.enable_x64(jnp.dtype(dtype).itemsize == 8):  # a thread does not know of the caller's precision
             return parts_of(bijection(family, size, random.key(0)))
     except Exception as error:  # raised by whoever waits for the thread
         return error
