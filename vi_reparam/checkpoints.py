@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from vi_reparam.convergence import Convergence
 from vi_reparam.errors import ArgumentError
 
 _FORMAT = "vi-reparam-checkpoint/1"
+_COURSE = "course/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +31,18 @@ class Mark:
     objective: str
 
 
-def save(path: Any, mark: Mark, arrays: dict[str, np.ndarray], done: int, losses: np.ndarray) -> None:
-    """Write the state after `done` steps, whole or not at all."""
+def save(
+    path: Any,
+    mark: Mark,
+    arrays: dict[str, np.ndarray],
+    done: int,
+    losses: np.ndarray,
+    course: Convergence | None = None,
+) -> None:
+    """Write the state after `done` steps, whole or not at all, with the course of a fit that ends by itself."""
     target = Path(path)
+    if course is not None:
+        arrays = arrays | {f"{_COURSE}{name}": np.asarray(value) for name, value in course.state().items()}
     header = json.dumps({"format": _FORMAT, "done": done, **dataclasses.asdict(mark)})
     partial = target.with_name(target.name + ".partial")
     with partial.open("wb") as file:
@@ -39,8 +50,10 @@ def save(path: Any, mark: Mark, arrays: dict[str, np.ndarray], done: int, losses
     os.replace(partial, target)
 
 
-def load(path: Any, mark: Mark) -> tuple[dict[str, np.ndarray], int, np.ndarray] | None:
-    """The arrays in the file, the steps done and their losses; None if there is no file.
+def load(
+    path: Any, mark: Mark, course: Convergence | None = None
+) -> tuple[dict[str, np.ndarray], int, np.ndarray] | None:
+    """The arrays in the file, the steps done and their losses; None if there is no file. The course is restored.
 
     Raises:
         ArgumentError: if the file is no checkpoint, or one of another model or fit.
@@ -62,6 +75,8 @@ def load(path: Any, mark: Mark) -> tuple[dict[str, np.ndarray], int, np.ndarray]
                 f"checkpoint {str(target)!r} is of another fit: its {field.name} is {_short(header[field.name])}, "
                 f"this one's {_short(getattr(mark, field.name))}; give another file"
             )
+    if course is not None:
+        course.restore({n.removeprefix(_COURSE): value for n, value in stored.items() if n.startswith(_COURSE)})
     return stored, int(header["done"]), stored["losses"]
 
 

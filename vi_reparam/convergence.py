@@ -8,7 +8,7 @@ al. 2022).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,9 @@ ENOUGH = 0.9
 
 SMALLEST_FALL = 0.01
 """A fall of the loss, in nats over half of what is looked at, that is not worth more steps."""
+
+_OWN = ("stage", "done", "settled")
+_BLOCKS = ("means", "squares", "losses")
 
 
 @dataclass
@@ -87,11 +90,15 @@ class Convergence:
         """Whether there is nothing left to do."""
         return self.stage == len(RATES)
 
-    def resume(self, done: int, rate: float) -> None:
-        """Go on after so many steps, at this rate (0: it is finished); what was noted of the last blocks is lost."""
-        self.done = done
-        self.settled = rate == 0.0
-        self.stage = len(RATES) if rate == 0.0 else min(range(len(RATES)), key=lambda i: abs(RATES[i] - rate))
+    def state(self) -> dict[str, Any]:
+        """Numbers, and lists of numbers and vectors, by name: for `restore`."""
+        own = {name: getattr(self, name) for name in _OWN}
+        return own | {f"blocks_{name}": getattr(self.blocks, name) for name in _BLOCKS}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken; arrays may stand for its numbers and lists."""
+        self.stage, self.done, self.settled = (int(state["stage"]), int(state["done"]), bool(state["settled"]))
+        self.blocks = Blocks(**{name: list(state[f"blocks_{name}"]) for name in _BLOCKS})
 
     def add(self, losses: Sequence[float], mean: Array, square: Array) -> Array | None:
         """Take note of a block.

@@ -10,7 +10,11 @@ from typing import Any
 
 from vi_reparam.errors import NonFiniteError
 from vi_reparam.guides.base import GuideFamily
-from vi_reparam.guides.escalate import cost_of
+from vi_reparam.guides.escalate import Escalate, cost_of
+from vi_reparam.guides.gaussian import FullRank
+from vi_reparam.guides.mean_field import MeanField
+
+Fit = Callable[[GuideFamily, Any, dict[GuideFamily, Any]], Any]
 
 GOOD_KHAT = 0.5
 GOOD_GAP = 0.04
@@ -84,6 +88,33 @@ def why_stop(attempts: Sequence[Attempt], next_cost: float | None, elapsed: floa
     return ""
 
 
+def climb_with(
+    spec: Escalate, ladder: Sequence[GuideFamily], fit: Fit, loss: Callable[[], float], checkpoint: Any
+) -> Any:
+    """`climb` as the specification says.
+
+    Args:
+        fit: ``fit(family, checkpoint, earlier)`` gives the posterior of a family, knowing those of earlier ones.
+        loss: computes the `mean_field_loss` on this model.
+        checkpoint: a file, or None; of several families each has its own.
+    """
+    earlier: dict[GuideFamily, Any] = {}
+
+    def one(family: GuideFamily) -> Any:
+        named = checkpoint is not None and len(ladder) > 1
+        earlier[family] = fit(family, f"{checkpoint}.{type(family).__name__}" if named else checkpoint, dict(earlier))
+        return earlier[family]
+
+    def spare(family: GuideFamily) -> str:
+        if not isinstance(family, MeanField) or FullRank() not in ladder or spec.families is not None:
+            return ""
+        nats = loss()
+        lost = f"left out: the latents' correlations alone would cost it about {nats:.2g} nats"
+        return lost if nats >= HOPELESS else ""
+
+    return climb(ladder, one, spare, budget=spec.budget)
+
+
 def climb(
     ladder: Sequence[GuideFamily],
     fit: Callable[[GuideFamily], Any],
@@ -138,13 +169,14 @@ def climb(
     return posterior
 
 
-def mean_field_loss(log_diagonal: float, log_det: float) -> float:
+def mean_field_loss(root: Any, inverse: Any) -> float:
     """Nats that the best product of normals is below the evidence, for a Gaussian posterior.
 
     Args:
-        log_diagonal: sum of the logarithms of its precision's diagonal; `log_det`: log|precision|.
+        root: lower triangular, its covariance is root root^T; `inverse`: of the root. Shape ``[D, D]``.
     """
-    return 0.5 * (log_diagonal - log_det)
+    precisions = (inverse**2).sum(0)
+    return sum(0.5 * math.log(p) + math.log(scale) for p, scale in zip(precisions, root.diagonal(), strict=True))
 
 
 def _shown(value: Any, note: str) -> Any:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vi_reparam.ops import Ops
+from vi_reparam.special import LOG_2PI
 
 Array = Any
 State = dict[str, Array]
@@ -99,7 +100,7 @@ def gaussian_bound(ops: Ops, density: Density, center: Array, root: Array, noise
     num, size = noise.shape
     log_p = density.values(center[None] + noise @ root.T)
     log_det = xp.sum(xp.log(xp.abs(xp.linalg.diagonal(root))))
-    terms = log_p + 0.5 * xp.sum(noise * noise, axis=-1) + 0.5 * size * math.log(2.0 * math.pi) + log_det
+    terms = log_p + 0.5 * xp.sum(noise * noise, axis=-1) + 0.5 * size * LOG_2PI + log_det
     mean = xp.mean(terms)
     spread = xp.sqrt(xp.mean((terms - mean) ** 2) / num)
     fine = xp.all(xp.isfinite(terms))

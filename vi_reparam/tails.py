@@ -8,13 +8,12 @@ finite variance. It is chosen after training, by the weights (`PosteriorBase.fit
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from vi_reparam.ops import Ops
+from vi_reparam.special import LOG_2PI
 
 Array = Any
-LOG_2PI = math.log(2.0 * math.pi)
 
 CHOICES = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05)
 """Values of h that are tried."""

@@ -12,6 +12,7 @@ from jax import random
 
 from vi_reparam import checkpoints
 from vi_reparam.checkpoints import Mark
+from vi_reparam.convergence import Convergence
 
 
 def mark_of(guided: Any, state: Any, num_steps: int, objective: str) -> Mark:
@@ -27,19 +28,21 @@ def _plain(state: Any) -> Any:
     return {**state, "key": random.key_data(state["key"])}
 
 
-def save(path: Any, mark: Mark, state: Any, done: int, losses: np.ndarray) -> None:
-    """Write the state after `done` steps, whole or not at all."""
+def save(path: Any, mark: Mark, state: Any, done: int, losses: np.ndarray, course: Convergence | None = None) -> None:
+    """Write the state after `done` steps, whole or not at all, with the course of a fit that ends by itself."""
     leaves = {f"leaf{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(_plain(state)))}
-    checkpoints.save(path, mark, leaves, done, losses)
+    checkpoints.save(path, mark, leaves, done, losses, course)
 
 
-def load(path: Any, mark: Mark, state: Any, losses: np.ndarray) -> tuple[Any, int, np.ndarray]:
+def load(
+    path: Any, mark: Mark, state: Any, losses: np.ndarray, course: Convergence | None = None
+) -> tuple[Any, int, np.ndarray]:
     """The state in the file, the steps done and their losses; what was given if there is no file.
 
     Raises:
         ArgumentError: if the file is no checkpoint, or one of another model or fit.
     """
-    found = checkpoints.load(path, mark)
+    found = checkpoints.load(path, mark, course)
     if found is None:
         return state, 0, losses
     stored, done, losses = found

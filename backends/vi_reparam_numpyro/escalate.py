@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -29,35 +28,22 @@ def climb(guided: Guided, args: Any, kwargs: Any, options: dict[str, Any]) -> An
     spec: Any = guided.family
     check_options(**{n: options[n] for n in ("num_steps", "num_particles", "optimizer", "progress")})
     as_key(options["seed"])
-    args, kwargs = guided.fitter.prepare(args, kwargs)
-    guided.fitter.check(args, kwargs)
-    rungs = _rungs(guided, args, kwargs)
-    posteriors: dict[GuideFamily, Any] = {}
+    first = guided.rung(MeanField()).fitter
+    args, kwargs = first.prepare(args, kwargs)
+    first.check(args, kwargs)
 
-    def fit(family: GuideFamily) -> Any:
-        rung = guided.rung(family)
-        own = dict(options)
-        if options["checkpoint"] is not None and len(rungs) > 1:
-            own["checkpoint"] = f"{options['checkpoint']}.{type(family).__name__}"
-        rung.fitter.fitted = dict(posteriors)
-        posteriors[family] = rung.fitter.fit(args, kwargs, **own)
-        return posteriors[family]
+    def fit(family: GuideFamily, checkpoint: Any, earlier: dict[GuideFamily, Any]) -> Any:
+        fitter = guided.rung(family).fitter
+        fitter.fitted, fitter.reads_data = earlier, first.reads_data
+        return fitter.fit(args, kwargs, **{**options, "checkpoint": checkpoint})
 
-    @functools.cache
-    def price() -> float:
-        return _mean_field_loss(guided.rung(FullRank()), args, kwargs, options["seed"])
+    def loss() -> float:
+        return _mean_field_loss(guided.rung(FullRank()), first.arguments(args, kwargs), options["seed"])
 
-    def spare(family: GuideFamily) -> str:
-        if not isinstance(family, MeanField) or FullRank() not in rungs or spec.families is not None:
-            return ""
-        if price() < escalation.HOPELESS:
-            return ""
-        return f"left out: the latents' correlations alone would cost it about {price():.2g} nats"
-
-    return escalation.climb(rungs, fit, spare, budget=spec.budget)
+    return escalation.climb_with(spec, _ladder(guided, args, kwargs), fit, loss, options["checkpoint"])
 
 
-def _rungs(guided: Guided, args: Any, kwargs: Any) -> list[GuideFamily]:
+def _ladder(guided: Guided, args: Any, kwargs: Any) -> list[GuideFamily]:
     spec: Any = guided.family
     named = any(site != "*" or not isinstance(e, Auto) for site, e in guided.estimators.items())
     size, subsampled = None, False
@@ -71,13 +57,8 @@ def _rungs(guided: Guided, args: Any, kwargs: Any) -> list[GuideFamily]:
     return spec.ladder(size, estimators=named, subsampled=subsampled)
 
 
-def _mean_field_loss(rung: Guided, args: Any, kwargs: Any, seed: Any) -> float:
+def _mean_field_loss(rung: Guided, arguments: Arguments, seed: Any) -> float:
     """Nats that correlations cost a mean field, by the best Gaussian that the search finds."""
-    layout = rung.written.layout(args, kwargs)
-    found = rung.written.searcher.run(layout, Arguments.of(args, kwargs), as_key(seed))
-    if not found:
-        return 0.0
-    inverse = np.linalg.inv(found[0].root)
-    diagonal = float(np.log(np.sum(inverse**2, axis=0)).sum())
-    log_det = -2.0 * float(np.log(np.diagonal(found[0].root)).sum())
-    return escalation.mean_field_loss(diagonal, log_det)
+    layout = rung.written.layout(*arguments.join(arguments.arrays))
+    found = rung.written.searcher.run(layout, arguments, as_key(seed))
+    return escalation.mean_field_loss(found[0].root, np.linalg.inv(found[0].root)) if found else 0.0

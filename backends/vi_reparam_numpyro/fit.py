@@ -36,6 +36,9 @@ Array = Any
 CHUNK = 1024
 """Most steps between two looks at the clock; the loop's trip count is data, so it compiles once."""
 
+SAVE_EVERY = 10.0
+"""Seconds between two checkpoints."""
+
 MAX_STEPS = 10_000
 """Most steps of a hand-written guide's fit that ends by itself."""
 
@@ -79,6 +82,10 @@ class Fitter:
 
     Args:
         guided: the model with its guide.
+
+    Attributes:
+        fitted: posteriors of simpler families on the same data, by family.
+        reads_data: whether the model is known to read its data in Python, so that a program must close over them.
     """
 
     def __init__(self, guided: Any) -> None:
@@ -88,8 +95,8 @@ class Fitter:
         self._checked: set[Any] = set()
         self._simpler: dict[Any, Any] = {}
         self._rivals: list[float] = []
-        self.fitted: dict[Any, Any] = {}  # posteriors of simpler families on the same data, by family
-        self._reads_data = False
+        self.fitted: dict[Any, Any] = {}
+        self.reads_data = False
 
     def fit(
         self,
@@ -118,7 +125,7 @@ class Fitter:
         if num_particles is not None:
             objective = objective.with_particles(num_particles)
         optimizer = self._default_optimizer(None if watched else total) if optimizer is None else optimizer
-        arguments = Arguments.of(args, kwargs, closed=self._reads_data)
+        arguments = self.arguments(args, kwargs)
         self._check(objective, arguments, args, kwargs)
         active, prices = self._select(objective, arguments, args, kwargs)
         start_key, key = random.split(key)
@@ -132,9 +139,7 @@ class Fitter:
             done, course = 0, Convergence(total, self._by_losses) if watched else None
             if checkpoint is not None:
                 mark = checkpoints.mark_of(self.guided, state, total, repr(objective))
-                state, done, losses = checkpoints.load(checkpoint, mark, state, losses)
-                if course is not None and done:
-                    course.resume(done, float(state["watch"]["rate"]))
+                state, done, losses = checkpoints.load(checkpoint, mark, state, losses, course)
             state, losses = self._loop(
                 active, program, arguments, state, losses, done, course, progress, checkpoint, objective, args, kwargs
             )
@@ -174,9 +179,9 @@ class Fitter:
         """
         check_data(args, kwargs)
         args, kwargs = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, (args, kwargs))
-        if not self._reads_data:
+        if not self.reads_data:
             self._note_reading(args, kwargs)
-        if self._reads_data:  # NumPy arrays keep their values under tracing
+        if self.reads_data:  # NumPy arrays keep their values under tracing
             args, kwargs = jax.tree.map(lambda x: np.asarray(x) if isinstance(x, jax.Array) else x, (args, kwargs))
         return args, kwargs
 
@@ -193,6 +198,7 @@ class Fitter:
 
     def _warm_starts(self, key: Any, arguments: Arguments, most: int) -> list[dict[str, Array]]:
         """Values to start some parameters from; several where runs should be kept apart."""
+        self._rivals = []
         if not isinstance(self.guided.family, JointFamily):
             return [{}]
         args, kwargs = arguments.join(arguments.arrays)
@@ -226,9 +232,13 @@ class Fitter:
                 rivals.append(float(best.bound - other.bound))
         return best, rivals
 
+    def arguments(self, args: Any, kwargs: Any) -> Arguments:
+        """Prepared arguments, taken apart as this model allows."""
+        return Arguments.of(args, kwargs, closed=self.reads_data)
+
     def check(self, args: Any, kwargs: Any) -> None:
         """Everything that can be refused before compiling, for prepared arguments."""
-        self._check(self.guided.objective, Arguments.of(args, kwargs, closed=self._reads_data), args, kwargs)
+        self._check(self.guided.objective, self.arguments(args, kwargs), args, kwargs)
 
     def _check(self, objective: ELBO, arguments: Arguments, args: Any, kwargs: Any) -> None:
         """Everything that can be refused before compiling."""
@@ -260,7 +270,7 @@ class Fitter:
         try:
             jax.eval_shape(traced, arguments.arrays)
         except _READS_DATA as error:
-            self._reads_data = True
+            self.reads_data = True
             reason = str(error).strip().splitlines()[0]
             warnings.warn(
                 f"{self.guided.name} reads its data in Python ({reason}), so the data are compiled into the step, and "
@@ -311,8 +321,8 @@ class Fitter:
             zeros = jax.tree.map(jnp.zeros_like, params)
             return {"rate": jnp.ones(()), "sum": zeros, "square": zeros}
 
-        jax.eval_shape(init, random.key(0), held, arguments.arrays)  # so that the SVI knows its constraints
-        constrain: Any = svi.constrain_fn
+        like: Any = jax.eval_shape(init, random.key(0), held, arguments.arrays)["params"]
+        constrain: Any = svi.constrain_fn  # known since
 
         def loss(params: Any, mutable: Any, key: Any, arrays: Any) -> Any:
             args, kwargs = arguments.join(arrays)
@@ -355,8 +365,7 @@ class Fitter:
             i, _, state, losses, finite, _ = lax.while_loop(lambda c: (c[0] < c[1]) & c[4], step, carry)
             return state, losses, i, finite
 
-        shape: Any = jax.eval_shape(init, random.key(0), held, arguments.arrays)["params"]
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
         flat = jax.jit(lambda tree: ravel_pytree(tree)[0])
         return Program(init, advance, constrain, flat, jax.jit(ravel_pytree(zeros)[1]))
 
@@ -399,9 +408,9 @@ class Fitter:
                 seconds = time.perf_counter() - begun
                 chunk = int(np.clip(count * 0.5 / max(seconds, 1e-4), 1, CHUNK))
                 over = done == total or (course is not None and course.finished)
-                if checkpoint is not None and (over or time.perf_counter() - saved > 10.0):
+                if checkpoint is not None and (over or time.perf_counter() - saved > SAVE_EVERY):
                     mark = checkpoints.mark_of(self.guided, state, total, repr(objective))
-                    checkpoints.save(checkpoint, mark, state, done, losses)
+                    checkpoints.save(checkpoint, mark, state, done, losses, course)
                     saved = time.perf_counter()
                 if over:
                     break

@@ -18,13 +18,13 @@ from vi_reparam import path
 from vi_reparam.errors import BackendError
 from vi_reparam.frame import Frame
 from vi_reparam.guides import Flow, FullRank, Gaussian
-from vi_reparam.guides.flow import INTERVAL, KINDS, NUM_KNOTS
+from vi_reparam.guides.flow import CHEAP_INVERSES, INTERVAL, KINDS, NUM_KNOTS
 from vi_reparam.sde.bases import Diagonal
 from vi_reparam.search import LARGEST
 from vi_reparam_numpyro import listener
 from vi_reparam_numpyro.arguments import Arguments
 from vi_reparam_numpyro.guard import running_objective
-from vi_reparam_numpyro.joint import ALONE, Joint, JointGuide, Vector, frame_params
+from vi_reparam_numpyro.joint import ALONE, Joint, JointGuide, Vector, frame_params, tail_param, take_gaussian
 from vi_reparam_numpyro.layout import Layout
 from vi_reparam_numpyro.ops import ops
 
@@ -48,7 +48,7 @@ class FlowGuide(JointGuide):
     def distribution(self, layout: Layout, args: Any, kwargs: Any) -> dist.Distribution:
         size, family = layout.size, self.family
         frame = frame_params(PREFIX, size, size <= LARGEST, 0.1, self.start(layout, args, kwargs))
-        tail = lax.stop_gradient(numpyro.param(f"{PREFIX}_tail", jnp.zeros((), jnp.result_type(float))))
+        tail = tail_param(PREFIX)
         template, join = self._parts(size)
         weights: Any = numpyro.param(f"{PREFIX}_weights", lambda key: _redrawn(template, key))
         live, held = join(weights), join(jax.tree.map(lax.stop_gradient, weights))
@@ -56,9 +56,7 @@ class FlowGuide(JointGuide):
         frozen = gradient == "path"
         if listener.current() is None and running_objective() == ALONE:
             gradient = "reparameterization"  # of the same value, without a Jacobian that nobody asks for
-        inverse = None
-        if kind in ("coupling", "spline_coupling", "autoregressive"):
-            inverse = held.inverse
+        inverse = held.inverse if kind in CHEAP_INVERSES else None
 
         def make(key: Array) -> Vector:
             noise = random.normal(key, (size,), jnp.result_type(float))
@@ -95,10 +93,7 @@ class FlowGuide(JointGuide):
         size = self.layout(*arguments.join(arguments.arrays)).size
         spec = FullRank() if size <= LARGEST else Gaussian(Diagonal())
         params = dict(fit(spec, None, key).params)
-        frame = Frame(params.pop("gaussian_center"), params.pop("gaussian_root"))
-        params.pop("gaussian_tail")
-        own = {name: params.pop(f"gaussian_{name}") for name in spec.gaussian.names}
-        found = Frame.of(ops, frame.fold(ops, own))
+        found = Frame.of(ops, take_gaussian(params, spec.gaussian))
         return [{**params, f"{PREFIX}_center": found.center, f"{PREFIX}_root": found.root}]
 
 

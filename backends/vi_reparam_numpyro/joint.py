@@ -242,7 +242,7 @@ class GaussianGuide(JointGuide):
         base = family.gaussian
         start = self.start(layout, args, kwargs)
         frame = frame_params(self.prefix, layout.size, family.is_dense(layout.size), family.init_scale, start)
-        tail = lax.stop_gradient(numpyro.param(f"{self.prefix}_tail", jnp.zeros((), jnp.result_type(float))))
+        tail = tail_param(self.prefix)
         params = base_params(self.prefix, base, 1.0, lambda: jnp.zeros(layout.size, jnp.result_type(float)))
 
         def make(key: Array) -> Vector:
@@ -261,8 +261,7 @@ class GaussianGuide(JointGuide):
         layout = self.layout(*arguments.join(arguments.arrays))
         if isinstance(self.family.gaussian, LowRank):  # its diagonal first, which is quick and gives the units
             params = dict(fit(Gaussian(Diagonal(), self.family.init_scale), None, key).params)
-            frame = Frame(params.pop(f"{self.prefix}_center"), params.pop(f"{self.prefix}_root"))
-            found = Frame.of(ops, frame.fold(ops, {n: params.pop(f"{self.prefix}_{n}") for n in Diagonal.names}))
+            found = Frame.of(ops, take_gaussian(params, Diagonal()))
             return [{**params, f"{self.prefix}_center": found.center, f"{self.prefix}_root": found.root}]
         if not self.family.is_dense(layout.size):
             return [{}]
@@ -278,6 +277,18 @@ class GaussianGuide(JointGuide):
         own = {n: params[f"{self.prefix}_{n}"] for n in self.family.gaussian.names}
         frame = Frame(params[f"{self.prefix}_center"], params[f"{self.prefix}_root"])
         return Frame.of(ops, frame.fold(ops, own)) if own["loc"].ndim == 1 else None
+
+
+def take_gaussian(params: dict[str, Array], spec: Any) -> dict[str, Array]:
+    """Take a `GaussianGuide`'s parameters out of these, as those of its base in the model's own coordinates."""
+    frame = Frame(params.pop("gaussian_center"), params.pop("gaussian_root"))
+    params.pop("gaussian_tail")
+    return frame.fold(ops, {name: params.pop(f"gaussian_{name}") for name in spec.names})
+
+
+def tail_param(prefix: str) -> Array:
+    """h of `vi_reparam.tails`, as a `numpyro.param` site that no gradient moves."""
+    return lax.stop_gradient(numpyro.param(f"{prefix}_tail", jnp.zeros((), jnp.result_type(float))))
 
 
 def frame_params(prefix: str, size: int, dense: bool, scale: float, start: Callable[[], Array]) -> Frame:

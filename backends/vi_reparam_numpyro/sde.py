@@ -14,14 +14,13 @@ from jax import lax, random
 from numpyro.handlers import block, trace
 
 from vi_reparam.errors import ArgumentError
-from vi_reparam.frame import Frame
 from vi_reparam.guides import SDE
 from vi_reparam.guides.gaussian import Gaussian
 from vi_reparam.sde import latent
 from vi_reparam.sde.bases import Diagonal, Mixture
 from vi_reparam.sde.network import MLP
 from vi_reparam_numpyro.arguments import Arguments
-from vi_reparam_numpyro.joint import Joint, JointGuide, Vector, base_params, choose_component
+from vi_reparam_numpyro.joint import Joint, JointGuide, Vector, base_params, choose_component, take_gaussian
 from vi_reparam_numpyro.layout import Layout
 from vi_reparam_numpyro.ops import ops
 from vi_reparam_numpyro.prototype import drawable
@@ -127,9 +126,7 @@ class SDEGuide(JointGuide):
             return [{}]
         spec = Diagonal() if isinstance(family.base, Mixture) else family.base
         params = dict(fit(Gaussian(spec, family.init_scale), family.warm_start, key).params)
-        frame = Frame(params.pop("gaussian_center"), params.pop("gaussian_root"))
-        params.pop("gaussian_tail")
-        own = frame.fold(ops, {name: params.pop(f"gaussian_{name}") for name in spec.names})
+        own = take_gaussian(params, spec)
         if isinstance(family.base, Mixture):
             own = family.base.parameters(ops, random.key(0), own["loc"], jnp.exp(own["log_scale"]))
         return [{**params, **{f"{PREFIX}_{name}": value for name, value in own.items()}}]

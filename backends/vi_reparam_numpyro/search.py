@@ -42,11 +42,12 @@ class Searcher:
         Raises:
             NonFiniteError: if log p is not finite at any start.
         """
-        if self._learns(arguments):
-            return []
         known = arguments.key, jax.config.read("jax_enable_x64")
         if known not in self._compiled:
-            self._compiled[known] = jax.jit(lambda key, arrays: self._paths(layout, arguments, key, arrays))
+            search_for = jax.jit(lambda key, arrays: self._paths(layout, arguments, key, arrays))
+            self._compiled[known] = None if self._learns(arguments) else search_for
+        if self._compiled[known] is None:
+            return []
         found = jax.tree.map(np.asarray, self._compiled[known](key, arguments.arrays))
         if not np.isfinite(found["value"]).any():
             raise NonFiniteError(

@@ -29,14 +29,7 @@ def save(path: Any, mark: Mark, state: Any, done: int, losses: np.ndarray, cours
         arrays |= {f"optimizer/{index}/{slot}": to_numpy(value) for slot, value in slots.items() if value is not None}
     for site, average in state.averages.items():
         arrays |= {f"average/{site}/{part}": to_numpy(value) for part, value in average.items()}
-    if course is not None:
-        arrays |= {f"course/{name}": np.asarray(getattr(course, name)) for name in _COURSE}
-        arrays |= {f"blocks/{name}": np.asarray(getattr(course.blocks, name)) for name in _BLOCKS}
-    checkpoints.save(path, mark, arrays, done, losses)
-
-
-_COURSE = ("stage", "done", "settled")
-_BLOCKS = ("means", "squares", "losses")
+    checkpoints.save(path, mark, arrays, done, losses, course)
 
 
 def load(
@@ -47,7 +40,7 @@ def load(
     Raises:
         ArgumentError: if the file is no checkpoint, or one of another model or fit.
     """
-    found = checkpoints.load(path, mark)
+    found = checkpoints.load(path, mark, course)
     if found is None:
         return 0, losses
     arrays, done, stored = found
@@ -63,10 +56,6 @@ def load(
         elif kind == "average":
             site, _, part = rest.rpartition("/")
             state.averages.setdefault(site, {})[part] = torch.as_tensor(array)
-        elif kind == "course":
-            setattr(course, rest, array.item())
-        elif kind == "blocks" and course is not None:
-            setattr(course.blocks, rest, list(array))
     state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": slots})
     if state.schedule is not None:
         with warnings.catch_warnings():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 
 from vi_reparam import escalation
 from vi_reparam.estimators import Auto
-from vi_reparam.guides import FullRank, GuideFamily, MeanField
+from vi_reparam.guides import FullRank, GuideFamily
 from vi_reparam_pyro.arguments import as_tensors, check_data, to_numpy
 from vi_reparam_pyro.fit import as_key, check_options
 from vi_reparam_pyro.joint import layout_of
@@ -31,37 +30,23 @@ def climb(guided: Guided, args: Any, kwargs: Any, options: dict[str, Any]) -> An
     check_data(args, kwargs)
     args, kwargs = as_tensors(args, kwargs)
     guided.fitter.check(key, args, kwargs)
-    rungs = _rungs(guided, args, kwargs)
-    posteriors: dict[GuideFamily, Any] = {}
 
-    def fit(family: GuideFamily) -> Any:
-        rung = guided.rung(family)
-        own = dict(options)
-        if options["checkpoint"] is not None and len(rungs) > 1:
-            own["checkpoint"] = f"{options['checkpoint']}.{type(family).__name__}"
-        rung.fitter.fitted = dict(posteriors)
-        posteriors[family] = rung.fitter.fit(args, kwargs, **own)
-        return posteriors[family]
+    def fit(family: GuideFamily, checkpoint: Any, earlier: dict[GuideFamily, Any]) -> Any:
+        fitter = guided.rung(family).fitter
+        fitter.fitted = earlier
+        return fitter.fit(args, kwargs, **{**options, "checkpoint": checkpoint})
 
-    @functools.cache
-    def price() -> float:
+    def loss() -> float:
         return _mean_field_loss(guided.rung(FullRank()), args, kwargs, key)
 
-    def spare(family: GuideFamily) -> str:
-        if not isinstance(family, MeanField) or FullRank() not in rungs or spec.families is not None:
-            return ""
-        if price() < escalation.HOPELESS:
-            return ""
-        return f"left out: the latents' correlations alone would cost it about {price():.2g} nats"
-
-    kept = escalation.climb(rungs, fit, spare, budget=spec.budget)
+    kept = escalation.climb_with(spec, _ladder(guided, args, kwargs), fit, loss, options["checkpoint"])
     with torch.no_grad():  # networks train in place, and later families went on with them
         for name, weight in kept.guided.fitter.networks.items():
             weight.copy_(kept.params[name])
     return kept
 
 
-def _rungs(guided: Guided, args: Any, kwargs: Any) -> list[GuideFamily]:
+def _ladder(guided: Guided, args: Any, kwargs: Any) -> list[GuideFamily]:
     spec: Any = guided.family
     named = any(site != "*" or not isinstance(e, Auto) for site, e in guided.estimators.items())
     try:
@@ -78,6 +63,4 @@ def _mean_field_loss(rung: Guided, args: Any, kwargs: Any, key: int) -> float:
     if not found:
         return 0.0
     root = to_numpy(found[0].root)
-    inverse = np.linalg.inv(root)
-    diagonal = float(np.log(np.sum(inverse**2, axis=0)).sum())
-    return escalation.mean_field_loss(diagonal, -2.0 * float(np.log(np.diagonal(root)).sum()))
+    return escalation.mean_field_loss(root, np.linalg.inv(root))

@@ -16,7 +16,7 @@ from vi_reparam import path
 from vi_reparam.errors import BackendError
 from vi_reparam.frame import Frame
 from vi_reparam.guides import Flow, FullRank, Gaussian
-from vi_reparam.guides.flow import INTERVAL, KINDS, NUM_KNOTS
+from vi_reparam.guides.flow import CHEAP_INVERSES, INTERVAL, KINDS, NUM_KNOTS
 from vi_reparam.sde.bases import Diagonal
 from vi_reparam.search import LARGEST
 from vi_reparam_pyro.joint import Joint, JointGuide, Vector, frame_params, tail_param, take_gaussian
@@ -86,9 +86,6 @@ class FlowGuide(JointGuide):
         params = dict(fit(spec, None, key).params)
         found = Frame.of(ops, take_gaussian(params, spec.gaussian))
         return [{**params, f"{PREFIX}_center": found.center, f"{PREFIX}_root": found.root}]
-
-
-CHEAP_INVERSES = ("coupling", "spline_coupling", "autoregressive")
 
 
 def _plain(name: str) -> str:

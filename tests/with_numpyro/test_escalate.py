@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import multivariate_normal
 
 import vi_reparam_numpyro as vr
+from vi_reparam_numpyro import fit as fitting
 
 RNG = np.random.default_rng(5)
 X = np.column_stack([np.ones(40), 100.0 + 15.0 * RNG.normal(size=40)])  # not centred: the coefficients are correlated
@@ -54,13 +55,45 @@ def test_its_posterior_is_stored_with_its_family(fitted, tmp_path):
     assert again.tried == fitted.tried
 
 
-def test_a_checkpoint_goes_on_where_it_ended(fitted, tmp_path):
-    guided = vr.guide(vr.FullRank())(regression.model)
+def test_a_checkpoint_goes_on_to_the_same_end(tmp_path, monkeypatch):
+    guided, looks = vr.guide(vr.FullRank())(regression.model), []
+    whole = guided.fit(X, y=Y, progress=False)
+    look = fitting.Fitter._look
+
+    class CutError(Exception):
+        pass
+
+    def cut(*arguments):
+        looks.append(arguments)
+        if len(looks) > 9:
+            raise CutError
+        return look(*arguments)
+
     options = {"y": Y, "progress": False, "checkpoint": tmp_path / "state.npz"}
-    first = guided.fit(X, **options)
-    second = guided.fit(X, **options)
-    np.testing.assert_array_equal(first.params["gaussian_loc"], second.params["gaussian_loc"])
-    assert len(first.losses) == len(second.losses)
+    with monkeypatch.context() as patched:
+        patched.setattr(fitting, "SAVE_EVERY", 0.0)
+        patched.setattr(fitting.Fitter, "_look", staticmethod(cut))
+        with pytest.raises(CutError):
+            guided.fit(X, **options)
+    for _ in range(2):  # goes on; and, finished, only gives its end again
+        resumed = guided.fit(X, **options)
+        np.testing.assert_array_equal(resumed.losses, whole.losses)
+        np.testing.assert_array_equal(resumed.params["gaussian_loc"], whole.params["gaussian_loc"])
+        assert resumed.record["converged"] == whole.record["converged"]
+
+
+def test_a_model_that_reads_its_data_has_the_default_too():
+    @vr.guide
+    def model(y):
+        scale = numpyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        loc = numpyro.sample("loc", dist.Normal(0.0, 1.0))
+        width = 2.0 if y.max() > 0.0 else 1.0
+        numpyro.sample("y", dist.Normal(loc, width * scale), obs=jnp.asarray(y))
+
+    y = np.array([0.3, -0.2, 0.8])
+    with pytest.warns(UserWarning, match="reads its data in Python") as caught:
+        posterior = model.fit(y, progress=False)
+    assert len(caught) == 1 and posterior.tried
 
 
 def test_discrete_latents_and_named_estimators_stay_with_the_mean_field():

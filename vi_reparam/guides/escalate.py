@@ -61,7 +61,8 @@ class Escalate(GuideFamily):
         """
         if self.families is not None:
             joint = size is not None and not estimators
-            return [f for f in self.families if joint or not isinstance(f, JointFamily)] or [MeanField()]
+            covering = [f for f in self.families if joint or not isinstance(f, JointFamily)]
+            return covering or list(self.families)  # none: the first one's fit says why
         if size is None or estimators or (subsampled and size > LARGEST):
             return [MeanField()]
         if size <= LARGEST:

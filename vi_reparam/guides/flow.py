@@ -19,6 +19,9 @@ KINDS: dict[str, str] = {
 }
 """Kind -> what its layers do to a coordinate."""
 
+CHEAP_INVERSES = ("coupling", "spline_coupling", "autoregressive")
+"""Kinds whose inverse costs no more than a draw does."""
+
 INTERVAL = 10.0
 """Splines bend coordinates between -10 and 10 standard deviations of the Gaussian that they start from."""
 
@@ -79,5 +82,5 @@ class Flow(JointFamily):
 
     def gradient_at(self, size: int) -> str:
         """The gradient for a vector of this size: plain where a path gradient would need too large a Jacobian."""
-        cheap = self.kind_at(size) in ("coupling", "spline_coupling")
+        cheap = self.kind_at(size) in CHEAP_INVERSES
         return self.gradient if cheap or size <= LARGEST_JACOBIAN else "reparameterization"

@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 
 from vi_reparam.errors import ArgumentError
 from vi_reparam.ops import Ops
+from vi_reparam.special import LOG_2PI
 
 Array = Any
 Params = dict[str, Array]
-LOG_2PI = math.log(2.0 * math.pi)
 
 
 class Base(abc.ABC):

@@ -22,9 +22,9 @@ from vi_reparam.sde.schedules import Schedule
 from vi_reparam.sde.solver import Adams, in_form, rows, tables
 from vi_reparam.sde.tau import Tau
 from vi_reparam.sde.transition import noising
+from vi_reparam.special import LOG_2PI
 
 Array = Any
-LOG_2PI = math.log(2.0 * math.pi)
 
 GRADIENTS = ("path", "reparameterization", "log_variance")
 
