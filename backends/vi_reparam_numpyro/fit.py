@@ -25,7 +25,7 @@ from vi_reparam.search import FAR, MOST_RUNS, distance
 from vi_reparam_numpyro import checkpoint as checkpoints
 from vi_reparam_numpyro.arguments import Arguments, check_data
 from vi_reparam_numpyro.objectives import ELBO
-from vi_reparam_numpyro.optimizers import default_optimizer, fingerprint
+from vi_reparam_numpyro.optimizers import family_optimizer, fingerprint
 from vi_reparam_numpyro.prototype import drawable
 from vi_reparam_numpyro.run import run
 from vi_reparam_numpyro.select import choose
@@ -191,10 +191,7 @@ class Fitter:
 
     def _default_optimizer(self, num_steps: int | None) -> Any:
         """The family's own; at a constant rate where the fit watches itself."""
-        family = self.guided.family
-        if family is None:
-            return default_optimizer(num_steps)
-        return default_optimizer(num_steps, family.learning_rate, clip=family.clip, warmup=family.warmup)
+        return family_optimizer(num_steps, self.guided.family)
 
     def _warm_starts(self, key: Any, arguments: Arguments, most: int) -> list[dict[str, Array]]:
         """Values to start some parameters from; several where runs should be kept apart."""

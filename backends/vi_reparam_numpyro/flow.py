@@ -18,6 +18,7 @@ from vi_reparam import path
 from vi_reparam.errors import BackendError
 from vi_reparam.frame import Frame
 from vi_reparam.guides import Flow, FullRank, Gaussian
+from vi_reparam.guides.cover import ALL, Cover
 from vi_reparam.guides.flow import CHEAP_INVERSES, INTERVAL, KINDS, NUM_KNOTS
 from vi_reparam.sde.bases import Diagonal
 from vi_reparam.search import LARGEST
@@ -30,8 +31,6 @@ from vi_reparam_numpyro.ops import ops
 
 Array = Any
 
-PREFIX = "flow"
-
 
 class FlowGuide(JointGuide):
     """A Gaussian's frame, and a bijection that bends it.
@@ -39,46 +38,51 @@ class FlowGuide(JointGuide):
     Args:
         model: the model.
         family: the specification.
+        cover: which latents it draws.
     """
 
-    def __init__(self, model: Any, family: Flow) -> None:
-        super().__init__(model, family)
+    kind = "flow"
+
+    def __init__(self, model: Any, family: Flow, cover: Cover = ALL) -> None:
+        super().__init__(model, family, cover)
         self._made: dict[Any, Any] = {}
 
-    def distribution(self, layout: Layout, args: Any, kwargs: Any) -> dist.Distribution:
-        size, family = layout.size, self.family
-        frame = frame_params(PREFIX, size, size <= LARGEST, 0.1, self.start(layout, args, kwargs))
-        tail = tail_param(PREFIX)
-        template, join = self._parts(size)
-        weights: Any = numpyro.param(f"{PREFIX}_weights", lambda key: _redrawn(template, key))
+    def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> dist.Distribution:
+        size, family, prefix = layout.size, self.family, self.prefix
+        frame = frame_params(prefix, size, size <= LARGEST, 0.1, self.start(layout, args, kwargs))
+        tail = tail_param(prefix)
+        template, join = self._parts(size, None if features is None else features.shape[1])
+        weights: Any = numpyro.param(f"{prefix}_weights", lambda key: _redrawn(template, key))
         live, held = join(weights), join(jax.tree.map(lax.stop_gradient, weights))
         kind, gradient = family.kind_at(size), family.gradient_at(size)
         frozen = gradient == "path"
         if listener.current() is None and running_objective() == ALONE:
             gradient = "reparameterization"  # of the same value, without a Jacobian that nobody asks for
-        inverse = held.inverse if kind in CHEAP_INVERSES else None
+        cheap = kind in CHEAP_INVERSES
 
-        def make(key: Array) -> Vector:
+        def make(key: Array, row: Array | None = None) -> Vector:
             noise = random.normal(key, (size,), jnp.result_type(float))
             z, log_q = path.flow(
                 ops,
-                live.transform_and_log_det,
-                held.transform_and_log_det,
+                lambda x: live.transform_and_log_det(x, row),
+                lambda x: held.transform_and_log_det(x, row),
                 frame,
                 tail,
                 noise,
                 gradient=gradient,
-                inverse=inverse,
+                inverse=(lambda y: held.inverse(y, row)) if cheap else None,
                 slope_of=lambda f, x: jax.grad(f)(x),
                 jacobian_of=lambda f, x: jax.jacfwd(f)(x),
             )
             return Vector(z, log_q, frozen=frozen)
 
-        return Joint(size, make)
+        if layout.plate is None:
+            return Joint(size, make, self.site)
+        return Joint.each(size, make, self.site, features, layout.plate)
 
-    def _parts(self, size: int) -> Any:
+    def _parts(self, size: int, num_features: int | None) -> Any:
         """`parts_of` the bijection, made once; in a thread, since flowjax checks values that a trace would hide."""
-        known = size, jnp.result_type(float)
+        known = size, num_features, jnp.result_type(float)
         if known not in self._made:
             made: list[Any] = []
             thread = threading.Thread(target=lambda: made.append(_attempt(self.family, *known)))
@@ -90,18 +94,20 @@ class FlowGuide(JointGuide):
         return self._made[known]
 
     def warm_starts(self, fit: Callable[..., Any], arguments: Arguments, key: Any) -> list[dict[str, Array]]:
+        if self.family.is_local:
+            return [{}]
         size = self.layout(*arguments.join(arguments.arrays)).size
         spec = FullRank() if size <= LARGEST else Gaussian(Diagonal())
         params = dict(fit(spec, None, key).params)
         found = Frame.of(ops, take_gaussian(params, spec.gaussian))
-        return [{**params, f"{PREFIX}_center": found.center, f"{PREFIX}_root": found.root}]
+        return [{**params, f"{self.prefix}_center": found.center, f"{self.prefix}_root": found.root}]
 
 
-def _attempt(family: Flow, size: int, dtype: Any) -> Any:
+def _attempt(family: Flow, size: int, num_features: int | None, dtype: Any) -> Any:
     home: Any = jax if hasattr(jax, "enable_x64") else experimental
     try:
         with home.enable_x64(jnp.dtype(dtype).itemsize == 8):  # a thread does not know of the caller's precision
-            return parts_of(bijection(family, size, random.key(0)))
+            return parts_of(bijection(family, size, random.key(0), num_features))
     except Exception as error:  # raised by whoever waits for the thread
         return error
 
@@ -134,8 +140,11 @@ def parts_of(module: Any) -> tuple[dict[str, np.ndarray], Callable[[dict[str, Ar
     return {str(i): np.asarray(leaf) for i, leaf in enumerate(leaves)}, join
 
 
-def bijection(family: Flow, size: int, key: Any) -> Any:
+def bijection(family: Flow, size: int, key: Any, num_features: int | None = None) -> Any:
     """The layers, the identity at the start but for ``"block_autoregressive"``.
+
+    Args:
+        num_features: of the row that they are conditioned on; None for none.
 
     Raises:
         BackendError: if flowjax is missing.
@@ -149,7 +158,7 @@ def bijection(family: Flow, size: int, key: Any) -> Any:
 
     def layer(key: Any) -> Any:
         own, order = random.split(key)
-        made = _layer(bijections, family, kind, size, own)
+        made = _layer(bijections, family, kind, size, own, num_features)
         if size == 1:
             return made
         moved = bijections.Permute(random.permutation(order, jnp.arange(size))) if size > 2 else bijections.Flip((2,))
@@ -159,7 +168,7 @@ def bijection(family: Flow, size: int, key: Any) -> Any:
     return bijections.Invert(layers) if kind == "autoregressive" else layers
 
 
-def _layer(bijections: Any, family: Flow, kind: str, size: int, key: Any) -> Any:
+def _layer(bijections: Any, family: Flow, kind: str, size: int, key: Any, num_features: int | None) -> Any:
     if KINDS[kind] == "block":
         width = max(1, -(-family.hidden // size))
         return bijections.BlockAutoregressiveNetwork(key, dim=size, cond_dim=None, depth=1, block_dim=width)
@@ -169,6 +178,7 @@ def _layer(bijections: Any, family: Flow, kind: str, size: int, key: Any) -> Any
     if KINDS[kind] == "spline":
         transformer = bijections.RationalQuadraticSpline(knots=NUM_KNOTS, interval=INTERVAL)
     options = {"transformer": transformer, "nn_width": family.hidden, "nn_depth": 1, "nn_activation": jax.nn.silu}
+    options["cond_dim"] = num_features
     if kind in ("coupling", "spline_coupling"):
         made = bijections.Coupling(key, untransformed_dim=size // 2, dim=size, **options)
         return _start_at_identity(made, "conditioner")

@@ -16,7 +16,8 @@ from numpyro.distributions import biject_to, constraints
 
 from vi_reparam.errors import SiteError
 from vi_reparam.estimators import Auto, Estimator
-from vi_reparam.guides import SDE, Flow, GaussianFamily, GuideFamily, MeanField
+from vi_reparam.guides import SDE, Flow, GaussianFamily, GuideFamily, MeanField, Sites
+from vi_reparam.guides.cover import ALL, Cover
 from vi_reparam_numpyro.distributions import VonMisesFisher
 from vi_reparam_numpyro.flow import FlowGuide
 from vi_reparam_numpyro.joint import GaussianGuide
@@ -28,23 +29,46 @@ from vi_reparam_numpyro.starts import starting_values
 Array = Any
 
 
-def build_guide(family: GuideFamily, model: Any, estimators: dict[str, Estimator]) -> Any:
+def build_guide(family: GuideFamily, model: Any, estimators: dict[str, Estimator], cover: Cover = ALL) -> Any:
     """The guide of a family for a model.
+
+    Args:
+        cover: which latents it draws.
 
     Raises:
         SiteError: if the family is not one that this backend builds.
     """
     if isinstance(family, MeanField):
-        return MeanFieldGuide(model, family, estimators)
+        return MeanFieldGuide(model, family, estimators, cover)
+    if isinstance(family, Sites):
+        return SitesGuide([build_guide(own, model, estimators, part) for part, own in family.parts()])
     for kind, made in _JOINT.items():
         if isinstance(family, kind):
-            return made(model, family)
-    known = "vr.MeanField(), vr.FullRank(), vr.LowRank(), vr.Flow() or vr.SDE()"
+            return made(model, family, cover)
+    known = "vr.MeanField(), vr.FullRank(), vr.LowRank(), vr.Flow(), vr.SDE() or vr.Sites({...})"
     raise SiteError(f"{family!r} is not a guide family that this backend builds: use {known}")
 
 
 _JOINT: dict[type, Callable[..., Any]] = {GaussianFamily: GaussianGuide, Flow: FlowGuide, SDE: SDEGuide}
 """One row a family over all latents: what draws it."""
+
+
+class SitesGuide:
+    """Several guides, one after the other, in the same plates. A plain NumPyro guide.
+
+    Attributes:
+        parts: the guides.
+    """
+
+    def __init__(self, parts: list[Any]) -> None:
+        self.parts = parts
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
+        plates: dict[str, numpyro.plate] = {}
+        values = {}
+        for part in self.parts:
+            values.update(part.draw(args, kwargs, plates))
+        return values
 
 
 class MeanFieldGuide:
@@ -56,10 +80,12 @@ class MeanFieldGuide:
         model: the model.
         family: the specification.
         estimators: named estimators, which discrete sites need.
+        cover: which latents it draws.
     """
 
-    def __init__(self, model: Any, family: MeanField, estimators: dict[str, Estimator]) -> None:
+    def __init__(self, model: Any, family: MeanField, estimators: dict[str, Estimator], cover: Cover = ALL) -> None:
         self.model = model
+        self.cover = cover
         self.family = family
         self.estimators = estimators
         self._known: dict[Any, dict[str, Site]] = {}
@@ -70,7 +96,7 @@ class MeanFieldGuide:
         known = self._known.get(shapes)
         if known is None:
             with jax.ensure_compile_time_eval():  # bounds are numbers, also when this is traced
-                known = self._known[shapes] = prototype(self.model, args, kwargs)
+                known = self._known[shapes] = self.cover.pick(prototype(self.model, args, kwargs))
             for site in known.values():
                 self._check_discrete(site)
         return known
@@ -91,9 +117,16 @@ class MeanFieldGuide:
             )
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
+        return self.draw(args, kwargs, {})
+
+    def draw(self, args: Any, kwargs: Any, plates: dict[str, numpyro.plate]) -> dict[str, Array]:
+        """The latents that it covers.
+
+        Args:
+            plates: entered before in this run, by name.
+        """
         sites = self.sites(args, kwargs)
-        starts = functools.cache(lambda: starting_values(self.model, args, kwargs, sites))  # only if a param asks
-        plates: dict[str, numpyro.plate] = {}
+        starts = functools.cache(lambda: self._starts(args, kwargs))  # only if a param asks
         values = {}
         for site in sites.values():
             with contextlib.ExitStack() as stack:
@@ -103,6 +136,11 @@ class MeanFieldGuide:
                 distribution = build(site, self.family.init_scale, lambda name=site.name: starts()[name])
                 values[site.name] = numpyro.sample(site.name, distribution)
         return values
+
+    def _starts(self, args: Any, kwargs: Any) -> dict[str, Array]:
+        with jax.ensure_compile_time_eval():
+            sites = prototype(self.model, args, kwargs)
+        return starting_values(self.model, args, kwargs, sites)
 
 
 Start = Callable[[], Array]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+from numpyro.distributions import Delta
 from numpyro.primitives import Messenger, mutable
 
 from vi_reparam.errors import ArgumentError, SiteError
@@ -68,7 +69,7 @@ class estimate(Messenger):  # noqa: N801  (handlers are lower case in NumPyro)
 
     def _wildcard(self, name: str, fn: Any) -> Estimator | None:
         chosen = self.estimators.get("*")
-        if chosen is None:
+        if chosen is None or isinstance(fn, Delta) or getattr(fn, "known_by_draws", False):
             return None
         try:
             resolve(chosen, fn, name)

@@ -23,6 +23,8 @@ from vi_reparam.errors import SiteError
 from vi_reparam.estimators import ScoreFunction
 from vi_reparam.frame import Frame
 from vi_reparam.guides import Gaussian, GaussianFamily, JointFamily
+from vi_reparam.guides.condition import features_of, plate_of
+from vi_reparam.guides.cover import ALL, Cover
 from vi_reparam.sde.bases import Diagonal, LowRank, Mixture
 from vi_reparam_numpyro import listener
 from vi_reparam_numpyro.arguments import Arguments
@@ -31,7 +33,7 @@ from vi_reparam_numpyro.guard import refuse_gradient, running_objective
 from vi_reparam_numpyro.layout import Layout
 from vi_reparam_numpyro.ops import ops
 from vi_reparam_numpyro.plates import enter
-from vi_reparam_numpyro.prototype import form_of, prototype
+from vi_reparam_numpyro.prototype import Plate, form_of, prototype
 from vi_reparam_numpyro.scoring import full_data, total_log_prob
 from vi_reparam_numpyro.search import Searcher
 from vi_reparam_numpyro.starts import starting_values
@@ -39,7 +41,7 @@ from vi_reparam_numpyro.starts import starting_values
 Array = Any
 
 SITE = "vr_joint"
-"""The auxiliary site of the vector that all latents are cut from."""
+"""The auxiliary site of the vector that latents are cut from; `Cover.label` goes before it."""
 
 SINGLE_SAMPLE = ("ELBO", "Trace_ELBO", "TraceMeanField_ELBO")
 """Objectives that are linear in log q, so that its parameters may be constants there."""
@@ -47,11 +49,11 @@ SINGLE_SAMPLE = ("ELBO", "Trace_ELBO", "TraceMeanField_ELBO")
 
 @dataclasses.dataclass(frozen=True)
 class Vector:
-    """A draw of the vector.
+    """A draw of the vector, or of one for each element of a plate.
 
     Attributes:
-        value: shape ``[D]``.
-        log_q: such that log p - log_q is the log weight, a scalar.
+        value: shape ``[D]``, or ``[*plate, D]``.
+        log_q: such that log p - log_q is the log weight, shape ``[]`` or ``[*plate]``.
         score_term: as in `vi_reparam.Draw`.
         frozen: whether log_q leaves out the gradient by the guide's parameters.
     """
@@ -76,13 +78,41 @@ class Joint(dist.Distribution):
     Args:
         size: D.
         make: a draw from a key.
+        site: its name.
+        batch_shape: of the plate whose elements have a vector each.
     """
 
-    pytree_aux_fields = ("make",)
+    pytree_aux_fields = ("make", "site")
+    known_by_draws = True
 
-    def __init__(self, size: int, make: Callable[[Array], Vector]) -> None:
-        self.make = make
-        super().__init__((), (size,), validate_args=False)
+    def __init__(
+        self, size: int, make: Callable[[Array], Vector], site: str = SITE, batch_shape: tuple[int, ...] = ()
+    ) -> None:
+        self.make, self.site = make, site
+        super().__init__(batch_shape, (size,), validate_args=False)
+
+    @classmethod
+    def each(cls, size: int, make: Callable[[Array, Array], Vector], site: str, features: Any, plate: Plate) -> Joint:
+        """A draw for each element of a plate.
+
+        Args:
+            make: a draw from a key and a row of features.
+            features: of the elements at hand, shape ``[B, F]``.
+        """
+        shape = (len(features), *(1 for _ in range(-1 - plate.dim)))
+
+        def all_of_them(key: Array) -> Vector:
+            frozen: list[bool] = []
+
+            def one(key: Array, row: Array) -> tuple[Array, Array]:
+                made = make(key, row)
+                frozen.append(made.frozen)
+                return made.value, made.log_q
+
+            value, log_q = jax.vmap(one)(random.split(key, len(features)), features)
+            return Vector(value.reshape(*shape, size), log_q.reshape(shape), frozen=frozen[0])
+
+        return cls(size, all_of_them, site, shape)
 
     @property
     def support(self) -> Any:
@@ -111,16 +141,16 @@ class Joint(dist.Distribution):
         if made.score_term is not None:
             if hearing is None:
                 message = (
-                    f"site {SITE!r}: this guide's gradient='log_variance' leaves a score term that "
+                    f"site {self.site!r}: this guide's gradient='log_variance' leaves a score term that "
                     f"{running_objective()} would drop, and the gradient would be wrong; use vr.ELBO(), or "
                     "gradient='path'"
                 )
                 return refuse_gradient(message, value, made.score_term), [log_q]
             draw = Draw(value=value, log_prob=log_q, score_term=made.score_term)
             kind: Any = _Whole()
-            value = hearing.report(SITE, Sampled(draw, kind, ScoreFunction(baseline="leave_one_out"), ()))
-            hearing.consume(SITE)
-            if SITE in hearing.altered:  # whoever shifts the draw asks what depends on it
+            value = hearing.report(self.site, Sampled(draw, kind, ScoreFunction(baseline="leave_one_out"), ()))
+            hearing.consume(self.site)
+            if self.site in hearing.altered:  # whoever shifts the draw asks what depends on it
                 log_q = log_q + 0.0 * jnp.sum(value)
         elif made.frozen and hearing is None and (name := running_objective()) not in (*SINGLE_SAMPLE, ALONE):
             message = (
@@ -134,8 +164,8 @@ class Joint(dist.Distribution):
         if intermediates:
             return intermediates[0]
         raise SiteError(
-            f"site {SITE!r}: only a draw of this guide can be scored, together with the path behind it; a value that "
-            "was replayed or substituted has lost its path"
+            f"site {self.site!r}: only a draw of this guide can be scored, together with the path behind it; a value "
+            "that was replayed or substituted has lost its path"
         )
 
 
@@ -151,11 +181,17 @@ class JointGuide(abc.ABC):
     Args:
         model: the model.
         family: the specification.
+        cover: which latents it draws.
     """
 
-    def __init__(self, model: Any, family: JointFamily) -> None:
+    kind: ClassVar[str]
+    """Of the guide: part of its parameters' names."""
+
+    def __init__(self, model: Any, family: JointFamily, cover: Cover = ALL) -> None:
         self.model = model
         self.family: Any = family
+        self.cover = cover
+        self.prefix, self.site = cover.named(self.kind), cover.named(SITE)
         self._known: dict[Any, Layout] = {}
 
     def layout(self, args: Any, kwargs: Any) -> Layout:
@@ -168,24 +204,50 @@ class JointGuide(abc.ABC):
         known = self._known.get(shapes)
         if known is None:
             with jax.ensure_compile_time_eval():  # bounds are numbers, also when this is traced
-                sites = prototype(self.model, args, kwargs)
-                known = Layout.of(sites, type(self.family).__name__)
+                sites = self.cover.pick(prototype(self.model, args, kwargs))
+                plate = None
+                if self.family.is_local:
+                    plate = plate_of([s.plates for s in sites.values()], len(self._given(args, kwargs)))
+                known = Layout.of(sites, type(self.family).__name__, plate=plate)
             self.family.check_size(known.size)
             self._known[shapes] = known
         return known
 
     def start(self, layout: Layout, args: Any, kwargs: Any) -> Callable[[], Array]:
-        """Computes, once it is asked, a sensible vector to start from."""
-        sites = {part.site.name: part.site for part in layout.parts}
-        return functools.cache(lambda: layout.pack(starting_values(self.model, args, kwargs, sites)))
+        """Computes, once it is asked, a sensible vector to start from; the mean over a plate's elements."""
+
+        def compute() -> Array:
+            with jax.ensure_compile_time_eval():
+                sites = prototype(self.model, args, kwargs)
+            values = starting_values(self.model, args, kwargs, sites)
+            return layout.pack(values) if layout.plate is None else jnp.mean(layout.pack_each(values), axis=0)
+
+        return functools.cache(compute)
+
+    def _given(self, args: Any, kwargs: Any) -> Array:
+        """The features that the elements of the plate are conditioned on, a row for each. Shape ``[N, F]``."""
+        found = jnp.asarray(features_of(self.family.condition, self.model, args, kwargs), jnp.result_type(float))
+        return found.reshape(found.shape[0], -1)
+
+    def features(self, args: Any, kwargs: Any, indices: Array) -> Array:
+        """The rows of these elements, standardized as the first data were. Shape ``[B, F]``."""
+        rows = self._given(args, kwargs)
+        mean: Any = numpyro.param(f"{self.prefix}_feature_mean", lambda _: jnp.mean(rows, axis=0))
+        spread: Any = numpyro.param(f"{self.prefix}_feature_scale", lambda _: jnp.std(rows, axis=0))
+        mean, spread = lax.stop_gradient(mean), lax.stop_gradient(spread)
+        return (rows[indices] - mean[None]) / jnp.where(spread > 0.0, spread, 1.0)[None]
 
     def share(self, other: JointGuide) -> None:
         """Take over what another guide of the same model knows of it."""
         self._known = other._known
 
     @abc.abstractmethod
-    def distribution(self, layout: Layout, args: Any, kwargs: Any) -> dist.Distribution:
-        """The distribution of the vector; its parameters are `numpyro.param` sites."""
+    def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> dist.Distribution:
+        """The distribution of the vector; its parameters are `numpyro.param` sites.
+
+        Args:
+            features: of the elements of `layout.plate` at hand, shape ``[B, F]``; None without one.
+        """
 
     def log_joint(self, layout: Layout, params: dict[str, Array], args: Any, kwargs: Any) -> Callable[[Array], Array]:
         """log p of a latent vector on all of the data, with the change of volume; data and parameters are live."""
@@ -214,17 +276,31 @@ class JointGuide(abc.ABC):
         return None
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
+        return self.draw(args, kwargs, {})
+
+    def draw(self, args: Any, kwargs: Any, plates: dict[str, numpyro.plate]) -> dict[str, Array]:
+        """The latents that it covers.
+
+        Args:
+            plates: entered before in this run, by name.
+        """
         layout = self.layout(args, kwargs)
-        vector: Any = numpyro.sample(SITE, self.distribution(layout, args, kwargs), infer={"is_auxiliary": True})
-        plates: dict[str, numpyro.plate] = {}
-        values, found = {}, layout.unpack(vector)
+        with contextlib.ExitStack() as stack:
+            features = None
+            if layout.plate is not None:
+                features = self.features(args, kwargs, enter(stack, plates, layout.plate))
+            distribution = self.distribution(layout, args, kwargs, features)
+            vector: Any = numpyro.sample(self.site, distribution, infer={"is_auxiliary": True})
+        found = layout.unpack(vector) if features is None else layout.unpack_each(vector.reshape(-1, layout.size))
+        values = {}
         for part in layout.parts:
             site = part.site
             value, log_det = found[site.name]
             with contextlib.ExitStack() as stack:
                 for plate in site.plates:
                     indices = enter(stack, plates, plate)
-                    if plate.size != plate.subsample_size and len(indices) != plate.size:
+                    whole = plate != layout.plate and len(indices) != plate.size
+                    if whole and plate.size != plate.subsample_size:
                         axis = len(site.shape) - site.event_dim + plate.dim
                         value, log_det = jnp.take(value, indices, axis), jnp.take(log_det, indices, axis)
                 delta = dist.Delta(value, log_density=-log_det, event_dim=site.event_dim)
@@ -235,9 +311,9 @@ class JointGuide(abc.ABC):
 class GaussianGuide(JointGuide):
     """One Gaussian over all latents, in the frame that the search found."""
 
-    prefix = "gaussian"
+    kind = "gaussian"
 
-    def distribution(self, layout: Layout, args: Any, kwargs: Any) -> dist.Distribution:
+    def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> dist.Distribution:
         family: GaussianFamily = self.family
         base = family.gaussian
         start = self.start(layout, args, kwargs)
@@ -255,7 +331,7 @@ class GaussianGuide(JointGuide):
             held = {name: lax.stop_gradient(p) for name, p in params.items()}
             return Vector(frame.place(y), base.log_prob(ops, held, y) - frame.log_det(ops), frozen=True)
 
-        return Joint(layout.size, make)
+        return Joint(layout.size, make, self.site)
 
     def warm_starts(self, fit: Callable[..., Any], arguments: Arguments, key: Any) -> list[dict[str, Array]]:
         layout = self.layout(*arguments.join(arguments.arrays))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from numpyro.distributions.util import sum_rightmost
 
 from vi_reparam.errors import SiteError
-from vi_reparam_numpyro.prototype import Site, bijection
+from vi_reparam_numpyro.prototype import Plate, Site, bijection
 
 Array = jax.Array
 
@@ -41,12 +41,14 @@ class Layout:
 
     Attributes:
         parts: one a site, in the model's order.
+        plate: None; or the plate each of whose elements has such a vector of its own. In the parts it has size one.
     """
 
     parts: tuple[Part, ...]
+    plate: Plate | None = None
 
     @classmethod
-    def of(cls, sites: dict[str, Site], what: str) -> Layout:
+    def of(cls, sites: dict[str, Site], what: str, *, plate: Plate | None = None) -> Layout:
         """Lay out these sites.
 
         Args:
@@ -63,12 +65,16 @@ class Layout:
                     "model, or use vr.MeanField with estimators={'" + site.name + "': vr.ScoreFunction()}"
                 )
             transform = bijection(site.support)
+            if plate is not None:
+                lengths = list(site.shape)
+                lengths[_axis(site, plate)] = 1
+                site = dataclasses.replace(site, shape=tuple(lengths))
             shape = tuple(transform.inverse_shape(site.shape))
             parts.append(Part(site, shape, offset))
             offset += math.prod(shape)
         if not offset:
             raise SiteError(f"the model has no latent site for {what} to draw")
-        return cls(tuple(parts))
+        return cls(tuple(parts), plate)
 
     @property
     def size(self) -> int:
@@ -92,6 +98,30 @@ class Layout:
             log_det = transform.log_abs_det_jacobian(flat, value)
             out[part.site.name] = value, sum_rightmost(log_det, jnp.ndim(log_det) - batch_rank)
         return out
+
+    def pack_each(self, values: dict[str, Array]) -> Array:
+        """The vectors of the plate's elements, of values over all of it. Shape ``[elements, size]``."""
+        assert self.plate is not None
+        rows = {}
+        for part in self.parts:
+            axis = _axis(part.site, self.plate)
+            rows[part.site.name] = jnp.expand_dims(jnp.moveaxis(values[part.site.name], axis, 0), axis + 1)
+        return jax.vmap(self.pack)(rows)
+
+    def unpack_each(self, vectors: Array) -> dict[str, tuple[Array, Array]]:
+        """As `unpack`, of a vector for each element; values and log|det| have the plate's axis again."""
+        assert self.plate is not None
+        out = {}
+        for part in self.parts:
+            axis = _axis(part.site, self.plate)
+            found = jax.vmap(lambda v, name=part.site.name: self.unpack(v)[name])(vectors)
+            out[part.site.name] = tuple(jnp.moveaxis(jnp.squeeze(x, axis + 1), 0, axis) for x in found)
+        return out
+
+
+def _axis(site: Site, plate: Plate) -> int:
+    """Of the plate in the site's value."""
+    return len(site.shape) - site.event_dim + plate.dim
 
 
 def _float(x: Array) -> Array:

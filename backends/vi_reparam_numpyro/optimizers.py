@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import optax
 
+from vi_reparam.guides import GuideFamily, Sites
+
 
 def default_optimizer(
     num_steps: int | None, learning_rate: float = 0.05, *, clip: float | None = None, warmup: float = 0.0
@@ -29,6 +31,16 @@ def default_optimizer(
         rate = optax.cosine_decay_schedule(learning_rate, num_steps, alpha=0.01)
     adam = optax.adam(rate, b1=0.9, b2=0.99)
     return adam if clip is None else optax.chain(optax.clip_by_global_norm(clip), adam)
+
+
+def family_optimizer(num_steps: int | None, family: GuideFamily | None) -> optax.GradientTransformation:
+    """The default optimizer as the family sets it; in `Sites` each part has its own."""
+    if family is None:
+        return default_optimizer(num_steps)
+    if not isinstance(family, Sites):
+        return default_optimizer(num_steps, family.learning_rate, clip=family.clip, warmup=family.warmup)
+    parts: Any = {str(i): family_optimizer(num_steps, part) for i, (_, part) in enumerate(family.families)}
+    return optax.multi_transform(parts, lambda params: {name: str(family.owner(name)) for name in params})
 
 
 def fingerprint(value: Any) -> Hashable:

@@ -15,6 +15,7 @@ from numpyro.handlers import block, trace
 
 from vi_reparam.errors import ArgumentError
 from vi_reparam.guides import SDE
+from vi_reparam.guides.cover import ALL, Cover
 from vi_reparam.guides.gaussian import Gaussian
 from vi_reparam.sde import latent
 from vi_reparam.sde.bases import Diagonal, Mixture
@@ -27,8 +28,6 @@ from vi_reparam_numpyro.prototype import drawable
 
 Array = jax.Array
 
-PREFIX = "sde"
-
 
 class SDEGuide(JointGuide):
     """A path from the base's noise to the latents, weighted by the kernels that it took.
@@ -36,29 +35,32 @@ class SDEGuide(JointGuide):
     Args:
         model: the model.
         family: the specification.
+        cover: which latents it draws.
         steps: other steps than the trained ones, to draw with.
     """
 
-    def __init__(self, model: Any, family: SDE, *, steps: latent.Steps | None = None) -> None:
-        super().__init__(model, family)
+    kind = "sde"
+
+    def __init__(self, model: Any, family: SDE, cover: Cover = ALL, *, steps: latent.Steps | None = None) -> None:
+        super().__init__(model, family, cover)
         self.steps = steps
         self._said: set[str] = set()
 
-    def distribution(self, layout: Layout, args: Any, kwargs: Any) -> dist.Distribution:
-        size, dtype = layout.size, jnp.result_type(float)
+    def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> dist.Distribution:
+        size, dtype, prefix = layout.size, jnp.result_type(float), self.prefix
         family: SDE = self.family.of_size(size)
-        base = base_params(PREFIX, family.base, family.init_scale, self.start(layout, args, kwargs))
+        base = base_params(prefix, family.base, family.init_scale, self.start(layout, args, kwargs))
         if not family.learn_base:
             base = {name: lax.stop_gradient(p) for name, p in base.items()}
         log_ratio = None
         num_steps = family.num_steps if self.steps is None else self.steps.num_steps
         if family.variance == "learned" and self.steps is None:
-            log_ratio = numpyro.param(f"{PREFIX}_log_deviation", jnp.zeros((family.num_steps, size), dtype))
-        network = self._network(layout, family.base.num_components)
+            log_ratio = numpyro.param(f"{prefix}_log_deviation", jnp.zeros((family.num_steps, size), dtype))
+        network = self._network(layout, family.base.num_components, 0 if features is None else features.shape[1])
         target = self._target(layout, args, kwargs)
         clip = family.network.clip if isinstance(family.network, MLP) else MLP().clip
 
-        def make(key: Array) -> Vector:
+        def make(key: Array, row: Array | None = None) -> Vector:
             key, component = choose_component(family.base, key)
             start_key, noise_key = random.split(key)
             made = latent.draw(
@@ -66,7 +68,7 @@ class SDEGuide(JointGuide):
                 family,
                 base,
                 log_ratio,
-                network(component),
+                network(component, row),
                 random.normal(start_key, (size,), dtype),
                 random.normal(noise_key, (num_steps, size), dtype),
                 component=component,
@@ -77,26 +79,28 @@ class SDEGuide(JointGuide):
             )
             return Vector(made.value, made.log_q, made.score_term, frozen=family.gradient == "path")
 
-        return Joint(size, make)
+        if layout.plate is None:
+            return Joint(size, make, self.site)
+        return Joint.each(size, make, self.site, features, layout.plate)
 
-    def _network(self, layout: Layout, num_components: int) -> Callable[[Any], latent.Residual]:
-        """The drift's network, given the component."""
+    def _network(self, layout: Layout, num_components: int, num_features: int) -> Callable[..., latent.Residual]:
+        """The drift's network, given the component and the row of features."""
         spec, grid = self.family.network, self.family.schedule.grid(1)
         if not isinstance(spec, MLP):
-            module = _register(spec)
-            return lambda component: _Own(module, layout.size)
+            module = _register(spec, self.prefix)
+            return lambda component, row: _Own(module, layout.size, row)
         params = {}
-        shapes = spec.shapes(layout.size, num_components)
+        shapes = spec.shapes(layout.size, num_components, num_features)
         for name, (shape, deviation) in shapes.items():
-            params[name] = numpyro.param(f"{PREFIX}_{name}", _normal(shape, deviation))
+            params[name] = numpyro.param(f"{self.prefix}_{name}", _normal(shape, deviation))
         span = grid[0], grid[-1]
-        return lambda component: latent.MLPResidual(ops, spec, params, span, component)
+        return lambda component, row: latent.MLPResidual(ops, spec, params, span, component, row)
 
     def _target(self, layout: Layout, args: Any, kwargs: Any) -> Callable[[Array], Array] | None:
         """log p of a latent vector, all data and parameters live; None where the drift goes without."""
         spec = self.family.network
         wanted = spec.target if isinstance(spec, MLP) else "off"
-        if wanted == "off":
+        if wanted == "off" or self.cover != ALL or layout.plate is not None:  # other latents are not at hand
             return None
         look = drawable(self.model, random.key(0))
         with block(hide_fn=lambda msg: msg["type"] != "param"):  # the parameters come from outside, as they are now
@@ -122,18 +126,18 @@ class SDEGuide(JointGuide):
 
     def warm_starts(self, fit: Callable[..., Any], arguments: Arguments, key: Any) -> list[dict[str, Array]]:
         family: SDE = self.family.of_size(self.layout(*arguments.join(arguments.arrays)).size)
-        if not family.warm_start:
+        if not family.warm_start or family.is_local:
             return [{}]
         spec = Diagonal() if isinstance(family.base, Mixture) else family.base
         params = dict(fit(Gaussian(spec, family.init_scale), family.warm_start, key).params)
         own = take_gaussian(params, spec)
         if isinstance(family.base, Mixture):
             own = family.base.parameters(ops, random.key(0), own["loc"], jnp.exp(own["log_scale"]))
-        return [{**params, **{f"{PREFIX}_{name}": value for name, value in own.items()}}]
+        return [{**params, **{f"{self.prefix}_{name}": value for name, value in own.items()}}]
 
     def with_steps(self, steps: latent.Steps) -> SDEGuide:
         """The same guide with other steps."""
-        made = SDEGuide(self.model, self.family, steps=steps)
+        made = SDEGuide(self.model, self.family, self.cover, steps=steps)
         made.share(self)
         return made
 
@@ -141,15 +145,16 @@ class SDEGuide(JointGuide):
 class _Own:
     """A user's own drift network: a module called with x and lambda."""
 
-    def __init__(self, module: Any, size: int) -> None:
+    def __init__(self, module: Any, size: int, features: Array | None) -> None:
         self.module, self.size = module, size
+        self.features = () if features is None else (features,)
         self.fixed = jax.tree.map(lambda p: lax.stop_gradient(p) if _is_array(p) else p, module)
 
     def rows(self, lambdas: tuple[float, ...], dtype: Any, *, frozen: bool) -> Any:
         return jnp.asarray(lambdas, dtype)
 
     def at(self, x: Array, row: Any, *, frozen: bool) -> tuple[Array, Array | None]:
-        r = (self.fixed if frozen else self.module)(x, row)
+        r = (self.fixed if frozen else self.module)(x, row, *self.features)
         if jnp.shape(r) != jnp.shape(x):
             raise ArgumentError(f"the drift network returned shape {jnp.shape(r)} for x of shape {jnp.shape(x)}")
         return r, None
@@ -159,12 +164,12 @@ def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array)
 
 
-def _register(module: Any) -> Any:
+def _register(module: Any, prefix: str) -> Any:
     """The module with its arrays as a `numpyro.param`; a function, since a module that can be called looks like one."""
     import equinox
 
     arrays, rest = equinox.partition(module, equinox.is_inexact_array)
-    return equinox.combine(numpyro.param(f"{PREFIX}_network", lambda key: arrays), rest)
+    return equinox.combine(numpyro.param(f"{prefix}_network", lambda key: arrays), rest)
 
 
 def _normal(shape: tuple[int, ...], deviation: float) -> Any:

@@ -32,7 +32,7 @@ from vi_reparam import (
     surrogate,
 )
 from vi_reparam.comparison import Comparison
-from vi_reparam.guides import SDE, Escalate, Flow, FullRank, GuideFamily, LowRank, MeanField
+from vi_reparam.guides import SDE, Escalate, Flow, FullRank, GuideFamily, LowRank, MeanField, Sites
 from vi_reparam.sde import (
     MLP,
     Adams,
@@ -92,6 +92,7 @@ __all__ = [
     "RejectionSampler",
     "ScoreFunction",
     "SiteError",
+    "Sites",
     "TruncatedNormal",
     "UniformLogSNR",
     "VarianceExploding",

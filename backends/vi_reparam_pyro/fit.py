@@ -23,7 +23,7 @@ from vi_reparam_pyro.arguments import as_tensors, check_data, signature, to_nump
 from vi_reparam_pyro.lanes import without_validation
 from vi_reparam_pyro.objectives import ELBO
 from vi_reparam_pyro.ops import mix
-from vi_reparam_pyro.optimizers import built, default_optimizer
+from vi_reparam_pyro.optimizers import ByName, built, family_optimizer
 from vi_reparam_pyro.params import Parameters, first_parameters, isolated, using
 from vi_reparam_pyro.run import runner_of
 from vi_reparam_pyro.seeding import salted
@@ -53,7 +53,8 @@ class State:
         leaves = list(params.free.values())
         if not leaves:
             raise ArgumentError("there is nothing to fit: neither model nor guide has a parameter")
-        self.optimizer, self.schedule = built(factory, leaves)
+        by_name = isinstance(factory, ByName)
+        self.optimizer, self.schedule = factory.of(params.free) if by_name else built(factory, leaves)
         self.averages: dict[str, Any] = {}
 
     def snapshot(self) -> Any:
@@ -210,10 +211,7 @@ class Fitter:
 
     def _default_optimizer(self, num_steps: int | None) -> Any:
         """The family's own; at a constant rate where the fit watches itself."""
-        family = self.guided.family
-        if family is None:
-            return default_optimizer(num_steps)
-        return default_optimizer(num_steps, family.learning_rate, clip=family.clip, warmup=family.warmup)
+        return family_optimizer(num_steps, self.guided.family)
 
     def _warm_starts(self, key: int, args: Any, kwargs: Any) -> list[dict[str, Array]]:
         """Values to start some parameters from; several where runs should be kept apart."""

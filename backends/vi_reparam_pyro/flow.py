@@ -16,6 +16,7 @@ from vi_reparam import path
 from vi_reparam.errors import BackendError
 from vi_reparam.frame import Frame
 from vi_reparam.guides import Flow, FullRank, Gaussian
+from vi_reparam.guides.cover import ALL, Cover
 from vi_reparam.guides.flow import CHEAP_INVERSES, INTERVAL, KINDS, NUM_KNOTS
 from vi_reparam.sde.bases import Diagonal
 from vi_reparam.search import LARGEST
@@ -25,8 +26,6 @@ from vi_reparam_pyro.ops import ops
 
 Array = Any
 
-PREFIX = "flow"
-
 
 class FlowGuide(JointGuide):
     """A Gaussian's frame, and a bijection that bends it.
@@ -34,66 +33,77 @@ class FlowGuide(JointGuide):
     Args:
         model: the model.
         family: the specification.
+        cover: which latents it draws.
     """
 
-    def __init__(self, model: Any, family: Flow) -> None:
-        super().__init__(model, family)
+    kind = "flow"
+
+    def __init__(self, model: Any, family: Flow, cover: Cover = ALL) -> None:
+        super().__init__(model, family, cover)
         self._made: dict[Any, Bijection] = {}
 
-    def distribution(self, layout: Layout, args: Any, kwargs: Any) -> TorchDistribution:
-        size, family, prefix = layout.size, self.family, f"{self.scope}{PREFIX}"
+    def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> TorchDistribution:
+        size, family, prefix = layout.size, self.family, f"{self.scope}{self.prefix}"
         frame = frame_params(prefix, size, size <= LARGEST, 0.1, self.start(layout, args, kwargs))
         tail = tail_param(prefix)
-        module = self._module(size)
-        first = functools.cache(lambda: _weights(family, size, ops.root_key()))
+        num = None if features is None else features.shape[1]
+        module = self._module(size, num)
+        first = functools.cache(lambda: _weights(family, size, ops.root_key(), num))
         names = [name for name, _ in module.named_parameters()]
         live = {name: pyro.param(f"{prefix}_{_plain(name)}", lambda name=name: first()[name]) for name in names}
         held = {name: weight.detach() for name, weight in live.items()}
         kind, gradient = family.kind_at(size), family.gradient_at(size)
 
-        def together(x: Array) -> Array:
-            return torch.func.jacrev(lambda v: torch.cat([t.reshape(-1) for t in module.at(held, v)]))(x)
+        def draw(noise: Array, row: Array | None) -> Vector:
+            @functools.cache
+            def rows(x: Array) -> Array:  # of the Jacobian, and the slope of its log-determinant: one pass for both
+                return torch.func.jacrev(lambda v: torch.cat([t.reshape(-1) for t in module.at(held, v, row)]))(x)
 
-        def make(key: int) -> Vector:
-            noise = ops.normal(key, (size,), torch.get_default_dtype())
-            rows = functools.cache(together)  # of the Jacobian, and the slope of its log-determinant: one pass for both
             z, log_q = path.flow(
                 ops,
-                lambda x: module.at(live, x),
-                lambda x: module.at(held, x),
+                lambda x: module.at(live, x, row),
+                lambda x: module.at(held, x, row),
                 frame,
                 tail,
                 noise,
                 gradient=gradient if torch.is_grad_enabled() else "reparameterization",  # the value is the same
-                inverse=(lambda y: module.inverse_at(held, y)) if kind in CHEAP_INVERSES else None,
+                inverse=(lambda y: module.inverse_at(held, y, row)) if kind in CHEAP_INVERSES else None,
                 slope_of=lambda f, x: torch.func.grad(f)(x) if kind in CHEAP_INVERSES else rows(x)[-1],
                 jacobian_of=lambda f, x: rows(x)[:-1],
             )
             return Vector(z, log_q, frozen=gradient == "path")
 
-        return Joint(size, make)
+        def noise(key: int, *lead: int) -> Array:
+            return ops.normal(key, (*lead, size), torch.get_default_dtype())
 
-    def _module(self, size: int) -> Bijection:
+        if layout.plate is None:
+            return Joint(size, lambda key: draw(noise(key), None), self.site)
+        return Joint.each(size, noise, draw, self.site, features, layout.plate)
+
+    def _module(self, size: int, num_features: int | None) -> Bijection:
         """The layers, whose weights come from elsewhere."""
-        key = size, torch.get_default_dtype(), torch.get_default_device()
+        key = size, num_features, torch.get_default_dtype(), torch.get_default_device()
         if key not in self._made:
-            self._made[key] = bijection(self.family, size, 0)
+            self._made[key] = bijection(self.family, size, 0, num_features)
         return self._made[key]
 
     def warm_starts(self, fit: Callable[..., Any], args: Any, kwargs: Any, key: int) -> list[dict[str, Array]]:
+        if self.family.is_local:
+            return [{}]
         size = self.layout(args, kwargs).size
         spec = FullRank() if size <= LARGEST else Gaussian(Diagonal())
         params = dict(fit(spec, None, key).params)
         found = Frame.of(ops, take_gaussian(params, spec.gaussian))
-        return [{**params, f"{PREFIX}_center": found.center, f"{PREFIX}_root": found.root}]
+        return [{**params, f"{self.prefix}_center": found.center, f"{self.prefix}_root": found.root}]
 
 
 def _plain(name: str) -> str:
     return name.removeprefix("layers.").replace(".", "_")
 
 
-def _weights(family: Flow, size: int, seed: int) -> dict[str, Array]:
-    return {name: weight.detach().clone() for name, weight in bijection(family, size, seed).named_parameters()}
+def _weights(family: Flow, size: int, seed: int, num_features: int | None) -> dict[str, Array]:
+    made = bijection(family, size, seed, num_features)
+    return {name: weight.detach().clone() for name, weight in made.named_parameters()}
 
 
 class Bijection(torch.nn.Module):
@@ -101,43 +111,46 @@ class Bijection(torch.nn.Module):
 
     Args:
         layers: modules.
-        forward: (y, log|J|) of a layer and x; `inverse`: x of a layer and y.
+        forward: (y, log|J|) of a layer, x and a row of features or None; `inverse`: x of a layer, y and the row.
     """
 
     def __init__(
         self,
         layers: list[torch.nn.Module],
-        forward: Callable[[Any, Array], tuple[Array, Array]],
-        inverse: Callable[[Any, Array], Array],
+        forward: Callable[[Any, Array, Array | None], tuple[Array, Array]],
+        inverse: Callable[[Any, Array, Array | None], Array],
     ) -> None:
         super().__init__()
         self.layers = torch.nn.ModuleList(layers)
         self._forward, self._inverse = forward, inverse
 
-    def at(self, weights: dict[str, Array], x: Array) -> tuple[Array, Array]:
+    def at(self, weights: dict[str, Array], x: Array, row: Array | None = None) -> tuple[Array, Array]:
         """y and log|J| of x, with these weights."""
-        return torch.func.functional_call(self, weights, (x,))
+        return torch.func.functional_call(self, weights, (x, row))
 
-    def inverse_at(self, weights: dict[str, Array], y: Array) -> Array:
+    def inverse_at(self, weights: dict[str, Array], y: Array, row: Array | None = None) -> Array:
         """x of y, with these weights."""
-        return torch.func.functional_call(self, weights, (y, True))
+        return torch.func.functional_call(self, weights, (y, row, True))
 
-    def forward(self, x: Array, backwards: bool = False) -> Any:
+    def forward(self, x: Array, row: Array | None, backwards: bool = False) -> Any:
         if backwards:
             for layer in reversed(self.layers):
-                x = self._inverse(layer, x)
+                x = self._inverse(layer, x, row)
             return x
         log_det: Any = 0.0
         for layer in self.layers:
-            x, own = self._forward(layer, x)
+            x, own = self._forward(layer, x, row)
             log_det = log_det + own
         return x, log_det
 
 
-def bijection(family: Flow, size: int, seed: int) -> Bijection:
+def bijection(family: Flow, size: int, seed: int, num_features: int | None = None) -> Bijection:
     """The layers, the identity at the start but for ``"block_autoregressive"``.
 
     The order of the coordinates in each layer is always the same one; the weights follow from the seed.
+
+    Args:
+        num_features: of the row that they are conditioned on; None for none.
 
     Raises:
         BackendError: if zuko is missing.
@@ -146,15 +159,16 @@ def bijection(family: Flow, size: int, seed: int) -> Bijection:
     orders = torch.Generator(device="cpu").manual_seed(0)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        layers = [_layer(family, kind, size, torch.randperm(size, generator=orders)) for _ in range(family.num_layers)]
+        order = [torch.randperm(size, generator=orders) for _ in range(family.num_layers)]
+        layers = [_layer(family, kind, size, own, num_features or 0) for own in order]
     if KINDS[kind] == "block":
         return Bijection(layers, _block, _no_inverse)
     if kind == "autoregressive":
-        return Bijection(layers, _through_inverse, lambda layer, y: layer()(y))
-    return Bijection(layers, lambda layer, x: layer().call_and_ladj(x), lambda layer, y: layer().inv(y))
+        return Bijection(layers, _through_inverse, lambda layer, y, row: layer(row)(y))
+    return Bijection(layers, lambda layer, x, row: layer(row).call_and_ladj(x), lambda layer, y, row: layer(row).inv(y))
 
 
-def _layer(family: Flow, kind: str, size: int, order: Array) -> torch.nn.Module:
+def _layer(family: Flow, kind: str, size: int, order: Array, num_features: int) -> torch.nn.Module:
     if KINDS[kind] == "block":
         return _Block(family, size, order)
     try:
@@ -168,8 +182,10 @@ def _layer(family: Flow, kind: str, size: int, order: Array) -> torch.nn.Module:
         options["shapes"] = [(NUM_KNOTS,), (NUM_KNOTS,), (NUM_KNOTS - 1,)]
     passes = 2 if kind in ("coupling", "spline_coupling") else None
     hidden = {"hidden_features": (family.hidden,), "activation": torch.nn.SiLU}
-    layer: Any = MaskedAutoregressiveTransform(size, passes=passes, order=order, **options, **hidden)
-    last = layer.hyper[-1] if size > 1 else layer.phi
+    layer: Any = MaskedAutoregressiveTransform(
+        size, context=num_features, passes=passes, order=order, **options, **hidden
+    )
+    last = layer.hyper[-1] if size > 1 or num_features else layer.phi
     for weight in last.parameters():
         torch.nn.init.zeros_(weight)
     for part in layer.modules():
@@ -205,8 +221,8 @@ _InvertedAffine = functools.partial(_Affine, side=-1.0)
 """Its inverse has the bounded scale."""
 
 
-def _through_inverse(layer: Any, x: Array) -> tuple[Array, Array]:
-    transform = layer()
+def _through_inverse(layer: Any, x: Array, row: Array | None) -> tuple[Array, Array]:
+    transform = layer(row)
     y = transform.inv(x)
     return y, -transform.log_abs_det_jacobian(y, x)
 
@@ -223,11 +239,11 @@ class _Block(torch.nn.Module):
         self.register_buffer("order", order.to(torch.get_default_device()))
 
 
-def _block(layer: Any, x: Array) -> tuple[Array, Array]:
+def _block(layer: Any, x: Array, row: Array | None) -> tuple[Array, Array]:
     y = layer.inner._call(x)
     log_det, layer.inner._cached_logDetJ = layer.inner._cached_logDetJ, None
     return y[layer.order], log_det.sum(-1)
 
 
-def _no_inverse(layer: Any, y: Array) -> Array:
+def _no_inverse(layer: Any, y: Array, row: Array | None) -> Array:
     raise NotImplementedError

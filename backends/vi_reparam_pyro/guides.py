@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,11 +15,13 @@ from torch.distributions import biject_to
 
 from vi_reparam.errors import SiteError
 from vi_reparam.estimators import Auto, Estimator
-from vi_reparam.guides import SDE, Flow, GaussianFamily, GuideFamily, MeanField
+from vi_reparam.guides import SDE, Flow, GaussianFamily, GuideFamily, MeanField, Sites
+from vi_reparam.guides.cover import ALL, Cover
 from vi_reparam_pyro.arguments import signature
 from vi_reparam_pyro.distributions import VonMisesFisher
 from vi_reparam_pyro.flow import FlowGuide
 from vi_reparam_pyro.joint import GaussianGuide
+from vi_reparam_pyro.params import new_scope
 from vi_reparam_pyro.plates import enter
 from vi_reparam_pyro.prototype import Site, prototype
 from vi_reparam_pyro.sde import SDEGuide
@@ -28,26 +29,51 @@ from vi_reparam_pyro.starts import starting_values
 
 Array = Any
 
-_COUNT = itertools.count()
 
-
-def build_guide(family: GuideFamily, model: Any, estimators: dict[str, Estimator]) -> Any:
+def build_guide(family: GuideFamily, model: Any, estimators: dict[str, Estimator], cover: Cover = ALL) -> Any:
     """The guide of a family for a model.
+
+    Args:
+        cover: which latents it draws.
 
     Raises:
         SiteError: if the family is not one that this backend builds.
     """
     if isinstance(family, MeanField):
-        return MeanFieldGuide(model, family, estimators)
+        return MeanFieldGuide(model, family, estimators, cover)
+    if isinstance(family, Sites):
+        return SitesGuide([build_guide(own, model, estimators, part) for part, own in family.parts()])
     for kind, made in _JOINT.items():
         if isinstance(family, kind):
-            return made(model, family)
-    known = "vr.MeanField(), vr.FullRank(), vr.LowRank(), vr.Flow() or vr.SDE()"
+            return made(model, family, cover)
+    known = "vr.MeanField(), vr.FullRank(), vr.LowRank(), vr.Flow(), vr.SDE() or vr.Sites({...})"
     raise SiteError(f"{family!r} is not a guide family that this backend builds: use {known}")
 
 
 _JOINT: dict[type, Callable[..., Any]] = {GaussianFamily: GaussianGuide, Flow: FlowGuide, SDE: SDEGuide}
 """One row a family over all latents: what draws it."""
+
+
+class SitesGuide:
+    """Several guides, one after the other, in the same plates. A plain Pyro guide.
+
+    Attributes:
+        parts: the guides.
+        scope: before their parameters' names in Pyro's store.
+    """
+
+    def __init__(self, parts: list[Any]) -> None:
+        self.parts = parts
+        self.scope = new_scope()
+        for part in parts:
+            part.scope = self.scope
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
+        plates: dict[str, Any] = {}
+        values = {}
+        for part in self.parts:
+            values.update(part.draw(args, kwargs, plates))
+        return values
 
 
 class MeanFieldGuide:
@@ -60,13 +86,15 @@ class MeanFieldGuide:
         model: the model.
         family: the specification.
         estimators: named estimators, which discrete sites need.
+        cover: which latents it draws.
     """
 
-    def __init__(self, model: Any, family: MeanField, estimators: dict[str, Estimator]) -> None:
+    def __init__(self, model: Any, family: MeanField, estimators: dict[str, Estimator], cover: Cover = ALL) -> None:
         self.model = model
+        self.cover = cover
         self.family = family
         self.estimators = estimators
-        self.scope = f"vr{next(_COUNT)}/"
+        self.scope = new_scope()
         self._known: dict[Any, dict[str, Site]] = {}
 
     def sites(self, args: Any, kwargs: Any) -> dict[str, Site]:
@@ -74,7 +102,7 @@ class MeanFieldGuide:
         key = signature(args, kwargs), torch.get_default_dtype()
         known = self._known.get(key)
         if known is None:
-            known = self._known[key] = prototype(self.model, args, kwargs)
+            known = self._known[key] = self.cover.pick(prototype(self.model, args, kwargs))
             for site in known.values():
                 self._check_discrete(site)
         return known
@@ -95,9 +123,16 @@ class MeanFieldGuide:
             )
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
+        return self.draw(args, kwargs, {})
+
+    def draw(self, args: Any, kwargs: Any, plates: dict[str, Any]) -> dict[str, Array]:
+        """The latents that it covers.
+
+        Args:
+            plates: entered before in this run, by name.
+        """
         sites = self.sites(args, kwargs)
-        starts = functools.cache(lambda: starting_values(self.model, args, kwargs, sites))  # only if a param asks
-        plates: dict[str, Any] = {}
+        starts = functools.cache(lambda: self._starts(args, kwargs))  # only if a param asks
         values = {}
         for site in sites.values():
             with contextlib.ExitStack() as stack:
@@ -107,6 +142,9 @@ class MeanFieldGuide:
                 maker = _Maker(self.scope, site, lambda name=site.name: starts()[name])
                 values[site.name] = pyro.sample(site.name, build(maker, site, self.family.init_scale))
         return values
+
+    def _starts(self, args: Any, kwargs: Any) -> dict[str, Array]:
+        return starting_values(self.model, args, kwargs, prototype(self.model, args, kwargs))
 
 
 class _Maker:

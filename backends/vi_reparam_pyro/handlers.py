@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pyro.distributions import Delta
 from pyro.poutine.messenger import Messenger
 
 from vi_reparam.errors import ArgumentError, SiteError
@@ -91,7 +92,7 @@ class _Choose(Messenger):
 
     def _wildcard(self, name: str, fn: Any) -> Estimator | None:
         chosen = self.estimators.get("*")
-        if chosen is None:
+        if chosen is None or isinstance(fn, Delta) or getattr(fn, "known_by_draws", False):
             return None
         try:
             resolve(chosen, fn, name)

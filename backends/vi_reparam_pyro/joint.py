@@ -6,7 +6,6 @@ import abc
 import contextlib
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -24,6 +23,8 @@ from vi_reparam.errors import GradientError, SiteError
 from vi_reparam.estimators import ScoreFunction
 from vi_reparam.frame import Frame
 from vi_reparam.guides import Gaussian, GaussianFamily, JointFamily
+from vi_reparam.guides.condition import features_of, plate_of
+from vi_reparam.guides.cover import ALL, Cover
 from vi_reparam.sde.bases import Diagonal, LowRank, Mixture
 from vi_reparam_pyro import listener
 from vi_reparam_pyro.arguments import signature
@@ -31,8 +32,9 @@ from vi_reparam_pyro.distributions import Sampled
 from vi_reparam_pyro.guard import refuse_gradient, running_objective
 from vi_reparam_pyro.layout import Layout
 from vi_reparam_pyro.ops import mix, ops
+from vi_reparam_pyro.params import new_scope
 from vi_reparam_pyro.plates import enter
-from vi_reparam_pyro.prototype import look, prototype
+from vi_reparam_pyro.prototype import Plate, look, prototype
 from vi_reparam_pyro.run import sample_sites
 from vi_reparam_pyro.scoring import full_data, total_log_prob
 from vi_reparam_pyro.search import Searcher
@@ -41,22 +43,20 @@ from vi_reparam_pyro.starts import starting_values
 Array = Any
 
 SITE = "vr_joint"
-"""The auxiliary site of the vector that all latents are cut from."""
+"""The auxiliary site of the vector that latents are cut from; `Cover.label` goes before it."""
 
 SINGLE_SAMPLE = ("ELBO", "Trace_ELBO")
 """Objectives that are linear in log q, so that its parameters may be constants there, and that
 honour a Delta's density, which Pyro's divergence in closed form drops."""
 
-_COUNT = itertools.count()
-
 
 @dataclasses.dataclass(frozen=True)
 class Vector:
-    """A draw of the vector.
+    """A draw of the vector, or of one for each element of a plate.
 
     Attributes:
-        value: shape ``[D]``.
-        log_q: such that log p - log_q is the log weight, a scalar.
+        value: shape ``[D]``, or ``[*plate, D]``.
+        log_q: such that log p - log_q is the log weight, shape ``[]`` or ``[*plate]``.
         score_term: as in `vi_reparam.Draw`.
         frozen: whether log_q leaves out the gradient by the guide's parameters.
     """
@@ -81,24 +81,67 @@ class Joint(TorchDistribution):
     Args:
         size: D.
         make: a draw from a key.
+        site: its name.
+        batch_shape: of the plate whose elements have a vector each.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
     has_rsample = True
+    known_by_draws = True
 
-    def __init__(self, size: int, make: Callable[[int], Vector]) -> None:
-        self.make = make
+    def __init__(
+        self, size: int, make: Callable[[int], Vector], site: str = SITE, batch_shape: tuple[int, ...] = ()
+    ) -> None:
+        self.make, self.site = make, site
         self._last: tuple[Array, Array] | None = None
-        super().__init__(torch.Size(), torch.Size((size,)), validate_args=False)
+        super().__init__(torch.Size(batch_shape), torch.Size((size,)), validate_args=False)
+
+    @classmethod
+    def each(
+        cls,
+        size: int,
+        noise: Callable[[int, int], Any],
+        make: Callable[[Any, Array], Vector],
+        site: str,
+        features: Any,
+        plate: Plate,
+    ) -> Joint:
+        """A draw for each element of a plate.
+
+        Args:
+            noise: of B elements, from a key and B: tensors with B as their leading dimension.
+            make: a draw from an element's noise and its row of features.
+            features: of the elements at hand, shape ``[B, F]``.
+        """
+        num = features.shape[0]
+        shape = (num, *(1 for _ in range(-1 - plate.dim)))
+
+        def all_of_them(key: int) -> Vector:
+            frozen: list[bool] = []
+
+            def one(own: Any, row: Array) -> tuple[Array, Array]:
+                made = make(own, row)
+                frozen.append(made.frozen)
+                return made.value, made.log_q
+
+            value, log_q = torch.func.vmap(one)(noise(key, num), features)
+            return Vector(value.reshape(*shape, size), log_q.reshape(shape), frozen=frozen[0])
+
+        return cls(size, all_of_them, site, shape)
 
     @property
     def support(self) -> Any:
         return constraints.real_vector
 
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """Itself where nothing is to be expanded: plates ask even then."""
+        same = torch.Size(batch_shape) == self.batch_shape
+        return self if same else super().expand(batch_shape, _instance)
+
     def rsample(self, sample_shape: Any = ()) -> Array:
         if tuple(sample_shape):
             flat = [self.make(ops.root_key()).value for _ in range(torch.Size(sample_shape).numel())]
-            return torch.stack(flat).reshape((*sample_shape, *self.event_shape))
+            return torch.stack(flat).reshape((*sample_shape, *self.batch_shape, *self.event_shape))
         made = self.make(ops.root_key())
         value = self._emitted(made)
         self._last = value, made.log_q
@@ -110,14 +153,14 @@ class Joint(TorchDistribution):
         if made.score_term is not None:
             if hearing is None:
                 message = (
-                    f"site {SITE!r}: this guide's gradient='log_variance' leaves a score term that {name} would drop, "
-                    "and the gradient would be wrong; use vr.ELBO(), or gradient='path'"
+                    f"site {self.site!r}: this guide's gradient='log_variance' leaves a score term that {name} would "
+                    "drop, and the gradient would be wrong; use vr.ELBO(), or gradient='path'"
                 )
                 return refuse_gradient(message, made.value, made.score_term)
             draw = Draw(value=made.value, log_prob=made.log_q, score_term=made.score_term)
             kind: Any = _Whole()
-            value = hearing.report(SITE, Sampled(draw, kind, ScoreFunction(baseline="leave_one_out"), ()))
-            hearing.consume(SITE)
+            value = hearing.report(self.site, Sampled(draw, kind, ScoreFunction(baseline="leave_one_out"), ()))
+            hearing.consume(self.site)
             return value
         if hearing is None and objective is not None and name not in SINGLE_SAMPLE and torch.is_grad_enabled():
             if made.frozen:
@@ -136,8 +179,8 @@ class Joint(TorchDistribution):
         if self._last is not None and extract_provenance(value)[0] is extract_provenance(self._last[0])[0]:
             return track_provenance(self._last[1], get_provenance(value))
         raise SiteError(
-            f"site {SITE!r}: only a draw of this guide can be scored, together with the path behind it; a value that "
-            "was replayed or substituted has lost its path"
+            f"site {self.site!r}: only a draw of this guide can be scored, together with the path behind it; a value "
+            "that was replayed or substituted has lost its path"
         )
 
 
@@ -150,12 +193,18 @@ class JointGuide(abc.ABC):
     Args:
         model: the model.
         family: the specification.
+        cover: which latents it draws.
     """
 
-    def __init__(self, model: Any, family: JointFamily) -> None:
+    kind: ClassVar[str]
+    """Of the guide: part of its parameters' names."""
+
+    def __init__(self, model: Any, family: JointFamily, cover: Cover = ALL) -> None:
         self.model = model
         self.family: Any = family
-        self.scope = f"vr{next(_COUNT)}/"
+        self.cover = cover
+        self.prefix, self.site = cover.named(self.kind), cover.named(SITE)
+        self.scope = new_scope()
         self._known: dict[Any, Layout] = {}
 
     def layout(self, args: Any, kwargs: Any) -> Layout:
@@ -167,23 +216,45 @@ class JointGuide(abc.ABC):
         key = signature(args, kwargs), torch.get_default_dtype()
         known = self._known.get(key)
         if known is None:
-            known = layout_of(self.model, type(self.family).__name__, args, kwargs)
+            given = self._given(args, kwargs) if self.family.is_local else None
+            known = layout_of(self.model, type(self.family).__name__, args, kwargs, self.cover, given)
             self.family.check_size(known.size)
             self._known[key] = known
         return known
 
     def start(self, layout: Layout, args: Any, kwargs: Any) -> Callable[[], Array]:
-        """Computes, once it is asked, a sensible vector to start from."""
-        sites = {part.site.name: part.site for part in layout.parts}
-        return functools.cache(lambda: layout.pack(starting_values(self.model, args, kwargs, sites)))
+        """Computes, once it is asked, a sensible vector to start from; the mean over a plate's elements."""
+
+        def compute() -> Array:
+            values = starting_values(self.model, args, kwargs, prototype(self.model, args, kwargs))
+            return layout.pack(values) if layout.plate is None else layout.pack_each(values).mean(0)
+
+        return functools.cache(compute)
+
+    def _given(self, args: Any, kwargs: Any) -> Array:
+        """The features that the elements of the plate are conditioned on, a row for each. Shape ``[N, F]``."""
+        found = features_of(self.family.condition, self.model, args, kwargs)
+        found = torch.as_tensor(found, dtype=torch.get_default_dtype(), device=torch.get_default_device())
+        return found.reshape(found.shape[0], -1)
+
+    def features(self, args: Any, kwargs: Any, indices: Array) -> Array:
+        """The rows of these elements, standardized as the first data were. Shape ``[B, F]``."""
+        rows, prefix = self._given(args, kwargs), f"{self.scope}{self.prefix}"
+        mean = pyro.param(f"{prefix}_feature_mean", lambda: rows.mean(0)).detach()
+        spread = pyro.param(f"{prefix}_feature_scale", lambda: rows.std(0, correction=0)).detach()
+        return (rows[indices] - mean) / torch.where(spread > 0.0, spread, 1.0)
 
     def share(self, other: JointGuide) -> None:
         """Take over what another guide of the same model knows of it."""
         self._known = other._known
 
     @abc.abstractmethod
-    def distribution(self, layout: Layout, args: Any, kwargs: Any) -> TorchDistribution:
-        """The distribution of the vector; its parameters are `pyro.param` sites."""
+    def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> TorchDistribution:
+        """The distribution of the vector; its parameters are `pyro.param` sites.
+
+        Args:
+            features: of the elements of `layout.plate` at hand, shape ``[B, F]``; None without one.
+        """
 
     def log_joint(self, layout: Layout, args: Any, kwargs: Any) -> Callable[[Array], Array]:
         """log p of a latent vector on all of the data, with the change of volume.
@@ -214,17 +285,31 @@ class JointGuide(abc.ABC):
         return None
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
+        return self.draw(args, kwargs, {})
+
+    def draw(self, args: Any, kwargs: Any, plates: dict[str, Any]) -> dict[str, Array]:
+        """The latents that it covers.
+
+        Args:
+            plates: entered before in this run, by name.
+        """
         layout = self.layout(args, kwargs)
-        vector = pyro.sample(SITE, self.distribution(layout, args, kwargs), infer={"is_auxiliary": True})
-        plates: dict[str, Any] = {}
-        values, found = {}, layout.unpack(vector)
+        with contextlib.ExitStack() as stack:
+            features = None
+            if layout.plate is not None:
+                features = self.features(args, kwargs, enter(stack, plates, layout.plate))
+            distribution = self.distribution(layout, args, kwargs, features)
+            vector = pyro.sample(self.site, distribution, infer={"is_auxiliary": True})
+        found = layout.unpack(vector) if features is None else layout.unpack_each(vector.reshape(-1, layout.size))
+        values = {}
         for part in layout.parts:
             site = part.site
             value, log_det = found[site.name]
             with contextlib.ExitStack() as stack:
                 for plate in site.plates:
                     indices = enter(stack, plates, plate)
-                    if plate.size != plate.subsample_size and len(indices) != plate.size:
+                    whole = plate != layout.plate and len(indices) != plate.size
+                    if whole and plate.size != plate.subsample_size:
                         axis = len(site.shape) - site.event_dim + plate.dim
                         value, log_det = value.index_select(axis, indices), log_det.index_select(axis, indices)
                 delta = dist.Delta(value, log_density=-log_det, event_dim=site.event_dim)
@@ -232,26 +317,32 @@ class JointGuide(abc.ABC):
         return values
 
 
-def layout_of(model: Any, what: str, args: Any, kwargs: Any) -> Layout:
+def layout_of(
+    model: Any, what: str, args: Any, kwargs: Any, cover: Cover = ALL, features: Array | None = None
+) -> Layout:
     """Where the latents of a model lie.
 
     Args:
         what: the family, for messages.
+        cover: which of them.
+        features: a row for each element of the plate that has a vector for each.
 
     Raises:
         SiteError: for a latent that no joint family covers.
     """
     frames = [f for s in look(model, args, kwargs, mix(0)).values() for f in s["cond_indep_stack"]]
     smaller = [f.name for f in frames if f.vectorized and f.full_size is not None and f.size < f.full_size]
-    return Layout.of(prototype(model, args, kwargs), what, subsampled=smaller[0] if smaller else None)
+    sites = cover.pick(prototype(model, args, kwargs))
+    plate = None if features is None else plate_of([site.plates for site in sites.values()], len(features))
+    return Layout.of(sites, what, subsampled=smaller[0] if smaller else None, plate=plate)
 
 
 class GaussianGuide(JointGuide):
     """One Gaussian over all latents, in the frame that the search found."""
 
-    prefix = "gaussian"
+    kind = "gaussian"
 
-    def distribution(self, layout: Layout, args: Any, kwargs: Any) -> TorchDistribution:
+    def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> TorchDistribution:
         family: GaussianFamily = self.family
         base, prefix = family.gaussian, f"{self.scope}{self.prefix}"
         start = self.start(layout, args, kwargs)
@@ -270,7 +361,7 @@ class GaussianGuide(JointGuide):
             held = {name: p.detach() for name, p in params.items()}
             return Vector(frame.place(y), base.log_prob(ops, held, y) - frame.log_det(ops), frozen=True)
 
-        return Joint(layout.size, make)
+        return Joint(layout.size, make, self.site)
 
     def warm_starts(self, fit: Callable[..., Any], args: Any, kwargs: Any, key: int) -> list[dict[str, Array]]:
         layout = self.layout(args, kwargs)
@@ -331,11 +422,11 @@ def base_params(prefix: str, base: Any, scale: float, start: Callable[[], Array]
     return {n: pyro.param(f"{prefix}_{n}", lambda n=n: made(start())[n]) for n in base.names}
 
 
-def choose_component(base: Any, key: int) -> tuple[int, Array | None]:
-    """A key and one of a mixture's components, one-hot; None where there is one alone."""
+def choose_component(base: Any, key: int, lead: tuple[int, ...] = ()) -> tuple[int, Array | None]:
+    """A key and one of a mixture's components, one-hot in the last dimension; None where there is one alone."""
     if not isinstance(base, Mixture):
         return key, None
     key, choice = ops.split(key, 2)
-    place = base.num_components * ops.uniform(choice, (), torch.get_default_dtype())  # in (0, components]
+    place = base.num_components * ops.uniform(choice, (*lead, 1), torch.get_default_dtype())  # in (0, components]
     index = torch.arange(base.num_components, dtype=place.dtype, device=place.device)
     return key, ((place > index) & (place <= index + 1.0)).to(place.dtype)

@@ -10,7 +10,7 @@ import torch
 from pyro.distributions.util import sum_rightmost
 
 from vi_reparam.errors import SiteError
-from vi_reparam_pyro.prototype import Site, bijection
+from vi_reparam_pyro.prototype import Plate, Site, bijection
 
 Array = Any
 
@@ -42,13 +42,17 @@ class Layout:
     Attributes:
         parts: one a site, in the model's order.
         subsampled: a plate of the model that is subsampled; None for none.
+        plate: None; or the plate each of whose elements has such a vector of its own. In the parts it has size one.
     """
 
     parts: tuple[Part, ...]
     subsampled: str | None = None
+    plate: Plate | None = None
 
     @classmethod
-    def of(cls, sites: dict[str, Site], what: str, *, subsampled: str | None = None) -> Layout:
+    def of(
+        cls, sites: dict[str, Site], what: str, *, subsampled: str | None = None, plate: Plate | None = None
+    ) -> Layout:
         """Lay out these sites.
 
         Args:
@@ -65,12 +69,16 @@ class Layout:
                     "model, or use vr.MeanField with estimators={'" + site.name + "': vr.ScoreFunction()}"
                 )
             transform = bijection(site.support)
+            if plate is not None:
+                lengths = list(site.shape)
+                lengths[_axis(site, plate)] = 1
+                site = dataclasses.replace(site, shape=tuple(lengths))
             shape = tuple(transform.inverse_shape(torch.Size(site.shape)))
             parts.append(Part(site, shape, offset))
             offset += math.prod(shape)
         if not offset:
             raise SiteError(f"the model has no latent site for {what} to draw")
-        return cls(tuple(parts), subsampled)
+        return cls(tuple(parts), subsampled, plate)
 
     @property
     def size(self) -> int:
@@ -96,3 +104,27 @@ class Layout:
             log_det = transform.log_abs_det_jacobian(flat, value)
             out[part.site.name] = value, sum_rightmost(log_det, log_det.ndim - batch_rank)
         return out
+
+    def pack_each(self, values: dict[str, Array]) -> Array:
+        """The vectors of the plate's elements, of values over all of it. Shape ``[elements, size]``."""
+        assert self.plate is not None
+        rows = {}
+        for part in self.parts:
+            axis = _axis(part.site, self.plate)
+            rows[part.site.name] = torch.as_tensor(values[part.site.name]).movedim(axis, 0).unsqueeze(axis + 1)
+        num = next(iter(rows.values())).shape[0]
+        return torch.stack([self.pack({name: value[i] for name, value in rows.items()}) for i in range(num)])
+
+    def unpack_each(self, vectors: Array) -> dict[str, tuple[Array, Array]]:
+        """As `unpack`, of a vector for each element; values and log|det| have the plate's axis again."""
+        assert self.plate is not None
+        found = torch.func.vmap(self.unpack)(vectors)
+        axes = {part.site.name: _axis(part.site, self.plate) for part in self.parts}
+        return {
+            name: tuple(x.squeeze(axes[name] + 1).movedim(0, axes[name]) for x in pair) for name, pair in found.items()
+        }
+
+
+def _axis(site: Site, plate: Plate) -> int:
+    """Of the plate in the site's value."""
+    return len(site.shape) - site.event_dim + plate.dim

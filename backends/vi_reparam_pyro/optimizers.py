@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from vi_reparam.errors import ArgumentError
+from vi_reparam.guides import GuideFamily, Sites
 
 Factory = Callable[[list[Any]], Any]
 
@@ -40,6 +41,50 @@ def default_optimizer(
         return adam, torch.optim.lr_scheduler.LambdaLR(adam, schedule)
 
     return make
+
+
+class ByName:
+    """The default optimizer of `Sites`: each part's parameters have their own rate, clip and schedule.
+
+    Args:
+        family: the specification.
+        num_steps: as in `default_optimizer`.
+    """
+
+    def __init__(self, family: Sites, num_steps: int | None) -> None:
+        self.family, self.num_steps = family, num_steps
+
+    def of(self, params: dict[str, Any]) -> tuple[Any, Any]:
+        """The optimizer of these leaves by name, and its schedule or None."""
+        groups, clips, rates = [], [], []
+        for index, (_, part) in enumerate(self.family.families):
+            own = [leaf for name, leaf in params.items() if self.family.owner(name) == index]
+            if not own:
+                continue
+            groups.append({"params": own, "lr": part.learning_rate})
+            if part.clip is not None:
+                clips.append((own, part.clip))
+            if self.num_steps is not None:
+                rising = int(part.warmup * self.num_steps)
+                rates.append(functools.partial(_cosine, rising=rising, num_steps=self.num_steps))
+        adam = torch.optim.Adam(groups, betas=(0.9, 0.99))
+
+        def clipped(*_: Any) -> None:
+            for own, largest in clips:
+                torch.nn.utils.clip_grad_norm_(own, largest)
+
+        if clips:
+            adam.register_step_pre_hook(clipped)
+        return adam, torch.optim.lr_scheduler.LambdaLR(adam, rates) if rates else None
+
+
+def family_optimizer(num_steps: int | None, family: GuideFamily | None) -> Any:
+    """The default optimizer as the family sets it."""
+    if family is None:
+        return default_optimizer(num_steps)
+    if isinstance(family, Sites):
+        return ByName(family, num_steps)
+    return default_optimizer(num_steps, family.learning_rate, clip=family.clip, warmup=family.warmup)
 
 
 def _cosine(step: int, rising: int, num_steps: int) -> float:

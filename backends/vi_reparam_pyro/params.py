@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import weakref
 from typing import Any
@@ -19,6 +20,12 @@ from vi_reparam_pyro.lanes import keyed
 Array = Any
 
 _SCOPE = re.compile(r"^vr\d+/")
+_COUNT = itertools.count()
+
+
+def new_scope() -> str:
+    """What no other guide's parameters in Pyro's store begin with."""
+    return f"vr{next(_COUNT)}/"
 
 
 def clean(name: str) -> str:

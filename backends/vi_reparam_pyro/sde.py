@@ -13,6 +13,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 
 from vi_reparam.errors import ArgumentError
 from vi_reparam.guides import SDE
+from vi_reparam.guides.cover import ALL, Cover
 from vi_reparam.guides.gaussian import Gaussian
 from vi_reparam.sde import latent
 from vi_reparam.sde.bases import Diagonal, Mixture
@@ -24,8 +25,6 @@ from vi_reparam_pyro.ops import mix, ops
 
 Array = Any
 
-PREFIX = "sde"
-
 
 class SDEGuide(JointGuide):
     """A path from the base's noise to the latents, weighted by the kernels that it took.
@@ -33,41 +32,51 @@ class SDEGuide(JointGuide):
     Args:
         model: the model.
         family: the specification.
+        cover: which latents it draws.
         steps: other steps than the trained ones, to draw with.
     """
 
-    def __init__(self, model: Any, family: SDE, *, steps: latent.Steps | None = None) -> None:
-        super().__init__(model, family)
+    kind = "sde"
+
+    def __init__(self, model: Any, family: SDE, cover: Cover = ALL, *, steps: latent.Steps | None = None) -> None:
+        super().__init__(model, family, cover)
         self.steps = steps
         self._said: set[str] = set()
 
-    def distribution(self, layout: Layout, args: Any, kwargs: Any) -> TorchDistribution:
-        size, dtype = layout.size, torch.get_default_dtype()
+    def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> TorchDistribution:
+        size, dtype, prefix = layout.size, torch.get_default_dtype(), f"{self.scope}{self.prefix}"
         family: SDE = self.family.of_size(size)
-        base = base_params(f"{self.scope}{PREFIX}", family.base, family.init_scale, self.start(layout, args, kwargs))
+        base = base_params(prefix, family.base, family.init_scale, self.start(layout, args, kwargs))
         if not family.learn_base:
             base = {name: p.detach() for name, p in base.items()}
         log_ratio = None
         num_steps = family.num_steps if self.steps is None else self.steps.num_steps
         if family.variance == "learned" and self.steps is None:
-            log_ratio = pyro.param(f"{self.scope}{PREFIX}_log_deviation", torch.zeros(family.num_steps, size))
-        network = self._network(layout, family.base.num_components)
+            log_ratio = pyro.param(f"{prefix}_log_deviation", torch.zeros(family.num_steps, size))
+        network = self._network(layout, family.base.num_components, 0 if features is None else features.shape[1])
         target = self._target(layout, args, kwargs)
         clip = family.network.clip if isinstance(family.network, MLP) else MLP().clip
-        if lanes.running():  # torch cannot recompute inside vmap
+        if lanes.running() or layout.plate is not None:  # torch cannot recompute inside vmap
             family = dataclasses.replace(family, checkpoint=False)
 
-        def make(key: int) -> Vector:
-            key, component = choose_component(family.base, key)
+        def noise(key: int, *lead: int) -> tuple[Array, ...]:
+            key, component = choose_component(family.base, key, lead)
             start_key, noise_key = ops.split(key, 2)
+            start = ops.normal(start_key, (*lead, size), dtype)
+            steps = ops.normal(noise_key, (*lead, num_steps, size), dtype)
+            return (start, steps) if component is None else (start, steps, component)
+
+        def draw(own: tuple[Array, ...], row: Array | None) -> Vector:
+            start, steps, *chosen = own
+            component = chosen[0] if chosen else None
             made = latent.draw(
                 ops,
                 family,
                 base,
                 log_ratio,
-                network(component),
-                ops.normal(start_key, (size,), dtype),
-                ops.normal(noise_key, (num_steps, size), dtype),
+                network(component, row),
+                start,
+                steps,
                 component=component,
                 target=target,
                 slope=_slope,
@@ -76,26 +85,29 @@ class SDEGuide(JointGuide):
             )
             return Vector(made.value, made.log_q, made.score_term, frozen=family.gradient == "path")
 
-        return Joint(size, make)
+        if layout.plate is None:
+            return Joint(size, lambda key: draw(noise(key), None), self.site)
+        return Joint.each(size, noise, draw, self.site, features, layout.plate)
 
-    def _network(self, layout: Layout, num_components: int) -> Callable[[Any], latent.Residual]:
-        """The drift's network, given the component."""
+    def _network(self, layout: Layout, num_components: int, num_features: int) -> Callable[..., latent.Residual]:
+        """The drift's network, given the component and the row of features."""
         spec, grid = self.family.network, self.family.schedule.grid(1)
         if not isinstance(spec, MLP):
             if isinstance(spec, torch.nn.Module):
-                pyro.module(f"{self.scope}{PREFIX}_network", spec)
-            return lambda component: _Own(spec)
+                pyro.module(f"{self.scope}{self.prefix}_network", spec)
+            return lambda component, row: _Own(spec, row)
         params = {}
-        for number, (name, (shape, deviation)) in enumerate(spec.shapes(layout.size, num_components).items()):
-            params[name] = pyro.param(f"{self.scope}{PREFIX}_{name}", _normal(shape, deviation, number))
+        shapes = spec.shapes(layout.size, num_components, num_features)
+        for number, (name, (shape, deviation)) in enumerate(shapes.items()):
+            params[name] = pyro.param(f"{self.scope}{self.prefix}_{name}", _normal(shape, deviation, number))
         span = grid[0], grid[-1]
-        return lambda component: latent.MLPResidual(ops, spec, params, span, component)
+        return lambda component, row: latent.MLPResidual(ops, spec, params, span, component, row)
 
     def _target(self, layout: Layout, args: Any, kwargs: Any) -> Callable[[Array], Array] | None:
         """log p of a latent vector, all data and parameters live; None where the drift goes without."""
         spec = self.family.network
         wanted = spec.target if isinstance(spec, MLP) else "off"
-        if wanted == "off":
+        if wanted == "off" or self.cover != ALL or layout.plate is not None:  # other latents are not at hand
             return None
         if layout.subsampled is not None and wanted == "auto":
             self._say(
@@ -113,18 +125,18 @@ class SDEGuide(JointGuide):
 
     def warm_starts(self, fit: Callable[..., Any], args: Any, kwargs: Any, key: int) -> list[dict[str, Array]]:
         family: SDE = self.family.of_size(self.layout(args, kwargs).size)
-        if not family.warm_start:
+        if not family.warm_start or family.is_local:
             return [{}]
         spec = Diagonal() if isinstance(family.base, Mixture) else family.base
         params = dict(fit(Gaussian(spec, family.init_scale), family.warm_start, key).params)
         own = take_gaussian(params, spec)
         if isinstance(family.base, Mixture):
             own = family.base.parameters(ops, mix(0), own["loc"], own["log_scale"].exp())
-        return [{**params, **{f"{PREFIX}_{name}": value for name, value in own.items()}}]
+        return [{**params, **{f"{self.prefix}_{name}": value for name, value in own.items()}}]
 
     def with_steps(self, steps: latent.Steps) -> SDEGuide:
         """The same guide with other steps."""
-        made = SDEGuide(self.model, self.family, steps=steps)
+        made = SDEGuide(self.model, self.family, self.cover, steps=steps)
         made.scope = self.scope
         made.share(self)
         return made
@@ -133,8 +145,9 @@ class SDEGuide(JointGuide):
 class _Own:
     """A user's own drift network: a module called with x and lambda."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, features: Array | None) -> None:
         self.module = module
+        self.features = () if features is None else (features,)
 
     def rows(self, lambdas: tuple[float, ...], dtype: Any, *, frozen: bool) -> Any:
         return torch.as_tensor(lambdas, dtype=dtype)
@@ -142,9 +155,9 @@ class _Own:
     def at(self, x: Array, row: Any, *, frozen: bool) -> tuple[Array, Array | None]:
         if frozen and isinstance(self.module, torch.nn.Module):
             held = {name: p.detach() for name, p in self.module.named_parameters()}
-            r = torch.func.functional_call(self.module, held, (x, row))
+            r = torch.func.functional_call(self.module, held, (x, row, *self.features))
         else:
-            r = self.module(x, row)
+            r = self.module(x, row, *self.features)
         if r.shape != x.shape:
             raise ArgumentError(f"the drift network returned shape {tuple(r.shape)} for x of shape {tuple(x.shape)}")
         return r, None

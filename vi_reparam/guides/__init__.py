@@ -7,6 +7,7 @@ from vi_reparam.guides.gaussian import FullRank, Gaussian, GaussianFamily, LowRa
 from vi_reparam.guides.joint import JointFamily
 from vi_reparam.guides.mean_field import MeanField
 from vi_reparam.guides.sde import SDE
+from vi_reparam.guides.sites import Sites
 
 __all__ = [
     "SDE",
@@ -19,4 +20,5 @@ __all__ = [
     "JointFamily",
     "LowRank",
     "MeanField",
+    "Sites",
 ]

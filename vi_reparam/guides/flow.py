@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from vi_reparam.errors import ArgumentError
+from vi_reparam.guides.condition import check_condition
 from vi_reparam.guides.gaussian import GRADIENTS
 from vi_reparam.guides.joint import JointFamily
 
@@ -47,6 +48,10 @@ class Flow(JointFamily):
         hidden: width of a layer's network.
         gradient: ``"path"`` (log q's parameters are constants; Roeder, Wu and Duvenaud 2017) or
             ``"reparameterization"``.
+        condition: makes it a guide for the local latents of a plate, one flow for all its elements,
+            conditioned on a row of features for each (amortized): the name of one of the model's
+            arguments, or a function of them, that gives an array with as many rows as the plate has
+            elements. Subsampled plates take their rows.
 
     Raises:
         ArgumentError: for options that cannot be used.
@@ -64,8 +69,12 @@ class Flow(JointFamily):
     num_layers: int = 4
     hidden: int = 32
     gradient: str = "path"
+    condition: Any = None
 
     def __post_init__(self) -> None:
+        check_condition("Flow", self.condition)
+        if self.condition is not None and KINDS.get(self.kind) == "block":
+            raise ArgumentError(f"Flow(kind={self.kind!r}, condition=...): its layers take none; use another kind")
         if self.kind not in KINDS:
             raise ArgumentError(f"Flow(kind={self.kind!r}): expected one of {tuple(KINDS)}")
         if self.gradient not in GRADIENTS:

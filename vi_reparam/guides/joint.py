@@ -14,6 +14,11 @@ class JointFamily(GuideFamily):
     Each backend lays them out and back, and accounts for the change of volume.
     """
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it draws a vector for each element of a plate, given a row of features (`condition`)."""
+        return getattr(self, "condition", None) is not None
+
     def check_estimators(self, estimators: Any) -> None:
         if estimators:
             raise ArgumentError(

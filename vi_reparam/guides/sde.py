@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from vi_reparam.errors import ArgumentError
+from vi_reparam.guides.condition import check_condition
 from vi_reparam.guides.gaussian import GaussianFamily
 from vi_reparam.guides.joint import JointFamily
 from vi_reparam.sde.bases import Base, Diagonal, Full, LowRank, Mixture
@@ -50,6 +51,9 @@ class SDE(JointFamily):
         learn_base: whether the base goes on learning with the drift. Held, a wide base does not
             close in on a few modes before the drift has found the others.
         checkpoint: recompute each step in the backward pass instead of keeping it.
+        condition: makes it a guide for the local latents of a plate, one drift for all its elements,
+            conditioned on a row of features for each (amortized), as in `Flow`. Such a drift goes without the
+            gradient of log p; a module of one's own is called with x, lambda and the row.
 
     Raises:
         ArgumentError: for options that cannot be used.
@@ -75,8 +79,10 @@ class SDE(JointFamily):
     init_scale: float = 0.1
     learn_base: bool = True
     checkpoint: bool = True
+    condition: Any = None
 
     def __post_init__(self) -> None:
+        check_condition("SDE", self.condition)
         check_parameterization(self.parameterization)
         check_variance(self.variance)
         if isinstance(self.base, str) and self.base in BASES:
@@ -105,6 +111,10 @@ class SDE(JointFamily):
         if not self.init_scale > 0.0:
             raise ArgumentError(f"SDE(init_scale={self.init_scale!r}): expected a positive number")
         object.__setattr__(self, "tau", as_tau(self.tau))
+        if self.condition is not None and self.gradient == "log_variance":
+            raise ArgumentError("SDE(condition=..., gradient='log_variance'): use gradient='path'")
+        if self.condition is not None and getattr(self.network, "target", "off") == "full":
+            raise ArgumentError("SDE(condition=..., network=MLP(target='full')): a local drift sees its features alone")
         kernel_variances(self.variance, self.schedule, self.schedule.grid(self.num_steps), self.tau)
 
     def of_size(self, size: int) -> SDE:

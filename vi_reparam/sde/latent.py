@@ -103,10 +103,19 @@ class MLPResidual:
 
     Args:
         component: one-hot, the base's component that the path is standardized by; None for one alone.
+        features: the row that it is conditioned on, shape ``[F]``; None for none.
     """
 
-    def __init__(self, ops: Ops, spec: networks.MLP, params: Params, span: tuple[float, float], component: Any) -> None:
-        self.ops, self.spec, self.span, self.component = ops, spec, span, component
+    def __init__(
+        self,
+        ops: Ops,
+        spec: networks.MLP,
+        params: Params,
+        span: tuple[float, float],
+        component: Any,
+        features: Array | None = None,
+    ) -> None:
+        self.ops, self.spec, self.span, self.component, self.features = ops, spec, span, component, features
         self.live = params
         self.fixed = {name: ops.stop_gradient(value) for name, value in params.items()}
 
@@ -116,6 +125,9 @@ class MLPResidual:
         found = networks.embed(self.ops, params, self.ops.xp.asarray(features, dtype=dtype))
         if "component" in params:
             own = self.ops.xp.reshape(self.component, (1, -1)) @ params["component"]
+            found["hidden"] = found["hidden"] + own
+        if self.features is not None:
+            own = self.ops.xp.reshape(self.features, (1, -1)) @ params["condition"]
             found["hidden"] = found["hidden"] + own
         return found
 

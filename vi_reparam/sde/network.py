@@ -54,12 +54,15 @@ class MLP:
         if not self.clip > 0.0:
             raise ArgumentError(f"MLP(clip={self.clip!r}): expected a positive number")
 
-    def shapes(self, size: int, num_components: int = 1) -> dict[str, tuple[tuple[int, ...], float]]:
+    def shapes(
+        self, size: int, num_components: int = 1, num_features: int = 0
+    ) -> dict[str, tuple[tuple[int, ...], float]]:
         """Parameter name -> its shape, and the standard deviation of its start (0: starts at zero).
 
         Args:
             size: D, of x.
             num_components: of the base; with more than one the network is told which it is.
+            num_features: of the row that it is conditioned on.
         """
         features = 2 * self.frequencies + 1
         out: dict[str, tuple[tuple[int, ...], float]] = {
@@ -76,6 +79,8 @@ class MLP:
         out["gate_out"] = ((self.width, size), 0.0)
         if num_components > 1:
             out["component"] = ((num_components, self.width), 1.0)
+        if num_features:
+            out["condition"] = ((num_features, self.width), num_features**-0.5)
         return out
 
 

@@ -1,0 +1,118 @@
+"""vr.Sites in Pyro, and guides for the local latents of a plate that are conditioned on its data."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy.stats import multivariate_normal
+
+import vi_reparam_pyro as vr
+
+RNG = np.random.default_rng(0)
+N = 12
+SCALE = np.exp(0.5 * RNG.normal(size=N))
+Y = 1.0 + RNG.normal(size=N) + SCALE * RNG.normal(size=N)
+PAIRS = np.array([[2.0, 1.0], [0.5, 3.0]])
+
+
+def model(y, scale, batch=None):
+    mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
+    with pyro.plate("rows", len(y), subsample_size=batch) as rows:
+        z = pyro.sample("z", dist.Normal(mu, 1.0))
+        pyro.sample("y", dist.Normal(z, scale[rows]), obs=y[rows])
+
+
+def both(y, scale, batch=None):
+    return torch.stack([y, torch.log(scale)], -1)
+
+
+def best_product():
+    """The best ELBO of independent normals: the evidence, less what the correlations cost."""
+    precision = np.diag(np.concatenate([[1.0 / 9.0 + N], 1.0 + SCALE**-2.0]))
+    precision[0, 1:] = precision[1:, 0] = -1.0
+    lost = 0.5 * (np.log(np.diag(precision)).sum() - np.linalg.slogdet(precision)[1])
+    return multivariate_normal(np.zeros(N), 9.0 * np.ones((N, N)) + np.diag(1.0 + SCALE**2)).logpdf(Y) - lost
+
+
+@pytest.mark.parametrize("batch", [4, pytest.param(None, marks=pytest.mark.slow)])
+def test_a_conditional_flow_beside_a_mean_field(batch):
+    flow = vr.Flow(condition=both, num_layers=2)
+    guided = vr.guide(vr.Sites({"z": flow, "*": vr.MeanField()}))(model)
+    posterior = guided.fit(Y, SCALE, batch, num_steps=800, progress=False)
+    value, error = posterior.elbo()
+    assert -0.15 < value - best_product() < 4.0 * error
+    assert posterior.draws(3)["z"].shape == (3, N)
+    assert posterior.record["num_particles"] == 8
+
+
+def pairs(y, batch=None):
+    """Two latents on different supports for each row of a plate that is not the last one, in a second plate too."""
+    rows = pyro.plate("rows", len(y), subsample_size=batch, dim=-2)
+    with rows, pyro.plate("columns", 2, dim=-1):
+        a = pyro.sample("a", dist.Gamma(2.0, 1.0))
+    with rows:
+        b = pyro.sample("b", dist.Dirichlet(torch.ones(3)))
+    with rows as picked, pyro.plate("seen", 2, dim=-1):
+        pyro.sample("y", dist.Normal(a + b[..., 0], 0.5), obs=y[picked])
+
+
+def mass_of_pairs():
+    """log p(y, box): by quadrature over b's first coordinate in (0.1, 0.9) and each of a's elements in (0.3, 4)."""
+    b, weight = np.polynomial.legendre.leggauss(60)
+    b, weight = 0.5 + 0.4 * b, 0.4 * weight
+    a, step = 0.3 + 3.7 * (np.arange(20_000) + 0.5) / 20_000, 3.7 / 20_000
+    prior = a * np.exp(-a) * step
+
+    def of(y):
+        return (prior * np.exp(-0.5 * ((y - a - b[:, None]) / 0.5) ** 2)).sum(1) / (0.5 * np.sqrt(2.0 * np.pi))
+
+    return sum(np.log(0.8 * (weight * 2.0 * (1.0 - b) * of(first) * of(second)).sum()) for first, second in PAIRS)
+
+
+def in_box(draws):
+    a, b = np.asarray(draws["a"]), np.asarray(draws["b"])
+    b = np.stack([b[..., 0], b[..., 1] / (1.0 - b[..., 0])], -1)
+    inside = ((a > 0.3) & (a < 4.0)).all((1, 2)), ((b > 0.1) & (b < 0.9)).all(axis=tuple(range(1, b.ndim)))
+    return inside[0] & inside[1]
+
+
+FAMILIES = {
+    "flow": vr.Flow(condition="y", num_layers=2, hidden=8),
+    "coupling": vr.Flow(condition="y", kind="coupling", num_layers=4, hidden=8),
+    "SDE": vr.SDE(condition="y", num_steps=4, init_scale=0.7, warm_start=0, base="diagonal"),
+    "mixture": vr.SDE(condition="y", num_steps=4, init_scale=0.7, warm_start=0, base="mixture"),
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "flow" else pytest.mark.slow) for n in FAMILIES])
+def test_weights_average_to_the_mass_of_a_box(name):
+    """Of a box, since the weights of a good fit may have heavy tails all the same."""
+    posterior = vr.guide(FAMILIES[name])(pairs).fit(PAIRS, num_steps=600, num_particles=64, progress=False)
+    draws, log_weights = posterior.draws(20_000, with_weights=True)
+    weights = in_box(draws) * np.exp(np.asarray(log_weights) - mass_of_pairs())
+    error = weights.std() / np.sqrt(len(weights))
+    assert abs(weights.mean() - 1.0) < 4.0 * error
+    assert error < 0.03
+
+
+@pytest.mark.parametrize(
+    ("family", "error", "match"),
+    [
+        (vr.Flow(condition="y"), vr.SiteError, r"12 rows, and the plates around all of this guide's sites are \{\}"),
+        (vr.Sites({"zz": vr.FullRank(), "*": vr.MeanField()}), vr.SiteError, "names 'zz', and the model's latent"),
+        (vr.Sites({"z": vr.FullRank()}), vr.SiteError, "misses the latent site 'mu'"),
+        (vr.Sites({"z": vr.Flow(condition="q"), "*": vr.MeanField()}), vr.ArgumentError, "without that argument"),
+    ],
+)
+def test_what_does_not_fit_the_model(family, error, match):
+    with pytest.raises(error, match=match):
+        vr.guide(family)(model).fit(Y, SCALE, progress=False)
+
+
+def test_estimators_are_for_the_mean_field():
+    sites = vr.Sites({"z": vr.FullRank(), "*": vr.MeanField()})
+    posterior = vr.guide(sites, estimators={"mu": vr.ScoreFunction()})(model).fit(Y, SCALE, num_steps=5, progress=False)
+    assert posterior.record["estimators"] == {"mu": repr(vr.ScoreFunction())}
+    with pytest.raises(vr.ArgumentError, match="name 'z', which FullRank"):
+        vr.guide(sites, estimators={"z": vr.ScoreFunction()})(model)

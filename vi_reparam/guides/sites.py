@@ -1,0 +1,98 @@
+"""Different families for different latents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vi_reparam.errors import ArgumentError
+from vi_reparam.guides.base import GuideFamily
+from vi_reparam.guides.cover import Cover
+from vi_reparam.guides.escalate import Escalate
+from vi_reparam.guides.joint import JointFamily
+from vi_reparam.guides.mean_field import MeanField
+
+REST = "*"
+
+
+@dataclass(frozen=True, repr=False)
+class Sites(GuideFamily):
+    """A product of guides, each over the latents that are named for it.
+
+    ``vr.Sites({"z": vr.Flow(condition="images"), "*": vr.MeanField()})`` draws ``z`` by a flow and
+    all other latents by the mean field. Parts are independent of each other given the data, and
+    each has its own family's learning rate. No part is warm-started or searched for, and an `SDE`
+    goes without the gradient of log p, which the other parts' draws would have to be known for.
+
+    Args:
+        families: site name, tuple of names, or ``"*"`` for all that are not named -> family.
+
+    Attributes:
+        num_particles: the most that a part over global latents wants.
+
+    Raises:
+        ArgumentError: for an entry that is not a family, or a name that occurs twice.
+    """
+
+    families: Any
+
+    def __post_init__(self) -> None:
+        given = dict(self.families) if isinstance(self.families, Mapping | tuple) else self.families
+        if not isinstance(given, dict) or not given:
+            raise ArgumentError(f"Sites({self.families!r}): expected a mapping from site names to guide families")
+        seen: set[str] = set()
+        for key, family in given.items():
+            if not isinstance(family, GuideFamily) or isinstance(family, Escalate | Sites):
+                raise ArgumentError(f"Sites({{{key!r}: {family!r}}}): expected a family such as vr.MeanField()")
+            names = (key,) if isinstance(key, str) else key
+            if not isinstance(names, tuple) or not names or not all(isinstance(n, str) for n in names):
+                raise ArgumentError(f"Sites({{{key!r}: ...}}): expected a site's name, a tuple of names, or '*'")
+            for name in names:
+                if name in seen:
+                    raise ArgumentError(f"Sites: site {name!r} is given to two families")
+                seen.add(name)
+        parts = list(given.values())
+        whole = [f.num_particles for f in parts if not (isinstance(f, JointFamily) and f.is_local)]
+        own = {
+            "families": tuple(given.items()),
+            "num_particles": max(whole, default=MeanField.num_particles),
+            "max_steps": max(f.max_steps for f in parts),
+            "converges": all(f.converges for f in parts),
+            "by_losses": any(f.by_losses for f in parts),
+        }
+        for name, value in own.items():  # frozen
+            object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        return f"Sites({{{', '.join(f'{key!r}: {family!r}' for key, family in self.families)}}})"
+
+    def parts(self) -> list[tuple[Cover, GuideFamily]]:
+        """What each family covers."""
+        keys = [(key,) if isinstance(key, str) else key for key, _ in self.families]
+        named = frozenset(name for names in keys for name in names if names != (REST,))
+        out = []
+        for names, (_, family) in zip(keys, self.families, strict=True):
+            rest = names == (REST,)
+            out.append((Cover(None, named, "rest") if rest else Cover(names, label="_".join(names)), family))
+        return out
+
+    def owner(self, param: str) -> int:
+        """Which part a parameter belongs to, by its name; the model's own go with the first mean field, or part 0."""
+        covers = self.parts()
+        for i, (cover, family) in enumerate(covers):
+            if isinstance(family, JointFamily) and param.startswith(f"{cover.label}_"):
+                return i
+        return next((i for i, (_, family) in enumerate(covers) if isinstance(family, MeanField)), 0)
+
+    def check_estimators(self, estimators: Any) -> None:
+        if estimators and not any(isinstance(family, MeanField) for _, family in self.families):
+            raise ArgumentError(
+                f"{self!r} holds no vr.MeanField, so estimators={estimators!r} have no site to act on: leave them out"
+            )
+        for site in estimators:
+            drawn_by = next((f for cover, f in self.parts() if site in (cover.names or (REST,))), None)
+            if isinstance(drawn_by, JointFamily) and site != REST:
+                raise ArgumentError(
+                    f"estimators name {site!r}, which {drawn_by!r} draws by a gradient of its own: leave it out"
+                )
