@@ -53,7 +53,7 @@ from vi_reparam_numpyro.guide_study import compare_guides
 from vi_reparam_numpyro.guided import Guided, guide
 from vi_reparam_numpyro.handlers import estimate
 from vi_reparam_numpyro.host import host
-from vi_reparam_numpyro.objectives import ELBO
+from vi_reparam_numpyro.objectives import ELBO, IWELBO
 from vi_reparam_numpyro.ops import ops
 from vi_reparam_numpyro.posterior import Posterior
 from vi_reparam_numpyro.sde_study import compare_sde
@@ -61,6 +61,7 @@ from vi_reparam_numpyro.storage import load
 
 __all__ = [
     "ELBO",
+    "IWELBO",
     "MLP",
     "SDE",
     "Adams",

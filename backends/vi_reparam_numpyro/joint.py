@@ -138,6 +138,8 @@ class Joint(dist.Distribution):
     def _emit(self, made: Vector) -> Any:
         hearing = listener.current()
         value, log_q = made.value, made.log_q
+        if hearing is not None:
+            hearing.frozen[self.site] = made.frozen
         if made.score_term is not None:
             if hearing is None:
                 message = (

@@ -30,6 +30,7 @@ class Listener:
         self.draws: dict[str, Sampled] = {}
         self.consumed: set[str] = set()
         self.altered: set[str] = {*self.shifts, *self.held}
+        self.frozen: dict[str, bool] = {}  # whether a joint guide's log q leaves its parameters out, by site
         self.in_control_flow = 0
 
     def report(self, site: str, sampled: Sampled) -> Any:

@@ -13,7 +13,8 @@ from numpyro.infer.elbo import ELBO as HostELBO
 
 from vi_reparam.errors import ArgumentError
 from vi_reparam.frames import Frames, plates_of
-from vi_reparam.objectives import score
+from vi_reparam.objectives import multisample, score
+from vi_reparam.objectives.multisample import DOUBLY
 from vi_reparam_numpyro import dependence
 from vi_reparam_numpyro.distributions import Sampled
 from vi_reparam_numpyro.handlers import BASELINE
@@ -22,6 +23,8 @@ from vi_reparam_numpyro.ops import ops
 from vi_reparam_numpyro.run import Place, Run, run, stopped
 
 Array = Any
+
+ENTROPIES = ("monte_carlo", "path", "analytic")
 
 
 class ELBO(HostELBO):
@@ -34,8 +37,9 @@ class ELBO(HostELBO):
 
     Args:
         num_particles: draws of the guide a step, one minibatch each.
-        entropy: ``"monte_carlo"``, or ``"analytic"`` for guides all of whose sites have an
-            entropy in closed form.
+        entropy: ``"monte_carlo"``; ``"path"``, the same with log q's own parameters as constants
+            (sticking the landing; Roeder, Wu and Duvenaud 2017), of less variance near the optimum; or
+            ``"analytic"`` for guides all of whose sites have an entropy in closed form.
         vectorize_particles: as in NumPyro.
 
     Raises:
@@ -50,8 +54,8 @@ class ELBO(HostELBO):
     ) -> None:
         if not isinstance(num_particles, int) or num_particles < 1:
             raise ArgumentError(f"ELBO(num_particles={num_particles!r}): expected an integer of at least 1")
-        if entropy not in ("monte_carlo", "analytic"):
-            raise ArgumentError(f"ELBO(entropy={entropy!r}): expected 'monte_carlo' or 'analytic'")
+        if entropy not in ENTROPIES:
+            raise ArgumentError(f"ELBO(entropy={entropy!r}): expected one of {ENTROPIES}")
         super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles)
         self.entropy = entropy
         self._doubtful: dict[Any, frozenset[str]] = {}
@@ -85,6 +89,7 @@ class ELBO(HostELBO):
 
         def look(key: Any, held: Any) -> Any:
             result = runner(key, held)
+            self._require(result)
             frames = {n: result.frames["guide", n] for n, s in result.draws.items() if not s.draw.is_pathwise}
             scored[:] = [n for n in frames if plates_of(frames[n])]
             return result.costs
@@ -147,6 +152,9 @@ class ELBO(HostELBO):
             state = {**state, BASELINE: averages}
         return {"loss": -value, "mutable_state": state or None}
 
+    def _require(self, result: Run) -> None:
+        """Refuse a program whose gradient this objective would get wrong."""
+
     def _runner(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         return functools.partial(_run, model=model, guide=guide, args=args, kwargs=kwargs, entropy=self.entropy)
 
@@ -206,6 +214,81 @@ class ELBO(HostELBO):
                 found = jnp.reshape(found, found.shape + (1,) * (masks.ndim - found.ndim))
                 total = total + jnp.sum(branch.weight[None] * masks * lax.stop_gradient(found))
         return total
+
+
+class IWELBO(ELBO):
+    """-E[log mean_k w_k] with w_k = p/q of each of K particles, the importance-weighted bound (Burda et al. 2016).
+
+    It lies between the ELBO and the log evidence. A guide fitted by it is a proposal: broader than
+    the posterior where the family cannot follow it.
+
+    Args:
+        num_particles: K.
+        gradient: ``"doubly_reparameterized"`` (Tucker et al. 2019, eq. 8: the guide's parameters get
+            sum_k (w_k / sum w)^2 of each path's gradient of log w_k, with none of their noise from log q), or
+            ``"reparameterization"``, whose signal in the guide's parameters falls with K.
+        vectorize_particles: as in NumPyro.
+
+    Raises:
+        ArgumentError: for options that cannot be used.
+    """
+
+    def __init__(self, num_particles: int = 8, *, gradient: str = DOUBLY, vectorize_particles: Any = True) -> None:
+        multisample.check_options(num_particles, gradient)
+        entropy = "path" if gradient == DOUBLY else "monte_carlo"
+        super().__init__(num_particles, entropy=entropy, vectorize_particles=vectorize_particles)
+        self.gradient = gradient
+
+    def __repr__(self) -> str:
+        return f"IWELBO(num_particles={self.num_particles}, gradient={self.gradient!r})"
+
+    def with_particles(self, num_particles: int) -> IWELBO:
+        return IWELBO(num_particles, gradient=self.gradient, vectorize_particles=self.vectorize_particles)
+
+    def _require(self, result: Run) -> None:
+        multisample.check_run(result.draws, result.frozen, result.subsampled, self.gradient)
+
+    def loss_with_mutable_state(
+        self, rng_key: Any, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """The negative bound and its gradient.
+
+        Raises:
+            SiteError: if the guide misses a latent of the model.
+            GradientError: for a score term, a minibatch, or a guide whose gradient does not fit.
+        """
+
+        def log_weights(guide_params: Any, model_params: Any) -> Any:
+            def particle(key: Any) -> Any:
+                result = run(
+                    key, guide_params, model, guide, args, kwargs, entropy=self.entropy, model_params=model_params
+                )
+                self._require(result)
+                return sum(jnp.sum(cost) for cost in result.costs.values()), result.state
+
+            keys = random.split(rng_key, self.num_particles)
+            if self.num_particles == 1:
+                return jax.tree.map(lambda x: x[None], particle(keys[0]))
+            return self.vectorize_particles_fn(particle, keys)
+
+        held = stopped(param_map)
+        log_w, pull, state = jax.vjp(log_weights, held, held, has_aux=True)
+        weights = jax.nn.softmax(log_w)
+        by_guide = pull(weights**2 if self.gradient == DOUBLY else weights)[0]
+        by_model = pull(weights)[1]
+        value = jax.nn.logsumexp(log_w) - jnp.log(self.num_particles)
+        for slopes in (by_guide, by_model):
+            moves = jax.tree.map(_move, lax.stop_gradient(slopes), param_map, held)
+            value = value + sum(jax.tree.leaves(moves))
+        state = {n: param_map[n] for n in state if n in param_map} if self.num_particles > 1 else state
+        return {"loss": -value, "mutable_state": state or None}
+
+
+def _move(slope: Array, param: Array, held: Array) -> Array:
+    """Zero, with this slope in the parameter; nothing for what has none (keys, counts)."""
+    if slope.dtype == jax.dtypes.float0:
+        return jnp.zeros(())
+    return jnp.sum(slope * (param - held))
 
 
 def _separate_lanes(sampled: Sampled, target: Frames, plates: frozenset[str]) -> Array:

@@ -32,6 +32,8 @@ class Run:
         draws: the estimated draws of the guide, by site.
         state: the values at mutable sites.
         sites: names of the latent sites, in the guide's order.
+        frozen: whether a joint guide's log q leaves its own parameters out, by site.
+        subsampled: names of the model's plates that see minibatches.
     """
 
     costs: dict[Place, Array]
@@ -39,6 +41,8 @@ class Run:
     draws: dict[str, Sampled]
     state: dict[str, Any]
     sites: list[str]
+    frozen: dict[str, bool] = dataclasses.field(default_factory=dict)
+    subsampled: frozenset[str] = frozenset()
 
 
 class _Collect(Messenger):
@@ -75,8 +79,14 @@ def run(
     *,
     entropy: str = "monte_carlo",
     listener: Listener | None = None,
+    model_params: dict[str, Any] | None = None,
 ) -> Run:
     """Run the guide, replay the model, and collect the costs.
+
+    Args:
+        params: of both.
+        entropy: how log q counts: ``"monte_carlo"``, ``"path"`` (its parameters are constants) or ``"analytic"``.
+        model_params: the model's, where they are other arrays than the guide's.
 
     Raises:
         SiteError: if the guide misses a latent of the model.
@@ -88,12 +98,20 @@ def run(
         seeded = substitute(seed(guide, guide_key), data=params)
         guide_trace = trace(_Collect(seeded, listener, given_key)).get_trace(*args, **kwargs)
     listener.finish()
+    guide_params, params = params, params if model_params is None else model_params
     params = {**params, **{n: s["value"] for n, s in guide_trace.items() if s["type"] == "mutable"}}
     replayed = substitute(replay(seed(model, model_key), guide_trace), data=params)
     model_trace = trace(replayed).get_trace(*args, **kwargs)
     _check_sites(model_trace, guide_trace)
 
-    result = Run({}, {}, listener.draws, {}, [])
+    plates = {n: s["args"] for n, s in model_trace.items() if s["type"] == "plate"}
+    subsampled = frozenset(n for n, (size, subsample_size) in plates.items() if subsample_size not in (None, size))
+    held = guide_trace
+    if entropy == "path":  # the same draws, under constants: only they move log q, also where one draw rests on another
+        values = {n: s["value"] for n, s in guide_trace.items() if s["type"] in ("sample", "plate")}
+        again = substitute(seed(guide, guide_key), data={**stopped(guide_params), **values})
+        held = trace(again).get_trace(*args, **kwargs)
+    result = Run({}, {}, listener.draws, {}, [], listener.frozen, subsampled)
     for name, site in model_trace.items():
         if site["type"] == "mutable":
             result.state[name] = site["value"]
@@ -107,8 +125,7 @@ def run(
             result.state[name] = site["value"]
         if site["type"] == "sample" and not site["is_observed"]:
             result.sites.append(name)
-            cost = entropy_of(site["fn"]) if entropy == "analytic" else -_guide_log_prob(site)
-            result.costs["guide", name] = _scaled(site, cost)
+            result.costs["guide", name] = _scaled(site, _entropy(site, entropy, held[name], listener.draws.get(name)))
             result.frames["guide", name] = Frames.of(site)
     return result
 
@@ -133,10 +150,18 @@ def model_log_prob(site: Any, drawn: Sampled | None) -> Array:
     return precise_log_prob(fn, value, drawn.family, drawn.draw.logs)
 
 
-def _guide_log_prob(site: Any) -> Array:
+def _entropy(site: Any, kind: str, held: Any, drawn: Sampled | None) -> Array:
+    """The entropy of a guide site, or the term that stands for it.
+
+    Args:
+        held: the site under constant parameters, for ``"path"``.
+    """
+    fn, value = site["fn"], site["value"]
+    if kind == "analytic":
+        return entropy_of(fn)
     if site["intermediates"]:
-        return site["fn"].log_prob(site["value"], site["intermediates"])
-    return site["fn"].log_prob(site["value"])
+        return -fn.log_prob(value, site["intermediates"])
+    return -(model_log_prob({**held, "value": value}, drawn) if kind == "path" else fn.log_prob(value))
 
 
 def _scaled(site: Any, log_prob: Array) -> Array:
