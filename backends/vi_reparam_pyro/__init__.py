@@ -51,13 +51,14 @@ from vi_reparam_pyro.distributions import FromSampler, TruncatedNormal, VonMises
 from vi_reparam_pyro.guided import Guided, guide
 from vi_reparam_pyro.handlers import estimate
 from vi_reparam_pyro.host import host
-from vi_reparam_pyro.objectives import ELBO
+from vi_reparam_pyro.objectives import ELBO, IWELBO
 from vi_reparam_pyro.ops import ops
 from vi_reparam_pyro.posterior import Posterior
 from vi_reparam_pyro.storage import load
 
 __all__ = [
     "ELBO",
+    "IWELBO",
     "MLP",
     "SDE",
     "Adams",

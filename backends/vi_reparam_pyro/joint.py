@@ -150,6 +150,8 @@ class Joint(TorchDistribution):
     def _emitted(self, made: Vector) -> Array:
         hearing, objective = listener.current(), running_objective()
         name = "this computation" if objective is None else type(objective).__name__
+        if hearing is not None:
+            hearing.frozen[self.site] = made.frozen
         if made.score_term is not None:
             if hearing is None:
                 message = (

@@ -44,6 +44,7 @@ class Listener:
         self.consumed: set[str] = set()
         self.altered: set[str] = {*self.held, *self.traced}
         self.averages: dict[str, Any] | None = None
+        self.frozen: dict[str, bool] = {}  # whether a joint guide's log q leaves its parameters out, by site
 
     def report(self, site: str, sampled: Sampled) -> Array:
         """Take note of a draw; return the value that the program goes on with.

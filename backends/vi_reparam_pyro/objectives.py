@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
 from pyro.infer.elbo import ELBO as HOST_ELBO
 from torch.utils import _pytree as pytree
 
-from vi_reparam.errors import ArgumentError
+from vi_reparam.errors import ArgumentError, GradientError
 from vi_reparam.frames import Frames, plates_of
-from vi_reparam.objectives import score
+from vi_reparam.objectives import multisample, score
+from vi_reparam.objectives.multisample import DOUBLY
 from vi_reparam_pyro import dependence
 from vi_reparam_pyro.arguments import signature
 from vi_reparam_pyro.distributions import Sampled
@@ -53,6 +55,7 @@ class Particles:
         frames: the plates of every cost and draw.
         draws: of one particle, for what all have in common.
         averages: the decaying averages that the guide holds.
+        params: of every particle run, by side and name.
     """
 
     costs: dict[Place, Array]
@@ -63,6 +66,10 @@ class Particles:
     frames: dict[Place, Frames]
     draws: dict[str, Sampled]
     averages: dict[str, Any]
+    params: list[dict[Place, Array]]
+
+
+ENTROPIES = ("monte_carlo", "path", "analytic")
 
 
 class ELBO(HOST_ELBO):
@@ -75,8 +82,9 @@ class ELBO(HOST_ELBO):
 
     Args:
         num_particles: draws of the guide a step, one minibatch each.
-        entropy: ``"monte_carlo"``, or ``"analytic"`` for guides all of whose sites have an
-            entropy in closed form.
+        entropy: ``"monte_carlo"``; ``"path"``, the same with log q's own parameters as constants
+            (sticking the landing; Roeder, Wu and Duvenaud 2017), of less variance near the optimum; or
+            ``"analytic"`` for guides all of whose sites have an entropy in closed form.
         vectorize_particles: run all particles as one, by `torch.func.vmap`, which needs no plate
             for them; None where the program allows it (it reads no drawn value in Python).
 
@@ -89,8 +97,8 @@ class ELBO(HOST_ELBO):
     ) -> None:
         if not isinstance(num_particles, int) or isinstance(num_particles, bool) or num_particles < 1:
             raise ArgumentError(f"ELBO(num_particles={num_particles!r}): expected an integer of at least 1")
-        if entropy not in ("monte_carlo", "analytic"):
-            raise ArgumentError(f"ELBO(entropy={entropy!r}): expected 'monte_carlo' or 'analytic'")
+        if entropy not in ENTROPIES:
+            raise ArgumentError(f"ELBO(entropy={entropy!r}): expected one of {ENTROPIES}")
         super().__init__(num_particles=num_particles)
         self.entropy = entropy
         self.lanes = vectorize_particles
@@ -116,6 +124,7 @@ class ELBO(HOST_ELBO):
         key = mix(dependence.CHECK_KEY)
         averages: dict[str, Any] = {}
         first = runner(key, listener=_fresh(averages))
+        self._require(first)
         scored = frozenset(n for n, s in first.draws.items() if not s.draw.is_pathwise)
         plates = frozenset(p for n in scored for p in plates_of(first.frames["guide", n]))
         places = frozenset(first.costs)
@@ -129,6 +138,9 @@ class ELBO(HOST_ELBO):
         made = Structure(places, deps, plates, in_lanes)
         self._known[_program(model, guide, args, kwargs)] = made
         return made
+
+    def _require(self, result: Run) -> None:
+        """Refuse a program whose gradient this objective would get wrong."""
 
     def structure(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Structure:
         """What `check` found, checked now if it was not."""
@@ -182,6 +194,7 @@ class ELBO(HOST_ELBO):
 
         def particle(own_key: int) -> Any:
             result = runner(own_key, listener=_fresh(averages))
+            self._require(result)
             last.append(result)
             scores = {n: s.draw.score_term for n, s in result.draws.items() if s.draw.score_term is not None}
             own = {n: s.scores for n, s in result.draws.items() if s.scores}
@@ -194,7 +207,8 @@ class ELBO(HOST_ELBO):
             found = _stacked([particle(own_key) for own_key in ops.split(key, self.num_particles)])
         frames = {place: where for result in last for place, where in result.frames.items()}
         draws = {name: drawn for result in last for name, drawn in result.draws.items()}
-        return Particles(*found, frames=frames, draws=draws, averages=last[-1].averages)
+        params = [result.params for result in last]
+        return Particles(*found, frames=frames, draws=draws, averages=last[-1].averages, params=params)
 
     def _weak(self, runner: Runner, key: int, result: Run, structure: Structure) -> Array:
         """The weak derivatives: each branch's weight times the downstream cost at its value."""
@@ -217,6 +231,77 @@ class ELBO(HOST_ELBO):
                     cost = cost.reshape(cost.shape + (1,) * (mask.ndim - cost.ndim))
                     total = total + (branch.weight * mask * cost).sum()
         return total
+
+
+class IWELBO(ELBO):
+    """-E[log mean_k w_k] with w_k = p/q of each of K particles, the importance-weighted bound (Burda et al. 2016).
+
+    It lies between the ELBO and the log evidence. A guide fitted by it is a proposal: broader than
+    the posterior where the family cannot follow it.
+
+    Args:
+        num_particles: K.
+        gradient: ``"doubly_reparameterized"`` (Tucker et al. 2019, eq. 8: the guide's parameters get
+            sum_k (w_k / sum w)^2 of each path's gradient of log w_k, with none of their noise from log q), or
+            ``"reparameterization"``, whose signal in the guide's parameters falls with K.
+        vectorize_particles: as in `ELBO`.
+
+    Raises:
+        ArgumentError: for options that cannot be used.
+    """
+
+    def __init__(
+        self, num_particles: int = 8, *, gradient: str = DOUBLY, vectorize_particles: bool | None = None
+    ) -> None:
+        multisample.check_options(num_particles, gradient)
+        entropy = "path" if gradient == DOUBLY else "monte_carlo"
+        super().__init__(num_particles, entropy=entropy, vectorize_particles=vectorize_particles)
+        self.gradient = gradient
+
+    def __repr__(self) -> str:
+        return f"IWELBO(num_particles={self.num_particles}, gradient={self.gradient!r})"
+
+    def with_particles(self, num_particles: int) -> IWELBO:
+        other = IWELBO(num_particles, gradient=self.gradient, vectorize_particles=self.lanes)
+        other._known = self._known
+        return other
+
+    def _require(self, result: Run) -> None:
+        multisample.check_run(result.draws, result.frozen, result.subsampled, self.gradient)
+        if self.gradient != DOUBLY:
+            return
+        names = {side: {name for s, name in result.params if s == side} for side in ("guide", "model")}
+        for name in sorted(names["guide"] & names["model"]):
+            raise GradientError(
+                f"parameter {name!r} is in the guide and in the model, and IWELBO(gradient={DOUBLY!r}) weighs the two "
+                "apart; use gradient='reparameterization'"
+            )
+        network = [n for (side, n), p in result.params.items() if side == "guide" and isinstance(p, torch.nn.Parameter)]
+        if network and not result.frozen:
+            raise GradientError(
+                f"the guide's network weights {network[0]!r} cannot be held inside log q, as "
+                f"IWELBO(gradient={DOUBLY!r}) needs; use gradient='reparameterization'"
+            )
+
+    def surrogate(
+        self, key: int, model: Any, guide: Any, args: Any, kwargs: Any, averages: dict[str, Any] | None = None
+    ) -> Array:
+        structure = self.structure(model, guide, args, kwargs)
+        found = self.particles(key, runner_of(model, guide, args, kwargs, self.entropy), structure, averages)
+        log_w = torch.stack([c.reshape(c.shape[0], -1).sum(1) for c in found.costs.values()]).sum(0)
+        bound = torch.logsumexp(log_w, 0) - math.log(self.num_particles)
+        if self.gradient != DOUBLY or not torch.is_grad_enabled():
+            return -bound
+        weights = torch.softmax(log_w.detach(), 0)
+        value = bound.detach()
+        for side, weight in (("guide", weights**2), ("model", weights)):
+            live = {id(p): p for held in found.params for (s, _), p in held.items() if s == side and p.requires_grad}
+            params = list(live.values())
+            slopes = torch.autograd.grad(log_w, params, weight, retain_graph=True, allow_unused=True) if params else ()
+            for slope, param in zip(slopes, params, strict=True):
+                if slope is not None:
+                    value = value + (slope * (param - param.detach())).sum()
+        return -value
 
 
 def _fresh(averages: dict[str, Any] | None) -> Listener:

@@ -38,6 +38,9 @@ class Run:
         draws: the estimated draws of the guide, by site.
         sites: names of the latent sites, in the guide's order.
         averages: the decaying averages that the guide holds, by site.
+        frozen: whether a joint guide's log q leaves its own parameters out, by site.
+        subsampled: names of the model's plates that see minibatches.
+        params: the values of the guide's and the model's parameters, by side and name.
     """
 
     costs: dict[Place, Array]
@@ -45,6 +48,16 @@ class Run:
     draws: dict[str, Sampled]
     sites: list[str]
     averages: dict[str, Any]
+    frozen: dict[str, bool]
+    subsampled: frozenset[str]
+    params: dict[Place, Array]
+
+
+class _Held(Messenger):
+    """Parameters as constants."""
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        msg["value"] = msg["value"].detach()
 
 
 class _Collect(Messenger):
@@ -76,6 +89,9 @@ def run(
 ) -> Run:
     """Run the guide, replay the model, and collect the costs; all noise follows from the key.
 
+    Args:
+        entropy: how log q counts: ``"monte_carlo"``, ``"path"`` (its parameters are constants) or ``"analytic"``.
+
     Raises:
         SiteError: if the guide misses a latent of the model.
         GradientError: if a draw's score term would be lost.
@@ -86,10 +102,23 @@ def run(
             guide_trace = poutine.trace(_collected(guide, listener)).get_trace(*args, **kwargs)
         listener.finish()
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        held = guide_trace
+        if entropy == "path":  # the same draws, under constants: only they move log q, also where one rests on another
+            with _Held():
+                held = poutine.trace(poutine.replay(guide, trace=guide_trace)).get_trace(*args, **kwargs)
     model_sites, guide_sites = sample_sites(model_trace), sample_sites(guide_trace)
     check_sites(model_sites, guide_sites)
 
-    result = Run({}, {}, listener.draws, [], {} if listener.averages is None else listener.averages)
+    result = Run(
+        {},
+        {},
+        listener.draws,
+        [],
+        {} if listener.averages is None else listener.averages,
+        listener.frozen,
+        _subsampled(model_trace),
+        {**_params("guide", guide_trace), **_params("model", model_trace)},
+    )
     for name, site in model_sites.items():
         known = not site["is_observed"] and name not in listener.altered
         draw = listener.draws.get(name) if known else None
@@ -98,7 +127,7 @@ def run(
     for name, site in guide_sites.items():
         if not site["is_observed"]:
             result.sites.append(name)
-            cost = entropy_of(site["fn"]) if entropy == "analytic" else -site["fn"].log_prob(site["value"])
+            cost = _entropy(site, entropy, held.nodes[name], listener.draws.get(name))
             result.costs["guide", name] = scaled(site, cost)
             result.frames["guide", name] = Frames.of(site)
     return result
@@ -141,6 +170,28 @@ def check_sites(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> Non
         given, expected = tuple(guide_sites[name]["value"].shape), tuple(site["fn"].shape())
         if given != expected and not _broadcasts(given, expected):
             raise SiteError(f"site {name!r}: the guide draws shape {given}, the model expects {expected}")
+
+
+def _entropy(site: Any, kind: str, held: Any, drawn: Sampled | None) -> Array:
+    """The entropy of a guide site, or the term that stands for it.
+
+    Args:
+        held: the site under constant parameters, for ``"path"``.
+    """
+    if kind == "analytic":
+        return entropy_of(site["fn"])
+    if kind == "path" and not getattr(site["fn"], "known_by_draws", False):
+        return -_model_log_prob({**held, "value": site["value"]}, drawn)
+    return -site["fn"].log_prob(site["value"])
+
+
+def _subsampled(trace: Any) -> frozenset[str]:
+    sites = {n: s["fn"] for n, s in trace.nodes.items() if s["type"] == "sample" and is_subsample(s["fn"])}
+    return frozenset(n for n, fn in sites.items() if fn.subsample_size is not None and 0 <= fn.subsample_size < fn.size)
+
+
+def _params(side: str, trace: Any) -> dict[Place, Array]:
+    return {(side, name): site["value"] for name, site in trace.nodes.items() if site["type"] == "param"}
 
 
 def _broadcasts(given: tuple[int, ...], expected: tuple[int, ...]) -> bool:
