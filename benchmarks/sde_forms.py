@@ -5,6 +5,8 @@ sliced Wasserstein distance to exact draws (its noise floor, between two sets of
 Guides: parameterization x variance form on the funnel and the mixture, one seed, ELBO of 20,000 draws. Gradients: the
 total variance of the path gradient and of plain reparameterization at the same parameters.
 
+The picture, beside the JSON file: the samples' distances at the fewest steps, by tau.
+
     python benchmarks/sde_forms.py [--parts samples gradients guides] [--out benchmarks/results/sde_forms.json]
 """
 
@@ -104,6 +106,34 @@ def samples():
     return rows
 
 
+def picture(rows, path):
+    """Distances at the fewest steps by tau: a row of panels a target, a panel an order."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shown = ("gmm9", "normal, sd 0.05", "normal, sd 1.0", "normal, sd 3.0")
+    figure, axes = plt.subplots(
+        len(shown), len(ORDERS), figsize=(11, 9), sharex=True, sharey="row", layout="constrained"
+    )
+    for panels, target in zip(axes, shown, strict=True):
+        for ax, order in zip(panels, ORDERS, strict=True):
+            found = [r for r in rows if (r["target"], r["order"], r["steps"]) == (target, order, STEPS[0])]
+            for form, color in (("data", "#16425b"), ("noise", "#c8553d")):
+                ax.plot(TAUS, [math.nan if r[form] is None else r[form] for r in found], "o-", color=color, label=form)
+            ax.axhline(found[0]["floor"], color="0.6", linewidth=0.8, linestyle="--")
+            ax.set(yscale="log", title=f"{target}, order {order}" if target == "gmm9" else f"{target}")
+            ax.spines[["top", "right"]].set_visible(False)
+        panels[0].set_ylabel("sliced Wasserstein")
+    for ax in axes[-1]:
+        ax.set_xlabel("tau")
+    axes[0, 0].legend(title="form", frameon=False)
+    figure.suptitle(f"Exact scores, {STEPS[0]} steps; dashed: two sets of exact draws")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 def specification(target, **options):
     return vr.SDE(**{**(WIDE if target == "gmm9" else {}), **options})
 
@@ -166,6 +196,8 @@ def main():
         if options.out:
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps(result, indent=1) + "\n")
+            if part == "samples":
+                picture(result["samples"], options.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FRAMEWORKS = {"jax", "jaxlib", "numpyro", "optax", "flax", "equinox", "torch", "pyro", "array_api_compat"}
 BACKENDS = {"vi_reparam_numpyro", "vi_reparam_pyro"}
-FOR_PEOPLE = ("cli.py", "comparison.py", "checkpoints.py", "posterior/")  # tables, pictures and files, not gradients
+# tables, pictures and files, not gradients
+FOR_PEOPLE = ("cli.py", "comparison.py", "checkpoints.py", "posterior/", "study/")
 
 
 def imported(path):

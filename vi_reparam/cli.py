@@ -11,7 +11,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,6 +46,9 @@ Estimators = Annotated[
 
 MAX_STORED = 5_000_000
 """Numbers of a posterior to write at most: fewer draws of a larger model."""
+
+STUDIES = {"sde": "forms of the SDE guide", "joint": "guides over all latents"}
+"""What ``compare --family`` may compare."""
 
 
 @dataclass
@@ -320,51 +323,41 @@ def _compare(
     }
 
 
-def _compare_sde(
-    job: Job, report: Report, *, replicates: int, seed: int, num_steps: int | None, num_particles: int | None
+def _study(
+    family: str,
+    job: Job,
+    report: Report,
+    *,
+    replicates: int,
+    seed: int,
+    num_steps: int | None,
+    num_particles: int | None,
 ) -> dict[str, Any]:
-    """Fit the SDE guide in all its forms, show the table; what was found, for JSON."""
-    report.title(f"{job.name}: forms of the SDE guide")
-    if not hasattr(job.vr, "compare_sde"):
-        raise BackendError(f"{job.vr.__name__} cannot compare SDE guides; use --backend numpyro")
-    table = Table("predicts", "variance", "gradient", "ELBO", "gradient variance", "seconds")
-    rows = job.vr.compare_sde(
+    """Compare guides over all latents, show the table, write the file; what was found, for JSON."""
+    report.title(f"{job.name}: {STUDIES[family]}")
+    name = {"sde": "compare_sde", "joint": "compare_guides"}[family]
+    if not hasattr(job.vr, name):
+        raise BackendError(f"{job.vr.__name__} has no {name}; use another backend")
+    given = {"num_steps": num_steps, "num_particles": num_particles}  # else the study's own
+    study = getattr(job.vr, name)(
         job.guided,
         *job.args,
         **job.kwargs,
-        num_steps=num_steps or 1_000,
-        num_particles=num_particles or 64,
+        **{option: value for option, value in given.items() if value is not None},
         num_replicates=replicates,
         seed=seed,
+        progress=not report.as_json and sys.stderr.isatty(),
     )
-    for row in rows:
-        elbo, spread = f"{row.elbo:.3f} ± {row.error:.3f}", f"{row.gradient_variance:.3g}"
-        table.add_row(row.parameterization, row.variance, row.gradient, elbo, spread, f"{row.seconds:.0f}")
-    report.show(table)
+    report.show(study.table())
+    if path := report.path(f"{job.name}_{family}.nc"):
+        study.save(path)
     return {
         "model": job.name,
         "backend": job.vr.host.name,
         "seed": seed,
         "replicates": replicates,
-        "rows": [asdict(row) for row in rows],
+        "rows": study.records(),
     }
-
-
-def _compare_guides(
-    job: Job, report: Report, *, replicates: int, seed: int, num_steps: int | None, num_particles: int | None
-) -> dict[str, Any]:
-    """Fit Gaussians and flows, show the variance of their gradients; what was found, for JSON."""
-    report.title(f"{job.name}: guides over all latents")
-    if not hasattr(job.vr, "compare_guides"):
-        raise BackendError(f"{job.vr.__name__} cannot compare guides; use --backend numpyro")
-    table = Table("guide", "gradient", "ELBO", "k-hat", "gradient variance", "seconds")
-    options = {"num_steps": num_steps, "num_particles": num_particles, "num_replicates": replicates, "seed": seed}
-    rows = job.vr.compare_guides(job.guided, *job.args, **job.kwargs, **options)
-    for row in rows:
-        elbo, spread = f"{row.elbo:.3f} ± {row.error:.3f}", f"{row.gradient_variance:.3g}"
-        table.add_row(row.family, row.gradient, elbo, f"{row.khat:.2f}", spread, f"{row.seconds:.0f}")
-    report.show(table)
-    return {"model": job.name, "backend": job.vr.host.name, "seed": seed, "rows": [asdict(row) for row in rows]}
 
 
 def _stages(text: str) -> tuple[str, ...]:
@@ -442,17 +435,15 @@ def compare(
     report = Report(as_json, out)
     with report.running():
         if family is not None:
-            if family not in ("sde", "joint"):
+            if family not in STUDIES:
                 raise ArgumentError(f"--family {family!r}: expected sde or joint")
             if estimator or parameter:
                 raise ArgumentError(
                     f"--family {family} draws all sites together: leave --estimator and --parameter out"
                 )
             job = _job(model, backend, options=_options(options or []), data=data)
-            study = _compare_sde if family == "sde" else _compare_guides
-            report.content |= study(
-                job, report, replicates=replicates, seed=seed, num_steps=num_steps, num_particles=num_particles
-            )
+            options_of_study = {"num_steps": num_steps, "num_particles": num_particles}
+            report.content |= _study(family, job, report, replicates=replicates, seed=seed, **options_of_study)
             return
         chosen = [_estimator(text) for text in estimator or []]
         wanted = _stages(stages)

@@ -45,19 +45,19 @@ from vi_reparam.sde import (
     VarianceExploding,
     Window,
 )
+from vi_reparam.study import Study
 from vi_reparam_numpyro import random
 from vi_reparam_numpyro.compare import compare_estimators
 from vi_reparam_numpyro.distributions import FromSampler, VonMisesFisher, annotate
 from vi_reparam_numpyro.fast_samplers import fast_samplers
-from vi_reparam_numpyro.guide_study import compare_guides
 from vi_reparam_numpyro.guided import Guided, guide
 from vi_reparam_numpyro.handlers import estimate
 from vi_reparam_numpyro.host import host
 from vi_reparam_numpyro.objectives import ELBO, IWELBO
 from vi_reparam_numpyro.ops import ops
 from vi_reparam_numpyro.posterior import Posterior
-from vi_reparam_numpyro.sde_study import compare_sde
 from vi_reparam_numpyro.storage import load
+from vi_reparam_numpyro.study import compare_guides, compare_sde
 
 __all__ = [
     "ELBO",
@@ -97,6 +97,7 @@ __all__ = [
     "ScoreFunction",
     "SiteError",
     "Sites",
+    "Study",
     "UniformLogSNR",
     "VarianceExploding",
     "ViReparamError",

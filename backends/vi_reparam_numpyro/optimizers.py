@@ -7,6 +7,8 @@ import types
 from collections.abc import Hashable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -30,7 +32,25 @@ def default_optimizer(
     elif num_steps is not None:
         rate = optax.cosine_decay_schedule(learning_rate, num_steps, alpha=0.01)
     adam = optax.adam(rate, b1=0.9, b2=0.99)
-    return adam if clip is None else optax.chain(optax.clip_by_global_norm(clip), adam)
+    return adam if clip is None else optax.chain(clip_by_norm(clip), adam)
+
+
+def clip_by_norm(largest: float) -> optax.GradientTransformation:
+    """Scale gradients down to this norm.
+
+    Unlike `optax.clip_by_global_norm` it squares nothing large: there a gradient of 1e20 in float32 has an infinite
+    norm and becomes zero, so that the step that most needs a correction gets none.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        leaves = jax.tree.leaves(updates)
+        top = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(g), initial=0.0) for g in leaves])
+        unit = jnp.where(top > 0.0, top, 1.0)
+        norm = unit * jnp.sqrt(sum(jnp.sum(jnp.square(g / unit)) for g in leaves))
+        factor = jnp.where(norm > largest, largest / norm, 1.0)
+        return jax.tree.map(lambda g: g * factor.astype(g.dtype), updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def family_optimizer(num_steps: int | None, family: GuideFamily | None) -> optax.GradientTransformation:

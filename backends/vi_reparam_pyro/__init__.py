@@ -45,6 +45,7 @@ from vi_reparam.sde import (
     VarianceExploding,
     Window,
 )
+from vi_reparam.study import Study
 from vi_reparam_pyro import random
 from vi_reparam_pyro.compare import compare_estimators
 from vi_reparam_pyro.distributions import FromSampler, TruncatedNormal, VonMisesFisher, annotate
@@ -55,6 +56,7 @@ from vi_reparam_pyro.objectives import ELBO, IWELBO
 from vi_reparam_pyro.ops import ops
 from vi_reparam_pyro.posterior import Posterior
 from vi_reparam_pyro.storage import load
+from vi_reparam_pyro.study import compare_guides, compare_sde
 
 __all__ = [
     "ELBO",
@@ -94,6 +96,7 @@ __all__ = [
     "ScoreFunction",
     "SiteError",
     "Sites",
+    "Study",
     "TruncatedNormal",
     "UniformLogSNR",
     "VarianceExploding",
@@ -102,6 +105,8 @@ __all__ = [
     "Window",
     "annotate",
     "compare_estimators",
+    "compare_guides",
+    "compare_sde",
     "estimate",
     "guide",
     "host",

@@ -22,6 +22,7 @@ from vi_reparam.sde import (
     UniformLogSNR,
     VarianceExploding,
     kernel_variances,
+    network,
     noising,
     simulate,
 )
@@ -465,3 +466,16 @@ def test_specifications_are_plain():
     assert SDE().of_size(100).base == Full() and SDE().of_size(101).base == LowRank(8)
     assert SDE(base="diagonal").of_size(101).base == Diagonal()
     assert "parameterization='noise'" in repr(SDE(parameterization="noise"))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_path_far_out_does_not_run_away(backend):
+    """The network's part of the drift has a ceiling, so that a far point is not driven further at every step."""
+    ops = ops_or_skip(backend)
+    spec = MLP(width=8, target="off")
+    params = _params(ops, SDE(network=spec, base="diagonal"), 3, 0, 1.0)["net"]
+    row = {"hidden": ops.xp.asarray(np.zeros(8))}
+    near, far, further = (
+        np.asarray(network.apply(ops, spec, params, ops.xp.asarray(np.full(3, x)), row)) for x in (1.0, 1e3, 1e6)
+    )
+    assert np.allclose(far, further, rtol=1e-2) and not np.allclose(near, far, rtol=0.5)

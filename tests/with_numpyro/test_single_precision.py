@@ -12,6 +12,7 @@ from gradients import gradients, kl_gamma
 from scipy.special import polygamma
 
 import vi_reparam_numpyro as vr
+from vi_reparam_numpyro.optimizers import clip_by_norm
 
 CONCENTRATIONS = np.array([1e-3, 1e-2, 0.1, 0.3, 1.0, 10.0, 1e3, 1e6])
 
@@ -100,3 +101,14 @@ def test_a_fit_in_single_precision():
     np.testing.assert_allclose(posterior.params["z_mean"], (0.3 + y) / 1.3, rtol=0.25)
     value, error = posterior.elbo()
     assert np.isfinite(value) and np.isfinite(error)
+
+
+def test_a_gradient_whose_square_overflows_still_moves():
+    """Clipped to the norm that was asked for, and not to nothing."""
+    grads = {"a": jnp.asarray([3e25, 0.0]), "b": jnp.asarray([[-4e25]])}
+    found, _ = clip_by_norm(10.0).update(grads, None)
+    assert np.allclose(found["a"], [6.0, 0.0]) and np.allclose(found["b"], -8.0)
+    small = {"a": jnp.asarray([3.0, 0.0]), "b": jnp.zeros((1, 1))}
+    found, _ = clip_by_norm(10.0).update(small, None)
+    assert np.array_equal(found["a"], small["a"]) and np.array_equal(found["b"], small["b"])
+    assert np.isnan(clip_by_norm(10.0).update({"a": jnp.asarray([1.0, np.nan])}, None)[0]["a"][1])

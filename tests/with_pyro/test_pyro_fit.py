@@ -11,6 +11,7 @@ import torch
 from pyro.nn import PyroModule, PyroParam, PyroSample
 
 import vi_reparam_pyro as vr
+from vi_reparam_pyro.optimizers import clip_by_norm
 
 COUNTS = np.array([3.0, 5.0, 1.0, 4.0, 2.0, 6.0, 3.0, 2.0])
 SHAPE, RATE = 2.0, 0.5
@@ -389,3 +390,14 @@ def test_auto_is_measured_on_large_models():
 
     posterior = model.fit(np.ones(1_200), num_steps=3, progress=False)
     assert set(posterior.record["variance_x_time"]) == {"Implicit()", "Rejection(boost=3)"}
+
+
+def test_a_gradient_whose_square_overflows_still_moves():
+    """Clipped to the norm that was asked for, and not to nothing."""
+    params = [torch.zeros(2, dtype=torch.float32), torch.zeros(1, 1, dtype=torch.float32), torch.zeros(3)]
+    params[0].grad, params[1].grad = torch.tensor([3e25, 0.0]).float(), torch.tensor([[-4e25]]).float()
+    clip_by_norm(params, 10.0)
+    assert torch.allclose(params[0].grad, torch.tensor([6.0, 0.0]).float())
+    assert torch.allclose(params[1].grad, torch.tensor([[-8.0]]).float())
+    clip_by_norm(params, 20.0)
+    assert torch.allclose(params[0].grad, torch.tensor([6.0, 0.0]).float())

@@ -17,6 +17,10 @@ Params = dict[str, Array]
 
 TARGETS = ("auto", "full", "off")
 
+REACH = 10.0
+"""Where the network stops looking: its input saturates here, in standard deviations of the base. A residual that grew
+with x without end would feed itself from step to step, and throw single paths out of float32."""
+
 
 @dataclass(frozen=True)
 class MLP:
@@ -108,6 +112,7 @@ def embed(ops: Ops, params: Params, features: Array) -> dict[str, Array]:
 def apply(ops: Ops, spec: MLP, params: Params, x: Array, embedded: dict[str, Array]) -> Array:
     """The network's part of r at x, shape of x. `embedded` is one row of `embed`."""
     rank = x.ndim
+    x = x / ops.xp.sqrt(1.0 + x * x * REACH**-2)
     hidden = _gelu(ops, x @ params["in"] + _lift(ops, embedded["hidden"], rank))
     for layer in range(1, spec.depth):
         hidden = _gelu(ops, hidden @ params[f"hidden{layer}"] + _lift(ops, params[f"bias{layer}"], rank))

@@ -1,0 +1,92 @@
+"""The rows of a study, for people and for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, overload
+
+import numpy as np
+import xarray as xr
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+
+class Row(Protocol):
+    """One line of a study: a dataclass of choices, which are texts, and figures, which are numbers."""
+
+    CHOICES: ClassVar[tuple[str, ...]]
+    """Which of its fields are choices; the others are figures."""
+
+    TITLE: ClassVar[str]
+    HEADER: ClassVar[tuple[str, ...]]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def cells(self) -> tuple[str, ...]:
+        """The texts under the header."""
+        ...
+
+
+R = TypeVar("R", bound=Row)
+
+
+class Study(Sequence[R]):
+    """A sequence of rows, one a combination of choices.
+
+    Attributes:
+        dataset: xarray; a dimension for each choice, the figures by them, NaN where a combination was not run.
+    """
+
+    def __init__(self, kind: type[R], rows: Iterable[R], **attributes: Any) -> None:
+        self._kind, self._rows = kind, list(rows)
+        labels = {name: list(dict.fromkeys(getattr(row, name) for row in self._rows)) for name in kind.CHOICES}
+        figures = [field.name for field in fields(kind) if field.name not in kind.CHOICES]
+        arrays = {name: np.full([len(part) for part in labels.values()], np.nan) for name in figures}
+        for row in self._rows:
+            at = tuple(part.index(getattr(row, name)) for name, part in labels.items())
+            for name, array in arrays.items():
+                array[at] = getattr(row, name)
+        self.dataset = xr.Dataset(
+            {name: (kind.CHOICES, array) for name, array in arrays.items()}, coords=labels, attrs=attributes
+        )
+
+    @overload
+    def __getitem__(self, index: int) -> R: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[R]: ...
+    def __getitem__(self, index: int | slice) -> R | list[R]:
+        return self._rows[index]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __repr__(self) -> str:
+        return f"Study({len(self)} rows: {' x '.join(self._kind.CHOICES)})"
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows as dictionaries."""
+        return [asdict(row) for row in self._rows]  # type: ignore[call-overload]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row for every combination that was run."""
+        import pandas as pd
+
+        return pd.DataFrame(self.records())
+
+    def table(self) -> Table:
+        """A table to print with rich."""
+        from rich.table import Table
+
+        table = Table(title=self._kind.TITLE)
+        for number, name in enumerate(self._kind.HEADER):
+            table.add_column(name, justify="left" if number < len(self._kind.CHOICES) else "right")
+        for row in self._rows:
+            table.add_row(*row.cells())
+        return table
+
+    def save(self, path: str | Path) -> None:
+        """Write the dataset as netCDF."""
+        self.dataset.to_netcdf(path, engine="h5netcdf")
