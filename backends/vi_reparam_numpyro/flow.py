@@ -49,7 +49,8 @@ class FlowGuide(JointGuide):
 
     def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> dist.Distribution:
         size, family, prefix = layout.size, self.family, self.prefix
-        frame = frame_params(prefix, size, size <= LARGEST, 0.1, self.start(layout, args, kwargs))
+        width = 0.1 if layout.plate is None else 1.0  # one frame for all elements, which lie apart
+        frame = frame_params(prefix, size, size <= LARGEST, width, self.start(layout, args, kwargs))
         tail = tail_param(prefix)
         template, join = self._parts(size, None if features is None else features.shape[1])
         weights: Any = numpyro.param(f"{prefix}_weights", lambda key: _redrawn(template, key))

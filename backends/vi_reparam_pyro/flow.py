@@ -44,7 +44,8 @@ class FlowGuide(JointGuide):
 
     def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> TorchDistribution:
         size, family, prefix = layout.size, self.family, f"{self.scope}{self.prefix}"
-        frame = frame_params(prefix, size, size <= LARGEST, 0.1, self.start(layout, args, kwargs))
+        width = 0.1 if layout.plate is None else 1.0  # one frame for all elements, which lie apart
+        frame = frame_params(prefix, size, size <= LARGEST, width, self.start(layout, args, kwargs))
         tail = tail_param(prefix)
         num = None if features is None else features.shape[1]
         module = self._module(size, num)
