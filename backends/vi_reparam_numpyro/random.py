@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -11,16 +12,28 @@ import jax.numpy as jnp
 from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators.primitives import ImplicitGradient
 from vi_reparam.families import FAMILIES
+from vi_reparam_numpyro import kernels
 from vi_reparam_numpyro.ops import ops
 
 Array = Any
 
 _IMPLICIT = ImplicitGradient(density=False)
+_BY_KERNEL = kernels.KernelGradient(density=False)
+_GAMMAS = ("gamma", "beta", "dirichlet", "student_t")
 
 
-@functools.partial(jax.jit, static_argnames=("name", "lanes", "log"))
 def _draw(name: str, key: Any, lanes: tuple[int, ...], params: tuple[Array, ...], *, log: bool = False) -> Array:
-    draw = FAMILIES[name].build(_IMPLICIT, ops, key, lanes, *params)
+    """Draws of a family; gammas by the kernel where it is the faster way to the same numbers."""
+    num = math.prod(lanes) * (math.prod(params[0].shape[-1:]) if name == "dirichlet" else 1)
+    by_kernel = name in _GAMMAS and kernels.chosen(key, num, params[0].dtype)
+    return _compiled(name, key, lanes, params, log=log, by_kernel=by_kernel)
+
+
+@functools.partial(jax.jit, static_argnames=("name", "lanes", "log", "by_kernel"))
+def _compiled(
+    name: str, key: Any, lanes: tuple[int, ...], params: tuple[Array, ...], *, log: bool, by_kernel: bool
+) -> Array:
+    draw = FAMILIES[name].build(_BY_KERNEL if by_kernel else _IMPLICIT, ops, key, lanes, *params)
     if not log:
         return draw.value
     assert draw.logs is not None
