@@ -139,7 +139,7 @@ def _by_rule(w: Array, a: Array, centre: Array) -> Array:
 def _expm1_minus(x: Array) -> Array:
     """`special.expm1_minus` in float32 for what is not differentiated, hence shorter."""
     xp = ops_of(x).xp
-    return xp.where(xp.abs(x) < 0.5, x * x * special.horner(x, _EXP), xp.expm1(x) - x)
+    return xp.where(xp.abs(x) < 0.5, x * x * special.horner(x, _EXP), xp.exp(x) - 1.0 - x)
 
 
 def _by_legendre(w: Array, a: Array, centre: Array) -> Array:
