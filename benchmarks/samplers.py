@@ -3,7 +3,10 @@
 All contenders of a row are timed in turn, round after round in one process, in float32; a ratio is
 the median over rounds of a peer's time over ours. The floor is the noise of one proposal and one
 boost, a normal and two uniforms a draw, from jax's own generator. TensorFlow Probability takes part
-where it imports.
+where it imports (with jax 0.10 that is tfp-nightly with dm-tree; 0.25 does not run).
+
+XLA's threads and OpenMP's share the cores here, so OpenMP's do not spin while they wait
+(OMP_WAIT_POLICY=passive, unless the environment says otherwise).
 
     python benchmarks/samplers.py [--draws 1000000] [--rounds 15] [--out benchmarks/results/samplers.json]
 """
@@ -16,6 +19,8 @@ import statistics
 import time
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +28,19 @@ import numpy as np
 import vi_reparam_numpyro as vr
 
 SLOW_EVERY = 5  # rounds between two turns of a contender that takes seconds
+
+LIMITS = {  # row, whose time over whose: at least
+    "draw": (
+        ("jax", "ours", 20.0),
+        ("torch", "ours", 1.3),
+        ("floor", "ours", 1.0 / 3.5),
+        ("torch", "ours, torch", 1.0),
+    ),
+    "gradient": (("jax", "ours", 60.0), ("torch", "ours", 1.0), ("torch", "ours, torch", 1.0)),
+    "dirichlet": (("jax", "ours", 30.0), ("torch", "ours, torch", 1.0)),
+    "beta": (("torch", "ours, torch", 1.0),),
+    "small": (("jax", "ours", 1.0),),
+}
 
 
 def of_jax(f, *args):
@@ -34,19 +52,37 @@ def with_gradient(draw):
     return lambda key, a: jax.value_and_grad(lambda a: draw(key, a).sum())(a)
 
 
-def optional(name):
-    """A module, or None where it does not import."""
+def optional(name, left_out):
+    """A module, or None where it does not import: then `left_out` says why."""
     import importlib
 
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        print(f"{name} is left out: {error}")
+    except Exception as error:  # TensorFlow Probability may stop at anything in a newer jax
+        left_out[name] = f"{type(error).__name__}: {error}".splitlines()[0]
         return None
 
 
-def torch_contenders(torch, a):
+def tfp_contender(left_out):
+    name = "tensorflow_probability.substrates.jax"
+    tfp = optional(name, left_out)
+    if tfp is None:
+        return None
+
+    def of_tfp(key, a):
+        return tfp.distributions.Gamma(a, jnp.ones_like(a)).sample(seed=key)
+
+    try:
+        jax.block_until_ready(jax.jit(with_gradient(of_tfp))(jax.random.key(0), jnp.ones(8)))
+    except Exception as error:
+        left_out[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+        return None
+    return of_tfp
+
+
+def torch_contenders(torch, a, left_out):
     plain, moving = torch.tensor(np.asarray(a)), torch.tensor(np.asarray(a), requires_grad=True)
+    other = plain.flip(0)
 
     def gradient(draw):
         def run():
@@ -58,18 +94,23 @@ def torch_contenders(torch, a):
     def dirichlet(a):
         return torch.distributions.Dirichlet(a).rsample()
 
-    found = {"draw": {"torch": lambda: torch._standard_gamma(plain)}, "gradient": {}, "dirichlet": {}}
+    def beta(a, b):
+        return torch.distributions.Beta(a, b, validate_args=False).rsample()
+
+    found = {"draw": {"torch": lambda: torch._standard_gamma(plain)}, "gradient": {}, "dirichlet": {}, "beta": {}}
     found["gradient"]["torch"] = gradient(torch._standard_gamma)
     found["dirichlet"]["torch"] = gradient(dirichlet)
-    ours = optional("vi_reparam_pyro")
+    found["beta"]["torch"] = gradient(lambda a: beta(a, other))
+    ours = optional("vi_reparam_pyro", left_out)
     if ours is not None:
         found["draw"]["ours, torch"] = lambda: ours.random.gamma(plain)
         found["gradient"]["ours, torch"] = gradient(ours.random.gamma)
         found["dirichlet"]["ours, torch"] = gradient(ours.random.dirichlet)
+        found["beta"]["ours, torch"] = gradient(lambda a: ours.random.beta(a, other))
     return found
 
 
-def rows(draws):
+def rows(draws, left_out):
     key = jax.random.key(0)
     a = jnp.exp(jax.random.normal(key, (draws,), jnp.float32))
     matrix = jnp.exp(jax.random.normal(key, (1_000, 100), jnp.float32))
@@ -97,27 +138,27 @@ def rows(draws):
             "ours": of_jax(with_gradient(vr.random.dirichlet), key, matrix),
             "jax": of_jax(with_gradient(jax.random.dirichlet), key, matrix),
         },
+        "beta": {
+            "ours": of_jax(with_gradient(lambda key, a: vr.random.beta(key, a, a[::-1])), key, a),
+            "jax": of_jax(with_gradient(lambda key, a: jax.random.beta(key, a, a[::-1])), key, a),
+        },
         "small": {
             "ours": of_jax(with_gradient(vr.random.gamma), key, a[:64]),
             "jax": of_jax(with_gradient(jax.random.gamma), key, a[:64]),
         },
     }
-    torch = optional("torch")
+    torch = optional("torch", left_out)
     if torch is not None:
         torch.manual_seed(0)
-        found = torch_contenders(torch, a)
-        found["dirichlet"] = torch_contenders(torch, matrix)["dirichlet"]
+        found = torch_contenders(torch, a, left_out)
+        found["dirichlet"] = torch_contenders(torch, matrix, left_out)["dirichlet"]
         for name, contenders in found.items():
             table[name] |= contenders
-    tfp = optional("tensorflow_probability.substrates.jax")
-    if tfp is not None:
-
-        def of_tfp(key, a):
-            return tfp.distributions.Gamma(a, 1.0).sample(seed=key)
-
+    of_tfp = tfp_contender(left_out)
+    if of_tfp is not None:
         table["draw"]["tfp"] = of_jax(of_tfp, key, a)
         table["gradient"]["tfp"] = of_jax(with_gradient(of_tfp), key, a)
-    sizes = {"draw": draws, "gradient": draws, "dirichlet": matrix.size, "small": 64}
+    sizes = {"draw": draws, "gradient": draws, "dirichlet": matrix.size, "beta": draws, "small": 64}
     return table, sizes
 
 
@@ -139,6 +180,12 @@ def measure(contenders, rounds):
             run()
             seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def ratio(seconds, peer, mine):
+    """The median over rounds of a peer's time over another's, of the rounds that both took part in."""
+    pairs = zip(seconds[peer], seconds[mine], strict=True)
+    return statistics.median(p / m for p, m in pairs if p is not None and m is not None)
 
 
 def compile_seconds(draws):
@@ -182,19 +229,26 @@ def main():
     args = parser.parse_args()
     command = f"python benchmarks/samplers.py --draws {args.draws} --rounds {args.rounds}"
     result = {"command": command, "draws": args.draws, "rounds": args.rounds, "rows": {}}
-    result |= {"jax": jax.__version__, "numpy": np.__version__}
+    result |= {"jax": jax.__version__, "numpy": np.__version__, "left_out": {}, "limits": []}
     result["machine"] = f"{platform.machine()}, {os.cpu_count()} CPUs, float32"
-    table, sizes = rows(args.draws)
+    table, sizes = rows(args.draws, result["left_out"])
     print(f"{'':12} {'':12} {'ns a draw':>10} {'x ours':>8}")
     for name, contenders in table.items():
         seconds = measure(contenders, args.rounds * (10 if name == "small" else 1))
         row = {"nanoseconds_per_draw": {}, "times_ours": {}}
         for who, times in seconds.items():
-            pairs = [(t, o) for t, o in zip(times, seconds["ours"], strict=True) if t is not None]
-            row["nanoseconds_per_draw"][who] = statistics.median(t for t, _ in pairs) / sizes[name] * 1e9
-            row["times_ours"][who] = statistics.median(t / o for t, o in pairs)
+            row["nanoseconds_per_draw"][who] = statistics.median(t for t in times if t is not None) / sizes[name] * 1e9
+            row["times_ours"][who] = ratio(seconds, who, "ours")
             print(f"{name:12} {who:12} {row['nanoseconds_per_draw'][who]:10.1f} {row['times_ours'][who]:8.2f}")
         result["rows"][name] = row
+        for peer, mine, wanted in LIMITS[name]:
+            if peer in seconds and mine in seconds:
+                found = ratio(seconds, peer, mine)
+                result["limits"].append({"row": name, "ratio": f"{peer} / {mine}", "is": found, "at_least": wanted})
+    for name, why in result["left_out"].items():
+        print(f"{name} is left out: {why}")
+    for limit in result["limits"]:
+        print(f"{limit['row']:12} {limit['ratio']:20} {limit['is']:8.2f}, at least {limit['at_least']:.2f}")
     result["compile_seconds"] = {str(num): compile_seconds(num) for num in (64, args.draws)}
     for num, taken in result["compile_seconds"].items():
         print(f"compiling a gradient of {num} draws: ours {taken['ours']:.2f} s, jax {taken['jax']:.2f} s")

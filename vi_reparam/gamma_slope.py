@@ -10,7 +10,7 @@ from vi_reparam.registry import ops_of
 
 Array = Any
 
-_RULE = (
+RULE = (
     (0.0739240574, 0.1857083, 0.0860773727, 0.214783336),
     (0.354746549, 0.353048888, 0.407358287, 0.406088543),
     (0.715657911, 0.344761493, 0.85877498, 0.481469402),
@@ -24,6 +24,12 @@ _RULE = (
     (10.9546276, 4.51793525, 9.48233697, 4.05942913),
 )
 """Node and weight in the lower tail, node and weight in the upper: fitted, see `_by_rule`."""
+
+SERIES_BELOW = 1.5
+"""The z below which the power series serves; `RULE` is fitted for those above."""
+
+SINGLE_TERMS = 12
+"""Its terms in float32."""
 
 _EXP = [1.0 / math.factorial(k) for k in range(2, 9)]
 
@@ -54,7 +60,7 @@ def log_slope(w: Array, a: Array) -> Array:
     double = xp.finfo(w.dtype).eps < 1e-10
     log_a = xp.log(a)
     log_z = w + log_a
-    small = log_z < math.log(1.5)
+    small = log_z < math.log(SERIES_BELOW)
     if double:
         psi = ops.digamma(a + 1.0) - log_z
         centre = special.digamma_minus_log(a) - w
@@ -64,12 +70,17 @@ def log_slope(w: Array, a: Array) -> Array:
     zero = 0.0 * w
 
     # Both branches are computed everywhere: each is given harmless numbers where the other serves.
-    series = _series(xp.exp(xp.where(small, log_z, zero)), a, psi, 24 if double else 12)
+    series = _series(xp.exp(xp.where(small, log_z, zero)), a, psi, 24 if double else SINGLE_TERMS)
     a = xp.where(small, zero + 2.0, a)
     w = xp.where(small, zero, w)
     centre = xp.where(small, zero, centre)
     integral = (_by_legendre if double else _by_rule)(w, a, centre)
     return xp.where(small, series, integral)
+
+
+def ratio_slope(w: Array, a: Array) -> Array:
+    """d w / da at constant F(z; a): `log_slope` less the 1 / a by which w = log(z / a) differs from log z."""
+    return log_slope(w, a) - 1.0 / a
 
 
 def _next_digamma_minus_log(a: Array) -> Array:
@@ -110,7 +121,7 @@ def _by_rule(w: Array, a: Array, centre: Array) -> Array:
     sign = xp.where(lower, 0.0 * w - 1.0, 0.0 * w + 1.0)
     centre = sign * centre
     if math.prod(w.shape) <= _FEW:
-        low_node, low_weight, high_node, high_weight = special.columns(_RULE, w)
+        low_node, low_weight, high_node, high_weight = special.columns(RULE, w)
         node = xp.where(lower[None], low_node, high_node)
         weight = xp.where(lower[None], low_weight, high_weight)
         u = unit[None] * node
@@ -118,7 +129,7 @@ def _by_rule(w: Array, a: Array, centre: Array) -> Array:
         return unit * xp.sum(weight * decay * (u - centre[None]), axis=0)
     share = 0.5 - 0.5 * sign  # 1 in the lower tail, 0 in the upper
     total = 0.0 * w
-    for low_node, low_weight, high_node, high_weight in _RULE:
+    for low_node, low_weight, high_node, high_weight in RULE:
         u = unit * (high_node + (low_node - high_node) * share)
         weight = high_weight + (low_weight - high_weight) * share
         total = total + weight * xp.exp(-c * u - z * _expm1_minus(sign * u)) * (u - centre)
@@ -128,7 +139,7 @@ def _by_rule(w: Array, a: Array, centre: Array) -> Array:
 def _expm1_minus(x: Array) -> Array:
     """`special.expm1_minus` in float32 for what is not differentiated, hence shorter."""
     xp = ops_of(x).xp
-    return xp.where(xp.abs(x) < 0.5, x * x * special.horner(x, _EXP), xp.expm1(x) - x)
+    return xp.where(xp.abs(x) < 0.5, x * x * special.horner(x, _EXP), xp.exp(x) - 1.0 - x)
 
 
 def _by_legendre(w: Array, a: Array, centre: Array) -> Array:

@@ -84,10 +84,15 @@ def uniform(key: Any, shape: tuple[int, ...], dtype: Any) -> Array:
     """Uniforms on (0, 1], as fine near 0 as the words are: 2^-33 from one, 2^-54 from the two of float64."""
     if dtype == jnp.float64:
         return ((_double_words(key, shape) >> 11).astype(dtype) + 0.5) * 2.0**-53
-    single = (words(key, shape).astype(jnp.float32) + 0.5) * jnp.float32(2.0**-32)
+    single = uniform_of(words(key, shape))
     if dtype == jnp.float32:
         return single
     return jnp.maximum(single.astype(dtype), jnp.finfo(dtype).smallest_normal)
+
+
+def uniform_of(word: Array) -> Array:
+    """The float32 uniform on (0, 1] at a word."""
+    return (word.astype(jnp.float32) + 0.5) * 2.0**-32
 
 
 def normal(key: Any, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -107,9 +112,9 @@ def normal_of(word: Array) -> Array:
     """
     signed = lax.bitcast_convert_type(word, jnp.int32)
     size = jnp.where(signed < 0, ~signed, signed)
-    scale = jnp.float32(2.0**-31)
+    scale = 2.0**-31
     x = (size.astype(jnp.float32) + 0.5) * scale
-    rest = ((jnp.int32(2**31 - 1) - size).astype(jnp.float32) + 0.5) * scale
+    rest = ((2**31 - 1 - size).astype(jnp.float32) + 0.5) * scale
     w = -jnp.log(rest * (1.0 + x))
     near = _horner(0.4 * w - 1.0, _CENTRE)
     far = _horner((jnp.sqrt(w) - _TAIL_AT) / _TAIL_HALF, _TAIL)

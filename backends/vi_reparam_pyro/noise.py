@@ -96,6 +96,11 @@ class Loops:
                 _TAILS.pop(number, None)
 
 
+def captured() -> bool:
+    """Whether a capture is running."""
+    return bool(_CAPTURED)
+
+
 @contextlib.contextmanager
 def capturing() -> Iterator[list[int]]:
     """Let noise be drawn by operators; yields the numbers of the loops that are met."""

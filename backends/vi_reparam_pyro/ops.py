@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint as recompute
 
 from vi_reparam_pyro import lanes, noise
+from vi_reparam_pyro.gamma_slope import in_blocks
 from vi_reparam_pyro.retry import LaneKey, retry
 from vi_reparam_pyro.seeding import MASK, mix
 
@@ -23,6 +24,13 @@ def _differentiated(x: Any) -> bool:
     if _functorch.is_functorch_wrapped_tensor(x) or torch.autograd.forward_ad._current_level >= 0:
         return True
     return x.requires_grad and torch.is_grad_enabled()
+
+
+def plain(*tensors: Any) -> bool:
+    """Whether tensors are numbers in memory: in no transform, no capture, no compilation."""
+    if torch.compiler.is_compiling() or noise.captured() or torch.autograd.forward_ad._current_level >= 0:
+        return False
+    return not any(_functorch.is_functorch_wrapped_tensor(x) for x in tensors)
 
 
 class TorchOps:
@@ -94,8 +102,9 @@ class TorchOps:
     def with_slope(self, value: Any, parameter: Any, slope: Any) -> Any:
         if not _differentiated(parameter):
             return value
-        held = parameter.detach()
-        return value + slope(value.detach(), held).detach() * (parameter - held)
+        fixed, held = value.detach(), parameter.detach()
+        found = in_blocks(slope, fixed, held) if plain(fixed, held) else slope(fixed, held)
+        return value + found.detach() * (parameter - held)
 
     def scan(self, body: Any, state: Any, xs: Any, *, checkpoint: bool = False) -> Any:
         leaves, form = pytree.tree_flatten(xs)  # a tensor, or a tree of them

@@ -11,7 +11,9 @@ from vi_reparam.draw import Draw
 from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators.primitives import ImplicitGradient
 from vi_reparam.families import FAMILIES
-from vi_reparam_pyro.ops import ops
+from vi_reparam_pyro import lanes as lanes_
+from vi_reparam_pyro.gammas import Beta, Dirichlet, Gamma, LogGamma_, ratios
+from vi_reparam_pyro.ops import ops, plain
 
 Array = Any
 
@@ -21,9 +23,7 @@ _AT_ONCE = 262_144
 """Numbers drawn together: their intermediate results stay in the processor's cache."""
 
 
-def _draw(
-    name: str, shape: Any, batch: tuple[int, ...], params: tuple[Array, ...], generator: Any, *, log: bool = False
-) -> Array:
+def _lanes(name: str, shape: Any, batch: tuple[int, ...]) -> tuple[int, ...]:
     lanes = batch if shape is None else tuple(shape)
     try:
         fits = tuple(torch.broadcast_shapes(lanes, batch)) == lanes
@@ -33,7 +33,12 @@ def _draw(
         raise ArgumentError(
             f"{name}(shape={lanes}): the parameters have batch shape {batch}, which does not broadcast to it"
         )
-    family, key = FAMILIES[name], _key(generator)
+    return lanes
+
+
+def _draw(name: str, key: int, lanes: tuple[int, ...], *params: Array, log: bool = False) -> Array:
+    """Draws of a family through the core, which torch's transforms see through."""
+    family = FAMILIES[name]
     inner = [tuple(p.shape[p.ndim - n :]) for p, n in zip(params, family.parameter_event_dims, strict=True)]
     each = max(1, _AT_ONCE // max(1, *(math.prod(event) for event in inner)))
     num = math.prod(lanes)
@@ -59,13 +64,16 @@ def _key(generator: Any) -> int:
     return int(torch.randint(0, (1 << 63) - 1, (), generator=generator, device=generator.device).item())
 
 
+def _alone(*tensors: Array) -> bool:
+    """Whether the operators of `gammas` serve, which no transform of torch's looks into."""
+    return plain(*tensors) and not lanes_.running()
+
+
 def _floats(*params: Any) -> tuple[Array, ...]:
-    tensors = [torch.as_tensor(p) for p in params]
-    dtype = torch.get_default_dtype()
-    for tensor in tensors:
-        if tensor.dtype == torch.float64:
-            dtype = torch.float64
-    return tuple(tensor.to(dtype) for tensor in tensors)
+    """Tensors of one dtype: that of the single- and double-precision tensors given, else torch's default."""
+    given = [p.dtype for p in params if isinstance(p, torch.Tensor) and p.dtype in (torch.float32, torch.float64)]
+    dtype = max(given, key=lambda d: d.itemsize, default=torch.get_default_dtype())
+    return tuple(torch.as_tensor(p, dtype=dtype) for p in params)
 
 
 def gamma(a: Array, shape: Any = None, *, generator: Any = None) -> Array:
@@ -80,7 +88,11 @@ def gamma(a: Array, shape: Any = None, *, generator: Any = None) -> Array:
         ArgumentError: if the shapes do not fit.
     """
     (a,) = _floats(a)
-    return _draw("gamma", shape, tuple(a.shape), (a, torch.ones_like(a)), generator)
+    lanes, key = _lanes("gamma", shape, tuple(a.shape)), _key(generator)
+    if not _alone(a):
+        return _draw("gamma", key, lanes, a, torch.ones_like(a))
+    a = a.expand(lanes)
+    return Gamma.apply(ratios(key, a), a)
 
 
 def log_gamma(a: Array, shape: Any = None, *, generator: Any = None) -> Array:
@@ -90,7 +102,11 @@ def log_gamma(a: Array, shape: Any = None, *, generator: Any = None) -> Array:
         ArgumentError: if the shapes do not fit.
     """
     (a,) = _floats(a)
-    return _draw("gamma", shape, tuple(a.shape), (a, torch.ones_like(a)), generator, log=True)
+    lanes, key = _lanes("log_gamma", shape, tuple(a.shape)), _key(generator)
+    if not _alone(a):
+        return _draw("gamma", key, lanes, a, torch.ones_like(a), log=True)
+    a = a.expand(lanes)
+    return LogGamma_.apply(ratios(key, a), a)
 
 
 def beta(a: Array, b: Array, shape: Any = None, *, generator: Any = None) -> Array:
@@ -100,7 +116,12 @@ def beta(a: Array, b: Array, shape: Any = None, *, generator: Any = None) -> Arr
         ArgumentError: if the shapes do not fit.
     """
     a, b = _floats(a, b)
-    return _draw("beta", shape, tuple(torch.broadcast_shapes(a.shape, b.shape)), (a, b), generator)
+    lanes, key = _lanes("beta", shape, tuple(torch.broadcast_shapes(a.shape, b.shape))), _key(generator)
+    if not _alone(a, b):
+        return _draw("beta", key, lanes, a, b)
+    a, b = a.expand(lanes), b.expand(lanes)
+    first, second = ops.split(key, 2)
+    return Beta.apply(ratios(first, a), ratios(second, b), a, b)
 
 
 def dirichlet(alpha: Array, shape: Any = None, *, generator: Any = None) -> Array:
@@ -110,7 +131,11 @@ def dirichlet(alpha: Array, shape: Any = None, *, generator: Any = None) -> Arra
         ArgumentError: if the shapes do not fit.
     """
     (alpha,) = _floats(alpha)
-    return _draw("dirichlet", shape, tuple(alpha.shape[:-1]), (alpha,), generator)
+    lanes, key = _lanes("dirichlet", shape, tuple(alpha.shape[:-1])), _key(generator)
+    if not _alone(alpha):
+        return _draw("dirichlet", key, lanes, alpha)
+    alpha = alpha.expand(*lanes, alpha.shape[-1])
+    return Dirichlet.apply(ratios(ops.split(key, 2)[0], alpha), alpha)  # the key that the core draws them by
 
 
 def von_mises_fisher(direction: Array, concentration: Array, shape: Any = None, *, generator: Any = None) -> Array:
@@ -127,4 +152,5 @@ def von_mises_fisher(direction: Array, concentration: Array, shape: Any = None, 
     """
     direction, concentration = _floats(direction, concentration)
     batch = tuple(torch.broadcast_shapes(direction.shape[:-1], concentration.shape))
-    return _draw("von_mises_fisher", shape, batch, (direction, concentration), generator)
+    lanes = _lanes("von_mises_fisher", shape, batch)
+    return _draw("von_mises_fisher", _key(generator), lanes, direction, concentration)

@@ -12,6 +12,9 @@ from vi_reparam_pyro.seeding import mix, with_salt
 
 Array = Any
 
+_BLOCK = 65_536
+"""Lanes that make their first proposal together: intermediate results stay in the processor's cache."""
+
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
@@ -78,22 +81,29 @@ def retry(
     """
     num = math.prod(shape)
     flat = tuple(p.reshape((num,)) for p in params)
-    noise, u = attempt.propose(keys[0], (num,), *flat)
-    sure = attempt.sampler.squeeze(noise, u, *flat)
-    left = torch.arange(num, device=u.device) if sure is None else torch.nonzero(~sure)[:, 0]
-    count = 1
-    fresh = noise[left]
-    while left.numel():
-        some = tuple(p[left] for p in flat)
-        if count > 1:
-            fresh, u = attempt.propose(LaneKey(mix(keys[1] ^ count), left), tuple(left.shape), *some)  # type: ignore[arg-type]
-            taken = attempt.accepts(fresh, u, *some)
-            noise[left[taken]] = fresh[taken]
-        else:
-            taken = attempt.accepts(fresh, u[left], *some)
-        left = left[~taken]
-        count += 1
-        if count > most:
-            noise[left] = float("nan")
+    noise, left = _first(attempt, keys[0], num, flat)
+    for count in range(1, most):
+        if not left.numel():
             break
+        some = tuple(p[left] for p in flat)
+        key: Any = LaneKey(mix(keys[1] ^ count), left)
+        fresh, u = attempt.propose(key, tuple(left.shape), *some)
+        taken = attempt.accepts(fresh, u, *some)
+        noise[left[taken]] = fresh[taken]
+        left = left[~taken]
+    noise[left] = float("nan")
     return noise.reshape((*shape, *noise.shape[1:]))
+
+
+def _first(attempt: Attempt, key: int, num: int, params: tuple[Array, ...]) -> tuple[Array, Array]:
+    """The first proposal of every lane, and the lanes whose proposal was rejected."""
+    if num > _BLOCK:
+        blocks = zip(*(p.split(_BLOCK) for p in params), strict=True)
+        found = [_first(attempt, mix(key + i), block[0].shape[0], block) for i, block in enumerate(blocks)]
+        rejected = [left + _BLOCK * i for i, (_, left) in enumerate(found)]
+        return torch.cat([noise for noise, _ in found]), torch.cat(rejected)
+    noise, u = attempt.propose(key, (num,), *params)  # type: ignore[arg-type]
+    sure = attempt.sampler.squeeze(noise, u, *params)
+    left = torch.arange(num, device=u.device) if sure is None else torch.nonzero(~sure)[:, 0]
+    taken = attempt.accepts(noise[left], u[left], *(p[left] for p in params))
+    return noise, left[~taken]

@@ -67,6 +67,29 @@ def test_within_its_stated_error(backend, dtype):
     np.testing.assert_allclose(ours(ops, w[few], a[few], dtype), exact(w[few], a[few]), rtol=BOUNDS[dtype])
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_what_a_draw_is_given_has_that_error_too(backend, dtype):
+    """A backend may have a way of its own through the same integral; a draw's derivative is what it gives."""
+    ops = ops_or_skip(backend)
+    w, a = pairs(20_000, dtype, seed=2)
+    kind = getattr(ops.xp, dtype)
+    for rows in (slice(None), slice(0, 5)):
+        held, moving = (ops.xp.asarray(x[rows], dtype=kind) for x in (w, a))
+        if backend == "numpyro":
+            import jax
+
+            one = jax.grad(lambda a, held=held: ops.with_slope(held, a, log_slope).sum())
+            slope = jax.jit(one)(moving)
+        else:
+            moving.requires_grad_()
+            ops.with_slope(held, moving, log_slope).sum().backward()
+            slope = moving.grad
+        error = np.abs(np.asarray(slope, float) / exact(w[rows], a[rows]) - 1.0)
+        worst = error.argmax()
+        assert error[worst] < BOUNDS[dtype], (a[rows][worst], w[rows][worst])
+
+
 def test_the_reference_is_right():
     """At concentration 1, F = 1 - exp(-z); and by scipy's quantiles, differentiated numerically."""
     z = np.array([0.01, 0.5, 0.99, 1.01, 3.0, 20.0])

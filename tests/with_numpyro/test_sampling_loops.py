@@ -195,3 +195,25 @@ def test_children_of_a_key_are_independent():
     first, second = (np.asarray(vr.random.log_gamma(key, 0.7, (200_000,))) for key in keys)
     assert abs(np.corrcoef(first, second)[0, 1]) < 4.0 / np.sqrt(first.size)
     assert abs(np.corrcoef(first[1:], first[:-1])[0, 1]) < 4.0 / np.sqrt(first.size)
+
+
+@pytest.mark.parametrize(("a", "b"), [(1e-3, 2e-3), (0.4, 1e-3), (2.0, 0.3), (1e6, 3e6)])
+def test_single_precision_betas(a, b):
+    num = 100_000
+    plain = jnp.full((num,), a, jnp.float32)
+    x, slope = jax.jvp(
+        lambda a: vr.random.beta(jax.random.key(6), a, b, dtype=jnp.float32), (plain,), (jnp.ones_like(plain),)
+    )
+    a, b = float(np.float32(a)), float(np.float32(b))
+    assert x.dtype == jnp.float32 and x.min() > 0.0 and x.max() < 1.0
+    assert jnp.isfinite(slope).all() and (slope >= 0.0).all()
+    # The mean moves as the mean does; held at either edge, a draw moves with what is left of it.
+    exact = b / (a + b) ** 2
+    assert abs(np.mean(slope, dtype=float) - exact) < 4.0 * np.std(slope, dtype=float) / np.sqrt(num)
+    # Up to 0.99, above which 24 bits leave few places; at the smallest number is what is held there.
+    tiny, x, law = float(jnp.finfo(jnp.float32).smallest_normal), np.asarray(x, float), stats.beta(a, b)
+    low, high = law.cdf(tiny), law.cdf(0.99)
+    assert stats.binomtest(int((x <= tiny).sum()), num, low).pvalue > 1e-4
+    inside = x[(x > tiny) & (x < 0.99)]
+    assert stats.binomtest(inside.size, num, high - low).pvalue > 1e-4
+    assert stats.kstest((law.cdf(inside) - low) / (high - low), "uniform").pvalue > 1e-4

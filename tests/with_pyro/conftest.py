@@ -1,4 +1,8 @@
+import os
+
 import pytest
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is first imported, by whichever test
 
 torch = pytest.importorskip("torch")
 pyro = pytest.importorskip("pyro")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vi_reparam import special
-from vi_reparam.gamma_slope import log_slope
+from vi_reparam.gamma_slope import ratio_slope
 from vi_reparam.identities import attach
 from vi_reparam.ops import Ops
 from vi_reparam.registry import ops_of
@@ -117,4 +117,4 @@ class LogGamma(RejectionSampler):
         return noise, auxiliary
 
     def attach(self, value: Array, a: Array) -> Array:
-        return attach(ops_of(a).stop_gradient(value), a, lambda w, a: log_slope(w, a) - 1.0 / a)
+        return attach(ops_of(a).stop_gradient(value), a, ratio_slope)
