@@ -109,9 +109,9 @@ def read(distribution: Distribution) -> Reading:
     if reading is None:
         return HostFamily(distribution), ()
     family, params = reading
-    dtype = jnp.result_type(*params, jnp.float32) if all(isinstance(p, float | int) for p in params) else None
-    dtype = dtype or jnp.result_type(*(p for p in params if not isinstance(p, float | int)))
-    if not jnp.issubdtype(dtype, jnp.floating):
+    arrays = [p for p in params if not isinstance(p, float | int)]
+    dtype = jnp.result_type(*arrays) if arrays else None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         dtype = jnp.result_type(float)
     return family, tuple(jnp.asarray(p, dtype) for p in params)
 
