@@ -427,7 +427,9 @@ def compare(
     stages: Annotated[str, typer.Option(help="start, fitted or start,fitted.")] = "start,fitted",
     estimator: Estimators = None,
     parameter: Annotated[str | None, typer.Option(help="A coordinate to show by itself, as 'shape[0]'.")] = None,
-    family: Annotated[str | None, typer.Option(help="sde: forms of the SDE guide; joint: Gaussians and flows.")] = None,
+    family: Annotated[
+        str | None, typer.Option(help="sde: forms of the SDE guide; joint: mean field, Gaussians, flows.")
+    ] = None,
     options: Options = None,
     data: Data = None,
 ) -> None:

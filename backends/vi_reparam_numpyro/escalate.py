@@ -46,15 +46,19 @@ def climb(guided: Guided, args: Any, kwargs: Any, options: dict[str, Any]) -> An
 def _ladder(guided: Guided, args: Any, kwargs: Any) -> list[GuideFamily]:
     spec: Any = guided.family
     named = any(site != "*" or not isinstance(e, Auto) for site, e in guided.estimators.items())
-    size, subsampled = None, False
+    size, subsampled = size_of(guided.model, args, kwargs)
+    return spec.ladder(size, estimators=named, subsampled=subsampled)
+
+
+def size_of(model: Any, args: Any, kwargs: Any) -> tuple[int | None, bool]:
+    """Coordinates of the latents, None where no joint family covers them; and whether a plate is subsampled."""
     try:
         with jax.ensure_compile_time_eval():
-            sites = prototype(guided.model, args, kwargs)
-        size = Layout.of(sites, "Escalate").size
+            sites = prototype(model, args, kwargs)
         subsampled = any(p.size != p.subsample_size for site in sites.values() for p in site.plates)
+        return Layout.of(sites, "Escalate").size, subsampled
     except Exception:  # the mean field covers supports without a bijection, and its fit says what is wrong
-        size = None
-    return spec.ladder(size, estimators=named, subsampled=subsampled)
+        return None, False
 
 
 def _mean_field_loss(rung: Guided, arguments: Arguments, seed: Any) -> float:

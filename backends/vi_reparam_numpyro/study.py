@@ -12,9 +12,10 @@ from jax import random
 from vi_reparam.guides import SDE
 from vi_reparam.guides.gaussian import GRADIENTS
 from vi_reparam.study import FamilyRow, FormRow, Study, study_families, study_forms
-from vi_reparam.study.families import FAMILIES
 from vi_reparam_numpyro.arguments import Arguments
+from vi_reparam_numpyro.escalate import size_of
 from vi_reparam_numpyro.guided import Guided
+from vi_reparam_numpyro.objectives import ELBO
 
 
 def compare_sde(
@@ -68,7 +69,7 @@ def compare_sde(
 def compare_guides(
     model: Any,
     *args: Any,
-    families: Sequence[Any] = FAMILIES,
+    families: Sequence[Any] | None = None,
     gradients: Sequence[str] = GRADIENTS,
     num_steps: int | None = None,
     num_particles: int | None = None,
@@ -82,7 +83,7 @@ def compare_guides(
     Args:
         model: a NumPyro model, or a guided one, whose guide is left aside.
         args: the model's arguments; `kwargs`: its keyword arguments.
-        families: Gaussians and flows.
+        families: the mean field, Gaussians and flows; unless given, those that suit the model's size.
         gradients: whose variance is measured, at the same parameters.
         num_steps: of each fit; unless given, until it has converged.
         num_particles: a step's; the family's unless given.
@@ -113,11 +114,14 @@ def compare_guides(
 class _NumPyro:
     """The bench (`vi_reparam.study.Bench`)."""
 
-    def guided(self, model: Any, family: Any, num_particles: int | None = None) -> Guided:
-        made = Guided(model.model if isinstance(model, Guided) else model, family)
-        if num_particles is not None:
-            made.objective = made.objective.with_particles(num_particles)
-        return made
+    def guided(
+        self, model: Any, family: Any, num_particles: int | None = None, *, entropy: str = "monte_carlo"
+    ) -> Guided:
+        objective = ELBO(num_particles or family.num_particles, entropy=entropy)
+        return Guided(model.model if isinstance(model, Guided) else model, family, objective=objective)
+
+    def size(self, model: Any, args: Any, kwargs: Any) -> int | None:
+        return size_of(model.model if isinstance(model, Guided) else model, args, kwargs)[0]
 
     def gradient_variance(self, guided: Any, own: tuple[str, ...], posterior: Any, num: int, seed: int) -> float:
         arguments = Arguments.of(posterior.args, posterior.kwargs)

@@ -49,12 +49,17 @@ def climb(guided: Guided, args: Any, kwargs: Any, options: dict[str, Any]) -> An
 def _ladder(guided: Guided, args: Any, kwargs: Any) -> list[GuideFamily]:
     spec: Any = guided.family
     named = any(site != "*" or not isinstance(e, Auto) for site, e in guided.estimators.items())
-    try:
-        layout = layout_of(guided.model, "Escalate", args, kwargs)
-        size, subsampled = layout.size, layout.subsampled is not None
-    except Exception:  # the mean field covers supports without a bijection, and its fit says what is wrong
-        size, subsampled = None, False
+    size, subsampled = size_of(guided.model, args, kwargs)
     return spec.ladder(size, estimators=named, subsampled=subsampled)
+
+
+def size_of(model: Any, args: Any, kwargs: Any) -> tuple[int | None, bool]:
+    """Coordinates of the latents, None where no joint family covers them; and whether a plate is subsampled."""
+    try:
+        layout = layout_of(model, "Escalate", args, kwargs)
+    except Exception:  # the mean field covers supports without a bijection, and its fit says what is wrong
+        return None, False
+    return layout.size, layout.subsampled is not None
 
 
 def _mean_field_loss(rung: Guided, args: Any, kwargs: Any, key: int) -> float:

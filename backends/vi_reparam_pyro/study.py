@@ -10,11 +10,12 @@ import torch
 from vi_reparam.guides import SDE
 from vi_reparam.guides.gaussian import GRADIENTS
 from vi_reparam.study import FamilyRow, FormRow, Study, study_families, study_forms
-from vi_reparam.study.families import FAMILIES
 from vi_reparam_pyro.arguments import as_tensors
+from vi_reparam_pyro.escalate import size_of
 from vi_reparam_pyro.fit import as_key
 from vi_reparam_pyro.guided import Guided
 from vi_reparam_pyro.lanes import without_validation
+from vi_reparam_pyro.objectives import ELBO
 from vi_reparam_pyro.ops import mix
 from vi_reparam_pyro.params import first_parameters, isolated
 from vi_reparam_pyro.step import Gradient
@@ -71,7 +72,7 @@ def compare_sde(
 def compare_guides(
     model: Any,
     *args: Any,
-    families: Sequence[Any] = FAMILIES,
+    families: Sequence[Any] | None = None,
     gradients: Sequence[str] = GRADIENTS,
     num_steps: int | None = None,
     num_particles: int | None = None,
@@ -85,7 +86,7 @@ def compare_guides(
     Args:
         model: a Pyro model, or a guided one, whose guide is left aside.
         args: the model's arguments; `kwargs`: its keyword arguments.
-        families: Gaussians and flows.
+        families: the mean field, Gaussians and flows; unless given, those that suit the model's size.
         gradients: whose variance is measured, at the same parameters.
         num_steps: of each fit; unless given, until it has converged.
         num_particles: a step's; the family's unless given.
@@ -116,11 +117,14 @@ def compare_guides(
 class _Pyro:
     """The bench (`vi_reparam.study.Bench`)."""
 
-    def guided(self, model: Any, family: Any, num_particles: int | None = None) -> Guided:
-        made = Guided(model.model if isinstance(model, Guided) else model, family)
-        if num_particles is not None:
-            made.objective = made.objective.with_particles(num_particles)
-        return made
+    def guided(
+        self, model: Any, family: Any, num_particles: int | None = None, *, entropy: str = "monte_carlo"
+    ) -> Guided:
+        objective = ELBO(num_particles or family.num_particles, entropy=entropy)
+        return Guided(model.model if isinstance(model, Guided) else model, family, objective=objective)
+
+    def size(self, model: Any, args: Any, kwargs: Any) -> int | None:
+        return size_of(model.model if isinstance(model, Guided) else model, args, kwargs)[0]
 
     def gradient_variance(self, guided: Any, own: tuple[str, ...], posterior: Any, num: int, seed: int) -> float:
         args, kwargs = as_tensors(posterior.args, posterior.kwargs)

@@ -77,7 +77,7 @@ def test_what_cannot_be_studied():
     with pytest.raises(vr.ArgumentError, match="at least one"):
         vr.compare_sde(model, Y, variances=())
     with pytest.raises(vr.ArgumentError, match="no choice of gradient"):
-        vr.compare_guides(model, Y, families=(vr.MeanField(),))
+        vr.compare_guides(model, Y, families=(vr.SDE(),))
     with pytest.raises(vr.ArgumentError, match="gradient 'score'"):
         vr.compare_guides(model, Y, gradients=("score",))
 

@@ -11,8 +11,14 @@ from vi_reparam.guides import GuideFamily
 class Bench(Protocol):
     """A backend, as a study sees it."""
 
-    def guided(self, model: Any, family: GuideFamily, num_particles: int | None = None) -> Any:
+    def guided(
+        self, model: Any, family: GuideFamily, num_particles: int | None = None, *, entropy: str = "monte_carlo"
+    ) -> Any:
         """A model (or that of a guided one) with this family; the family's number of particles unless given."""
+        ...
+
+    def size(self, model: Any, args: Any, kwargs: Any) -> int | None:
+        """Coordinates of the model's latents; None where no joint family covers them."""
         ...
 
     def gradient_variance(self, guided: Any, own: tuple[str, ...], posterior: Any, num: int, seed: int) -> float:

@@ -8,16 +8,28 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from vi_reparam.errors import ArgumentError
-from vi_reparam.guides import Flow, FullRank, GaussianFamily, LowRank
+from vi_reparam.guides import Flow, FullRank, GaussianFamily, GuideFamily, LowRank, MeanField
+from vi_reparam.guides.escalate import LARGEST_FLOW
 from vi_reparam.guides.gaussian import GRADIENTS
+from vi_reparam.search import LARGEST
 from vi_reparam.study.bench import Bench, check_replicates
 from vi_reparam.study.table import Study
 
-FAMILIES = (FullRank(), LowRank(rank=2), Flow(), Flow(kind="coupling"))
-"""What is compared unless told."""
-
 OWN = ("gaussian_", "flow_")
-"""How the names of these families' parameters begin."""
+"""How the names of the joint families' parameters begin."""
+
+
+def families_for(size: int | None) -> tuple[GuideFamily, ...]:
+    """What is compared unless told.
+
+    Args:
+        size: coordinates of the model's latents; None where no joint family covers them.
+    """
+    if size is None:
+        return (MeanField(),)
+    if size <= LARGEST:
+        return MeanField(), FullRank(), LowRank(rank=2), Flow(), Flow(kind="coupling")
+    return MeanField(), LowRank(rank=2), *([Flow(kind="coupling")] if size <= LARGEST_FLOW else [])
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,7 @@ def study_families(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     *,
-    families: Sequence[Any],
+    families: Sequence[Any] | None,
     gradients: Sequence[str],
     num_steps: int | None,
     num_particles: int | None,
@@ -73,9 +85,12 @@ def study_families(
     from tqdm.auto import tqdm
 
     check_replicates(num_replicates)
+    if families is None:
+        families = families_for(bench.size(model, args, kwargs))
     for family in families:
-        if not isinstance(family, GaussianFamily | Flow):
-            raise ArgumentError(f"compare_guides: {family!r} has no choice of gradient; use Gaussians and flows")
+        if not isinstance(family, MeanField | GaussianFamily | Flow):
+            known = "MeanField, Gaussians and flows"
+            raise ArgumentError(f"compare_guides: {family!r} has no choice of gradient; use {known}")
     for gradient in gradients:
         if gradient not in GRADIENTS:
             raise ArgumentError(f"compare_guides: gradient {gradient!r}: expected one of {GRADIENTS}")
@@ -85,14 +100,22 @@ def study_families(
     with tqdm(families, disable=not progress, desc="compare") as bar:
         for family in bar:
             bar.set_postfix_str(repr(family))
-            guided = bench.guided(model, replace(family, gradient="path"))
+            guided = _with_gradient(bench, model, family, "path", None)
             options = {"num_steps": num_steps, "num_particles": num_particles, "seed": seed, "progress": False}
             begun = time.perf_counter()
             posterior = guided.fit(*args, **options, **kwargs)
             seconds = time.perf_counter() - begun
             elbo, error = posterior.elbo()
             for gradient in gradients:
-                other = bench.guided(model, replace(family, gradient=gradient), num_particles)
-                spread = bench.gradient_variance(other, OWN, posterior, num_replicates, seed)
+                other = _with_gradient(bench, model, family, gradient, num_particles)
+                own = tuple(f"{site}_" for site in posterior.draws(1)) if isinstance(family, MeanField) else OWN
+                spread = bench.gradient_variance(other, own, posterior, num_replicates, seed)
                 rows.append(FamilyRow(repr(family), gradient, elbo, error, posterior.khat, spread, seconds))
     return Study(FamilyRow, rows, num_replicates=num_replicates, seed=seed)
+
+
+def _with_gradient(bench: Bench, model: Any, family: Any, gradient: str, num_particles: int | None) -> Any:
+    """The model with this family under this gradient; the mean field's is a matter of its objective."""
+    if isinstance(family, MeanField):
+        return bench.guided(model, family, num_particles, entropy="path" if gradient == "path" else "monte_carlo")
+    return bench.guided(model, replace(family, gradient=gradient), num_particles)
