@@ -93,7 +93,7 @@ class Layout:
         for part in self.parts:
             flat = vector[part.offset : part.offset + part.size].reshape(part.shape)
             transform = bijection(part.site.support)
-            value = transform(flat)
+            value = _kept(part.site, transform(flat))
             batch_rank = len(part.site.shape) - part.site.event_dim
             log_det = transform.log_abs_det_jacobian(flat, value)
             out[part.site.name] = value, sum_rightmost(log_det, jnp.ndim(log_det) - batch_rank)
@@ -117,6 +117,12 @@ class Layout:
             found = jax.vmap(lambda v, name=part.site.name: self.unpack(v)[name])(vectors)
             out[part.site.name] = tuple(jnp.moveaxis(jnp.squeeze(x, axis + 1), 0, axis) for x in found)
         return out
+
+
+def _kept(site: Site, value: Array) -> Array:
+    """A positive value that is neither rounded to zero, where densities may be infinite, nor to infinity."""
+    info = jnp.finfo(value.dtype)
+    return jnp.clip(value, info.tiny, info.max) if site.kind == "positive" else value
 
 
 def _axis(site: Site, plate: Plate) -> int:

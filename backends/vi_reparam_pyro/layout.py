@@ -99,7 +99,7 @@ class Layout:
         for part in self.parts:
             flat = vector[part.offset : part.offset + part.size].reshape(part.shape)
             transform = bijection(part.site.support)
-            value = transform(flat)
+            value = _kept(part.site, transform(flat))
             batch_rank = len(part.site.shape) - part.site.event_dim
             log_det = transform.log_abs_det_jacobian(flat, value)
             out[part.site.name] = value, sum_rightmost(log_det, log_det.ndim - batch_rank)
@@ -123,6 +123,12 @@ class Layout:
         return {
             name: tuple(x.squeeze(axes[name] + 1).movedim(0, axes[name]) for x in pair) for name, pair in found.items()
         }
+
+
+def _kept(site: Site, value: Array) -> Array:
+    """A positive value that is neither rounded to zero, where densities may be infinite, nor to infinity."""
+    info = torch.finfo(value.dtype)
+    return value.clamp(info.tiny, info.max) if site.kind == "positive" else value
 
 
 def _axis(site: Site, plate: Plate) -> int:

@@ -112,3 +112,16 @@ def test_a_gradient_whose_square_overflows_still_moves():
     found, _ = clip_by_norm(10.0).update(small, None)
     assert np.array_equal(found["a"], small["a"]) and np.array_equal(found["b"], small["b"])
     assert np.isnan(clip_by_norm(10.0).update({"a": jnp.asarray([1.0, np.nan])}, None)[0]["a"][1])
+
+
+def sparse():
+    numpyro.sample("z", dist.Gamma(0.05, 1.0).expand([3]).to_event(1))
+
+
+def test_joint_guides_of_positive_latents_do_not_round_to_zero():
+    """Half of the prior's logarithms are below single precision's range, where its density would be infinite."""
+    layout = vr.guide(vr.FullRank())(sparse).written.layout((), {})
+    value, log_det = layout.unpack(jnp.array([-200.0, 0.0, 100.0]))["z"]
+    assert value.dtype == np.float32 and log_det == -100.0
+    assert np.isfinite(dist.Gamma(0.05, 1.0).log_prob(value)).all()
+    np.testing.assert_array_equal(value, [np.finfo(np.float32).tiny, 1.0, np.finfo(np.float32).max])

@@ -116,3 +116,17 @@ def test_estimators_are_for_the_mean_field():
     assert posterior.record["estimators"] == {"mu": repr(vr.ScoreFunction())}
     with pytest.raises(vr.ArgumentError, match="name 'z', which FullRank"):
         vr.guide(sites, estimators={"z": vr.ScoreFunction()})(model)
+
+
+def test_joint_guides_of_positive_latents_do_not_round_to_zero():
+    """Half of the prior's logarithms are below single precision's range, where its density would be infinite."""
+    torch.set_default_dtype(torch.float32)
+
+    def sparse():
+        pyro.sample("z", dist.Gamma(torch.tensor([0.05] * 3), 1.0).to_event(1))
+
+    layout = vr.guide(vr.FullRank())(sparse).written.layout((), {})
+    value, log_det = layout.unpack(torch.tensor([-200.0, 0.0, 100.0]))["z"]
+    assert float(log_det) == -100.0
+    info = torch.finfo(torch.float32)
+    assert value.tolist() == [info.tiny, 1.0, info.max]

@@ -69,6 +69,12 @@ def test_the_variance_is_that_of_the_gradient():
     assert abs(found / float(scale**2 * z.var()) - 1.0) < 0.1
 
 
+def test_a_mean_field_that_is_the_posterior_has_no_noise_in_its_path_gradient():
+    study = vr.compare_guides(model, Y, families=(vr.MeanField(),), num_steps=200, num_replicates=50, progress=False)
+    spread = {row.gradient: row.gradient_variance for row in study}
+    assert 0.0 < spread["path"] < 0.05 * spread["reparameterization"]
+
+
 def test_what_cannot_be_studied():
     with pytest.raises(vr.ArgumentError, match="2 or more"):
         vr.compare_sde(model, Y, num_replicates=1)
