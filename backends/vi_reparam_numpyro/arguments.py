@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -71,6 +71,20 @@ class Arguments:
         """The arguments again, with these arrays for the data."""
         taken = iter(arrays)
         return jax.tree.unflatten(self.tree, [next(taken) if x is _HOLE else x for x in self.rest])
+
+
+SMALL = 10_000
+"""Numbers of data up to which a program that runs once is compiled longer than it runs."""
+
+
+def jit_once(fn: Callable[..., Any], arrays: Sequence[Array]) -> Any:
+    """`jax.jit` for what runs once or twice: on a CPU and with few data it is compiled without optimization.
+
+    Args:
+        arrays: the data.
+    """
+    small = jax.default_backend() == "cpu" and sum(np.size(a) for a in arrays) <= SMALL
+    return jax.jit(fn, compiler_options={"xla_backend_optimization_level": 0} if small else None)
 
 
 class _Hole:

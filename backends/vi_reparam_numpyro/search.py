@@ -13,7 +13,7 @@ from numpyro.handlers import block, trace
 from vi_reparam import search
 from vi_reparam.errors import NonFiniteError
 from vi_reparam.frame import Frame
-from vi_reparam_numpyro.arguments import Arguments
+from vi_reparam_numpyro.arguments import Arguments, jit_once
 from vi_reparam_numpyro.layout import Layout
 from vi_reparam_numpyro.ops import ops
 from vi_reparam_numpyro.prototype import drawable
@@ -44,7 +44,7 @@ class Searcher:
         """
         known = arguments.key, jax.config.read("jax_enable_x64")
         if known not in self._compiled:
-            search_for = jax.jit(lambda key, arrays: self._paths(layout, arguments, key, arrays))
+            search_for = jit_once(lambda key, arrays: self._paths(layout, arguments, key, arrays), arguments.arrays)
             self._compiled[known] = None if self._learns(arguments) else search_for
         if self._compiled[known] is None:
             return []
