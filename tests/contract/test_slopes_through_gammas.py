@@ -110,6 +110,7 @@ def _one_dimensional(law, step, x, a):
     return -(4.0 * first - second) / 3.0 / law(a).pdf(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("a", "b"), [(0.7, 1.6), (3.0, 2.0)])
 def test_a_betas_mean_slope_at_a_value_is_that_of_its_distribution_function(backend, a, b):

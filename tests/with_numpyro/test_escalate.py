@@ -82,8 +82,8 @@ def test_a_checkpoint_goes_on_to_the_same_end(tmp_path, monkeypatch):
         assert resumed.record["converged"] == whole.record["converged"]
 
 
-def test_a_model_that_reads_its_data_has_the_default_too():
-    @vr.guide
+def test_a_model_that_reads_its_data_is_searched_too():
+    @vr.guide(vr.Escalate(budget=1e-3))
     def model(y):
         scale = numpyro.sample("scale", dist.LogNormal(0.0, 1.0))
         loc = numpyro.sample("loc", dist.Normal(0.0, 1.0))

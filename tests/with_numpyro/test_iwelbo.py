@@ -67,7 +67,7 @@ def test_it_is_between_the_elbo_and_the_evidence():
     values = {}
     for objective in (vr.ELBO(64), vr.IWELBO(64)):
         guided = vr.guide(vr.FullRank(), objective=objective)(funnel)
-        posterior = guided.fit(num_steps=1_500, progress=False)
+        posterior = guided.fit(num_steps=700, progress=False)
         params = posterior.params
         loss = jax.jit(lambda key, params=params, guided=guided: -vr.IWELBO(64).loss(key, params, funnel, guided.guide))
         values[type(objective).__name__] = np.array([loss(key) for key in jax.random.split(jax.random.key(1), 400)])

@@ -58,7 +58,7 @@ def test_it_starts_as_the_gaussian(kind):
 def test_log_q_is_the_change_of_variables(kind):
     guided = vr.guide(small(kind))(banana)
     params, layout = parameters(guided, noise=0.4, tail=0.03), guided.written.layout((), {})
-    module = guided.written._module(3)
+    module = guided.written._module(3, None)
     weights = {n: params["flow_" + n.removeprefix("layers.").replace(".", "_")] for n, _ in module.named_parameters()}
 
     def place(noise):

@@ -39,7 +39,7 @@ def best_product():
 def test_a_conditional_flow_beside_a_mean_field(batch):
     flow = vr.Flow(condition=both, num_layers=2)
     guided = vr.guide(vr.Sites({"z": flow, "*": vr.MeanField()}))(model)
-    posterior = guided.fit(Y, SCALE, batch, num_steps=800, progress=False)
+    posterior = guided.fit(Y, SCALE, batch, num_steps=500, progress=False)
     value, error = posterior.elbo()
     assert -0.15 < value - best_product() < 4.0 * error
     assert posterior.draws(3)["z"].shape == (3, N)
@@ -88,7 +88,7 @@ FAMILIES = {
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "flow" else pytest.mark.slow) for n in FAMILIES])
 def test_weights_average_to_the_mass_of_a_box(name):
     """Of a box, since the weights of a good fit may have heavy tails all the same."""
-    posterior = vr.guide(FAMILIES[name])(pairs).fit(PAIRS, num_steps=600, num_particles=64, progress=False)
+    posterior = vr.guide(FAMILIES[name])(pairs).fit(PAIRS, num_steps=500, num_particles=64, progress=False)
     draws, log_weights = posterior.draws(20_000, with_weights=True)
     weights = in_box(draws) * np.exp(np.asarray(log_weights) - mass_of_pairs())
     error = weights.std() / np.sqrt(len(weights))
