@@ -172,11 +172,14 @@ def bijection(family: Flow, size: int, seed: int, num_features: int | None = Non
 def _layer(family: Flow, kind: str, size: int, order: Array, num_features: int) -> torch.nn.Module:
     if KINDS[kind] == "block":
         return _Block(family, size, order)
+    held = torch.distributions.Distribution._validate_args
     try:
         from zuko.flows.autoregressive import MaskedAutoregressiveTransform
         from zuko.transforms import MonotonicRQSTransform
     except ImportError as error:
         raise BackendError("vr.Flow needs zuko: pip install 'vi-reparam[pyro]'") from error
+    finally:  # its import switches the validation of all torch distributions off
+        torch.distributions.Distribution._validate_args = held
     options: dict[str, Any] = {"univariate": _InvertedAffine if kind == "autoregressive" else _Affine}
     if KINDS[kind] == "spline":
         options["univariate"] = functools.partial(MonotonicRQSTransform, bound=INTERVAL)

@@ -62,6 +62,7 @@ def funnel():
     numpyro.sample("y", dist.Normal(0.0, jnp.exp(x)))
 
 
+@pytest.mark.slow
 def test_it_is_between_the_elbo_and_the_evidence():
     """The funnel's evidence is one. Trained by its own bound, a Gaussian covers the mouth."""
     values = {}

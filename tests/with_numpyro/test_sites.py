@@ -90,7 +90,7 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "flow" else pytest.mark.slow) for n in FAMILIES])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES])
 def test_weights_average_to_the_mass_of_a_box(name):
     """Of a box, since the weights of a good fit may have heavy tails all the same."""
     posterior = vr.guide(FAMILIES[name])(pairs).fit(PAIRS, num_steps=800, num_particles=64, progress=False)

@@ -39,6 +39,7 @@ def test_forms(capfd):
     assert "2/2" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_families(tmp_path, capfd):
     study = vr.compare_guides(
         model, Y, families=(vr.LowRank(rank=1), vr.LowRank(rank=2)), num_steps=3, num_particles=4, num_replicates=4
