@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
@@ -22,7 +21,7 @@ from vi_reparam_numpyro.distributions import VonMisesFisher
 from vi_reparam_numpyro.flow import FlowGuide
 from vi_reparam_numpyro.joint import GaussianGuide
 from vi_reparam_numpyro.plates import enter
-from vi_reparam_numpyro.prototype import Site, form_of, prototype
+from vi_reparam_numpyro.prototype import Latents, Site, form_of
 from vi_reparam_numpyro.sde import SDEGuide
 from vi_reparam_numpyro.starts import starting_values
 
@@ -85,6 +84,7 @@ class MeanFieldGuide:
 
     def __init__(self, model: Any, family: MeanField, estimators: dict[str, Estimator], cover: Cover = ALL) -> None:
         self.model = model
+        self.latents = Latents(model)
         self.cover = cover
         self.family = family
         self.estimators = estimators
@@ -95,8 +95,7 @@ class MeanFieldGuide:
         shapes = form_of(args, kwargs)
         known = self._known.get(shapes)
         if known is None:
-            with jax.ensure_compile_time_eval():  # bounds are numbers, also when this is traced
-                known = self._known[shapes] = self.cover.pick(prototype(self.model, args, kwargs))
+            known = self._known[shapes] = self.cover.pick(self.latents.sites(args, kwargs))
             for site in known.values():
                 self._check_discrete(site)
         return known
@@ -126,7 +125,8 @@ class MeanFieldGuide:
             plates: entered before in this run, by name.
         """
         sites = self.sites(args, kwargs)
-        starts = functools.cache(lambda: self._starts(args, kwargs))  # only if a param asks
+        whole = self.latents.sites(args, kwargs)
+        starts = functools.cache(lambda: starting_values(self.model, args, kwargs, whole))  # only if a param asks
         values = {}
         for site in sites.values():
             with contextlib.ExitStack() as stack:
@@ -136,11 +136,6 @@ class MeanFieldGuide:
                 distribution = build(site, self.family.init_scale, lambda name=site.name: starts()[name])
                 values[site.name] = numpyro.sample(site.name, distribution)
         return values
-
-    def _starts(self, args: Any, kwargs: Any) -> dict[str, Array]:
-        with jax.ensure_compile_time_eval():
-            sites = prototype(self.model, args, kwargs)
-        return starting_values(self.model, args, kwargs, sites)
 
 
 Start = Callable[[], Array]

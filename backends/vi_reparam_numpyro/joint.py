@@ -33,7 +33,7 @@ from vi_reparam_numpyro.guard import refuse_gradient, running_objective
 from vi_reparam_numpyro.layout import Layout
 from vi_reparam_numpyro.ops import ops
 from vi_reparam_numpyro.plates import enter
-from vi_reparam_numpyro.prototype import Plate, form_of, prototype
+from vi_reparam_numpyro.prototype import Latents, Plate, form_of
 from vi_reparam_numpyro.scoring import full_data, total_log_prob
 from vi_reparam_numpyro.search import Searcher
 from vi_reparam_numpyro.starts import starting_values
@@ -191,6 +191,7 @@ class JointGuide(abc.ABC):
 
     def __init__(self, model: Any, family: JointFamily, cover: Cover = ALL) -> None:
         self.model = model
+        self.latents = Latents(model)
         self.family: Any = family
         self.cover = cover
         self.prefix, self.site = cover.named(self.kind), cover.named(SITE)
@@ -205,11 +206,10 @@ class JointGuide(abc.ABC):
         shapes = form_of(args, kwargs)
         known = self._known.get(shapes)
         if known is None:
-            with jax.ensure_compile_time_eval():  # bounds are numbers, also when this is traced
-                sites = self.cover.pick(prototype(self.model, args, kwargs))
-                plate = None
-                if self.family.is_local:
-                    plate = plate_of([s.plates for s in sites.values()], len(self._given(args, kwargs)))
+            sites, plate = self.cover.pick(self.latents.sites(args, kwargs)), None
+            if self.family.is_local:
+                plate = plate_of([s.plates for s in sites.values()], len(self._given(args, kwargs)))
+            with jax.ensure_compile_time_eval():
                 known = Layout.of(sites, type(self.family).__name__, plate=plate)
             self.family.check_size(known.size)
             self._known[shapes] = known
@@ -219,9 +219,7 @@ class JointGuide(abc.ABC):
         """Computes, once it is asked, a sensible vector to start from; the mean over a plate's elements."""
 
         def compute() -> Array:
-            with jax.ensure_compile_time_eval():
-                sites = prototype(self.model, args, kwargs)
-            values = starting_values(self.model, args, kwargs, sites)
+            values = starting_values(self.model, args, kwargs, self.latents.sites(args, kwargs))
             return layout.pack(values) if layout.plate is None else jnp.mean(layout.pack_each(values), axis=0)
 
         return functools.cache(compute)
@@ -241,7 +239,7 @@ class JointGuide(abc.ABC):
 
     def share(self, other: JointGuide) -> None:
         """Take over what another guide of the same model knows of it."""
-        self._known = other._known
+        self.latents, self._known = other.latents, other._known
 
     @abc.abstractmethod
     def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> dist.Distribution:

@@ -140,6 +140,22 @@ def prototype(model: Any, args: Any, kwargs: Any) -> dict[str, Site]:
     return sites
 
 
+class Latents:
+    """The latents of a model, which is looked at once for every new shape of the arguments."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._known: dict[Any, dict[str, Site]] = {}
+
+    def sites(self, args: Any, kwargs: Any) -> dict[str, Site]:
+        """As `prototype`."""
+        shapes = form_of(args, kwargs)
+        if shapes not in self._known:
+            with jax.ensure_compile_time_eval():  # bounds are numbers, also when this is traced
+                self._known[shapes] = prototype(self.model, args, kwargs)
+        return self._known[shapes]
+
+
 def _abstract_trace(model: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     """The model's sites with shapes for values: no array is computed."""
     found: dict[str, Any] = {}

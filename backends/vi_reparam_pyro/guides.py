@@ -23,7 +23,7 @@ from vi_reparam_pyro.flow import FlowGuide
 from vi_reparam_pyro.joint import GaussianGuide
 from vi_reparam_pyro.params import new_scope
 from vi_reparam_pyro.plates import enter
-from vi_reparam_pyro.prototype import Site, prototype
+from vi_reparam_pyro.prototype import Latents, Site
 from vi_reparam_pyro.sde import SDEGuide
 from vi_reparam_pyro.starts import starting_values
 
@@ -91,6 +91,7 @@ class MeanFieldGuide:
 
     def __init__(self, model: Any, family: MeanField, estimators: dict[str, Estimator], cover: Cover = ALL) -> None:
         self.model = model
+        self.latents = Latents(model)
         self.cover = cover
         self.family = family
         self.estimators = estimators
@@ -102,7 +103,7 @@ class MeanFieldGuide:
         key = signature(args, kwargs), torch.get_default_dtype()
         known = self._known.get(key)
         if known is None:
-            known = self._known[key] = self.cover.pick(prototype(self.model, args, kwargs))
+            known = self._known[key] = self.cover.pick(self.latents.sites(args, kwargs))
             for site in known.values():
                 self._check_discrete(site)
         return known
@@ -132,7 +133,8 @@ class MeanFieldGuide:
             plates: entered before in this run, by name.
         """
         sites = self.sites(args, kwargs)
-        starts = functools.cache(lambda: self._starts(args, kwargs))  # only if a param asks
+        whole = self.latents.sites(args, kwargs)
+        starts = functools.cache(lambda: starting_values(self.model, args, kwargs, whole))  # only if a param asks
         values = {}
         for site in sites.values():
             with contextlib.ExitStack() as stack:
@@ -142,9 +144,6 @@ class MeanFieldGuide:
                 maker = _Maker(self.scope, site, lambda name=site.name: starts()[name])
                 values[site.name] = pyro.sample(site.name, build(maker, site, self.family.init_scale))
         return values
-
-    def _starts(self, args: Any, kwargs: Any) -> dict[str, Array]:
-        return starting_values(self.model, args, kwargs, prototype(self.model, args, kwargs))
 
 
 class _Maker:

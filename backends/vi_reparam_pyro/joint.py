@@ -34,7 +34,7 @@ from vi_reparam_pyro.layout import Layout
 from vi_reparam_pyro.ops import mix, ops
 from vi_reparam_pyro.params import new_scope
 from vi_reparam_pyro.plates import enter
-from vi_reparam_pyro.prototype import Plate, look, prototype
+from vi_reparam_pyro.prototype import Latents, Plate, look, prototype
 from vi_reparam_pyro.run import sample_sites
 from vi_reparam_pyro.scoring import full_data, total_log_prob
 from vi_reparam_pyro.search import Searcher
@@ -203,6 +203,7 @@ class JointGuide(abc.ABC):
 
     def __init__(self, model: Any, family: JointFamily, cover: Cover = ALL) -> None:
         self.model = model
+        self.latents = Latents(model)
         self.family: Any = family
         self.cover = cover
         self.prefix, self.site = cover.named(self.kind), cover.named(SITE)
@@ -228,7 +229,7 @@ class JointGuide(abc.ABC):
         """Computes, once it is asked, a sensible vector to start from; the mean over a plate's elements."""
 
         def compute() -> Array:
-            values = starting_values(self.model, args, kwargs, prototype(self.model, args, kwargs))
+            values = starting_values(self.model, args, kwargs, self.latents.sites(args, kwargs))
             return layout.pack(values) if layout.plate is None else layout.pack_each(values).mean(0)
 
         return functools.cache(compute)
@@ -248,7 +249,7 @@ class JointGuide(abc.ABC):
 
     def share(self, other: JointGuide) -> None:
         """Take over what another guide of the same model knows of it."""
-        self._known = other._known
+        self.latents, self._known = other.latents, other._known
 
     @abc.abstractmethod
     def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> TorchDistribution:

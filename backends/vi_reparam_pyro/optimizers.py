@@ -25,22 +25,25 @@ def default_optimizer(
         clip: largest norm of a gradient; None for any.
         warmup: part of the steps over which the rate rises from zero first.
     """
+    return lambda params: _adam(num_steps, [(params, learning_rate, clip, warmup)])
 
-    def make(params: list[Any]) -> Any:
-        adam = torch.optim.Adam(params, lr=learning_rate, betas=(0.9, 0.99))
-        if clip is not None:
-            largest = clip
 
-            def clipped(*_: Any) -> None:
-                clip_by_norm(params, largest)
+def _adam(num_steps: int | None, groups: list[tuple[list[Any], float, float | None, float]]) -> Any:
+    """Adam and its schedule, or None at constant rates; each group with its own rate, clip and warmup."""
+    adam = torch.optim.Adam([{"params": own, "lr": rate} for own, rate, _, _ in groups], betas=(0.9, 0.99))
 
-            adam.register_step_pre_hook(clipped)
-        if num_steps is None:
-            return adam
-        schedule = functools.partial(_cosine, rising=int(warmup * num_steps), num_steps=num_steps)
-        return adam, torch.optim.lr_scheduler.LambdaLR(adam, schedule)
+    def clipped(*call: Any) -> None:
+        for own, _, largest, _ in groups:
+            if largest is not None:
+                clip_by_norm(own, largest)
 
-    return make
+    adam.register_step_pre_hook(clipped)
+    if num_steps is None:
+        return adam, None
+    parts: Any = []
+    for _, _, _, warmup in groups:
+        parts.append(functools.partial(_cosine, rising=int(warmup * num_steps), num_steps=num_steps))
+    return adam, torch.optim.lr_scheduler.LambdaLR(adam, parts)
 
 
 class ByName:
@@ -56,26 +59,12 @@ class ByName:
 
     def of(self, params: dict[str, Any]) -> tuple[Any, Any]:
         """The optimizer of these leaves by name, and its schedule or None."""
-        groups, clips, rates = [], [], []
+        groups = []
         for index, (_, part) in enumerate(self.family.families):
             own = [leaf for name, leaf in params.items() if self.family.owner(name) == index]
-            if not own:
-                continue
-            groups.append({"params": own, "lr": part.learning_rate})
-            if part.clip is not None:
-                clips.append((own, part.clip))
-            if self.num_steps is not None:
-                rising = int(part.warmup * self.num_steps)
-                rates.append(functools.partial(_cosine, rising=rising, num_steps=self.num_steps))
-        adam = torch.optim.Adam(groups, betas=(0.9, 0.99))
-
-        def clipped(*_: Any) -> None:
-            for own, largest in clips:
-                clip_by_norm(own, largest)
-
-        if clips:
-            adam.register_step_pre_hook(clipped)
-        return adam, torch.optim.lr_scheduler.LambdaLR(adam, rates) if rates else None
+            if own:
+                groups.append((own, part.learning_rate, part.clip, part.warmup))
+        return _adam(self.num_steps, groups)
 
 
 def family_optimizer(num_steps: int | None, family: GuideFamily | None) -> Any:

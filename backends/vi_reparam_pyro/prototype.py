@@ -17,6 +17,7 @@ from pyro.poutine.runtime import _DIM_ALLOCATOR
 from torch.distributions import biject_to
 
 from vi_reparam.errors import SiteError
+from vi_reparam_pyro.arguments import signature
 from vi_reparam_pyro.handlers import is_subsample
 from vi_reparam_pyro.lanes import keyed
 from vi_reparam_pyro.ops import mix
@@ -141,6 +142,21 @@ def _run(model: Any, args: Any, kwargs: Any, key: int, values: dict[str, Array] 
         for context in (*apart, _Origin(values)):
             stack.enter_context(context)
         return poutine.trace(model).get_trace(*args, **kwargs)
+
+
+class Latents:
+    """The latents of a model, which is looked at once for every new shape of the arguments."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._known: dict[Any, dict[str, Site]] = {}
+
+    def sites(self, args: Any, kwargs: Any) -> dict[str, Site]:
+        """As `prototype`."""
+        key = signature(args, kwargs), torch.get_default_dtype()
+        if key not in self._known:
+            self._known[key] = prototype(self.model, args, kwargs)
+        return self._known[key]
 
 
 def prototype(model: Any, args: Any, kwargs: Any) -> dict[str, Site]:
