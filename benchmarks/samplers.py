@@ -5,8 +5,9 @@ the median over rounds of a peer's time over ours. The floor is the noise of one
 boost, a normal and two uniforms a draw, from jax's own generator. TensorFlow Probability takes part
 where it imports (with jax 0.10 that is tfp-nightly with dm-tree; 0.25 does not run).
 
-XLA's threads and OpenMP's share the cores here, so OpenMP's do not spin while they wait
-(OMP_WAIT_POLICY=passive, unless the environment says otherwise).
+XLA's threads and OpenMP's share the cores here, and OpenMP's spin for a while after their work: a
+pause before each turn lets them fall asleep. (OMP_WAIT_POLICY=passive would do it too, but torch then
+wakes its threads for each operator, which doubles the time of whatever has several.)
 
     python benchmarks/samplers.py [--draws 1000000] [--rounds 15] [--out benchmarks/results/samplers.json]
 """
@@ -19,14 +20,13 @@ import statistics
 import time
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import vi_reparam_numpyro as vr
 
+PAUSE = 0.02  # seconds in which torch's threads fall asleep
 SLOW_EVERY = 5  # rounds between two turns of a contender that takes seconds
 
 LIMITS = {  # row, whose time over whose: at least
@@ -176,6 +176,7 @@ def measure(contenders, rounds):
             if first[name] > 0.3 and i % SLOW_EVERY:
                 seconds[name].append(None)
                 continue
+            time.sleep(PAUSE if "torch" in contenders else 0.0)
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)

@@ -128,12 +128,13 @@ def _by_rule(w: Array, a: Array, centre: Array) -> Array:
         decay = xp.exp(-c[None] * u - z[None] * _expm1_minus(sign[None] * u))
         return unit * xp.sum(weight * decay * (u - centre[None]), axis=0)
     share = 0.5 - 0.5 * sign  # 1 in the lower tail, 0 in the upper
-    total = 0.0 * w
-    for low_node, low_weight, high_node, high_weight in RULE:
+
+    def term(low_node: Array, low_weight: Array, high_node: Array, high_weight: Array) -> Array:
         u = unit * (high_node + (low_node - high_node) * share)
         weight = high_weight + (low_weight - high_weight) * share
-        total = total + weight * xp.exp(-c * u - z * _expm1_minus(sign * u)) * (u - centre)
-    return unit * total
+        return weight * xp.exp(-c * u - z * _expm1_minus(sign * u)) * (u - centre)
+
+    return unit * special.sum_of(term, RULE, w)
 
 
 def _expm1_minus(x: Array) -> Array:
@@ -162,8 +163,9 @@ def _by_legendre(w: Array, a: Array, centre: Array) -> Array:
         u = upper[None] * node
         decay = xp.exp(-c[None] * u - z[None] * special.expm1_minus(s[None] * u))
         return upper * xp.sum(weight * decay * (u - (s * centre)[None]), axis=0)
-    total = 0.0 * w
-    for node, weight in special.legendre(num):
+
+    def term(node: Array, weight: Array) -> Array:
         u = upper * node
-        total = total + weight * xp.exp(-c * u - z * special.expm1_minus(s * u)) * (u - s * centre)
-    return upper * total
+        return weight * xp.exp(-c * u - z * special.expm1_minus(s * u)) * (u - s * centre)
+
+    return upper * special.sum_of(term, special.legendre(num), w)

@@ -103,7 +103,16 @@ class Ops(Protocol):
         ...
 
     def scan(
-        self, body: Callable[[State, Any], tuple[State, Any]], state: State, xs: Any, *, checkpoint: bool = False
+        self,
+        body: Callable[[State, Any], tuple[State, Any]],
+        state: State,
+        xs: Any,
+        *,
+        checkpoint: bool = False,
+        unroll: bool = False,
     ) -> tuple[State, Any]:
-        """Fold `body` over the leading axis of `xs`; differentiated, recomputing if `checkpoint`."""
+        """Fold `body` over the leading axis of `xs`; differentiated, recomputing if `checkpoint`.
+
+        With `unroll` a compiler sees the steps one after another instead of a loop, and may fuse them.
+        """
         ...

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 from vi_reparam.registry import ops_of
@@ -155,3 +156,14 @@ def columns(rule: tuple[tuple[float, ...], ...], like: Array) -> tuple[Array, ..
 def nodes(num: int, like: Array) -> tuple[Array, Array]:
     """The rule of `legendre` on a new leading axis, to be summed over axis 0; dimensions and dtype of `like`."""
     return columns(legendre(num), like)  # type: ignore[return-value]
+
+
+def sum_of(term: Callable[..., Array], rule: tuple[tuple[float, ...], ...], like: Array) -> Array:
+    """SUM of ``term(*row)`` over the rows of a table, in a row and fused where arrays are compiled; as `like`."""
+    ops = ops_of(like)
+    table = tuple(ops.xp.asarray(column, dtype=like.dtype) for column in zip(*rule, strict=True))
+
+    def add(total: Array, row: tuple[Array, ...]) -> tuple[Array, tuple[()]]:
+        return total + term(*row), ()
+
+    return ops.scan(add, 0.0 * like, table, unroll=True)[0]

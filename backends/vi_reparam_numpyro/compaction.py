@@ -15,8 +15,8 @@ _WORD = 32
 def first_set(flags: Array, most: int) -> Array:
     """Indices of the first `most` flags that are set, in order; the number of flags where there are fewer.
 
-    As ``jnp.nonzero(flags, size=most, fill_value=len(flags))`` at a third of its cost: the flags
-    become bits of words, words are found by bisection in the running count, bits by halving.
+    As ``jnp.nonzero(flags, size=most, fill_value=len(flags))`` at a fraction of its cost: the flags
+    become bits of words, words are found by bisection in the running count, bits by counting.
 
     Args:
         flags: booleans, shape ``(n,)``.
@@ -25,18 +25,30 @@ def first_set(flags: Array, most: int) -> Array:
     (num,) = flags.shape
     rows = -(-num // _WORD)
     bits = jnp.pad(flags, (0, rows * _WORD - num)).reshape(rows, _WORD).astype(jnp.uint32)
-    words = jnp.sum(bits << jnp.arange(_WORD, dtype=jnp.uint32)[None], axis=1, dtype=jnp.uint32)
+    words = jnp.sum(bits << lax.iota(jnp.uint32, _WORD)[None], axis=1, dtype=jnp.uint32)
     counts = lax.population_count(words).astype(jnp.int32)
     ends = jnp.cumsum(counts, dtype=jnp.int32)
-    slot = jnp.arange(most, dtype=jnp.int32)
-    row = jnp.minimum(jnp.searchsorted(ends, slot, side="right"), rows - 1).astype(jnp.int32)
-    rank = slot - (ends[row] - counts[row])
-    word, place = words[row], row * _WORD
-    for width in (16, 8, 4, 2, 1):
-        low = word & jnp.uint32((1 << width) - 1)
-        below = lax.population_count(low).astype(jnp.int32)
-        upper = rank >= below
-        rank = jnp.where(upper, rank - below, rank)
-        place = jnp.where(upper, place + width, place)
-        word = jnp.where(upper, word >> width, low)
-    return jnp.where(slot < ends[-1], place, num)
+    slot = lax.iota(jnp.int32, most)
+    row = jnp.minimum(_count_up_to(ends, slot), rows - 1)
+    rank = slot - take(ends - counts, row)
+    prefixes = jnp.asarray([(2 << place) - 1 for place in range(_WORD)], jnp.uint32)
+    below = lax.population_count(take(words, row)[:, None] & prefixes[None]).astype(jnp.int32)
+    place = row * _WORD + jnp.sum(below <= rank[:, None], axis=1, dtype=jnp.int32)
+    return lax.optimization_barrier(jnp.where(slot < ends[-1], place, num))  # or each of its users computes it anew
+
+
+def _count_up_to(ends: Array, slot: Array) -> Array:
+    """How many of the increasing `ends` are at most `slot`."""
+    (num,) = ends.shape
+    top = jnp.int32(1 << (num.bit_length() - 1))
+
+    def step(k: Any, low: Array) -> Array:
+        tried = low + (top >> k.astype(jnp.int32))
+        return jnp.where((tried <= num) & (take(ends, jnp.minimum(tried, num) - 1) <= slot), tried, low)
+
+    return lax.fori_loop(0, num.bit_length(), step, 0 * slot + 0 * ends[0])  # varies as `ends` does under shard_map
+
+
+def take(x: Array, at: Array) -> Array:
+    """``x[at]`` of indices that are in bounds, as a compiler is told."""
+    return x.at[at].get(mode="promise_in_bounds")

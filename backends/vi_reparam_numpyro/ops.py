@@ -67,8 +67,8 @@ class JaxOps:
 
         return held(value, parameter)
 
-    def scan(self, body: Any, state: Any, xs: Any, *, checkpoint: bool = False) -> Any:
-        return lax.scan(jax.checkpoint(body) if checkpoint else body, state, xs)
+    def scan(self, body: Any, state: Any, xs: Any, *, checkpoint: bool = False, unroll: bool = False) -> Any:
+        return lax.scan(jax.checkpoint(body) if checkpoint else body, state, xs, unroll=unroll)
 
 
 ops = JaxOps()

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vi_reparam_numpyro.compaction import first_set
+from vi_reparam_numpyro.compaction import first_set, take
 from vi_reparam_numpyro.noise import Tape, threefry_data
 
 Array = Any
@@ -83,17 +83,16 @@ def _finish(rounds: _Rounds, start: int, lanes: Array, params: tuple[Array, ...]
         noise, begin = state
         at = first_set(left & (lax.iota(jnp.int32, size) >= begin), places)
         here = jnp.minimum(at, size - 1)
-        lane, held, some = lanes[here], noise[here], tuple(p[here] for p in params)
+        lane, held, some = take(lanes, here), take(noise, here), tuple(take(p, here) for p in params)
         if places <= BUFFER:
             fresh = _masked(rounds, start, lane, some, held, at < size)
         else:
             fresh, taken = rounds(start, lane, some)
             fresh = jnp.where(_of(taken, fresh), fresh, held)
             fresh = _finish(rounds, start + 1, lane, some, fresh, (at < size) & ~taken)
-        return noise.at[at].set(fresh, mode="drop"), at[-1] + 1
+        return noise.at[at].set(fresh, mode="drop", indices_are_sorted=True), at[-1] + 1
 
-    begin = jnp.where(jnp.any(left), 0, size).astype(jnp.int32)
-    noise, _ = lax.while_loop(pending, refill, (noise, begin))
+    noise, _ = lax.while_loop(pending, refill, (noise, 0 * left[0].astype(jnp.int32)))  # under shard_map as `left`
     return noise
 
 

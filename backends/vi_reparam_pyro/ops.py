@@ -106,7 +106,7 @@ class TorchOps:
         found = in_blocks(slope, fixed, held) if plain(fixed, held) else slope(fixed, held)
         return value + found.detach() * (parameter - held)
 
-    def scan(self, body: Any, state: Any, xs: Any, *, checkpoint: bool = False) -> Any:
+    def scan(self, body: Any, state: Any, xs: Any, *, checkpoint: bool = False, unroll: bool = False) -> Any:
         leaves, form = pytree.tree_flatten(xs)  # a tensor, or a tree of them
         outputs = []
         for row in zip(*leaves, strict=True):
