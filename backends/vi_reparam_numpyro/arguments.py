@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -77,13 +77,15 @@ SMALL = 10_000
 """Numbers of data up to which a program that runs once is compiled longer than it runs."""
 
 
-def jit_once(fn: Callable[..., Any], arrays: Sequence[Array]) -> Any:
-    """`jax.jit` for what runs once or twice: on a CPU and with few data it is compiled without optimization.
+def jit_once(fn: Callable[..., Any], data: Any, *, size: int = 0) -> Any:
+    """`jax.jit` for what runs a few times: on a CPU, and with few numbers, it is compiled without optimization.
 
     Args:
-        arrays: the data.
+        data: a tree; its arrays are what counts.
+        size: other numbers that it computes with.
     """
-    small = jax.default_backend() == "cpu" and sum(np.size(a) for a in arrays) <= SMALL
+    count = size + sum(np.size(x) for x in jax.tree.leaves(data) if _is_array(x))
+    small = jax.default_backend() == "cpu" and count <= SMALL
     return jax.jit(fn, compiler_options={"xla_backend_optimization_level": 0} if small else None)
 
 

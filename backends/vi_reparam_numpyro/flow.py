@@ -16,16 +16,24 @@ from jax import experimental, lax, random
 
 from vi_reparam import path
 from vi_reparam.errors import BackendError
-from vi_reparam.frame import Frame
 from vi_reparam.guides import Flow, FullRank, Gaussian
 from vi_reparam.guides.cover import ALL, Cover
 from vi_reparam.guides.flow import CHEAP_INVERSES, INTERVAL, KINDS, NUM_KNOTS
 from vi_reparam.sde.bases import Diagonal
 from vi_reparam.search import LARGEST
 from vi_reparam_numpyro import listener
-from vi_reparam_numpyro.arguments import Arguments
+from vi_reparam_numpyro.arguments import Arguments, jit_once
 from vi_reparam_numpyro.guard import running_objective
-from vi_reparam_numpyro.joint import ALONE, Joint, JointGuide, Vector, frame_params, tail_param, take_gaussian
+from vi_reparam_numpyro.joint import (
+    ALONE,
+    Joint,
+    JointGuide,
+    Vector,
+    frame_of,
+    frame_params,
+    tail_param,
+    take_gaussian,
+)
 from vi_reparam_numpyro.layout import Layout
 from vi_reparam_numpyro.ops import ops
 
@@ -100,7 +108,7 @@ class FlowGuide(JointGuide):
         size = self.layout(*arguments.join(arguments.arrays)).size
         spec = FullRank() if size <= LARGEST else Gaussian(Diagonal())
         params = dict(fit(spec, None, key).params)
-        found = Frame.of(ops, take_gaussian(params, spec.gaussian))
+        found = frame_of(take_gaussian(params, spec.gaussian))
         return [{**params, f"{self.prefix}_center": found.center, f"{self.prefix}_root": found.root}]
 
 
@@ -151,40 +159,82 @@ def bijection(family: Flow, size: int, key: Any, num_features: int | None = None
         BackendError: if flowjax is missing.
     """
     try:
-        import equinox
         from flowjax import bijections
     except ImportError as error:
         raise BackendError("vr.Flow needs flowjax: pip install 'vi-reparam[numpyro]'") from error
     kind = family.kind_at(size)
+    transformer = _transformer(bijections, kind)
+    of_vector = None if transformer is None else _of_vector(transformer)
 
     def layer(key: Any) -> Any:
         own, order = random.split(key)
-        made = _layer(bijections, family, kind, size, own, num_features)
+        made = _layer(bijections, family, kind, size, own, num_features, transformer, of_vector)
         if size == 1:
             return made
         moved = bijections.Permute(random.permutation(order, jnp.arange(size))) if size > 2 else bijections.Flip((2,))
         return bijections.Chain([made, moved])
 
-    layers = bijections.Scan(equinox.filter_vmap(layer)(random.split(key, family.num_layers)))
+    layers = bijections.Scan(_at_once(layer, random.split(key, family.num_layers)))
     return bijections.Invert(layers) if kind == "autoregressive" else layers
 
 
-def _layer(bijections: Any, family: Flow, kind: str, size: int, key: Any, num_features: int | None) -> Any:
+def _at_once(make: Callable[[Any], Any], keys: Any) -> Any:
+    """``make`` of each key, stacked, as one program: operation by operation it would be compiled for seconds."""
+    import equinox
+
+    rest: list[Any] = []
+
+    def arrays(keys: Any) -> Any:
+        own, others = equinox.partition(equinox.filter_vmap(make)(keys), equinox.is_array)
+        rest.append(others)
+        return own
+
+    return equinox.combine(jit_once(arrays, ())(keys), rest[0])
+
+
+def _transformer(bijections: Any, kind: str) -> Any:
+    """What acts on one coordinate; None where the layers have none."""
     if KINDS[kind] == "block":
+        return None
+    if KINDS[kind] == "spline":
+        return bijections.RationalQuadraticSpline(knots=NUM_KNOTS, interval=INTERVAL)
+    affine = _affine(bijections)
+    # layers that are drawn through their inverse: that is to have the bound
+    return bijections.Invert(affine) if kind == "autoregressive" else affine
+
+
+def _of_vector(transformer: Any) -> Any:
+    """What makes a transformer of a network's output; it closes over arrays, so no trace may be on."""
+    import equinox
+    import paramax
+    from flowjax.utils import get_ravelled_pytree_constructor
+
+    def held(leaf: Any) -> bool:
+        return isinstance(leaf, paramax.NonTrainable)
+
+    return get_ravelled_pytree_constructor(transformer, filter_spec=equinox.is_inexact_array, is_leaf=held)[0]
+
+
+def _layer(
+    bijections: Any,
+    family: Flow,
+    kind: str,
+    size: int,
+    key: Any,
+    num_features: int | None,
+    transformer: Any,
+    of_vector: Any,
+) -> Any:
+    if transformer is None:
         width = max(1, -(-family.hidden // size))
         return bijections.BlockAutoregressiveNetwork(key, dim=size, cond_dim=None, depth=1, block_dim=width)
-    transformer = _affine(bijections)
-    if kind == "autoregressive":  # its layers are drawn through their inverse, which is to have the bound
-        transformer = bijections.Invert(transformer)
-    if KINDS[kind] == "spline":
-        transformer = bijections.RationalQuadraticSpline(knots=NUM_KNOTS, interval=INTERVAL)
     options = {"transformer": transformer, "nn_width": family.hidden, "nn_depth": 1, "nn_activation": jax.nn.silu}
     options["cond_dim"] = num_features
     if kind in ("coupling", "spline_coupling"):
         made = bijections.Coupling(key, untransformed_dim=size // 2, dim=size, **options)
-        return _start_at_identity(made, "conditioner")
+        return _start_at_identity(made, "conditioner", of_vector)
     made = bijections.MaskedAutoregressive(key, dim=size, **options)
-    return _start_at_identity(made, "masked_autoregressive_mlp")
+    return _start_at_identity(made, "masked_autoregressive_mlp", of_vector)
 
 
 def _affine(bijections: Any) -> Any:
@@ -200,12 +250,13 @@ def _scale(raw: Array) -> Array:
     return 4.0 * jax.nn.sigmoid(raw - math.log(3.0))
 
 
-def _start_at_identity(layer: Any, network: str) -> Any:
-    """The layer with the last weights of its network at zero."""
+def _start_at_identity(layer: Any, network: str, of_vector: Any) -> Any:
+    """The layer with the last weights of its network at zero, and what was made outside of its trace."""
     import equinox
 
     def last(made: Any) -> Any:
         return getattr(made, network).layers[-1]
 
     zeros = jax.tree.map(lambda x: jnp.zeros_like(x) if equinox.is_inexact_array(x) else x, last(layer))
+    layer = equinox.tree_at(lambda made: made.transformer_constructor, layer, of_vector)
     return equinox.tree_at(last, layer, zeros)

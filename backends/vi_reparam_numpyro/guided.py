@@ -9,11 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.core import Tracer
 
 from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators import Auto
 from vi_reparam.guides import Escalate, GuideFamily, JointFamily, MeanField
-from vi_reparam_numpyro.arguments import Arguments
+from vi_reparam_numpyro.arguments import Arguments, jit_once
 from vi_reparam_numpyro.dependence import first_params
 from vi_reparam_numpyro.escalate import climb
 from vi_reparam_numpyro.fit import Fitter, as_key
@@ -161,8 +162,10 @@ class Guided:
                 args, kwargs = arguments.join(arrays)
                 return first_params(self.model, self.guide, args, kwargs, key=key)
 
-            self._starts[known] = jax.jit(values)
-        return self._starts[known](key, arguments.arrays)
+            traced = jax.jit(values)
+            self._starts[known] = traced, jit_once(traced, (arguments.arrays, arguments.rest))
+        traced, compiled = self._starts[known]
+        return (traced if isinstance(key, Tracer) else compiled)(key, arguments.arrays)
 
     def with_estimators(self, estimators: Any) -> Guided:
         """The same model and guide with other estimators."""

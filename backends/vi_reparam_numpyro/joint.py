@@ -337,7 +337,7 @@ class GaussianGuide(JointGuide):
         layout = self.layout(*arguments.join(arguments.arrays))
         if isinstance(self.family.gaussian, LowRank):  # its diagonal first, which is quick and gives the units
             params = dict(fit(Gaussian(Diagonal(), self.family.init_scale), None, key).params)
-            found = Frame.of(ops, take_gaussian(params, Diagonal()))
+            found = frame_of(take_gaussian(params, Diagonal()))
             return [{**params, f"{self.prefix}_center": found.center, f"{self.prefix}_root": found.root}]
         if not self.family.is_dense(layout.size):
             return [{}]
@@ -351,15 +351,32 @@ class GaussianGuide(JointGuide):
 
     def location(self, params: dict[str, Array]) -> Frame | None:
         own = {n: params[f"{self.prefix}_{n}"] for n in self.family.gaussian.names}
-        frame = Frame(params[f"{self.prefix}_center"], params[f"{self.prefix}_root"])
-        return Frame.of(ops, frame.fold(ops, own)) if own["loc"].ndim == 1 else None
+        if own["loc"].ndim != 1:
+            return None
+        return frame_of(_folded(params[f"{self.prefix}_center"], params[f"{self.prefix}_root"], own))
 
 
 def take_gaussian(params: dict[str, Array], spec: Any) -> dict[str, Array]:
     """Take a `GaussianGuide`'s parameters out of these, as those of its base in the model's own coordinates."""
     frame = Frame(params.pop("gaussian_center"), params.pop("gaussian_root"))
     params.pop("gaussian_tail")
-    return frame.fold(ops, {name: params.pop(f"gaussian_{name}") for name in spec.names})
+    return _folded(frame.center, frame.root, {name: params.pop(f"gaussian_{name}") for name in spec.names})
+
+
+@jax.jit
+def _folded(center: Array, root: Array, params: dict[str, Array]) -> dict[str, Array]:
+    return Frame(center, root).fold(ops, params)
+
+
+def frame_of(params: dict[str, Array]) -> Frame:
+    """`Frame.of` these, as one program."""
+    return Frame(*_frame_of(params))
+
+
+@jax.jit
+def _frame_of(params: dict[str, Array]) -> tuple[Array, Array]:
+    found = Frame.of(ops, params)
+    return found.center, found.root
 
 
 def tail_param(prefix: str) -> Array:

@@ -15,6 +15,7 @@ from numpyro.primitives import Messenger
 
 from vi_reparam.errors import ArgumentError, SiteError
 from vi_reparam.posterior.sites import Scored, Site, Sites, bound_arguments
+from vi_reparam_numpyro.arguments import jit_once
 from vi_reparam_numpyro.distributions import Estimated, Sampled
 from vi_reparam_numpyro.run import model_log_prob
 
@@ -176,7 +177,11 @@ class Scorer:
             self._compiled.move_to_end(cache_key)
             return self._compiled[cache_key]
         one, scalars = make(), self.sites.scalars + scalars
-        call = jax.jit(lambda key, *rest: in_chunks(lambda k: one(k, *rest), key, num_draws, scalars))
+        call = jit_once(
+            lambda key, *rest: in_chunks(lambda k: one(k, *rest), key, num_draws, scalars),
+            (self.arguments.args, self.arguments.kwargs),
+            size=scalars,
+        )
         if name is not None:
             self._compiled[cache_key] = call
             if len(self._compiled) > CACHE_SIZE:

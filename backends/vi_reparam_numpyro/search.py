@@ -44,8 +44,10 @@ class Searcher:
         """
         known = arguments.key, jax.config.read("jax_enable_x64")
         if known not in self._compiled:
-            search_for = jit_once(lambda key, arrays: self._paths(layout, arguments, key, arrays), arguments.arrays)
-            self._compiled[known] = None if self._learns(arguments) else search_for
+            paths = jit_once(
+                lambda key, arrays: self._paths(layout, arguments, key, arrays), (arguments.arrays, arguments.rest)
+            )
+            self._compiled[known] = None if self._learns(arguments) else paths
         if self._compiled[known] is None:
             return []
         found = jax.tree.map(np.asarray, self._compiled[known](key, arguments.arrays))
