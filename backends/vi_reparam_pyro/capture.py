@@ -127,12 +127,12 @@ def _first_line(error: Exception) -> str:
 
 
 class _Storages(Interpreter):
-    """Runs a graph and notes where each node's tensor lives, and which places are written to."""
+    """Runs a graph and notes each node's value, and which nodes write to which storage."""
 
     def __init__(self, graph: GraphModule) -> None:
         super().__init__(graph)
         self.values: dict[Node, Any] = {}
-        self.written: set[int] = set()
+        self.written: dict[int, set[Node]] = {}
 
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
@@ -141,7 +141,8 @@ class _Storages(Interpreter):
         if schema is not None and schema.is_mutable:
             for argument, declared in zip(n.args, schema.arguments, strict=False):
                 if declared.alias_info is not None and declared.alias_info.is_write and isinstance(argument, Node):
-                    self.written |= storages(self.values[argument])
+                    for place in storages(self.values[argument]):
+                        self.written.setdefault(place, set()).add(n)
         return value
 
 
@@ -160,11 +161,11 @@ def _simplified(graph: GraphModule, example: tuple[Array, ...]) -> tuple[GraphMo
         run.run(*example)
     fixed: set[Node] = set()
     for node in list(graph.graph.nodes):
-        if node.op == "get_attr" and not storages(run.values[node]) & run.written:
+        if node.op == "get_attr" and not storages(run.values[node]) & run.written.keys():
             fixed.add(node)
         if node.op != "call_function":
             continue
-        if storages(run.values[node]) & run.written:
+        if storages(run.values[node]) & run.written.keys():
             continue
         if node.target in _SAME:
             source = node.args[0]

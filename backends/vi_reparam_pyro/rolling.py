@@ -20,6 +20,12 @@ from vi_reparam_pyro.repetitions import FEWEST, SMALLEST, repetitions
 Array = Any
 Values = dict[Node, Any]
 
+OPERATION = 3e-6
+"""Seconds that an operation of a replay takes less on a CPU once it is part of a compiled function."""
+
+CALL = 25e-6
+"""Seconds that a call of a compiled function takes."""
+
 
 class Stretch:
     """What the turns of a repetition have in common, as one function.
@@ -62,9 +68,9 @@ class Stretch:
         self.module = self._cut(slots, distinct)
 
     @property
-    def operations(self) -> int:
-        """How many of the flat graph's it replaces."""
-        return len(self.inside) * len(self.inside[0])
+    def gain(self) -> float:
+        """About the seconds that a replay takes less once the function is compiled: from counts alone."""
+        return len(self.turns) * (OPERATION * len(self.inside[0]) - CALL)
 
     def _cut(self, slots: list[Any], distinct: list[Any]) -> GraphModule:
         graph = Graph()
@@ -79,23 +85,23 @@ class Stretch:
         return GraphModule({}, graph)
 
 
-def stretches(graph: GraphModule, values: Values, written: set[int]) -> list[Stretch]:
+def stretches(graph: GraphModule, values: Values, written: dict[int, set[Node]]) -> list[Stretch]:
     """What repeats in a flat graph.
 
     Args:
         graph: flat.
         values: of its nodes, on an example; only what they are like is read.
-        written: the storages that are written to.
+        written: for each storage that is written to, by which nodes.
     """
     nodes = [n for n in graph.graph.nodes if n.op == "call_function"]
     kinds: dict[Hashable, int] = {}
     tokens = [kinds.setdefault((node.target, _like(values[node])), len(kinds)) for node in nodes]
-    homes: dict[int, set[Node]] = {}
-    for node in graph.graph.nodes:
-        for place in storages(values.get(node)) & written:
-            homes.setdefault(place, set()).add(node)
     made = (_stretch([[nodes[i] for i in turn] for turn in r.turns()], values) for r in repetitions(tokens))
-    return [s for s in made if s is not None and all(_is_at_home(home, s) for home in homes.values())]
+    homes: dict[int, list[Node]] = {place: [] for place in written}
+    for node in graph.graph.nodes:
+        for place in storages(values.get(node)) & written.keys():
+            homes[place].append(node)
+    return [s for s in made if s is not None and all(_keeps_order(s, homes[place], written[place]) for place in homes)]
 
 
 def storages(value: Any) -> set[int]:
@@ -155,9 +161,20 @@ def _argument_nodes(node: Node) -> list[Node]:
     return found
 
 
-def _is_at_home(home: set[Node], stretch: Stretch) -> bool:
-    """Whether the nodes of a storage that is written to are all in one call, or none in any turn."""
-    return any(home.issubset(nodes) for nodes in stretch.inside) or all(home.isdisjoint(t) for t in stretch.turns)
+def _keeps_order(stretch: Stretch, home: list[Node], writers: set[Node]) -> bool:
+    """Whether what is read of a storage stays as it was: what writes inside a turn does so to what is made there.
+
+    Args:
+        home: the nodes that live in the storage, in order.
+        writers: those that write to it.
+    """
+    for turn, inside, after in zip(stretch.turns, stretch.inside, stretch.after, strict=True):
+        if writers.isdisjoint(turn):
+            continue
+        own, read = set(inside), {n for node in after for n in node.all_input_nodes}
+        if home[0] not in own or not writers <= own or not set(home).isdisjoint(read):
+            return False
+    return True
 
 
 def _like(value: Any) -> Hashable:

@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 from vi_reparam_pyro.capture import CannotCapture, Captured, require_equal
 from vi_reparam_pyro.objectives import ELBO
 from vi_reparam_pyro.params import Parameters, using
+from vi_reparam_pyro.rolling import OPERATION
 from vi_reparam_pyro.seeding import mix, salted
 
 Array = Any
@@ -24,10 +25,10 @@ LARGE = 500
 """Operations of a graph that takes twice as long to compile as a small one."""
 
 WORTH_ROLLING = 20.0
-"""Seconds to gain below which the turns of what repeats are not compiled either, which takes about that."""
+"""Seconds to gain below which one turn of what repeats is not compiled either, which takes about that."""
 
-GAINED = 3e-6
-"""Seconds of a replay that an operation takes less on a CPU once it is part of a compiled turn."""
+WORTH_A_STRETCH = 4.0
+"""And what each stretch must gain of it."""
 
 PROGRAM_KEY = mix(20170613)
 """The key of every step's program; the salt tells steps apart."""
@@ -148,9 +149,10 @@ class Gradient:
 
 def _compile_if_worth_it(graph: Captured, replays: int, inputs: tuple[Array, ...]) -> None:
     """All of a small graph, or one turn of each loop in a large one, where the replays to go pay for it."""
-    if graph.size > LARGE and replays * GAINED * graph.size > WORTH_ROLLING:
+    if graph.size > LARGE and replays * OPERATION * graph.size > WORTH_ROLLING:
         found, values = graph.stretches(*inputs)
-        if replays * GAINED * sum(s.operations for s in found) > WORTH_ROLLING:
+        found = [stretch for stretch in found if replays * stretch.gain > WORTH_A_STRETCH]
+        if replays * sum(stretch.gain for stretch in found) > WORTH_ROLLING:
             return graph.compile_stretches(found, values, *inputs)
     if replays * graph.seconds() > WORTH_COMPILING * (1.0 + graph.size / LARGE):
         graph.compile(*inputs)
