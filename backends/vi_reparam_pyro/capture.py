@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -37,7 +38,7 @@ class Captured:
 
     def __init__(self, function: Function, example: tuple[Array, ...]) -> None:
         try:
-            with noise.capturing() as loops:
+            with noise.capturing() as loops, _one_fake_mode():
                 graph = make_fx(function)(*example)
         except Exception as error:  # whatever torch cannot write down, the fit can still run
             raise CannotCapture(_first_line(error)) from error
@@ -105,6 +106,17 @@ class Captured:
                 require_equal(expected, self(*arguments))
         except Exception as error:  # whatever it is, the graph runs without
             self._run, self.how = self._graph, f"captured, not compiled: {_first_line(error)}"
+
+
+def _one_fake_mode() -> contextlib.AbstractContextManager[Any]:
+    """What torch's tracer notes of each tensor, it notes here in one mode: else in a new one for each, at half of the
+    time that a capture takes. None of it is used."""
+    try:
+        from torch._guards import TracingContext, tracing
+        from torch._subclasses.fake_tensor import FakeTensorMode
+    except ImportError:  # torch's own matter, and no more than time
+        return contextlib.nullcontext()
+    return tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))
 
 
 def require_equal(expected: Sequence[Array | None], found: Sequence[Array]) -> None:
