@@ -109,8 +109,7 @@ class Captured:
 
 
 def _one_fake_mode() -> contextlib.AbstractContextManager[Any]:
-    """What torch's tracer notes of each tensor, it notes here in one mode: else in a new one for each, at half of the
-    time that a capture takes. None of it is used."""
+    """What torch's tracer notes of each tensor goes into one mode: one for each takes half of a capture's time."""
     try:
         from torch._guards import TracingContext, tracing
         from torch._subclasses.fake_tensor import FakeTensorMode

@@ -89,19 +89,43 @@ def stretches(graph: GraphModule, values: Values, written: dict[int, set[Node]])
     """What repeats in a flat graph.
 
     Args:
-        graph: flat.
+        graph: flat; numbers that differ from turn to turn become tensors in it.
         values: of its nodes, on an example; only what they are like is read.
         written: for each storage that is written to, by which nodes.
     """
     nodes = [n for n in graph.graph.nodes if n.op == "call_function"]
     kinds: dict[Hashable, int] = {}
     tokens = [kinds.setdefault((node.target, _like(values[node])), len(kinds)) for node in nodes]
-    made = (_stretch([[nodes[i] for i in turn] for turn in r.turns()], values) for r in repetitions(tokens))
+    runs = [[[nodes[i] for i in turn] for turn in r.turns()] for r in repetitions(tokens)]
+    for turns in runs:
+        _lift(graph, values, turns)
+    made = [_stretch(turns, values) for turns in runs]
     homes: dict[int, list[Node]] = {place: [] for place in written}
     for node in graph.graph.nodes:
         for place in storages(values.get(node)) & written.keys():
             homes[place].append(node)
     return [s for s in made if s is not None and all(_keeps_order(s, homes[place], written[place]) for place in homes)]
+
+
+_BY_A_NUMBER = tuple(getattr(torch.ops.aten, name).Tensor for name in ("add", "sub", "mul", "div"))
+
+
+def _lift(graph: GraphModule, values: Values, turns: list[list[Node]]) -> None:
+    """A number that differs from turn to turn becomes a tensor of the graph, which a function can take."""
+    for nodes in zip(*turns, strict=True):
+        if any(node.target not in _BY_A_NUMBER or not isinstance(node.args[1], (int, float)) for node in nodes):
+            continue
+        if len({repr(node.args[1]) for node in nodes}) == 1 or not values[nodes[0]].is_floating_point():
+            continue
+        for node in nodes:
+            name, like = f"_lifted_{node.name}", values[node]
+            tensor = torch.tensor(node.args[1], dtype=like.dtype, device=like.device)
+            graph.register_buffer(name, tensor)
+            with graph.graph.inserting_before(node):
+                constant = graph.graph.get_attr(name)
+            values[constant] = tensor
+            node.update_arg(1, constant)
+    graph.recompile()
 
 
 def storages(value: Any) -> set[int]:

@@ -41,6 +41,12 @@ def of_constants(x, weight):
     return x.sum()
 
 
+def of_numbers(x, weight):
+    for t in range(TURNS):
+        x = turn(x, weight, 0.1 * t - 0.3) * (1.0 + t) - x / (t + 2)
+    return x.sum()
+
+
 def of_rows(x, weight):
     offsets = weight @ torch.ones(3, TURNS)  # depends on what is differentiated, so each row has a slope
     for t in range(TURNS):
@@ -108,6 +114,7 @@ def replays(graph, example):
     ("function", "loops"),
     [
         (of_constants, 2),
+        (of_numbers, 2),
         (of_rows, 2),
         (of_noise, 2),
         (of_its_past, 2),
