@@ -113,7 +113,7 @@ _BY_A_NUMBER = tuple(getattr(torch.ops.aten, name).Tensor for name in ("add", "s
 def _lift(graph: GraphModule, values: Values, turns: list[list[Node]]) -> None:
     """A number that differs from turn to turn becomes a tensor of the graph, which a function can take."""
     for nodes in zip(*turns, strict=True):
-        if any(node.target not in _BY_A_NUMBER or not isinstance(node.args[1], (int, float)) for node in nodes):
+        if any(n.target not in _BY_A_NUMBER or len(n.args) < 2 or isinstance(n.args[1], Node) for n in nodes):
             continue
         if len({repr(node.args[1]) for node in nodes}) == 1 or not values[nodes[0]].is_floating_point():
             continue

@@ -217,6 +217,19 @@ def test_a_compiler_that_fails_or_is_wrong_leaves_the_graph(monkeypatch):
         torch.testing.assert_close(graph(*example), expected, rtol=0.0, atol=0.0)
 
 
+def test_only_what_pays_is_compiled(monkeypatch):
+    graph, example = captured(of_two_loops)
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append(function) or function)
+    monkeypatch.setattr(steps, "LARGE", graph.size - 1)
+    gains = [stretch.gain for stretch in graph.stretches(*example)[0]]
+    best = max(gains)
+    steps._compile_if_worth_it(graph, int(0.5 * steps.WORTH_ROLLING / sum(gains)), example)
+    assert (graph.how, asked) == ("captured", [])
+    steps._compile_if_worth_it(graph, int(2.0 * steps.WORTH_ROLLING / best), example)
+    assert graph.how.endswith("stretches compiled") and 1 <= len(asked) <= len(gains)
+
+
 def losses(monkeypatch, worth):
     def model(y):
         mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
