@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from vi_reparam_pyro import noise
+from vi_reparam_pyro.rolling import Stretch, Values, rolled, storages, stretches
 
 Array = Any
 Function = Callable[..., tuple[Array, ...]]
@@ -36,7 +38,7 @@ class Captured:
 
     def __init__(self, function: Function, example: tuple[Array, ...]) -> None:
         try:
-            with noise.capturing() as loops:
+            with noise.capturing() as loops, _one_fake_mode():
                 graph = make_fx(function)(*example)
         except Exception as error:  # whatever torch cannot write down, the fit can still run
             raise CannotCapture(_first_line(error)) from error
@@ -62,17 +64,72 @@ class Captured:
         """About what one replay takes on a CPU: from sizes alone, so that equal programs are treated alike."""
         return sum(5e-6 + 3e-9 * self._sizes.get(node.name, 0) for node in self._graph.graph.nodes)
 
+    def stretches(self, *arguments: Array) -> tuple[list[Stretch], Values]:
+        """What repeats in it, and the values of its operations at `arguments`."""
+        run = _Storages(self._graph)
+        with torch.no_grad():
+            run.run(*arguments)
+        return stretches(self._graph, run.values, run.written), run.values
+
+    def roll(self, found: list[Stretch], compiler: Callable[[Stretch], Callable[..., Any]]) -> None:
+        """Let each turn of the stretches run as a call of what `compiler` makes of its stretch."""
+        self._run = rolled(self._graph, found, [compiler(stretch) for stretch in found])
+        self.how = f"captured, {' + '.join(str(len(s.turns)) for s in found)} stretches compiled"
+
+    def compile_stretches(self, found: list[Stretch], values: Values, *arguments: Array) -> None:
+        """Let torch compile one turn of each stretch, and use it for all; else the graph stays as it is."""
+
+        def compiler(stretch: Stretch) -> Callable[..., Any]:
+            # every turn fits, for turns were compared; other tensors may be one and the same in another turn
+            options: Any = {"guard_filter_fn": lambda guards: [False for _ in guards]}
+            compiled = torch.compile(stretch.module, fullgraph=True, dynamic=False, options=options)
+            compiled(*(values[node].detach() for node in stretch.inputs[0]))
+            return compiled
+
+        self._compiled(lambda: self.roll(found, compiler), arguments)
+
     def compile(self, *arguments: Array) -> None:
         """Let torch compile the graph; it stays as it is where torch cannot, for want of a compiler for instance."""
-        compiled = torch.compile(self._graph, fullgraph=True)
+
+        def whole() -> None:
+            self._run, self.how = torch.compile(self._graph, fullgraph=True), "compiled"
+
+        self._compiled(whole, arguments)
+
+    def _compiled(self, change: Callable[[], None], arguments: tuple[Array, ...]) -> None:
+        """Change how it runs, and back if that does not run as the graph does."""
+        expected = self(*arguments)
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of torch's compiler about itself
-                compiled(*arguments)
+                change()
+                require_equal(expected, self(*arguments))
         except Exception as error:  # whatever it is, the graph runs without
-            self.how = f"captured, not compiled: {_first_line(error)}"
-            return
-        self._run, self.how = compiled, "compiled"
+            self._run, self.how = self._graph, f"captured, not compiled: {_first_line(error)}"
+
+
+def _one_fake_mode() -> contextlib.AbstractContextManager[Any]:
+    """What torch's tracer notes of each tensor goes into one mode: one for each takes half of a capture's time."""
+    try:
+        from torch._guards import TracingContext, tracing
+        from torch._subclasses.fake_tensor import FakeTensorMode
+    except ImportError:  # torch's own matter, and no more than time
+        return contextlib.nullcontext()
+    return tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))
+
+
+def require_equal(expected: Sequence[Array | None], found: Sequence[Array]) -> None:
+    """To rounding; None stands for zeros.
+
+    Raises:
+        CannotCapture: if they are not.
+    """
+    for one, other in zip(expected, found, strict=False):
+        one = torch.zeros_like(other) if one is None else one
+        eps = torch.finfo(other.dtype).eps if other.is_floating_point() else 0.0
+        tolerance = 1e3 * eps * (1.0 + one.abs().max())
+        if not bool(((one - other).abs() <= tolerance).all()):
+            raise CannotCapture("its graph gave another gradient")
 
 
 def _first_line(error: Exception) -> str:
@@ -81,12 +138,12 @@ def _first_line(error: Exception) -> str:
 
 
 class _Storages(Interpreter):
-    """Runs a graph and notes where each node's tensor lives, and which places are written to."""
+    """Runs a graph and notes each node's value, and which nodes write to which storage."""
 
     def __init__(self, graph: GraphModule) -> None:
         super().__init__(graph)
         self.values: dict[Node, Any] = {}
-        self.written: set[int] = set()
+        self.written: dict[int, set[Node]] = {}
 
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
@@ -95,14 +152,9 @@ class _Storages(Interpreter):
         if schema is not None and schema.is_mutable:
             for argument, declared in zip(n.args, schema.arguments, strict=False):
                 if declared.alias_info is not None and declared.alias_info.is_write and isinstance(argument, Node):
-                    self.written.add(_place(self.values[argument]))
+                    for place in storages(self.values[argument]):
+                        self.written.setdefault(place, set()).add(n)
         return value
-
-
-def _place(value: Any) -> int:
-    if not isinstance(value, torch.Tensor) or value._is_zerotensor():  # forward derivatives hold zeros without a place
-        return 0
-    return value.untyped_storage().data_ptr()
 
 
 _SAME = (torch.ops.aten.detach.default, torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.alias.default)
@@ -120,11 +172,11 @@ def _simplified(graph: GraphModule, example: tuple[Array, ...]) -> tuple[GraphMo
         run.run(*example)
     fixed: set[Node] = set()
     for node in list(graph.graph.nodes):
-        if node.op == "get_attr" and _place(run.values[node]) not in run.written:
+        if node.op == "get_attr" and not storages(run.values[node]) & run.written.keys():
             fixed.add(node)
         if node.op != "call_function":
             continue
-        if _place(run.values[node]) in run.written:
+        if storages(run.values[node]) & run.written.keys():
             continue
         if node.target in _SAME:
             source = node.args[0]

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from vi_reparam_pyro.capture import CannotCapture, Captured
+from vi_reparam_pyro.capture import CannotCapture, Captured, require_equal
 from vi_reparam_pyro.objectives import ELBO
 from vi_reparam_pyro.params import Parameters, using
+from vi_reparam_pyro.rolling import OPERATION
 from vi_reparam_pyro.seeding import mix, salted
 
 Array = Any
@@ -22,6 +23,12 @@ WORTH_COMPILING = 30.0
 
 LARGE = 500
 """Operations of a graph that takes twice as long to compile as a small one."""
+
+WORTH_ROLLING = 20.0
+"""Seconds to gain below which one turn of what repeats is not compiled either, which takes about that."""
+
+WORTH_A_STRETCH = 4.0
+"""And what each stretch must gain of it."""
 
 PROGRAM_KEY = mix(20170613)
 """The key of every step's program; the salt tells steps apart."""
@@ -41,7 +48,8 @@ class Gradient:
         num_steps: of the whole fit.
 
     Attributes:
-        how: ``"captured"``, ``"compiled"``, or why it is neither.
+        how: ``"captured"``, ``"compiled"``, ``"captured, 32 + 30 stretches compiled"`` where turns of loops
+            are, or why it is none of them.
     """
 
     def __init__(
@@ -121,10 +129,9 @@ class Gradient:
             self._require_capturable()
             with salted(self.salt(step - 1)):
                 graph = Captured(self._function, inputs)
-            _require_equal(expected, graph(*inputs))
-            if (self.num_steps - step) * graph.seconds() > WORTH_COMPILING * (1.0 + graph.size / LARGE):
-                graph.compile(*inputs)
-                _require_equal(expected, graph(*inputs))
+            require_equal(expected, graph(*inputs))
+            _compile_if_worth_it(graph, self.num_steps - step, inputs)
+            require_equal(expected, graph(*inputs))
         except CannotCapture as error:
             self.how = f"by the handlers: {error}"
             return loss
@@ -140,9 +147,12 @@ class Gradient:
             raise CannotCapture("a network's weights train in place")
 
 
-def _require_equal(expected: list[Array], found: tuple[Array, ...]) -> None:
-    for one, other in zip(expected, found, strict=False):
-        one = torch.zeros_like(other) if one is None else one
-        tolerance = 1e3 * torch.finfo(other.dtype).eps * (1.0 + one.abs().max())
-        if not bool(((one - other).abs() <= tolerance).all()):
-            raise CannotCapture("its graph gave another gradient")
+def _compile_if_worth_it(graph: Captured, replays: int, inputs: tuple[Array, ...]) -> None:
+    """All of a small graph, or one turn of each loop in a large one, where the replays to go pay for it."""
+    if graph.size > LARGE and replays * OPERATION * graph.size > WORTH_ROLLING:
+        found, values = graph.stretches(*inputs)
+        found = [stretch for stretch in found if replays * stretch.gain > WORTH_A_STRETCH]
+        if replays * sum(stretch.gain for stretch in found) > WORTH_ROLLING:
+            return graph.compile_stretches(found, values, *inputs)
+    if replays * graph.seconds() > WORTH_COMPILING * (1.0 + graph.size / LARGE):
+        graph.compile(*inputs)
