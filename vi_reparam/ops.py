@@ -61,6 +61,10 @@ class Ops(Protocol):
         """`num` independent keys."""
         ...
 
+    def beside(self, key: Key) -> Key:
+        """A key for noise independent of what `retry` or `split` make of `key`."""
+        ...
+
     def normal(self, key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
         """Standard normal noise of this shape."""
         ...

@@ -54,7 +54,7 @@ def _threefry(key: tuple[Array, Array], x: Array, y: Array) -> tuple[Array, Arra
 
 
 def _kernel(words: Any, a: Any, out: Any, *, lanes: int, most: int) -> None:
-    loop, boost = (words[0], words[1]), (words[2], words[3])
+    key = words[0], words[1]
     lane = (pl.program_id(0) * _BLOCK + lax.iota(jnp.int32, _BLOCK)).astype(jnp.uint32)
     a = a[...]
 
@@ -64,19 +64,17 @@ def _kernel(words: Any, a: Any, out: Any, *, lanes: int, most: int) -> None:
 
     def again(state: Any) -> Any:
         count, eps, left = state
-        word, coin = _threefry(loop, jnp.full_like(lane, 1) * count.astype(jnp.uint32), lane)
+        word, coin = _threefry(key, jnp.full_like(lane, 1) * count.astype(jnp.uint32), lane)
         fresh = normal_of(word)
         taken = (left > 0) & (jnp.log(uniform_of(coin)) < _SAMPLER.log_accept(fresh, a))
         return count + 1, jnp.where(taken, fresh, eps), jnp.where(taken, 0, left)
 
     start = jnp.int32(0), jnp.full_like(a, jnp.nan), jnp.full_like(lane, 1).astype(jnp.int32)
     _, eps, _ = lax.while_loop(pending, again, start)
-    # The word that `noise.words` has at this place: calls yield two, the second half of the array the second.
+    # the word that `noise.Beside` has at this place
     half = jnp.uint32((lanes + 1) // 2)
     upper = lane >= half
-    low = jnp.where(upper, lane - half, lane)
-    high = low + half
-    first, second = _threefry(boost, low, jnp.where(high < jnp.uint32(lanes), high, jnp.uint32(0)))
+    first, second = _threefry(key, jnp.full_like(lane, 2**32 - 1), jnp.where(upper, lane - half, lane))
     u = uniform_of(jnp.where(upper, second, first))
     out[...] = _SAMPLER.transform((eps, u[None]), a)
 
@@ -93,7 +91,7 @@ def ratios(key: Any, a: Array, *, most: int = _SAMPLER.max_rounds, interpret: bo
     lanes = math.prod(a.shape)
     if not lanes:
         return a
-    words = jnp.concatenate([jnp.asarray(threefry_data(k)) for k in ops.split(key, 2)])  # as `accepted_noise` splits
+    words = jnp.asarray(threefry_data(key))
     programs = -(-lanes // _BLOCK)
     flat = jnp.pad(lax.stop_gradient(a).reshape(-1), (0, programs * _BLOCK - lanes), constant_values=1.0)
     spec = pl.BlockSpec((_BLOCK,), lambda i: (i,))
@@ -101,7 +99,7 @@ def ratios(key: Any, a: Array, *, most: int = _SAMPLER.max_rounds, interpret: bo
         functools.partial(_kernel, lanes=lanes, most=most),
         out_shape=jax.ShapeDtypeStruct(flat.shape, flat.dtype),
         grid=(programs,),
-        in_specs=[pl.BlockSpec((4,), lambda i: (0,)), spec],
+        in_specs=[pl.BlockSpec((2,), lambda i: (0,)), spec],
         out_specs=spec,
         interpret=interpret,
         compiler_params=None if interpret else _through_triton(),

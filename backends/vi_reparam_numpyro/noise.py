@@ -54,6 +54,26 @@ class Tape:
         return jax.random.wrap_key_data(self.take(2), impl="threefry2x32")
 
 
+class Beside:
+    """The words of a threefry key that no split and no round of a loop takes: their counters begin with 2^32 - 1.
+
+    Args:
+        data: the two words of a threefry key.
+    """
+
+    def __init__(self, data: Array) -> None:
+        self.data = data
+
+    def take(self, num: int) -> Array:
+        """The first `num` words; the second half of them are the second words of the calls."""
+        low = lax.iota(jnp.uint32, (num + 1) // 2)
+        return threefry_2x32(self.data, jnp.concatenate([jnp.full_like(low, 2**32 - 1), low]))[:num]
+
+    def key(self) -> Any:
+        """A key of JAX's own, for what no word makes."""
+        return jax.random.wrap_key_data(self.take(2), impl="threefry2x32")
+
+
 def threefry_data(key: Any) -> Array | None:
     """The two words of a threefry key, new or old style; None for a key of another generator."""
     if jax.random.key_impl(key) != "threefry2x32":
@@ -67,7 +87,7 @@ def words(key: Any, shape: tuple[int, ...]) -> Array:
     Threefry makes two words a call; `jax.random.bits` keeps one of them, this keeps both. Any
     other generator is asked through `jax.random.bits`.
     """
-    if isinstance(key, Tape):
+    if isinstance(key, Tape | Beside):
         return key.take(math.prod(shape)).reshape(shape)
     data = threefry_data(key)
     if data is None:

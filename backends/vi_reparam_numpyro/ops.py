@@ -37,7 +37,16 @@ class JaxOps:
         return jax.random.key(seed)
 
     def split(self, key: Any, num: int) -> list[Any]:
-        return [key] * num if isinstance(key, noise.Tape) else list(jax.random.split(key, num))
+        if isinstance(key, noise.Tape):
+            return [key] * num
+        return list(jax.random.split(key.key() if isinstance(key, noise.Beside) else key, num))
+
+    def beside(self, key: Any) -> Any:
+        if isinstance(key, noise.Tape):
+            return key
+        key = key.key() if isinstance(key, noise.Beside) else key
+        data = noise.threefry_data(key)
+        return jax.random.fold_in(key, 2**31 - 1) if data is None else noise.Beside(data)
 
     def normal(self, key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
         return noise.normal(key, shape, dtype)
@@ -46,7 +55,7 @@ class JaxOps:
         return noise.uniform(key, shape, dtype)
 
     def poisson(self, key: Any, rate: Any, shape: tuple[int, ...]) -> Any:
-        key = key.key() if isinstance(key, noise.Tape) else key
+        key = key.key() if isinstance(key, noise.Tape | noise.Beside) else key
         return jax.random.poisson(key, lax.stop_gradient(rate), shape).astype(jnp.result_type(rate))
 
     def while_loop(self, cond: Any, body: Any, state: Any) -> Any:

@@ -35,13 +35,22 @@ def _compiled(
     name: str, key: Any, lanes: tuple[int, ...], params: tuple[Array, ...], *, log: bool, by_kernel: bool
 ) -> Array:
     primitive = _BY_KERNEL if by_kernel else _IMPLICIT
+    if name == "gamma" and len(params) == 1:
+        return _gamma(primitive, key, lanes, params[0], log=log)
     if name == "beta":
         return _beta(primitive, key, lanes, *params)
-    draw = FAMILIES[name].build(primitive, ops, key, lanes, *params)
-    if not log:
-        return draw.value
-    assert draw.logs is not None
-    return draw.logs[0]
+    return FAMILIES[name].build(primitive, ops, key, lanes, *params).value
+
+
+def _gamma(primitive: ImplicitGradient, key: Any, lanes: tuple[int, ...], a: Array, *, log: bool) -> Array:
+    """Of rate one, and without the density that the family has at hand."""
+    a = jnp.broadcast_to(a, lanes)
+    w = primitive(ops, key, LogGamma(primitive.boost), lanes, a)[0]
+    if log:
+        return w + jnp.log(a)
+    ratio, held = ops.stop_gradient(w), ops.stop_gradient(a)
+    z = jnp.maximum(held * jnp.exp(ratio), float(jnp.finfo(a.dtype).smallest_normal))
+    return z + z * ((w - ratio) + (a - held) / held)
 
 
 def _beta(primitive: ImplicitGradient, key: Any, lanes: tuple[int, ...], a: Array, b: Array) -> Array:
@@ -94,7 +103,7 @@ def gamma(key: Any, a: Array, shape: Any = None, dtype: Any = None) -> Array:
         ArgumentError: if the shapes do not fit.
     """
     (a,) = _floats(dtype, a)
-    return _draw("gamma", key, _lanes("gamma", shape, a.shape), (a, jnp.ones((), a.dtype)))
+    return _draw("gamma", key, _lanes("gamma", shape, a.shape), (a,))
 
 
 def log_gamma(key: Any, a: Array, shape: Any = None, dtype: Any = None) -> Array:
@@ -104,7 +113,7 @@ def log_gamma(key: Any, a: Array, shape: Any = None, dtype: Any = None) -> Array
         ArgumentError: if the shapes do not fit.
     """
     (a,) = _floats(dtype, a)
-    return _draw("gamma", key, _lanes("log_gamma", shape, a.shape), (a, jnp.ones((), a.dtype)), log=True)
+    return _draw("gamma", key, _lanes("log_gamma", shape, a.shape), (a,), log=True)
 
 
 def beta(key: Any, a: Array, b: Array, shape: Any = None, dtype: Any = None) -> Array:

@@ -67,6 +67,9 @@ class TorchOps:
             return mix(held.next())
         return int(torch.randint(0, MASK, (), device="cpu").item())
 
+    def beside(self, key: int) -> int:
+        return mix(key ^ mix(20201013))
+
     def split(self, key: int, num: int) -> list[int]:
         if isinstance(key, LaneKey):
             return [key] * num

@@ -147,10 +147,8 @@ def accepted_noise(ops: Ops, key: Any, sampler: RejectionSampler, shape: tuple[i
     xp, stop = ops.xp, ops.stop_gradient
     params = tuple(stop(xp.broadcast_to(p, shape)) for p in params)
     dtype = params[0].dtype
-    key, extra = ops.split(key, 2)
-
     noise = ops.retry(Attempt(ops, sampler, dtype), key, shape, params, sampler.max_rounds)
-    return sampler.join(stop(noise), sampler.auxiliary(ops, extra, shape, dtype))
+    return sampler.join(stop(noise), sampler.auxiliary(ops, ops.beside(key), shape, dtype))
 
 
 def retry_all(
