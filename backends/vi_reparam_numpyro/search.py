@@ -79,7 +79,7 @@ class Searcher:
 
     def _paths(self, layout: Layout, arguments: Arguments, key: Any, arrays: Any) -> search.State:
         args, kwargs = arguments.join(arrays)
-        log_p = self.guide.log_joint(layout, {}, args, kwargs)
+        log_p = jax.jit(self.guide.log_joint(layout, {}, args, kwargs))  # the model is traced once for all its uses
         density = search.Density(jax.vmap(log_p), jax.grad(log_p), jax.hessian(log_p))
         start_key, noise_key = random.split(key)
         starts = self._starts(layout, args, kwargs, start_key)
