@@ -25,7 +25,7 @@ NUM_DRAWS = 64
 LARGEST = 128
 """Most coordinates: a step takes as many gradients as there are."""
 
-STEPS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01, 0.001)
+STEPS = (0.0, 1.0, 0.5, 0.25, 0.1, 0.03, 0.01, 0.001)
 WIDEST = 100.0
 """Largest standard deviation of a direction that the density leaves flat."""
 
@@ -36,27 +36,24 @@ class Density:
 
     Attributes:
         values: at vectors of shape ``[N, D]``, shape ``[N]``.
-        slope: its gradient at one vector.
-        hessian: its matrix of second derivatives at one vector.
+        curvature: its gradient and its matrix of second derivatives at one vector.
     """
 
     values: Callable[[Array], Array]
-    slope: Callable[[Array], Array]
-    hessian: Callable[[Array], Array]
+    curvature: Callable[[Array], tuple[Array, Array]]
 
 
-def begin(ops: Ops, density: Density, start: Array) -> State:
-    """The state of a path at its start, shape ``[D]``."""
+def begin(ops: Ops, start: Array) -> State:
+    """The state of a path at its start, shape ``[D]``, where nothing is known yet."""
     xp = ops.xp
-    size = start.shape[0]
-    value = _finite(xp, density.values(start[None])[0])
+    nothing = xp.full_like(start[0], -math.inf)
     return {
         "at": start,
-        "value": value,
+        "value": nothing,
         "center": start,
-        "root": xp.eye(size, dtype=start.dtype),
-        "bound": xp.full_like(value, -math.inf),
-        "error": xp.zeros_like(value),
+        "root": xp.eye(start.shape[0], dtype=start.dtype),
+        "bound": nothing,
+        "error": xp.zeros_like(start[0]),
     }
 
 
@@ -72,21 +69,20 @@ def advance(ops: Ops, density: Density, noise: Array, state: State) -> State:
     """
     xp = ops.xp
     at = state["at"]
-    values, vectors = _modulus(ops, density.hessian(at))
-    root = _triangular(xp, vectors / xp.sqrt(values)[None, :])
-    bound, error = gaussian_bound(ops, density, at, root, noise)
-    better = bound > state["bound"]
-    slope = density.slope(at)
+    slope, hessian = density.curvature(at)
     slope = xp.where(xp.isfinite(slope), slope, xp.zeros_like(slope))
+    values, vectors = _modulus(ops, hessian)
+    root = _triangular(xp, vectors / xp.sqrt(values)[None, :])
     direction = vectors @ ((slope @ vectors) / values)
     trials = at[None] + xp.asarray(STEPS, dtype=at.dtype)[:, None] * direction[None]
-    heights = _finite(xp, density.values(trials))
+    heights = density.values(xp.concat([at[None] + noise @ root.T, trials]))  # at once: one copy of the model
+    bound, error = _gaussian_bound(ops, heights[: noise.shape[0]], root, noise)
+    better = bound > state["bound"]
+    heights = _finite(xp, heights[noise.shape[0] :])
     best = xp.reshape(xp.argmax(heights), (1,))  # taken, not indexed: it may be a lane's own
-    trial, height = xp.take(trials, best, axis=0)[0], xp.take(heights, best, axis=0)[0]
-    moved = height > state["value"]
     return {
-        "at": xp.where(moved, trial, at),
-        "value": xp.where(moved, height, state["value"]),
+        "at": xp.take(trials, best, axis=0)[0],
+        "value": xp.take(heights, best, axis=0)[0],
         "center": xp.where(better, at, state["center"]),
         "root": xp.where(better, root, state["root"]),
         "bound": xp.where(better, bound, state["bound"]),
@@ -94,11 +90,10 @@ def advance(ops: Ops, density: Density, noise: Array, state: State) -> State:
     }
 
 
-def gaussian_bound(ops: Ops, density: Density, center: Array, root: Array, noise: Array) -> tuple[Array, Array]:
-    """The ELBO of a Gaussian and its standard error; minus infinity if a draw has no finite density."""
+def _gaussian_bound(ops: Ops, log_p: Array, root: Array, noise: Array) -> tuple[Array, Array]:
+    """The ELBO of a Gaussian from log p at its draws, and its standard error; minus infinity if one is not finite."""
     xp = ops.xp
     num, size = noise.shape
-    log_p = density.values(center[None] + noise @ root.T)
     log_det = xp.sum(xp.log(xp.abs(xp.linalg.diagonal(root))))
     terms = log_p + 0.5 * xp.sum(noise * noise, axis=-1) + 0.5 * size * LOG_2PI + log_det
     mean = xp.mean(terms)

@@ -80,13 +80,19 @@ class Searcher:
     def _paths(self, layout: Layout, arguments: Arguments, key: Any, arrays: Any) -> search.State:
         args, kwargs = arguments.join(arrays)
         log_p = jax.jit(self.guide.log_joint(layout, {}, args, kwargs))  # the model is traced once for all its uses
-        density = search.Density(jax.vmap(log_p), jax.grad(log_p), jax.hessian(log_p))
+        slope = jax.grad(log_p)
+
+        def curvature(at: Array) -> tuple[Array, Array]:
+            hessian, found = jax.jacfwd(lambda at: (slope(at),) * 2, has_aux=True)(at)
+            return found, hessian
+
+        density = search.Density(jax.vmap(log_p), curvature)
         start_key, noise_key = random.split(key)
         starts = self._starts(layout, args, kwargs, start_key)
         noise = random.normal(noise_key, (search.NUM_DRAWS, layout.size), starts.dtype)
 
         def path(start: Array) -> search.State:
-            state = search.begin(ops, density, start)
+            state = search.begin(ops, start)
             return lax.fori_loop(0, search.NUM_ITERATIONS, lambda _, s: search.advance(ops, density, noise, s), state)
 
         return jax.vmap(path)(starts)

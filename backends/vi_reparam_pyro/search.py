@@ -83,10 +83,14 @@ class Searcher:
 
 def _together(log_p: Function, starts: Array, noise: Array) -> search.State:
     slope = torch.func.grad(log_p)  # type: ignore[attr-defined]
-    hessian = torch.func.jacrev(slope)  # type: ignore[attr-defined]
     values = torch.func.vmap(log_p, randomness="different")
-    density = search.Density(values, slope, hessian)
-    begin = torch.func.vmap(lambda start: search.begin(ops, density, start), randomness="different")
+
+    def curvature(at: Array) -> tuple[Array, Array]:
+        hessian, found = torch.func.jacrev(lambda at: (slope(at),) * 2, has_aux=True)(at)  # type: ignore[attr-defined]
+        return found, hessian
+
+    density = search.Density(values, curvature)
+    begin = torch.func.vmap(lambda start: search.begin(ops, start))
     advance = torch.func.vmap(lambda state: search.advance(ops, density, noise, state), randomness="different")
     state = begin(starts)
     for _ in range(search.NUM_ITERATIONS):
@@ -100,19 +104,16 @@ def _one_by_one(log_p: Function, starts: Array, noise: Array) -> search.State:
     def values(vectors: Array) -> Array:
         return torch.stack([log_p(vector) for vector in vectors])
 
-    def slope(vector: Array) -> Array:
+    def curvature(vector: Array) -> tuple[Array, Array]:
+        vector = vector.detach().requires_grad_()
         with torch.enable_grad():
-            vector = vector.detach().requires_grad_()
-            return torch.autograd.grad(log_p(vector), vector)[0]
+            slope = torch.autograd.grad(log_p(vector), vector)[0]
+            return slope, torch.autograd.functional.hessian(log_p, vector.detach())
 
-    def hessian(vector: Array) -> Array:
-        with torch.enable_grad():
-            return torch.autograd.functional.hessian(log_p, vector.detach())
-
-    density = search.Density(values, slope, hessian)
+    density = search.Density(values, curvature)
     ends = []
     for start in starts:
-        state = search.begin(ops, density, start)
+        state = search.begin(ops, start)
         for _ in range(search.NUM_ITERATIONS):
             last, state = state, search.advance(ops, density, noise, state)
             if torch.equal(last["at"], state["at"]):

@@ -26,11 +26,10 @@ def test_the_search_finds_a_gaussian_exactly(backend):
     mean, precision = xp.asarray(MEAN), xp.asarray(PRECISION)
     density = search.Density(
         values=lambda z: -0.5 * xp.sum(((z - mean[None]) @ precision) * (z - mean[None]), axis=-1),
-        slope=lambda z: -precision @ (z - mean),
-        hessian=lambda z: -precision,
+        curvature=lambda z: (-precision @ (z - mean), -precision),
     )
     noise = ops.normal(ops.key(0), (64, 3), mean.dtype)
-    state = search.begin(ops, density, xp.zeros(3, dtype=mean.dtype))
+    state = search.begin(ops, xp.zeros(3, dtype=mean.dtype))
     for _ in range(4):
         state = search.advance(ops, density, noise, state)
     np.testing.assert_allclose(np.asarray(state["center"]), MEAN, atol=1e-10)
@@ -48,11 +47,10 @@ def test_a_point_without_a_density_is_never_chosen(backend):
     xp = ops.xp
     density = search.Density(
         values=lambda z: xp.full_like(z[:, 0], math.nan),
-        slope=lambda z: z * math.nan,
-        hessian=lambda z: z[:, None] * z[None],
+        curvature=lambda z: (z * math.nan, z[:, None] * z[None]),
     )
     start = xp.ones(2, dtype=xp.asarray(MEAN).dtype)
-    state = search.advance(ops, density, ops.normal(ops.key(0), (8, 2), start.dtype), search.begin(ops, density, start))
+    state = search.advance(ops, density, ops.normal(ops.key(0), (8, 2), start.dtype), search.begin(ops, start))
     assert float(state["bound"]) == -math.inf
     assert np.asarray(state["at"]).tolist() == [1.0, 1.0]
 
