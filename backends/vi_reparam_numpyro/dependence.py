@@ -47,9 +47,15 @@ def _float(value: Any) -> Any:
     return value.dtype if jnp.issubdtype(value.dtype, jnp.floating) else jnp.result_type(float)
 
 
-def first_params(model: Any, guide: Any, args: Any, kwargs: Any, *, key: Any = None) -> dict[str, Any]:
-    """The initial values at the param and mutable sites of guide and model."""
-    params: dict[str, Any] = {}
+def first_params(
+    model: Any, guide: Any, args: Any, kwargs: Any, *, key: Any = None, known: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The initial values at the param and mutable sites of guide and model.
+
+    Args:
+        known: values of some, for which then no initial value is computed.
+    """
+    params: dict[str, Any] = dict(known or {})
 
     def visit(fn: Any) -> Any:
         found = trace(substitute(fn, data=params)).get_trace(*args, **kwargs)

@@ -129,10 +129,9 @@ class Fitter:
         self._check(objective, arguments, args, kwargs)
         active, prices = self._select(objective, arguments, args, kwargs)
         start_key, key = random.split(key)
-        first = self.guided.start_at(arguments, start_key)
         runs = []
         for values in self._warm_starts(key, arguments, MOST_RUNS if checkpoint is None else 1):
-            held = {**first, **values}
+            held = {**self.guided.start_at(arguments, start_key, values), **values}
             program = self._program(active, objective, optimizer, arguments, held, watched)
             state = program.init(key, held, arguments.arrays)
             losses = np.full(total, np.nan)

@@ -153,19 +153,24 @@ class Guided:
         """The initial values at the param and mutable sites, constrained, by name."""
         return self.start_at(Arguments.of(args, kwargs), as_key(seed))
 
-    def start_at(self, arguments: Arguments, key: Any) -> dict[str, Any]:
-        """As `start`, compiled once for every shape of the arguments."""
-        known = arguments.key, jax.config.read("jax_enable_x64")
-        if known not in self._starts:
+    def start_at(self, arguments: Arguments, key: Any, known: dict[str, Any] | None = None) -> dict[str, Any]:
+        """As `start`, compiled once for every shape of the arguments.
 
-            def values(key: Any, arrays: Any) -> dict[str, Any]:
+        Args:
+            known: values of some of them, for which then no initial value is computed.
+        """
+        known = known or {}
+        case = arguments.key, jax.config.read("jax_enable_x64"), tuple(sorted(known))
+        if case not in self._starts:
+
+            def values(key: Any, known: Any, arrays: Any) -> dict[str, Any]:
                 args, kwargs = arguments.join(arrays)
-                return first_params(self.model, self.guide, args, kwargs, key=key)
+                return first_params(self.model, self.guide, args, kwargs, key=key, known=known)
 
             traced = jax.jit(values)
-            self._starts[known] = traced, jit_once(traced, (arguments.arrays, arguments.rest))
-        traced, compiled = self._starts[known]
-        return (traced if isinstance(key, Tracer) else compiled)(key, arguments.arrays)
+            self._starts[case] = traced, jit_once(traced, (arguments.arrays, arguments.rest))
+        traced, compiled = self._starts[case]
+        return (traced if isinstance(key, Tracer) else compiled)(key, known, arguments.arrays)
 
     def with_estimators(self, estimators: Any) -> Guided:
         """The same model and guide with other estimators."""
