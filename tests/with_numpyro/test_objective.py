@@ -449,7 +449,7 @@ def test_rao_blackwellization_by_plates():
 
     # With traced data the plates cannot be checked, so the sum over all elements is taken: right, and noisier.
     unchecked = vr.ELBO()
-    keys = jax.random.split(jax.random.key(1), 8_000)
+    keys = jax.random.split(jax.random.key(1), 12_000)
 
     def grad(p, key, y):
         return jax.grad(lambda p: unchecked.loss(key, p, local_model, guide, y))(p)
@@ -614,8 +614,8 @@ def test_a_decaying_average_in_svi_lowers_the_variance():
 
 def test_svi_updates_and_evaluates():
     guide = vr.estimate(gamma_guide, vr.Rejection())
-    svi = SVI(gamma_model, guide, optax.adam(0.05), vr.ELBO(4))
-    result = svi.run(jax.random.key(0), 400, progress_bar=False)
+    svi = SVI(gamma_model, guide, optax.adam(optax.linear_schedule(0.05, 0.0, 600)), vr.ELBO(4))
+    result = svi.run(jax.random.key(0), 600, progress_bar=False)
     assert float(result.params["a"]) == pytest.approx(3.0, abs=0.35)
     assert np.isfinite(float(svi.evaluate(result.state)))
 

@@ -29,7 +29,7 @@ def adam(lr):
 
 
 def test_a_conjugate_model_reaches_its_exact_posterior():
-    posterior = counts_model.fit(COUNTS, num_steps=300, num_particles=4, progress=False)
+    posterior = counts_model.fit(COUNTS, num_steps=300, num_particles=16, progress=False)
     a, b = SHAPE + COUNTS.sum(), RATE + len(COUNTS)
     assert float(posterior.params["rate_concentration"]) == pytest.approx(a, rel=0.15)
     assert float(posterior.params["rate_mean"]) == pytest.approx(a / b, rel=0.02)
