@@ -190,10 +190,10 @@ def ratio(seconds, peer, mine):
 
 
 def compile_seconds(draws):
-    """Of a jitted gamma's gradient, traced and compiled afresh; medians of three, in turn."""
+    """Of a jitted gamma's gradient, traced and compiled afresh; medians of nine, in turn."""
     a, key = jnp.ones(draws), jax.random.key(0)
     taken = {"ours": [], "jax": []}
-    for _ in range(3):
+    for _ in range(9):
         for name, draw in (("ours", vr.random.gamma), ("jax", jax.random.gamma)):
             jax.clear_caches()
             start = time.perf_counter()
