@@ -131,7 +131,7 @@ class Fitter:
         start_key, key = random.split(key)
         runs = []
         for values in self._warm_starts(key, arguments, MOST_RUNS if checkpoint is None else 1):
-            held = {**self.guided.start_at(arguments, start_key, values), **values}
+            held = self.guided.start_at(arguments, start_key, values)
             program = self._program(active, objective, optimizer, arguments, held, watched)
             state = program.init(key, held, arguments.arrays)
             losses = np.full(total, np.nan)

@@ -136,10 +136,7 @@ def parts_of(module: Any) -> tuple[dict[str, np.ndarray], Callable[[dict[str, Ar
     import equinox
     import paramax
 
-    def held(leaf: Any) -> bool:
-        return isinstance(leaf, paramax.NonTrainable)
-
-    arrays, rest = equinox.partition(module, equinox.is_inexact_array, is_leaf=held)
+    arrays, rest = equinox.partition(module, equinox.is_inexact_array, is_leaf=_is_fixed)
     leaves, tree = jax.tree.flatten(arrays)
 
     def join(named: dict[str, Array]) -> Any:
@@ -147,6 +144,13 @@ def parts_of(module: Any) -> tuple[dict[str, np.ndarray], Callable[[dict[str, Ar
         return paramax.unwrap(equinox.combine(arrays, rest))
 
     return {str(i): np.asarray(leaf) for i, leaf in enumerate(leaves)}, join
+
+
+def _is_fixed(leaf: Any) -> bool:
+    """Whether training leaves it as it is."""
+    import paramax
+
+    return isinstance(leaf, paramax.NonTrainable)
 
 
 def bijection(family: Flow, size: int, key: Any, num_features: int | None = None) -> Any:
@@ -206,13 +210,9 @@ def _transformer(bijections: Any, kind: str) -> Any:
 def _of_vector(transformer: Any) -> Any:
     """What makes a transformer of a network's output; it closes over arrays, so no trace may be on."""
     import equinox
-    import paramax
     from flowjax.utils import get_ravelled_pytree_constructor
 
-    def held(leaf: Any) -> bool:
-        return isinstance(leaf, paramax.NonTrainable)
-
-    return get_ravelled_pytree_constructor(transformer, filter_spec=equinox.is_inexact_array, is_leaf=held)[0]
+    return get_ravelled_pytree_constructor(transformer, filter_spec=equinox.is_inexact_array, is_leaf=_is_fixed)[0]
 
 
 def _layer(

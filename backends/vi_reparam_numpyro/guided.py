@@ -157,7 +157,7 @@ class Guided:
         """As `start`, compiled once for every shape of the arguments.
 
         Args:
-            known: values of some of them, for which then no initial value is computed.
+            known: values of some of them, returned as they are.
         """
         known = known or {}
         case = arguments.key, jax.config.read("jax_enable_x64"), tuple(sorted(known))

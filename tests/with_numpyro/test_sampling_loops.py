@@ -159,11 +159,11 @@ def test_drawing_alone_computes_no_slope():
     """The slope is the one thing here that takes an exponential of every node: a draw has no need of it."""
 
     def exponentials(f):
-        return str(jax.make_jaxpr(f)(jnp.ones(20_000))).count(" exp ")
+        return jax.jit(f).lower(jnp.ones(20_000)).compile().as_text().count(" exponential(")
 
     key = jax.random.key(0)
     drawn = exponentials(lambda a: vr.random.log_gamma(key, a))
-    assert exponentials(lambda a: jax.jvp(lambda a: vr.random.log_gamma(key, a), (a,), (a,))[1]) > drawn
+    assert exponentials(lambda a: jax.jvp(lambda a: vr.random.log_gamma(key, a), (a,), (a,))[1]) > drawn + 10
 
 
 def test_nothing_recompiles_between_calls_of_one_shape():
