@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_arg
 
 from vi_reparam_pyro import noise
-from vi_reparam_pyro.rolling import Stretch, Values, rolled, storages, stretches
+from vi_reparam_pyro.rolling import Stretch, rolled, stretches
+from vi_reparam_pyro.witness import Form, Forms, Witness, places, zeros
 
 Array = Any
 Function = Callable[..., tuple[Array, ...]]
@@ -64,26 +66,24 @@ class Captured:
         """About what one replay takes on a CPU: from sizes alone, so that equal programs are treated alike."""
         return sum(5e-6 + 3e-9 * self._sizes.get(node.name, 0) for node in self._graph.graph.nodes)
 
-    def stretches(self, *arguments: Array) -> tuple[list[Stretch], Values]:
-        """What repeats in it, and the values of its operations at `arguments`."""
-        run = _Storages(self._graph)
-        with torch.no_grad():
-            run.run(*arguments)
-        return stretches(self._graph, run.values, run.written), run.values
+    def stretches(self, *arguments: Array) -> tuple[list[Stretch], Forms]:
+        """What repeats in it, and the forms of what its operations give at `arguments`."""
+        run = _witnessed(self._graph, arguments)
+        return stretches(self._graph, run), run.forms
 
     def roll(self, found: list[Stretch], compiler: Callable[[Stretch], Callable[..., Any]]) -> None:
         """Let each turn of the stretches run as a call of what `compiler` makes of its stretch."""
         self._run = rolled(self._graph, found, [compiler(stretch) for stretch in found])
         self.how = f"captured, {' + '.join(str(len(s.turns)) for s in found)} stretches compiled"
 
-    def compile_stretches(self, found: list[Stretch], values: Values, *arguments: Array) -> None:
+    def compile_stretches(self, found: list[Stretch], forms: Forms, *arguments: Array) -> None:
         """Let torch compile one turn of each stretch, and use it for all; else the graph stays as it is."""
 
         def compiler(stretch: Stretch) -> Callable[..., Any]:
             # every turn fits, for turns were compared; other tensors may be one and the same in another turn
             options: Any = {"guard_filter_fn": lambda guards: [False for _ in guards]}
             compiled = torch.compile(stretch.module, fullgraph=True, dynamic=False, options=options)
-            compiled(*(values[node].detach() for node in stretch.inputs[0]))
+            compiled(*(zeros(forms[node]) for node in stretch.inputs[0]))
             return compiled
 
         self._compiled(lambda: self.roll(found, compiler), arguments)
@@ -137,24 +137,11 @@ def _first_line(error: Exception) -> str:
     return text.splitlines()[0] if text else repr(error)
 
 
-class _Storages(Interpreter):
-    """Runs a graph and notes each node's value, and which nodes write to which storage."""
-
-    def __init__(self, graph: GraphModule) -> None:
-        super().__init__(graph)
-        self.values: dict[Node, Any] = {}
-        self.written: dict[int, set[Node]] = {}
-
-    def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
-        self.values[n] = value
-        schema = getattr(n.target, "_schema", None)
-        if schema is not None and schema.is_mutable:
-            for argument, declared in zip(n.args, schema.arguments, strict=False):
-                if declared.alias_info is not None and declared.alias_info.is_write and isinstance(argument, Node):
-                    for place in storages(self.values[argument]):
-                        self.written.setdefault(place, set()).add(n)
-        return value
+def _witnessed(graph: GraphModule, arguments: tuple[Array, ...]) -> Witness:
+    run = Witness(graph)
+    with torch.no_grad():
+        run.run(*arguments)
+    return run
 
 
 _SAME = (torch.ops.aten.detach.default, torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.alias.default)
@@ -167,35 +154,32 @@ def _simplified(graph: GraphModule, example: tuple[Array, ...]) -> tuple[GraphMo
     Returns:
         The graph, and the number of elements that each of its nodes computes.
     """
-    run = _Storages(graph)
-    with torch.no_grad():
-        run.run(*example)
-    fixed: set[Node] = set()
+    run = _witnessed(graph, example)
+    fixed: dict[Node, Any] = {}
     for node in list(graph.graph.nodes):
-        if node.op == "get_attr" and not storages(run.values[node]) & run.written.keys():
-            fixed.add(node)
-        if node.op != "call_function":
+        if node.op not in ("get_attr", "call_function") or places(run.forms[node]) & run.written.keys():
             continue
-        if storages(run.values[node]) & run.written.keys():
-            continue
-        if node.target in _SAME:
-            source = node.args[0]
-            node.replace_all_uses_with(source)
+        if node.op == "get_attr":
+            fixed[node] = getattr(graph, node.target)
+        elif node.target in _SAME:
+            node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
         elif node.target not in _DRAWS and all(n in fixed for n in node.all_input_nodes):
-            fixed.add(node)
+            args, kwargs = map_arg((node.args, node.kwargs), lambda n: fixed[n])
+            with torch.no_grad():
+                fixed[node] = node.target(*args, **kwargs)
     # a list of tensors goes with the items that are taken from it
-    single = [n for n in graph.graph.nodes if n in fixed and isinstance(run.values[n], torch.Tensor)]
-    for number, node in enumerate([n for n in single if n.op == "call_function"]):
+    single = [n for n in fixed if n.op == "call_function" and isinstance(fixed[n], torch.Tensor)]
+    for number, node in enumerate(single):
         name = f"_folded{number}"
-        graph.register_buffer(name, run.values[node].detach())
+        graph.register_buffer(name, fixed[node].detach())
         with graph.graph.inserting_before(node):
             constant = graph.graph.get_attr(name)
         node.replace_all_uses_with(constant)
         graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    return graph, {n.name: v.numel() for n, v in run.values.items() if isinstance(v, torch.Tensor)}
+    return graph, {n.name: form.size for n, form in run.forms.items() if isinstance(form, Form)}
 
 
 _DRAWS = (

@@ -11,7 +11,6 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
-from torch.distributions import biject_to
 
 from vi_reparam.errors import SiteError
 from vi_reparam.estimators import Auto, Estimator
@@ -23,7 +22,7 @@ from vi_reparam_pyro.flow import FlowGuide
 from vi_reparam_pyro.joint import GaussianGuide
 from vi_reparam_pyro.params import new_scope
 from vi_reparam_pyro.plates import enter
-from vi_reparam_pyro.prototype import Latents, Site
+from vi_reparam_pyro.prototype import Latents, Site, bijection
 from vi_reparam_pyro.sde import SDEGuide
 from vi_reparam_pyro.starts import starting_values
 
@@ -252,7 +251,7 @@ def _poisson(make: _Maker, site: Site, scale: float) -> Any:
 
 
 def _transformed_normal(make: _Maker, site: Site, scale: float) -> Any:
-    transform = biject_to(site.support)
+    transform = bijection(site.support)
     shape = tuple(transform.inverse_shape(torch.Size(site.shape)))
     event_dim = len(shape) - (len(site.shape) - site.event_dim)
 

@@ -26,7 +26,7 @@ from vi_reparam.guides import Gaussian, GaussianFamily, JointFamily
 from vi_reparam.guides.condition import features_of, plate_of
 from vi_reparam.guides.cover import ALL, Cover
 from vi_reparam.sde.bases import Diagonal, LowRank, Mixture
-from vi_reparam_pyro import listener
+from vi_reparam_pyro import lanes, listener
 from vi_reparam_pyro.arguments import signature
 from vi_reparam_pyro.distributions import Sampled
 from vi_reparam_pyro.guard import refuse_gradient, running_objective
@@ -124,7 +124,7 @@ class Joint(TorchDistribution):
                 frozen.append(made.frozen)
                 return made.value, made.log_q
 
-            value, log_q = torch.func.vmap(one)(noise(key, num), features)
+            value, log_q = lanes.mapped(one, torch.arange(num), noise(key, num), features)
             return Vector(value.reshape(*shape, size), log_q.reshape(shape), frozen=frozen[0])
 
         return cls(size, all_of_them, site, shape)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.overrides import TorchFunctionMode
 
 from vi_reparam_pyro.seeding import seeded
@@ -49,6 +50,11 @@ def running() -> bool:
     return bool(_LEVELS)
 
 
+def alone() -> bool:
+    """Whether no transform of `torch.func` is on but for lanes."""
+    return len(retrieve_all_functorch_interpreters()) == len(_LEVELS)
+
+
 @contextlib.contextmanager
 def keyed(key: int) -> Iterator[None]:
     """Let all randomness inside follow from `key`, in lanes or outside them."""
@@ -73,17 +79,29 @@ def vectorized(fn: Callable[..., Any], num: int, key: int, *batched: Array) -> A
     Raises:
         RuntimeError: as `torch.func.vmap`, if the program reads a value in Python.
     """
+    with keyed(key), without_validation(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        return mapped(fn, torch.arange(num), *batched)
 
-    def lane(index: Array, *arguments: Array) -> Any:
+
+def mapped(fn: Callable[..., Any], index: Array, *batched: Array, in_dims: tuple[Any, ...] | None = None) -> Any:
+    """A level of lanes, and nothing else: `fn` of each row of the arguments.
+
+    Args:
+        fn: from arguments of one lane to trees of tensors.
+        index: the lanes' numbers.
+        batched: trees of tensors; `in_dims`: which dimension of each is the lanes', None for none; 0 for all.
+    """
+
+    def lane(index: Array, *arguments: Any) -> Any:
         _LEVELS.append(index)
         try:
             return fn(*arguments)
         finally:
             _LEVELS.pop()
 
-    with keyed(key), without_validation(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="There is a performance drop")
-        return torch.func.vmap(lane, randomness="different")(torch.arange(num), *batched)
+    dims = (0,) * len(batched) if in_dims is None else in_dims
+    return torch.func.vmap(lane, (0, *dims), randomness="different")(index, *batched)
 
 
 @contextlib.contextmanager
@@ -209,6 +227,46 @@ def _loop(draw: Callable[..., Array], levels: list[Array], *params: Array) -> Ar
 def loop(draw: Callable[..., Array], params: tuple[Array, ...]) -> Array:
     """``draw(lead, *params)``, with `lead` the lanes' dimensions, which the parameters then have too."""
     return _loop(draw, list(_LEVELS), *params)
+
+
+class _Beneath(torch.autograd.Function):
+    """Leaves one level of lanes, with a function that enters it again."""
+
+    @staticmethod
+    def forward(index: Array, fn: Any, run: Any, outer: list[Array], *tensors: Array) -> Any:
+        raise RuntimeError("a level that does not run has no lanes to leave")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing: it is no function of its own."""
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, index: Array, fn: Any, run: Any, outer: list[Array], *tensors: Array) -> Any:
+        def lanes(*held: Array) -> Any:
+            with without_validation():
+                return mapped(fn, index, *held, in_dims=in_dims[4:])
+
+        return _beneath(lanes, run, outer, *tensors), 0
+
+
+def _beneath(fn: Callable[..., Any], run: Callable[..., Any], levels: list[Array], *tensors: Array) -> Any:
+    if levels:
+        return _Beneath.apply(levels[-1], fn, run, levels[:-1], *tensors)
+    held, _LEVELS[:] = list(_LEVELS), []
+    try:
+        return run(fn, *tensors)
+    finally:
+        _LEVELS[:] = held
+
+
+def beneath(fn: Callable[..., Any], run: Callable[..., Any], *tensors: Array) -> Any:
+    """``run(fn, *tensors)`` outside of all lanes: there `fn` is for all lanes at once, and can be called later.
+
+    Args:
+        fn: from tensors to a tuple of tensors. It may close over values of the lanes: lanes that are entered
+            again have the number that they had.
+    """
+    return _beneath(fn, run, list(_LEVELS), *tensors)
 
 
 class _Any(torch.autograd.Function):

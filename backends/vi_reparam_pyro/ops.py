@@ -7,10 +7,10 @@ from typing import Any
 import array_api_compat.torch as xp
 import torch
 from torch.utils import _pytree as pytree
-from torch.utils.checkpoint import checkpoint as recompute
 
 from vi_reparam_pyro import lanes, noise
 from vi_reparam_pyro.gamma_slope import in_blocks
+from vi_reparam_pyro.recompute import Recomputed
 from vi_reparam_pyro.retry import LaneKey, retry
 from vi_reparam_pyro.seeding import MASK, mix
 
@@ -111,10 +111,9 @@ class TorchOps:
 
     def scan(self, body: Any, state: Any, xs: Any, *, checkpoint: bool = False, unroll: bool = False) -> Any:
         leaves, form = pytree.tree_flatten(xs)  # a tensor, or a tree of them
-        outputs = []
+        step, outputs = Recomputed(body) if checkpoint else body, []
         for row in zip(*leaves, strict=True):
-            x = pytree.tree_unflatten(list(row), form)
-            state, out = recompute(body, state, x, use_reentrant=False) if checkpoint else body(state, x)
+            state, out = step(state, pytree.tree_unflatten(list(row), form))
             outputs.append(out)
         return state, pytree.tree_map(lambda *rows: torch.stack(rows), *outputs)
 

@@ -184,7 +184,7 @@ def prototype(model: Any, args: Any, kwargs: Any) -> dict[str, Site]:
 
 
 def _site(name: str, msg: Any) -> Site:
-    support, event_dim = msg["fn"].support, msg["fn"].event_dim
+    support, event_dim = _without_mixture(msg["fn"].support), msg["fn"].event_dim
     plates, shape = [], list(msg["value"].shape)
     for frame in msg["cond_indep_stack"]:
         if frame.vectorized:
@@ -200,6 +200,21 @@ def _site(name: str, msg: Any) -> Site:
         support=support,
         plates=tuple(plates),
     )
+
+
+def _without_mixture(support: Any) -> Any:
+    """A mixture's support is that of its components, where that has no arrays, which would have one for each."""
+    if isinstance(support, constraints.independent):
+        return constraints.independent(_without_mixture(support.base_constraint), support.reinterpreted_batch_ndims)
+    inner = getattr(support, "base_constraint", None)
+    if type(support).__name__ != "MixtureSameFamilyConstraint" or _has_arrays(inner):  # not in every torch
+        return support
+    return inner
+
+
+def _has_arrays(support: Any) -> bool:
+    parts = vars(support).values()
+    return any(isinstance(p, torch.Tensor) or (isinstance(p, constraints.Constraint) and _has_arrays(p)) for p in parts)
 
 
 def _bounds_follow_draws(support: Any) -> bool:

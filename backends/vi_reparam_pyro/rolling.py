@@ -16,9 +16,9 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from vi_reparam_pyro.repetitions import FEWEST, SMALLEST, repetitions
+from vi_reparam_pyro.witness import Form, Forms, Witness, places
 
 Array = Any
-Values = dict[Node, Any]
 
 OPERATION = 3e-6
 """Seconds that an operation of a replay takes less on a CPU once it is part of a compiled function."""
@@ -85,24 +85,24 @@ class Stretch:
         return GraphModule({}, graph)
 
 
-def stretches(graph: GraphModule, values: Values, written: dict[int, set[Node]]) -> list[Stretch]:
+def stretches(graph: GraphModule, run: Witness) -> list[Stretch]:
     """What repeats in a flat graph.
 
     Args:
         graph: flat; numbers that differ from turn to turn become tensors in it.
-        values: of its nodes, on an example; only what they are like is read.
-        written: for each storage that is written to, by which nodes.
+        run: what was seen of it on an example.
     """
+    forms, written = run.forms, run.written
     nodes = [n for n in graph.graph.nodes if n.op == "call_function"]
     kinds: dict[Hashable, int] = {}
-    tokens = [kinds.setdefault((node.target, _like(values[node])), len(kinds)) for node in nodes]
+    tokens = [kinds.setdefault((node.target, forms[node]), len(kinds)) for node in nodes]
     runs = [[[nodes[i] for i in turn] for turn in r.turns()] for r in repetitions(tokens)]
     for turns in runs:
-        _lift(graph, values, turns)
-    made = [_stretch(turns, values) for turns in runs]
+        _lift(graph, run, turns)
+    made = [_stretch(turns, forms) for turns in runs]
     homes: dict[int, list[Node]] = {place: [] for place in written}
     for node in graph.graph.nodes:
-        for place in storages(values.get(node)) & written.keys():
+        for place in places(forms.get(node, ())) & written.keys():
             homes[place].append(node)
     return [s for s in made if s is not None and all(_keeps_order(s, homes[place], written[place]) for place in homes)]
 
@@ -110,31 +110,23 @@ def stretches(graph: GraphModule, values: Values, written: dict[int, set[Node]])
 _BY_A_NUMBER = tuple(getattr(torch.ops.aten, name).Tensor for name in ("add", "sub", "mul", "div"))
 
 
-def _lift(graph: GraphModule, values: Values, turns: list[list[Node]]) -> None:
+def _lift(graph: GraphModule, run: Witness, turns: list[list[Node]]) -> None:
     """A number that differs from turn to turn becomes a tensor of the graph, which a function can take."""
     for nodes in zip(*turns, strict=True):
         if any(n.target not in _BY_A_NUMBER or len(n.args) < 2 or isinstance(n.args[1], Node) for n in nodes):
             continue
-        if len({repr(node.args[1]) for node in nodes}) == 1 or not values[nodes[0]].is_floating_point():
+        like = run.forms[nodes[0]]
+        if len({repr(n.args[1]) for n in nodes}) == 1 or not isinstance(like, Form) or not like.dtype.is_floating_point:
             continue
         for node in nodes:
-            name, like = f"_lifted_{node.name}", values[node]
+            name = f"_lifted_{node.name}"
             tensor = torch.tensor(node.args[1], dtype=like.dtype, device=like.device)
             graph.register_buffer(name, tensor)
             with graph.graph.inserting_before(node):
                 constant = graph.graph.get_attr(name)
-            values[constant] = tensor
+            run.note(constant, tensor)
             node.update_arg(1, constant)
     graph.recompile()
-
-
-def storages(value: Any) -> set[int]:
-    """Where the tensors of a value live."""
-    if isinstance(value, (list, tuple)):
-        return set().union(*(storages(v) for v in value))
-    if not isinstance(value, torch.Tensor) or value._is_zerotensor():  # forward derivatives hold zeros without a place
-        return set()
-    return {value.untyped_storage().data_ptr()} - {0}
 
 
 def rolled(graph: GraphModule, found: list[Stretch], functions: list[Callable[..., Any]]) -> GraphModule:
@@ -201,17 +193,9 @@ def _keeps_order(stretch: Stretch, home: list[Node], writers: set[Node]) -> bool
     return True
 
 
-def _like(value: Any) -> Hashable:
-    if isinstance(value, (list, tuple)):
-        return tuple(_like(v) for v in value)
-    if not isinstance(value, torch.Tensor):
-        return repr(value)
-    return tuple(value.shape), value.stride(), value.dtype, value.device
-
-
-def _stretch(turns: list[list[Node]], values: Values) -> Stretch | None:
+def _stretch(turns: list[list[Node]], forms: Forms) -> Stretch | None:
     """The largest one of all turns, or of all but the first or the last."""
-    of_turns = [_Turn(turn, values) for turn in turns]
+    of_turns = [_Turn(turn, forms) for turn in turns]
     best, size = None, 0
     for part in (slice(None), slice(1, None), slice(None, -1), slice(1, -1)):
         if len(some := of_turns[part]) < FEWEST:
@@ -233,20 +217,20 @@ class _Turn:
         exactly: all that makes it what it is.
     """
 
-    def __init__(self, nodes: list[Node], values: Values) -> None:
+    def __init__(self, nodes: list[Node], forms: Forms) -> None:
         own = {node: number for number, node in enumerate(nodes)}
         self.sources = [[own[n] for n in node.all_input_nodes if n in own] for node in nodes]
         self.users = [[own.get(n, -1) for n in node.users] for node in nodes]
-        self.lists = [not isinstance(values[node], torch.Tensor) for node in nodes]
+        self.lists = [not isinstance(forms[node], Form) for node in nodes]
         self.never = [
             str(node.target).startswith("vi_reparam.")
-            or any(n not in own and not isinstance(values[n], torch.Tensor) for n in node.all_input_nodes)
+            or any(n not in own and not isinstance(forms[n], Form) for n in node.all_input_nodes)
             for node in nodes
         ]
         self.exactly = [
             (
                 repr(map_arg((node.args, node.kwargs), lambda n: f"%{own.get(n, 'outside')}")),
-                tuple(_like(values[n]) for n in _argument_nodes(node)),
+                tuple(forms[n] for n in _argument_nodes(node)),
             )
             for node in nodes
         ]

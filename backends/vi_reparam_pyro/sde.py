@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -56,8 +55,6 @@ class SDEGuide(JointGuide):
         network = self._network(layout, family.base.num_components, 0 if features is None else features.shape[1])
         target = self._target(layout, args, kwargs)
         clip = family.network.clip if isinstance(family.network, MLP) else MLP().clip
-        if lanes.running() or layout.plate is not None:  # torch cannot recompute inside vmap
-            family = dataclasses.replace(family, checkpoint=False)
 
         def noise(key: int, *lead: int) -> tuple[Array, ...]:
             key, component = choose_component(family.base, key, lead)
@@ -164,7 +161,7 @@ class _Own:
 
 
 def _slope(fn: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """The gradient, inside lanes by `torch.func` and outside by autograd, which recomputing needs."""
+    """The gradient, inside lanes by `torch.func`, and outside by autograd, which lets programs read values."""
     if lanes.running():
         return torch.func.grad(fn)
 

@@ -150,9 +150,9 @@ class Gradient:
 def _compile_if_worth_it(graph: Captured, replays: int, inputs: tuple[Array, ...]) -> None:
     """All of a small graph, or one turn of each loop in a large one, where the replays to go pay for it."""
     if graph.size > LARGE and replays * OPERATION * graph.size > WORTH_ROLLING:
-        found, values = graph.stretches(*inputs)
+        found, forms = graph.stretches(*inputs)
         found = [stretch for stretch in found if replays * stretch.gain > WORTH_A_STRETCH]
         if replays * sum(stretch.gain for stretch in found) > WORTH_ROLLING:
-            return graph.compile_stretches(found, values, *inputs)
+            return graph.compile_stretches(found, forms, *inputs)
     if replays * graph.seconds() > WORTH_COMPILING * (1.0 + graph.size / LARGE):
         graph.compile(*inputs)

@@ -5,7 +5,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from scipy.stats import multivariate_normal
+from scipy.stats import multivariate_normal, norm
 
 import vi_reparam_pyro as vr
 from vi_reparam_pyro.params import using
@@ -58,3 +58,29 @@ def test_many_coordinates_are_refused_before_memory_is_taken():
 
     with pytest.raises(vr.SiteError, match=r"FullRank\(.*20,000 coordinates would hold 400,000,000"):
         vr.guide(vr.FullRank())(model).fit(num_steps=1, progress=False)
+
+
+def mixed(y):
+    components = dist.Normal(torch.tensor([-3.0, 3.0]), torch.tensor([0.5, 0.5]))
+    with pyro.plate("n", len(y)):
+        z = pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(torch.tensor([0.3, 0.7])), components))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("family", [vr.FullRank(), vr.MeanField()])
+def test_a_mixture_as_a_prior(family):
+    """Pyro gives a mixture a support of its own, that of its components."""
+    y = torch.tensor([2.5, -3.5])
+    density = 0.3 * norm(-3.0, 1.25**0.5).pdf(y) + 0.7 * norm(3.0, 1.25**0.5).pdf(y)
+    posterior = vr.guide(family)(mixed).fit(y, num_steps=600, seed=1, progress=False)
+    value, error = posterior.elbo(4_000)
+    assert -0.02 < value - np.log(density).sum() < 4.0 * error + 1e-6
+
+
+def test_a_mixture_of_bounded_parts_is_refused():
+    def model():
+        parts = dist.Uniform(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 3.0]))
+        pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), parts))
+
+    with pytest.raises(vr.SiteError, match="no bijection from the reals"):
+        vr.guide(vr.MeanField())(model).fit(num_steps=2, progress=False)
