@@ -1,13 +1,14 @@
 """Data against noise: the two forms of the solver with exact scores, and guides trained in either.
 
 Samples: the exact drift of the nine-mode mixture and of Gaussians of several widths, by order, steps and tau;
-sliced Wasserstein distance to exact draws (its noise floor, between two sets of exact draws, is given).
+sliced Wasserstein distance to exact draws (its noise floor, between two sets of exact draws, is given); the
+same on the mixture with a corrector.
 Guides: parameterization x variance form on the funnel and the mixture, one seed, ELBO of 20,000 draws. Gradients: the
 total variance of the path gradient and of plain reparameterization at the same parameters.
 
 The picture, beside the JSON file: the samples' distances at the fewest steps, by tau.
 
-    python benchmarks/sde_forms.py [--parts samples gradients guides] [--out benchmarks/results/sde_forms.json]
+    python benchmarks/sde_forms.py [--parts samples corrected ...] [--out benchmarks/results/sde_forms.json]
 """
 
 import argparse
@@ -35,6 +36,7 @@ from sde import TARGETS, WIDE
 
 SCHEDULE = UniformLogSNR(-2.5, 5.0)
 ORDERS, STEPS, TAUS = (1, 2, 3, 4), (10, 20, 40), (0.0, 0.5, 1.0, 1.5)
+CORRECTED = ((1, 2), (2, 2), (2, 3), (3, 3), (3, 4), (4, 4))  # orders of predictor and corrector
 SCALE = 4.1  # of the mixture: the process runs in its units
 NUM = 20_000
 
@@ -76,6 +78,30 @@ def sliced_wasserstein(a, b):
     return jnp.mean(jnp.abs(jnp.sort(a @ way, axis=0) - jnp.sort(b @ way, axis=0)))
 
 
+def distances(predict, truth, *, order, steps, tau, corrector=0):
+    """Sliced Wasserstein distance of each form's samples; None where they are not finite."""
+    found = {}
+    for form in ("data", "noise"):
+
+        @jax.jit
+        def run(key, form=form):
+            first, second = random.split(key)
+            return sample(
+                ops,
+                predict,
+                random.normal(first, (NUM, 2)),
+                random.normal(second, (steps, NUM, 2)),
+                schedule=SCHEDULE,
+                grid=SCHEDULE.grid(steps),
+                adams=Adams(order=order, corrector=corrector, form=form),
+                tau=Constant(tau),
+            )
+
+        distance = float(sliced_wasserstein(run(random.key(0)), truth))
+        found[form] = distance if math.isfinite(distance) else None
+    return found
+
+
 def samples():
     rows = []
     for name, (predict, draws) in exact_targets().items():
@@ -83,26 +109,19 @@ def samples():
         floor = float(sliced_wasserstein(truth, draws(random.key(2))))
         for order, steps, tau in itertools.product(ORDERS, STEPS, TAUS):
             row = {"target": name, "order": order, "steps": steps, "tau": tau, "floor": floor}
-            for form in ("data", "noise"):
-
-                @jax.jit
-                def run(key, form=form, order=order, steps=steps, tau=tau, predict=predict):
-                    first, second = random.split(key)
-                    return sample(
-                        ops,
-                        predict,
-                        random.normal(first, (NUM, 2)),
-                        random.normal(second, (steps, NUM, 2)),
-                        schedule=SCHEDULE,
-                        grid=SCHEDULE.grid(steps),
-                        adams=Adams(order=order, form=form),
-                        tau=Constant(tau),
-                    )
-
-                distance = float(sliced_wasserstein(run(random.key(0)), truth))
-                row[form] = distance if math.isfinite(distance) else None
-            rows.append(row)
+            rows.append(row | distances(predict, truth, order=order, steps=steps, tau=tau))
         print(name, len(rows), flush=True)
+    return rows
+
+
+def corrected():
+    """With a corrector, on the mixture in the fewest steps."""
+    predict, draws = exact_targets()["gmm9"]
+    truth, rows = draws(random.key(1)), []
+    for (order, corrector), tau in itertools.product(CORRECTED, TAUS):
+        row = {"target": "gmm9", "order": order, "corrector": corrector, "steps": STEPS[0], "tau": tau}
+        rows.append(row | distances(predict, truth, order=order, corrector=corrector, steps=STEPS[0], tau=tau))
+        print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
@@ -180,7 +199,7 @@ def gradients(num_steps):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ("samples", "gradients", "guides")
+    parts = ("samples", "corrected", "gradients", "guides")
     parser.add_argument("--parts", nargs="+", default=list(parts), choices=parts)
     parser.add_argument("--steps", type=int, default=1_500, help="of each guide's training")
     parser.add_argument("--out", type=Path, help="JSON file to write; parts that are in it already are kept")
@@ -192,7 +211,7 @@ def main():
         num_steps=options.steps,
     )
     for part in options.parts:
-        result[part] = samples() if part == "samples" else globals()[part](options.steps)
+        result[part] = globals()[part](*(() if part in ("samples", "corrected") else (options.steps,)))
         if options.out:
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps(result, indent=1) + "\n")

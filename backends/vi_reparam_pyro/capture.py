@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.node import map_arg
 
 from vi_reparam_pyro import noise
 from vi_reparam_pyro.rolling import Stretch, rolled, stretches
-from vi_reparam_pyro.witness import Form, Forms, Witness, places, zeros
+from vi_reparam_pyro.simplify import simplify
+from vi_reparam_pyro.witness import Form, Forms, Witness, zeros
 
 Array = Any
 Function = Callable[..., tuple[Array, ...]]
@@ -48,8 +48,10 @@ class Captured:
         for node in graph.graph.nodes:
             if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
                 raise CannotCapture(f"{node.target} draws from torch's global state")
-        self._graph, self._sizes = _simplified(graph, example)
-
+        run = _witnessed(graph, example)
+        simplify(graph, run)
+        self._graph = graph
+        self._sizes = {n.name: form.size for n, form in run.forms.items() if isinstance(form, Form)}
         self._run: Any = self._graph
         self.how = "captured"
 
@@ -142,49 +144,3 @@ def _witnessed(graph: GraphModule, arguments: tuple[Array, ...]) -> Witness:
     with torch.no_grad():
         run.run(*arguments)
     return run
-
-
-_SAME = (torch.ops.aten.detach.default, torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.alias.default)
-"""Without autograd these are their argument."""
-
-
-def _simplified(graph: GraphModule, example: tuple[Array, ...]) -> tuple[GraphModule, dict[str, int]]:
-    """The graph without what is the same at every replay: constants of constants, and detachments.
-
-    Returns:
-        The graph, and the number of elements that each of its nodes computes.
-    """
-    run = _witnessed(graph, example)
-    fixed: dict[Node, Any] = {}
-    for node in list(graph.graph.nodes):
-        if node.op not in ("get_attr", "call_function") or places(run.forms[node]) & run.written.keys():
-            continue
-        if node.op == "get_attr":
-            fixed[node] = getattr(graph, node.target)
-        elif node.target in _SAME:
-            node.replace_all_uses_with(node.args[0])
-            graph.graph.erase_node(node)
-        elif node.target not in _DRAWS and all(n in fixed for n in node.all_input_nodes):
-            args, kwargs = map_arg((node.args, node.kwargs), lambda n: fixed[n])
-            with torch.no_grad():
-                fixed[node] = node.target(*args, **kwargs)
-    # a list of tensors goes with the items that are taken from it
-    single = [n for n in fixed if n.op == "call_function" and isinstance(fixed[n], torch.Tensor)]
-    for number, node in enumerate(single):
-        name = f"_folded{number}"
-        graph.register_buffer(name, fixed[node].detach())
-        with graph.graph.inserting_before(node):
-            constant = graph.graph.get_attr(name)
-        node.replace_all_uses_with(constant)
-        graph.graph.erase_node(node)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return graph, {n.name: form.size for n, form in run.forms.items() if isinstance(form, Form)}
-
-
-_DRAWS = (
-    torch.ops.vi_reparam.normal.default,
-    torch.ops.vi_reparam.uniform.default,
-    torch.ops.vi_reparam.poisson.default,
-    torch.ops.vi_reparam.loop.default,
-)
