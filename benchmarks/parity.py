@@ -102,7 +102,15 @@ def families(seeds):
 
     def as_trained(vr, posterior, seed):
         params = {name: 0.0 * value if name.endswith("_tail") else value for name, value in posterior.params.items()}
-        return vr.Posterior(posterior.guided, params, args=args, kwargs=kwargs, losses=posterior.losses, seed=seed, record=posterior.record)
+        return vr.Posterior(
+            posterior.guided,
+            params,
+            args=args,
+            kwargs=kwargs,
+            losses=posterior.losses,
+            seed=seed,
+            record=posterior.record,
+        )
 
     for name in ("FullRank", "LowRank", "Flow"):
         guides = {vr: vr.guide(getattr(vr, name)())(model.model(vr.host)) for vr, _ in BACKENDS.values()}

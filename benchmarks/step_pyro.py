@@ -87,7 +87,7 @@ def digits_by_hand(counts, components, num_particles):
 
 def ours(model, args, kwargs, num_particles, estimators, worth_compiling):
     """The steps of a fit, once captured; compiled too if `worth_compiling` is zero seconds."""
-    steps.WORTH_COMPILING = worth_compiling
+    steps.WORTH_COMPILING, steps.WORTH_ROLLING = worth_compiling, math.inf
     guided = vr.guide(vr.MeanField(), objective=vr.ELBO(num_particles), estimators=estimators)(model)
     params = first_parameters(guided.model, guided.guide, args, kwargs, key=0)
     state = State(params, lambda leaves: torch.optim.Adam(leaves, lr=0.01))

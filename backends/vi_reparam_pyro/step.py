@@ -24,6 +24,9 @@ WORTH_COMPILING = 30.0
 LARGE = 500
 """Operations of a graph that takes twice as long to compile as a small one."""
 
+LARGEST = 3_000
+"""Operations of a graph that is compiled whole, which is then the fastest, before its loops are looked for."""
+
 WORTH_ROLLING = 20.0
 """Seconds to gain below which one turn of what repeats is not compiled either, which takes about that."""
 
@@ -148,11 +151,14 @@ class Gradient:
 
 
 def _compile_if_worth_it(graph: Captured, replays: int, inputs: tuple[Array, ...]) -> None:
-    """All of a small graph, or one turn of each loop in a large one, where the replays to go pay for it."""
+    """All of a graph, or one turn of each loop in one too large for that, where the replays to go pay for it."""
+    pays = replays * graph.seconds() > WORTH_COMPILING * (1.0 + graph.size / LARGE)
+    if pays and graph.size <= LARGEST:
+        return graph.compile(*inputs)
     if graph.size > LARGE and replays * OPERATION * graph.size > WORTH_ROLLING:
         found, forms = graph.stretches(*inputs)
         found = [stretch for stretch in found if replays * stretch.gain > WORTH_A_STRETCH]
         if replays * sum(stretch.gain for stretch in found) > WORTH_ROLLING:
             return graph.compile_stretches(found, forms, *inputs)
-    if replays * graph.seconds() > WORTH_COMPILING * (1.0 + graph.size / LARGE):
+    if pays:
         graph.compile(*inputs)

@@ -1,5 +1,7 @@
 """What repeats in a captured step is found, cut out exactly, and gives the same numbers."""
 
+import re
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -221,13 +223,24 @@ def test_only_what_pays_is_compiled(monkeypatch):
     graph, example = captured(of_two_loops)
     asked = []
     monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append(function) or function)
-    monkeypatch.setattr(steps, "LARGE", graph.size - 1)
+    for name in ("LARGE", "LARGEST"):
+        monkeypatch.setattr(steps, name, graph.size - 1)
     gains = [stretch.gain for stretch in graph.stretches(*example)[0]]
     best = max(gains)
     steps._compile_if_worth_it(graph, int(0.5 * steps.WORTH_ROLLING / sum(gains)), example)
     assert (graph.how, asked) == ("captured", [])
     steps._compile_if_worth_it(graph, int(2.0 * steps.WORTH_ROLLING / best), example)
     assert graph.how.endswith("stretches compiled") and 1 <= len(asked) <= len(gains)
+
+
+def test_what_is_not_too_large_is_compiled_whole(monkeypatch):
+    graph, example = captured(of_two_loops)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(steps, "LARGE", graph.size - 1)
+    replays = int(1.0 + 2.1 * steps.WORTH_COMPILING / graph.seconds())
+    assert steps.LARGE < graph.size <= steps.LARGEST
+    steps._compile_if_worth_it(graph, replays, example)
+    assert graph.how == "compiled"
 
 
 def losses(monkeypatch, worth):
@@ -248,7 +261,8 @@ def test_an_sde_fit_is_the_same_by_its_turns(monkeypatch):
     assert how == "captured"
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     rolled_up, how = losses(monkeypatch, 0.0)
-    assert how.startswith("captured, 6 + ") and how.endswith(" stretches compiled")
+    turns = re.fullmatch(r"captured, (\d) \+ (\d) stretches compiled", how)  # the first and the last may differ
+    assert turns and all(4 <= int(number) <= 6 for number in turns.groups())
     np.testing.assert_array_equal(rolled_up, flat)
 
 
