@@ -26,7 +26,12 @@ _SAME = (_aten.detach.default, _aten.lift_fresh_copy.default, _aten.alias.defaul
 _SHAPED = (_aten.view.default, _aten._unsafe_view.default, _aten.expand.default, _aten.clone.default)
 """These are their argument where that has the form already."""
 
-_NEUTRAL = {_aten.mul.Tensor: 1.0, _aten.div.Tensor: 1.0, _aten.add.Tensor: 0.0, _aten.sub.Tensor: 0.0}
+_NEUTRAL: dict[Any, float] = {
+    _aten.mul.Tensor: 1.0,
+    _aten.div.Tensor: 1.0,
+    _aten.add.Tensor: 0.0,
+    _aten.sub.Tensor: 0.0,
+}
 """The number with which these are their argument."""
 
 
