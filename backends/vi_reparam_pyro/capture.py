@@ -65,8 +65,11 @@ class Captured:
         return len(self._graph.graph.nodes)
 
     def seconds(self) -> float:
-        """About what one replay takes on a CPU: from sizes alone, so that equal programs are treated alike."""
-        return sum(5e-6 + 3e-9 * self._sizes.get(node.name, 0) for node in self._graph.graph.nodes)
+        """About what one replay takes on a CPU: from sizes alone, so that equal programs are treated alike.
+
+        By the steps of `benchmarks/step_pyro.py`, of small arrays and of large ones.
+        """
+        return sum(6e-6 + 2.5e-10 * self._sizes.get(node.name, 0) for node in self._graph.graph.nodes)
 
     def stretches(self, *arguments: Array) -> tuple[list[Stretch], Forms]:
         """What repeats in it, and the forms of what its operations give at `arguments`."""
