@@ -163,6 +163,7 @@ def bijection(family: Flow, size: int, key: Any, num_features: int | None = None
         BackendError: if flowjax is missing.
     """
     try:
+        import equinox
         from flowjax import bijections
     except ImportError as error:
         raise BackendError("vr.Flow needs flowjax: pip install 'vi-reparam[numpyro]'") from error
@@ -178,7 +179,9 @@ def bijection(family: Flow, size: int, key: Any, num_features: int | None = None
         moved = bijections.Permute(random.permutation(order, jnp.arange(size))) if size > 2 else bijections.Flip((2,))
         return bijections.Chain([made, moved])
 
-    layers = bijections.Scan(_at_once(layer, random.split(key, family.num_layers)))
+    keys = random.split(key, family.num_layers)
+    # block layers close over masks that they make, so no trace may be on
+    layers = bijections.Scan(equinox.filter_vmap(layer)(keys) if transformer is None else _at_once(layer, keys))
     return bijections.Invert(layers) if kind == "autoregressive" else layers
 
 
