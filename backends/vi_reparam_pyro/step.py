@@ -51,7 +51,7 @@ class Gradient:
         num_steps: of the whole fit.
 
     Attributes:
-        how: ``"captured"``, ``"compiled"``, ``"captured, 32 + 30 stretches compiled"`` where turns of loops
+        how: ``"captured"``, ``"compiled"``, ``"captured, 31 + 30 stretches compiled"`` where turns of loops
             are, or why it is none of them.
     """
 

@@ -98,10 +98,8 @@ def places(seen: Seen) -> set[int]:
     return {seen.place} if isinstance(seen, Form) and seen.place is not None else set()
 
 
-def zeros(seen: Seen) -> Any:
-    """A value of this form."""
-    if isinstance(seen, tuple):
-        return tuple(zeros(s) for s in seen)
+def zeros(seen: Seen) -> Array:
+    """A tensor of this form."""
     if not isinstance(seen, Form):
         raise TypeError(f"{seen} is no tensor")
     return torch.empty_strided(seen.shape, seen.stride, dtype=seen.dtype, device=seen.device).zero_()

@@ -1,7 +1,5 @@
 """What repeats in a captured step is found, cut out exactly, and gives the same numbers."""
 
-import re
-
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -261,8 +259,7 @@ def test_an_sde_fit_is_the_same_by_its_turns(monkeypatch):
     assert how == "captured"
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     rolled_up, how = losses(monkeypatch, 0.0)
-    turns = re.fullmatch(r"captured, (\d) \+ (\d) stretches compiled", how)  # the first and the last may differ
-    assert turns and all(4 <= int(number) <= 6 for number in turns.groups())
+    assert how == "captured, 5 + 4 stretches compiled"  # the first turn of six, and the last of the derivative, differ
     np.testing.assert_array_equal(rolled_up, flat)
 
 
