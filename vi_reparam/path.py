@@ -13,6 +13,7 @@ from typing import Any
 from vi_reparam.frame import Frame
 from vi_reparam.ops import Ops
 from vi_reparam.sde.bases import Base, Params
+from vi_reparam.skew import skew
 from vi_reparam.tails import widen
 
 Array = Any
@@ -60,6 +61,7 @@ def flow(
     tail: Array,
     noise: Array,
     *,
+    bend: Array | None = None,
     gradient: str,
     inverse: Callable[[Array], Array] | None,
     slope_of: Callable[[Callable[[Array], Array], Array], Array],
@@ -72,6 +74,7 @@ def flow(
 
     Args:
         transform: T: (y, log|J|) of x; `held`: the same with constant parameters.
+        bend: of each coordinate of what T is applied to, as in `skew.skew`; None for none.
         gradient: ``"path"`` or ``"reparameterization"``.
         inverse: x of y with constant parameters; None where it is not cheap.
         slope_of: gradient of a scalar function at a vector; `jacobian_of`: Jacobian of a vector's.
@@ -80,17 +83,21 @@ def flow(
         (z, log q), of shapes ``[D]`` and ``[]``.
     """
     x, log_density, slope = widen(ops, noise, tail)
+    if bend is not None:
+        x, log_rise, more = skew(ops, x, bend)
+        log_density = log_density - ops.xp.sum(log_rise)
+        slope = (slope - more) * ops.xp.exp(-log_rise)
     y, log_det = transform(x)
     z = frame.place(y)
     if gradient == "reparameterization":
         return z, log_density - log_det - frame.log_det(ops)
     if inverse is not None:
         again = inverse(y)
-        bend = slope_of(lambda v: held(v)[1], ops.stop_gradient(x))
-        log_q = moving(ops, log_density - log_det, again, slope - bend)
+        growth = slope_of(lambda v: held(v)[1], ops.stop_gradient(x))
+        log_q = moving(ops, log_density - log_det, again, slope - growth)
         return z, log_q - frame.log_det(ops)
     x = ops.stop_gradient(x)
     jacobian = jacobian_of(lambda v: held(v)[0], x)
-    bend = slope_of(lambda v: held(v)[1], x)
-    upward = ops.xp.linalg.solve(jacobian.T, (slope - bend)[:, None])[:, 0]
+    growth = slope_of(lambda v: held(v)[1], x)
+    upward = ops.xp.linalg.solve(jacobian.T, (slope - growth)[:, None])[:, 0]
     return z, moving(ops, log_density - log_det, y, upward) - frame.log_det(ops)

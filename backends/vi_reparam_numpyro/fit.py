@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from vi_reparam.convergence import BLOCK, Convergence
 from vi_reparam.errors import ArgumentError, NonFiniteError, ViReparamError
-from vi_reparam.guides import JointFamily
+from vi_reparam.guides import JointFamily, Sites
 from vi_reparam.search import FAR, MOST_RUNS, distance
 from vi_reparam_numpyro import checkpoint as checkpoints
 from vi_reparam_numpyro.arguments import Arguments, check_data
@@ -130,7 +130,8 @@ class Fitter:
         active, prices = self._select(objective, arguments, args, kwargs)
         start_key, key = random.split(key)
         runs = []
-        for values in self._warm_starts(key, arguments, MOST_RUNS if checkpoint is None else 1):
+        most = MOST_RUNS if checkpoint is None else 1
+        for values in self._warm_starts(key, arguments, most, objective.num_particles):
             held = self.guided.start_at(arguments, start_key, values)
             program = self._program(active, objective, optimizer, arguments, held, watched)
             state = program.init(key, held, arguments.arrays)
@@ -192,10 +193,11 @@ class Fitter:
         """The family's own; at a constant rate where the fit watches itself."""
         return family_optimizer(num_steps, self.guided.family)
 
-    def _warm_starts(self, key: Any, arguments: Arguments, most: int) -> list[dict[str, Array]]:
+    def _warm_starts(self, key: Any, arguments: Arguments, most: int, num_particles: int) -> list[dict[str, Array]]:
         """Values to start some parameters from; several where runs should be kept apart."""
         self._rivals = []
-        if not isinstance(self.guided.family, JointFamily):
+        parts = isinstance(self.guided.family, Sites)
+        if not parts and not isinstance(self.guided.family, JointFamily):
             return [{}]
         args, kwargs = arguments.join(arguments.arrays)
 
@@ -204,10 +206,13 @@ class Fitter:
                 self._rivals = self.fitted[family].record["rivals"]
                 return self.fitted[family]
             if family not in self._simpler:
-                simpler = type(self.guided)(self.guided.model, family)
-                simpler.written.share(self.guided.written)
+                estimators = self.guided.estimators if parts else None
+                simpler = type(self.guided)(self.guided.model, family, estimators=estimators)
+                if not parts:
+                    simpler.written.share(self.guided.written)
                 self._simpler[family] = Fitter(simpler)
-            options = {"num_particles": None, "optimizer": None, "progress": False, "checkpoint": None, "final": False}
+            particles = min(num_particles, family.num_particles) if parts else None
+            options = {"num_particles": particles, "optimizer": None, "progress": False, "checkpoint": None, "final": False}
             posterior = self._simpler[family].fit(args, kwargs, num_steps=num_steps, seed=key, **options)
             self._rivals = posterior.record["rivals"]
             return posterior

@@ -29,8 +29,10 @@ from vi_reparam_numpyro.joint import (
     Joint,
     JointGuide,
     Vector,
+    bends,
     frame_of,
     frame_params,
+    match_draws,
     tail_param,
     take_gaussian,
 )
@@ -63,6 +65,7 @@ class FlowGuide(JointGuide):
         template, join = self._parts(size, None if features is None else features.shape[1])
         weights: Any = numpyro.param(f"{prefix}_weights", lambda key: _redrawn(template, key))
         live, held = join(weights), join(jax.tree.map(lax.stop_gradient, weights))
+        bend = bends(prefix, layout, features) if family.skew else lambda row: None
         kind, gradient = family.kind_at(size), family.gradient_at(size)
         frozen = gradient == "path"
         if listener.current() is None and running_objective() == ALONE:
@@ -78,6 +81,7 @@ class FlowGuide(JointGuide):
                 frame,
                 tail,
                 noise,
+                bend=bend(row),
                 gradient=gradient,
                 inverse=(lambda y: held.inverse(y, row)) if cheap else None,
                 slope_of=lambda f, x: jax.grad(f)(x),
@@ -110,6 +114,12 @@ class FlowGuide(JointGuide):
         params = dict(fit(spec, None, key).params)
         found = frame_of(take_gaussian(params, spec.gaussian))
         return [{**params, f"{self.prefix}_center": found.center, f"{self.prefix}_root": found.root}]
+
+    def matched(self, layout: Layout, draws: dict[str, Array]) -> dict[str, Array]:
+        center, scale, bend = match_draws(layout, draws, bends=self.family.skew)
+        root = jnp.diag(scale) if layout.size <= LARGEST else scale
+        values = {f"{self.prefix}_center": center, f"{self.prefix}_root": root}
+        return {**values, f"{self.prefix}_skew": bend} if self.family.skew else values
 
 
 def _attempt(family: Flow, size: int, num_features: int | None, dtype: Any) -> Any:

@@ -17,6 +17,8 @@ from vi_reparam.errors import SiteError
 from vi_reparam.estimators import Auto, Estimator
 from vi_reparam.guides import SDE, Flow, GaussianFamily, GuideFamily, MeanField, Sites
 from vi_reparam.guides.cover import ALL, Cover
+from vi_reparam.skew import NUM_MATCHED
+from vi_reparam_numpyro.arguments import Arguments
 from vi_reparam_numpyro.distributions import VonMisesFisher
 from vi_reparam_numpyro.flow import FlowGuide
 from vi_reparam_numpyro.joint import GaussianGuide
@@ -40,7 +42,7 @@ def build_guide(family: GuideFamily, model: Any, estimators: dict[str, Estimator
     if isinstance(family, MeanField):
         return MeanFieldGuide(model, family, estimators, cover)
     if isinstance(family, Sites):
-        return SitesGuide([build_guide(own, model, estimators, part) for part, own in family.parts()])
+        return SitesGuide(family, [build_guide(own, model, estimators, part) for part, own in family.parts()])
     for kind, made in _JOINT.items():
         if isinstance(family, kind):
             return made(model, family, cover)
@@ -55,12 +57,31 @@ _JOINT: dict[type, Callable[..., Any]] = {GaussianFamily: GaussianGuide, Flow: F
 class SitesGuide:
     """Several guides, one after the other, in the same plates. A plain NumPyro guide.
 
-    Attributes:
+    Args:
+        family: the specification.
         parts: the guides.
     """
 
-    def __init__(self, parts: list[Any]) -> None:
-        self.parts = parts
+    def __init__(self, family: Sites, parts: list[Any]) -> None:
+        self.family, self.parts = family, parts
+
+    def warm_starts(self, fit: Callable[..., Any], arguments: Arguments, key: Any) -> list[dict[str, Array]]:
+        """As `JointGuide.warm_starts`: a simpler fit's parameters, and what its draws say of the parts that it lacks."""
+        found = self.family.simpler()
+        if found is None:
+            return [{}]
+        simpler, steps = found
+        posterior = fit(simpler, steps, key)
+        args, kwargs = arguments.join(arguments.arrays)
+        pairs = zip(self.parts, simpler.families, strict=True)
+        new = [(part, part.layout(args, kwargs)) for part, (_, family) in pairs if family != part.family]
+        names = [p.site.name for _, layout in new for p in layout.parts]
+        draws = posterior.scorer.run(lambda scored: {n: scored.latents[n] for n in names}, NUM_MATCHED, key)
+        owned = tuple(f"{name}_" for name in names)
+        values = {name: value for name, value in posterior.params.items() if not name.startswith(owned)}
+        for part, layout in new:
+            values.update(part.matched(layout, draws))
+        return [values]
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
         plates: dict[str, numpyro.plate] = {}

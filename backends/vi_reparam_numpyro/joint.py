@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax import lax, random
@@ -18,12 +19,13 @@ from numpyro.distributions import constraints
 from numpyro.handlers import block, seed, substitute, trace
 
 from vi_reparam import path
+from vi_reparam import skew as skewing
 from vi_reparam.draw import Draw
 from vi_reparam.errors import SiteError
 from vi_reparam.estimators import ScoreFunction
 from vi_reparam.frame import Frame
 from vi_reparam.guides import Gaussian, GaussianFamily, JointFamily
-from vi_reparam.guides.condition import features_of, plate_of
+from vi_reparam.guides.condition import features_of, plate_of, saturated
 from vi_reparam.guides.cover import ALL, Cover
 from vi_reparam.sde.bases import Diagonal, LowRank, Mixture
 from vi_reparam_numpyro import listener
@@ -235,7 +237,7 @@ class JointGuide(abc.ABC):
         mean: Any = numpyro.param(f"{self.prefix}_feature_mean", lambda _: jnp.mean(rows, axis=0))
         spread: Any = numpyro.param(f"{self.prefix}_feature_scale", lambda _: jnp.std(rows, axis=0))
         mean, spread = lax.stop_gradient(mean), lax.stop_gradient(spread)
-        return (rows[indices] - mean[None]) / jnp.where(spread > 0.0, spread, 1.0)[None]
+        return saturated(ops, (rows[indices] - mean[None]) / jnp.where(spread > 0.0, spread, 1.0)[None])
 
     def share(self, other: JointGuide) -> None:
         """Take over what another guide of the same model knows of it."""
@@ -270,6 +272,14 @@ class JointGuide(abc.ABC):
             arguments: the model's.
         """
         return [{}]
+
+    @abc.abstractmethod
+    def matched(self, layout: Layout, draws: dict[str, Array]) -> dict[str, Array]:
+        """Values of some parameters to start from, by name, that are near these draws.
+
+        Args:
+            draws: by site, shape ``[num, *site]``.
+        """
 
     def location(self, params: dict[str, Array]) -> Frame | None:
         """Where the guide with these parameters lies, and how wide; None where that is not known."""
@@ -344,6 +354,11 @@ class GaussianGuide(JointGuide):
         found = self.searcher.run(layout, arguments, key)
         return [{f"{self.prefix}_center": f.center, f"{self.prefix}_root": f.root} for f in found] or [{}]
 
+    def matched(self, layout: Layout, draws: dict[str, Array]) -> dict[str, Array]:
+        center, scale, _ = match_draws(layout, draws, bends=False)
+        root = jnp.diag(scale) if self.family.is_dense(layout.size) else scale
+        return {f"{self.prefix}_center": center, f"{self.prefix}_root": root}
+
     @functools.cached_property
     def searcher(self) -> Searcher:
         """Finds a frame."""
@@ -382,6 +397,36 @@ def _frame_of(params: dict[str, Array]) -> tuple[Array, Array]:
 def tail_param(prefix: str) -> Array:
     """h of `vi_reparam.tails`, as a `numpyro.param` site that no gradient moves."""
     return lax.stop_gradient(numpyro.param(f"{prefix}_tail", jnp.zeros((), jnp.result_type(float))))
+
+
+def match_draws(layout: Layout, draws: dict[str, Array], *, bends: bool) -> tuple[Array, Array, Array]:
+    """Location, scale and bend of each coordinate, as draws by site have them; without `bends` those are zero."""
+    vectors = np.asarray(jax.vmap(layout.pack)({p.site.name: draws[p.site.name] for p in layout.parts}))
+    found = skewing.match(vectors, layout.positive() & bends)
+    center, scale, bend = (jnp.asarray(x, jnp.result_type(float)) for x in found)
+    return center, scale, bend
+
+
+def bends(prefix: str, layout: Layout, features: Array | None) -> Callable[[Array | None], Array | None]:
+    """The bends of a vector's coordinates given its row of features; of `numpyro.param` sites, if any may bend.
+
+    Args:
+        features: of all elements, shape ``[B, F]``; None without a plate.
+    """
+    mask = layout.positive()
+    if not mask.any():
+        return lambda row: None
+    shapes = skewing.shapes(layout.size, 0 if features is None else features.shape[1])
+    params: Any = {n: numpyro.param(f"{prefix}_{n}", normal_start(*own)) for n, own in shapes.items()}
+    return lambda row: skewing.raw_of(ops, params, jnp.asarray(mask, jnp.result_type(float)), row)
+
+
+def normal_start(shape: tuple[int, ...], deviation: float) -> Any:
+    """What a parameter starts at: zeros, or normal variates."""
+    dtype = jnp.result_type(float)
+    if deviation == 0.0:
+        return jnp.zeros(shape, dtype)
+    return lambda key: deviation * random.normal(key, shape, dtype)
 
 
 def frame_params(prefix: str, size: int, dense: bool, scale: float, start: Callable[[], Array]) -> Frame:

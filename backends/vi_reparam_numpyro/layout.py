@@ -7,6 +7,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpyro.distributions.util import sum_rightmost
 
 from vi_reparam.errors import SiteError
@@ -80,6 +81,10 @@ class Layout:
     def size(self) -> int:
         """Coordinates in all."""
         return self.parts[-1].offset + self.parts[-1].size
+
+    def positive(self) -> np.ndarray:
+        """Which coordinates are a positive site's. Shape ``[size]``."""
+        return np.concatenate([np.full(part.size, part.site.kind == "positive") for part in self.parts])
 
     def pack(self, values: dict[str, Array]) -> Array:
         """The vector of these values by site; coordinates at infinity become zero. Shape ``[size]``."""

@@ -21,7 +21,7 @@ from vi_reparam.sde import latent
 from vi_reparam.sde.bases import Diagonal, Mixture
 from vi_reparam.sde.network import MLP
 from vi_reparam_numpyro.arguments import Arguments
-from vi_reparam_numpyro.joint import Joint, JointGuide, Vector, base_params, choose_component, take_gaussian
+from vi_reparam_numpyro.joint import Joint, JointGuide, Vector, base_params, bends, choose_component, match_draws, normal_start, take_gaussian
 from vi_reparam_numpyro.layout import Layout
 from vi_reparam_numpyro.ops import ops
 from vi_reparam_numpyro.prototype import drawable
@@ -58,6 +58,7 @@ class SDEGuide(JointGuide):
             log_ratio = numpyro.param(f"{prefix}_log_deviation", jnp.zeros((family.num_steps, size), dtype))
         network = self._network(layout, family.base.num_components, 0 if features is None else features.shape[1])
         target = self._target(layout, args, kwargs)
+        bend = bends(prefix, layout, features) if family.skew else lambda row: None
         clip = family.network.clip if isinstance(family.network, MLP) else MLP().clip
 
         def make(key: Array, row: Array | None = None) -> Vector:
@@ -72,6 +73,7 @@ class SDEGuide(JointGuide):
                 random.normal(start_key, (size,), dtype),
                 random.normal(noise_key, (num_steps, size), dtype),
                 component=component,
+                bend=bend(row),
                 target=target,
                 slope=jax.grad,
                 clip=clip,
@@ -92,7 +94,7 @@ class SDEGuide(JointGuide):
         params = {}
         shapes = spec.shapes(layout.size, num_components, num_features)
         for name, (shape, deviation) in shapes.items():
-            params[name] = numpyro.param(f"{self.prefix}_{name}", _normal(shape, deviation))
+            params[name] = numpyro.param(f"{self.prefix}_{name}", normal_start(shape, deviation))
         span = grid[0], grid[-1]
         return lambda component, row: latent.MLPResidual(ops, spec, params, span, component, row)
 
@@ -135,6 +137,14 @@ class SDEGuide(JointGuide):
             own = family.base.parameters(ops, random.key(0), own["loc"], jnp.exp(own["log_scale"]))
         return [{**params, **{f"{self.prefix}_{name}": value for name, value in own.items()}}]
 
+    def matched(self, layout: Layout, draws: dict[str, Array]) -> dict[str, Array]:
+        family: SDE = self.family.of_size(layout.size)
+        center, scale, bend = match_draws(layout, draws, bends=family.skew)
+        found = family.base.parameters(ops, random.key(0), center, scale)
+        if family.skew:
+            found["skew"] = bend
+        return {f"{self.prefix}_{name}": value for name, value in found.items()}
+
     def with_steps(self, steps: latent.Steps) -> SDEGuide:
         """The same guide with other steps."""
         made = SDEGuide(self.model, self.family, self.cover, steps=steps)
@@ -171,9 +181,3 @@ def _register(module: Any, prefix: str) -> Any:
     arrays, rest = equinox.partition(module, equinox.is_inexact_array)
     return equinox.combine(numpyro.param(f"{prefix}_network", lambda key: arrays), rest)
 
-
-def _normal(shape: tuple[int, ...], deviation: float) -> Any:
-    dtype = jnp.result_type(float)
-    if deviation == 0.0:
-        return jnp.zeros(shape, dtype)
-    return lambda key: deviation * random.normal(key, shape, dtype)

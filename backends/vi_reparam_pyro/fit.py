@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from vi_reparam import convergence
 from vi_reparam.convergence import Convergence
 from vi_reparam.errors import ArgumentError, NonFiniteError, ViReparamError
-from vi_reparam.guides import JointFamily
+from vi_reparam.guides import JointFamily, Sites
 from vi_reparam.search import FAR, distance
 from vi_reparam_pyro import checkpoint as checkpoints
 from vi_reparam_pyro.arguments import as_tensors, check_data, signature, to_numpy
@@ -146,7 +146,7 @@ class Fitter:
         with isolated():
             params = self._checked(objective, key, args, kwargs)
             self.networks = {n: leaf for n, leaf in params.free.items() if isinstance(leaf, torch.nn.Parameter)}
-            starts = self._warm_starts(key, args, kwargs)
+            starts = self._warm_starts(key, args, kwargs, objective.num_particles)
             with without_validation():  # done; it reads values, and would not name a step
                 active, prices = self._select(objective, params, args, kwargs)
                 about = f"{objective!r}, seed {seed}{', until it has converged' if watched else ''}"
@@ -213,20 +213,24 @@ class Fitter:
         """The family's own; at a constant rate where the fit watches itself."""
         return family_optimizer(num_steps, self.guided.family)
 
-    def _warm_starts(self, key: int, args: Any, kwargs: Any) -> list[dict[str, Array]]:
+    def _warm_starts(self, key: int, args: Any, kwargs: Any, num_particles: int) -> list[dict[str, Array]]:
         """Values to start some parameters from; several where runs should be kept apart."""
         self._rivals = []
-        if not isinstance(self.guided.family, JointFamily):
+        parts = isinstance(self.guided.family, Sites)
+        if not parts and not isinstance(self.guided.family, JointFamily):
             return [{}]
 
         def fit(family: Any, num_steps: int | None, key: int) -> Any:
             posterior = self.fitted.get(family)
             if posterior is None:
                 if family not in self._simpler:
-                    simpler = type(self.guided)(self.guided.model, family)
-                    simpler.written.share(self.guided.written)
+                    estimators = self.guided.estimators if parts else None
+                    simpler = type(self.guided)(self.guided.model, family, estimators=estimators)
+                    if not parts:
+                        simpler.written.share(self.guided.written)
                     self._simpler[family] = Fitter(simpler)
-                plain = {"num_particles": None, "optimizer": None, "progress": False, "checkpoint": None}
+                particles = min(num_particles, family.num_particles) if parts else None
+                plain = {"num_particles": particles, "optimizer": None, "progress": False, "checkpoint": None}
                 posterior = self._simpler[family].fit(args, kwargs, num_steps=num_steps, seed=key, final=False, **plain)
             self._rivals = list(posterior.record["rivals"])
             return posterior

@@ -20,7 +20,16 @@ from vi_reparam.guides.cover import ALL, Cover
 from vi_reparam.guides.flow import CHEAP_INVERSES, INTERVAL, KINDS, NUM_KNOTS
 from vi_reparam.sde.bases import Diagonal
 from vi_reparam.search import LARGEST
-from vi_reparam_pyro.joint import Joint, JointGuide, Vector, frame_params, tail_param, take_gaussian
+from vi_reparam_pyro.joint import (
+    Joint,
+    JointGuide,
+    Vector,
+    bends,
+    frame_params,
+    match_draws,
+    tail_param,
+    take_gaussian,
+)
 from vi_reparam_pyro.layout import Layout
 from vi_reparam_pyro.ops import ops
 
@@ -53,6 +62,7 @@ class FlowGuide(JointGuide):
         names = [name for name, _ in module.named_parameters()]
         live = {name: pyro.param(f"{prefix}_{_plain(name)}", lambda name=name: first()[name]) for name in names}
         held = {name: weight.detach() for name, weight in live.items()}
+        bend = bends(prefix, layout, features) if family.skew else lambda row: None
         kind, gradient = family.kind_at(size), family.gradient_at(size)
 
         def draw(noise: Array, row: Array | None) -> Vector:
@@ -67,6 +77,7 @@ class FlowGuide(JointGuide):
                 frame,
                 tail,
                 noise,
+                bend=bend(row),
                 gradient=gradient if torch.is_grad_enabled() else "reparameterization",  # the value is the same
                 inverse=(lambda y: module.inverse_at(held, y, row)) if kind in CHEAP_INVERSES else None,
                 slope_of=lambda f, x: torch.func.grad(f)(x) if kind in CHEAP_INVERSES else rows(x)[-1],
@@ -96,6 +107,12 @@ class FlowGuide(JointGuide):
         params = dict(fit(spec, None, key).params)
         found = Frame.of(ops, take_gaussian(params, spec.gaussian))
         return [{**params, f"{self.prefix}_center": found.center, f"{self.prefix}_root": found.root}]
+
+    def matched(self, layout: Layout, draws: dict[str, Array]) -> dict[str, Array]:
+        center, scale, bend = match_draws(layout, draws, bends=self.family.skew)
+        root = torch.diag(scale) if layout.size <= LARGEST else scale
+        values = {f"{self.prefix}_center": center, f"{self.prefix}_root": root}
+        return {**values, f"{self.prefix}_skew": bend} if self.family.skew else values
 
 
 def _plain(name: str) -> str:

@@ -16,6 +16,7 @@ from vi_reparam.errors import SiteError
 from vi_reparam.estimators import Auto, Estimator
 from vi_reparam.guides import SDE, Flow, GaussianFamily, GuideFamily, MeanField, Sites
 from vi_reparam.guides.cover import ALL, Cover
+from vi_reparam.skew import NUM_MATCHED
 from vi_reparam_pyro.arguments import signature
 from vi_reparam_pyro.distributions import VonMisesFisher
 from vi_reparam_pyro.flow import FlowGuide
@@ -41,7 +42,7 @@ def build_guide(family: GuideFamily, model: Any, estimators: dict[str, Estimator
     if isinstance(family, MeanField):
         return MeanFieldGuide(model, family, estimators, cover)
     if isinstance(family, Sites):
-        return SitesGuide([build_guide(own, model, estimators, part) for part, own in family.parts()])
+        return SitesGuide(family, [build_guide(own, model, estimators, part) for part, own in family.parts()])
     for kind, made in _JOINT.items():
         if isinstance(family, kind):
             return made(model, family, cover)
@@ -56,13 +57,16 @@ _JOINT: dict[type, Callable[..., Any]] = {GaussianFamily: GaussianGuide, Flow: F
 class SitesGuide:
     """Several guides, one after the other, in the same plates. A plain Pyro guide.
 
-    Attributes:
+    Args:
+        family: the specification.
         parts: the guides.
+
+    Attributes:
         scope: before their parameters' names in Pyro's store.
     """
 
-    def __init__(self, parts: list[Any]) -> None:
-        self.parts = parts
+    def __init__(self, family: Sites, parts: list[Any]) -> None:
+        self.family, self.parts = family, parts
         self.scope = new_scope()
         for part in parts:
             part.scope = self.scope
@@ -73,6 +77,23 @@ class SitesGuide:
         for part in self.parts:
             values.update(part.draw(args, kwargs, plates))
         return values
+
+    def warm_starts(self, fit: Callable[..., Any], args: Any, kwargs: Any, key: int) -> list[dict[str, Array]]:
+        """As `JointGuide.warm_starts`: a simpler fit's parameters, and what its draws say of the parts that it lacks."""
+        found = self.family.simpler()
+        if found is None:
+            return [{}]
+        simpler, steps = found
+        posterior = fit(simpler, steps, key)
+        pairs = zip(self.parts, simpler.families, strict=True)
+        new = [(part, part.layout(args, kwargs)) for part, (_, family) in pairs if family != part.family]
+        names = [p.site.name for _, layout in new for p in layout.parts]
+        draws = posterior.scorer.run(lambda scored: {n: scored.latents[n] for n in names}, NUM_MATCHED, key)
+        owned = tuple(f"{name}_" for name in names)
+        values = {name: value for name, value in posterior.params.items() if not name.startswith(owned)}
+        for part, layout in new:
+            values.update(part.matched(layout, draws))
+        return [values]
 
 
 class MeanFieldGuide:

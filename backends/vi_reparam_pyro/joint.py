@@ -18,12 +18,13 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.ops.provenance import extract_provenance, get_provenance, track_provenance
 
 from vi_reparam import path
+from vi_reparam import skew as skewing
 from vi_reparam.draw import Draw
 from vi_reparam.errors import GradientError, SiteError
 from vi_reparam.estimators import ScoreFunction
 from vi_reparam.frame import Frame
 from vi_reparam.guides import Gaussian, GaussianFamily, JointFamily
-from vi_reparam.guides.condition import features_of, plate_of
+from vi_reparam.guides.condition import features_of, plate_of, saturated
 from vi_reparam.guides.cover import ALL, Cover
 from vi_reparam.sde.bases import Diagonal, LowRank, Mixture
 from vi_reparam_pyro import lanes, listener
@@ -245,7 +246,7 @@ class JointGuide(abc.ABC):
         rows, prefix = self._given(args, kwargs), f"{self.scope}{self.prefix}"
         mean = pyro.param(f"{prefix}_feature_mean", lambda: rows.mean(0)).detach()
         spread = pyro.param(f"{prefix}_feature_scale", lambda: rows.std(0, correction=0)).detach()
-        return (rows[indices] - mean) / torch.where(spread > 0.0, spread, 1.0)
+        return saturated(ops, (rows[indices] - mean) / torch.where(spread > 0.0, spread, 1.0))
 
     def share(self, other: JointGuide) -> None:
         """Take over what another guide of the same model knows of it."""
@@ -282,6 +283,14 @@ class JointGuide(abc.ABC):
             args: the model's arguments; `kwargs`: its keyword arguments.
         """
         return [{}]
+
+    @abc.abstractmethod
+    def matched(self, layout: Layout, draws: dict[str, Array]) -> dict[str, Array]:
+        """Values of some parameters to start from, by name, that are near these draws.
+
+        Args:
+            draws: by site, shape ``[num, *site]``.
+        """
 
     def location(self, params: dict[str, Array]) -> Frame | None:
         """Where the guide with these parameters lies, and how wide; None where that is not known."""
@@ -377,6 +386,11 @@ class GaussianGuide(JointGuide):
         found = self.searcher.run(layout, args, kwargs, key)
         return [{f"{self.prefix}_center": f.center, f"{self.prefix}_root": f.root} for f in found] or [{}]
 
+    def matched(self, layout: Layout, draws: dict[str, Array]) -> dict[str, Array]:
+        center, scale, _ = match_draws(layout, draws, bends=False)
+        root = torch.diag(scale) if self.family.is_dense(layout.size) else scale
+        return {f"{self.prefix}_center": center, f"{self.prefix}_root": root}
+
     @functools.cached_property
     def searcher(self) -> Searcher:
         """Finds a frame."""
@@ -397,6 +411,36 @@ def take_gaussian(params: dict[str, Array], spec: Any) -> dict[str, Array]:
 
 def _not_a_parameter(msg: Any) -> bool:
     return msg["type"] != "param"
+
+
+def match_draws(layout: Layout, draws: dict[str, Array], *, bends: bool) -> tuple[Array, Array, Array]:
+    """Location, scale and bend of each coordinate, as draws by site have them; without `bends` those are zero."""
+    vectors = torch.func.vmap(layout.pack)({p.site.name: draws[p.site.name] for p in layout.parts})
+    found = skewing.match(vectors.cpu().numpy(), layout.positive() & bends)
+    center, scale, bend = (torch.as_tensor(x, dtype=vectors.dtype, device=vectors.device) for x in found)
+    return center, scale, bend
+
+
+def bends(prefix: str, layout: Layout, features: Array | None) -> Callable[[Array | None], Array | None]:
+    """The bends of a vector's coordinates given its row of features; of `pyro.param` sites, if any may bend.
+
+    Args:
+        features: of all elements, shape ``[B, F]``; None without a plate.
+    """
+    mask = layout.positive()
+    if not mask.any():
+        return lambda row: None
+    shapes = skewing.shapes(layout.size, 0 if features is None else features.shape[1])
+    params = {n: pyro.param(f"{prefix}_{n}", normal_start(*own, i)) for i, (n, own) in enumerate(shapes.items())}
+    held = torch.as_tensor(mask, dtype=torch.get_default_dtype(), device=torch.get_default_device())
+    return lambda row: skewing.raw_of(ops, params, held, row)
+
+
+def normal_start(shape: tuple[int, ...], deviation: float, number: int) -> Any:
+    """What a parameter starts at: zeros, or normal variates of its own number."""
+    if deviation == 0.0:
+        return torch.zeros(shape)
+    return lambda: deviation * ops.normal(mix(ops.root_key() ^ number), shape, torch.get_default_dtype())
 
 
 def frame_params(prefix: str, size: int, dense: bool, scale: float, start: Callable[[], Array]) -> Frame:

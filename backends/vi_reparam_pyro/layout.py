@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from pyro.distributions.util import sum_rightmost
 
@@ -84,6 +85,10 @@ class Layout:
     def size(self) -> int:
         """Coordinates in all."""
         return self.parts[-1].offset + self.parts[-1].size
+
+    def positive(self) -> np.ndarray:
+        """Which coordinates are a positive site's. Shape ``[size]``."""
+        return np.concatenate([np.full(part.size, part.site.kind == "positive") for part in self.parts])
 
     def pack(self, values: dict[str, Array]) -> Array:
         """The vector of these values by site; coordinates at infinity become zero. Shape ``[size]``."""

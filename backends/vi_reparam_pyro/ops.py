@@ -44,8 +44,13 @@ class TorchOps:
     xp: Any = xp
     gammaln: Any = staticmethod(torch.lgamma)
     digamma: Any = staticmethod(torch.digamma)
-    log_ndtr: Any = staticmethod(torch.special.log_ndtr)
     ndtri: Any = staticmethod(torch.special.ndtri)
+
+    def log_ndtr(self, x: Any) -> Any:
+        # torch's own has no rule for lanes
+        below, above = x.clamp(max=0.0), x.clamp(min=0.0)
+        left = torch.log(0.5 * torch.special.erfcx(-(0.5**0.5) * below)) - 0.5 * below * below
+        return torch.where(x < 0.0, left, torch.log1p(-0.5 * torch.erfc(0.5**0.5 * above)))
 
     def stop_gradient(self, x: Any) -> Any:
         return x.detach() if isinstance(x, torch.Tensor) else x

@@ -18,7 +18,17 @@ from vi_reparam.sde import latent
 from vi_reparam.sde.bases import Diagonal, Mixture
 from vi_reparam.sde.network import MLP
 from vi_reparam_pyro import lanes
-from vi_reparam_pyro.joint import Joint, JointGuide, Vector, base_params, choose_component, take_gaussian
+from vi_reparam_pyro.joint import (
+    Joint,
+    JointGuide,
+    Vector,
+    base_params,
+    bends,
+    choose_component,
+    match_draws,
+    normal_start,
+    take_gaussian,
+)
 from vi_reparam_pyro.layout import Layout
 from vi_reparam_pyro.ops import mix, ops
 
@@ -54,6 +64,7 @@ class SDEGuide(JointGuide):
             log_ratio = pyro.param(f"{prefix}_log_deviation", torch.zeros(family.num_steps, size))
         network = self._network(layout, family.base.num_components, 0 if features is None else features.shape[1])
         target = self._target(layout, args, kwargs)
+        bend = bends(prefix, layout, features) if family.skew else lambda row: None
         clip = family.network.clip if isinstance(family.network, MLP) else MLP().clip
 
         def noise(key: int, *lead: int) -> tuple[Array, ...]:
@@ -75,6 +86,7 @@ class SDEGuide(JointGuide):
                 start,
                 steps,
                 component=component,
+                bend=bend(row),
                 target=target,
                 slope=_slope,
                 clip=clip,
@@ -96,7 +108,7 @@ class SDEGuide(JointGuide):
         params = {}
         shapes = spec.shapes(layout.size, num_components, num_features)
         for number, (name, (shape, deviation)) in enumerate(shapes.items()):
-            params[name] = pyro.param(f"{self.scope}{self.prefix}_{name}", _normal(shape, deviation, number))
+            params[name] = pyro.param(f"{self.scope}{self.prefix}_{name}", normal_start(shape, deviation, number))
         span = grid[0], grid[-1]
         return lambda component, row: latent.MLPResidual(ops, spec, params, span, component, row)
 
@@ -130,6 +142,14 @@ class SDEGuide(JointGuide):
         if isinstance(family.base, Mixture):
             own = family.base.parameters(ops, mix(0), own["loc"], own["log_scale"].exp())
         return [{**params, **{f"{self.prefix}_{name}": value for name, value in own.items()}}]
+
+    def matched(self, layout: Layout, draws: dict[str, Array]) -> dict[str, Array]:
+        family: SDE = self.family.of_size(layout.size)
+        center, scale, bend = match_draws(layout, draws, bends=family.skew)
+        found = family.base.parameters(ops, mix(0), center, scale)
+        if family.skew:
+            found["skew"] = bend
+        return {f"{self.prefix}_{name}": value for name, value in found.items()}
 
     def with_steps(self, steps: latent.Steps) -> SDEGuide:
         """The same guide with other steps."""
@@ -171,9 +191,3 @@ def _slope(fn: Callable[[Array], Array]) -> Callable[[Array], Array]:
             return torch.autograd.grad(fn(x), x)[0]
 
     return slope
-
-
-def _normal(shape: tuple[int, ...], deviation: float, number: int) -> Any:
-    if deviation == 0.0:
-        return torch.zeros(shape)
-    return lambda: deviation * ops.normal(mix(ops.root_key() ^ number), shape, torch.get_default_dtype())

@@ -6,10 +6,20 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from vi_reparam.errors import ArgumentError, SiteError
+from vi_reparam.ops import Ops
 from vi_reparam.posterior.sites import bound_arguments
 
 Array = Any
 Condition = str | Callable[..., Array]
+
+
+REACH = 3.0
+"""Features saturate here, in standard deviations: one that is nearly always the same is far out wherever it is not."""
+
+
+def saturated(ops: Ops, rows: Array) -> Array:
+    """Standardized features, none of them far from the others."""
+    return rows / ops.xp.sqrt(1.0 + rows * rows * REACH**-2)
 
 
 class HasSize(Protocol):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from vi_reparam.errors import ArgumentError
 from vi_reparam.guides.condition import check_condition
 from vi_reparam.guides.gaussian import GRADIENTS
-from vi_reparam.guides.joint import JointFamily
+from vi_reparam.guides.joint import JointFamily, check_skew
 
 KINDS: dict[str, str] = {
     "coupling": "affine",
@@ -52,6 +52,7 @@ class Flow(JointFamily):
             conditioned on a row of features for each (amortized): the name of one of the model's
             arguments, or a function of them, that gives an array with as many rows as the plate has
             elements. Subsampled plates take their rows.
+        skew: whether the coordinates of positive sites have a learned one-sided tail (`vi_reparam.skew`).
 
     Raises:
         ArgumentError: for options that cannot be used.
@@ -70,6 +71,7 @@ class Flow(JointFamily):
     hidden: int = 32
     gradient: str = "path"
     condition: Any = None
+    skew: bool = True
 
     def __post_init__(self) -> None:
         check_condition("Flow", self.condition)
@@ -83,6 +85,7 @@ class Flow(JointFamily):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ArgumentError(f"Flow({name}={value!r}): expected an integer of at least 1")
+        check_skew("Flow", self.skew)
 
     def kind_at(self, size: int) -> str:
         """The kind for a vector of this size: one coordinate alone has nothing to couple with."""

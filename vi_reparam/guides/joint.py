@@ -32,3 +32,13 @@ class JointFamily(GuideFamily):
         Raises:
             SiteError: if the family would not fit into memory.
         """
+
+
+def check_skew(what: str, skew: Any) -> None:
+    """Refuse what is no flag.
+
+    Raises:
+        ArgumentError: naming the option.
+    """
+    if not isinstance(skew, bool):
+        raise ArgumentError(f"{what}(skew={skew!r}): expected True or False")

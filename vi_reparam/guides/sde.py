@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from vi_reparam.errors import ArgumentError
 from vi_reparam.guides.condition import check_condition
 from vi_reparam.guides.gaussian import GaussianFamily
-from vi_reparam.guides.joint import JointFamily
+from vi_reparam.guides.joint import JointFamily, check_skew
 from vi_reparam.sde.bases import Base, Diagonal, Full, LowRank, Mixture
 from vi_reparam.sde.network import MLP
 from vi_reparam.sde.parameterizations import check_parameterization
@@ -54,6 +54,7 @@ class SDE(JointFamily):
         condition: makes it a guide for the local latents of a plate, one drift for all its elements,
             conditioned on a row of features for each (amortized), as in `Flow`. Such a drift goes without the
             gradient of log p; a module of one's own is called with x, lambda and the row.
+        skew: whether the coordinates of positive sites have a learned one-sided tail (`vi_reparam.skew`).
 
     Raises:
         ArgumentError: for options that cannot be used.
@@ -80,6 +81,7 @@ class SDE(JointFamily):
     learn_base: bool = True
     checkpoint: bool = True
     condition: Any = None
+    skew: bool = True
 
     def __post_init__(self) -> None:
         check_condition("SDE", self.condition)
@@ -111,6 +113,7 @@ class SDE(JointFamily):
         if not self.init_scale > 0.0:
             raise ArgumentError(f"SDE(init_scale={self.init_scale!r}): expected a positive number")
         object.__setattr__(self, "tau", as_tau(self.tau))
+        check_skew("SDE", self.skew)
         if self.condition is not None and self.gradient == "log_variance":
             raise ArgumentError("SDE(condition=..., gradient='log_variance'): use gradient='path'")
         if self.condition is not None and getattr(self.network, "target", "off") == "full":

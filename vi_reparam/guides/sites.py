@@ -15,6 +15,9 @@ from vi_reparam.guides.mean_field import MeanField
 
 REST = "*"
 
+WARM_START = 2_000
+"""Steps of the fit that parts start from, where their family does not say."""
+
 
 @dataclass(frozen=True, repr=False)
 class Sites(GuideFamily):
@@ -22,8 +25,10 @@ class Sites(GuideFamily):
 
     ``vr.Sites({"z": vr.Flow(condition="images"), "*": vr.MeanField()})`` draws ``z`` by a flow and
     all other latents by the mean field. Parts are independent of each other given the data, and
-    each has its own family's learning rate. No part is warm-started or searched for, and an `SDE`
-    goes without the gradient of log p, which the other parts' draws would have to be known for.
+    each has its own family's learning rate. Parts that draw their latents together start from a fit
+    in which each of them is a mean field; a conditioned part goes without, and so does an `SDE` with
+    ``warm_start=0``. In parts an `SDE` has no gradient of log p, which the other parts' draws would have
+    to be known for.
 
     Args:
         families: site name, tuple of names, or ``"*"`` for all that are not named -> family.
@@ -77,6 +82,14 @@ class Sites(GuideFamily):
             out.append((Cover(None, named, "rest") if rest else Cover(names, label="_".join(names)), family))
         return out
 
+    def simpler(self) -> tuple[Sites, int] | None:
+        """What a fit starts from, and for how many steps: mean fields for parts that want a warm start; None for none."""
+        wanted = [_warm_steps(family) for _, family in self.families]
+        if not any(wanted):
+            return None
+        held = zip(self.families, wanted, strict=True)
+        return Sites({key: MeanField() if steps else family for (key, family), steps in held}), max(wanted)
+
     def owner(self, param: str) -> int:
         """Which part a parameter belongs to, by its name; the model's own go with the first mean field, or part 0."""
         covers = self.parts()
@@ -96,3 +109,9 @@ class Sites(GuideFamily):
                 raise ArgumentError(
                     f"estimators name {site!r}, which {drawn_by!r} draws by a gradient of its own: leave it out"
                 )
+
+
+def _warm_steps(family: GuideFamily) -> int:
+    if not isinstance(family, JointFamily) or family.is_local:
+        return 0
+    return getattr(family, "warm_start", WARM_START)

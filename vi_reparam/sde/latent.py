@@ -17,6 +17,7 @@ from vi_reparam.sde.schedules import Schedule
 from vi_reparam.sde.solver import Adams, sample
 from vi_reparam.sde.tau import as_tau
 from vi_reparam.sde.variances import kernel_variances
+from vi_reparam.skew import skew
 
 if TYPE_CHECKING:
     from vi_reparam.guides.sde import SDE
@@ -158,6 +159,7 @@ def draw(
     noise: Array,
     *,
     component: Any = None,
+    bend: Array | None = None,
     target: Callable[[Array], Array] | None = None,
     slope: Slope | None = None,
     clip: float = 50.0,
@@ -171,6 +173,7 @@ def draw(
         residual: the drift's network.
         start: standard normal, shape ``[..., D]``; `noise`: shape ``[steps, ..., D]``.
         component: which of the mixture's components, one-hot, shape ``[components]``.
+        bend: of each coordinate of a path's end, as in `skew.skew`, shape ``[D]``; None for none.
         target: log p of a latent vector, for the gated gradient; None for none.
         slope: how the backend takes its gradient.
         clip: largest magnitude of a coordinate of that gradient.
@@ -206,9 +209,22 @@ def draw(
         "frozen": residual.rows(lambdas, dtype, frozen=True) if family.gradient == "path" else (),
     }
 
+    def end_at(params: Params, x: Array, raw: Array | None) -> tuple[Array, Array | float]:
+        """z of a path's end, and log|dz/dx|."""
+        if raw is None:
+            return spec.to_latent(ops, params, x), spec.log_det(ops, params)
+        bent, log_rise, _ = skew(ops, x, raw)
+        return spec.to_latent(ops, params, bent), spec.log_det(ops, params) + xp.sum(log_rise, axis=-1)
+
     pull = None
     if target is not None and slope is not None:
-        pull = slope(lambda x: target(spec.to_latent(ops, held, x)))
+        still = None if bend is None else stop(bend)
+
+        def on_path(x: Array) -> Array:
+            z, log_det = end_at(held, x, still)
+            return target(z) + log_det
+
+        pull = slope(on_path)
 
     def shared(x: Array, row: Any) -> Any:
         if pull is None:
@@ -240,7 +256,7 @@ def draw(
             tau=steps.tau,
             own=rows,
         )
-        z = spec.to_latent(ops, own, end / family.schedule.total(grid[-1]))
+        z, _ = end_at(own, end / family.schedule.total(grid[-1]), bend)
         return Latent(z, xp.sum(0.0 * z, axis=-1) + math.nan)
 
     drifts = Drifts(
@@ -263,12 +279,12 @@ def draw(
         gradient=family.gradient,
         checkpoint=family.checkpoint,
     )
-    # the path lives in standardized coordinates, so the base enters by z and log|S| alone
-    z = spec.to_latent(ops, own, path.end)
+    # the path lives in standardized coordinates, so base and bend enter by z and log|dz/dx| alone
+    z, log_det = end_at(own, path.end, bend)
     log_q, score_term = path.log_q, None
     if family.gradient == "log_variance":
         log_q, score_term = stop(log_q), log_q
-    log_q = log_q - spec.log_det(ops, own)
+    log_q = log_q - log_det
     if component is not None and isinstance(spec, Mixture):
         # the draw of a component, against which stands the component's probability given z
         logs = spec.log_joint(ops, base, z)
