@@ -13,12 +13,8 @@ every a from 0.05 on. A negative ``raw`` bends to the other side, as an inverse 
 
 from __future__ import annotations
 
-import functools
 import math
-import statistics
 from typing import Any
-
-import numpy as np
 
 from vi_reparam.ops import Ops
 from vi_reparam.special import LOG_2PI
@@ -85,42 +81,29 @@ def raw_of(ops: Ops, params: Params, mask: Array, row: Array | None) -> Array:
     return mask * raw
 
 
-def match(draws: np.ndarray, bends: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Location, scale and `raw` of each coordinate, by the first three L-moments (Hosking 1990) of draws.
+def match(ops: Ops, draws: Array, mask: Array) -> tuple[Array, Array, Array]:
+    """Location, scale and `raw` of each coordinate, by the first three L-moments of draws (Hosking 1990).
 
-    These are averages of ordered draws, so that a long tail does not decide them.
+    These are averages of ordered draws, so that a long tail does not decide them; and they add where
+    quantiles do, so that those of g follow from a normal's (0, 1 / sqrt(pi), 0) and an exponential's (1, 1/2, 1/6).
 
     Args:
         draws: shape ``[N, D]``, finite.
-        bends: which coordinates may bend; the others are matched by a normal. Shape ``[D]``.
+        mask: as in `raw_of`; other coordinates are matched by a normal.
 
     Returns:
         Three arrays of shape ``[D]``.
     """
-    raws, scales, thirds = _table(len(draws))
-    location, scale, third = _l_moments(np.sort(np.asarray(draws, dtype=np.float64), axis=0))
-    scale = np.maximum(scale, 1e-6 * (1.0 + np.abs(location)))  # of draws that are all the same
-    found = np.interp(np.abs(third) / scale, -thirds / scales, raws)
-    found = np.where(bends, found, 0.0)
-    return location, scale / np.interp(found, raws, scales), -np.sign(third) * found
-
-
-@functools.cache
-def _table(num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values of `raw` from 0 on, and the second and third L-moment of g at the quantiles that `num` draws stand for."""
-    levels = (np.arange(num) + 0.5) / num
-    x, log_cdf = np.array([statistics.NormalDist().inv_cdf(p) for p in levels])[:, None], np.log(levels)[:, None]
-    raws = np.linspace(0.0, 4.0, 81)
-    t = np.tanh(raws)
-    g = ((1.0 - t) * x + t * (log_cdf + 1.0)) / np.sqrt(1.0 - 2.0 * (1.0 - COVARIANCE) * t * (1.0 - t))
-    return raws, *_l_moments(g)[1:]
-
-
-def _l_moments(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The first three L-moments of each column of ordered numbers."""
-    num = len(ordered)
-    rank = np.arange(num)[:, None]
-    first = ordered.mean(0)
-    second = (ordered * rank).mean(0) / (num - 1)
-    third = (ordered * rank * (rank - 1)).mean(0) / ((num - 1) * (num - 2))
-    return first, 2.0 * second - first, 6.0 * third - 6.0 * second + first
+    xp, num = ops.xp, draws.shape[0]
+    ordered = xp.sort(draws, axis=0)
+    rank = xp.reshape(xp.arange(num, dtype=draws.dtype), (-1, 1))
+    location = xp.mean(ordered, axis=0)
+    once = xp.mean(ordered * rank, axis=0) / (num - 1)
+    twice = xp.mean(ordered * rank * (rank - 1.0), axis=0) / ((num - 1) * (num - 2))
+    second, third = 2.0 * once - location, 6.0 * twice - 6.0 * once + location
+    second = xp.where(second > 0.0, second, 1e-6 * (1.0 + xp.abs(location)))  # draws that are all the same
+    lean = mask * xp.clip(xp.abs(third) / second, 0.0, 0.333)
+    t = lean / math.sqrt(math.pi) / (1.0 / 6.0 - lean * (0.5 - 1.0 / math.sqrt(math.pi)))
+    norm = xp.sqrt(1.0 - 2.0 * (1.0 - COVARIANCE) * t * (1.0 - t))
+    scale = second * norm / ((1.0 - t) / math.sqrt(math.pi) + 0.5 * t)
+    return location, scale, xp.where(third > 0.0, -1.0, 1.0) * xp.atanh(t)

@@ -131,7 +131,7 @@ class Fitter:
         start_key, key = random.split(key)
         runs = []
         most = MOST_RUNS if checkpoint is None else 1
-        for values in self._warm_starts(key, arguments, most, objective.num_particles):
+        for values in self._warm_starts(key, arguments, total, objective.num_particles)[:most]:
             held = self.guided.start_at(arguments, start_key, values)
             program = self._program(active, objective, optimizer, arguments, held, watched)
             state = program.init(key, held, arguments.arrays)
@@ -193,8 +193,12 @@ class Fitter:
         """The family's own; at a constant rate where the fit watches itself."""
         return family_optimizer(num_steps, self.guided.family)
 
-    def _warm_starts(self, key: Any, arguments: Arguments, most: int, num_particles: int) -> list[dict[str, Array]]:
-        """Values to start some parameters from; several where runs should be kept apart."""
+    def _warm_starts(self, key: Any, arguments: Arguments, total: int, num_particles: int) -> list[dict[str, Array]]:
+        """Values to start some parameters from; several where runs should be kept apart.
+
+        Args:
+            total: steps of the fit to come, and `num_particles` its particles: the most for parts of `Sites`.
+        """
         self._rivals = []
         parts = isinstance(self.guided.family, Sites)
         if not parts and not isinstance(self.guided.family, JointFamily):
@@ -211,13 +215,15 @@ class Fitter:
                 if not parts:
                     simpler.written.share(self.guided.written)
                 self._simpler[family] = Fitter(simpler)
-            particles = min(num_particles, family.num_particles) if parts else None
+            particles = None
+            if parts:
+                num_steps, particles = min(num_steps or total, total), min(num_particles, family.num_particles)
             options = {"num_particles": particles, "optimizer": None, "progress": False, "checkpoint": None, "final": False}
             posterior = self._simpler[family].fit(args, kwargs, num_steps=num_steps, seed=key, **options)
             self._rivals = posterior.record["rivals"]
             return posterior
 
-        return self.guided.written.warm_starts(fit, arguments, random.fold_in(key, 1))[:most]
+        return self.guided.written.warm_starts(fit, arguments, random.fold_in(key, 1))
 
     def _compare(self, runs: list[Course]) -> tuple[Course, list[float]]:
         """The best of several runs, and by how many nats those that ended elsewhere are below it."""

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax import lax, random
@@ -401,10 +400,8 @@ def tail_param(prefix: str) -> Array:
 
 def match_draws(layout: Layout, draws: dict[str, Array], *, bends: bool) -> tuple[Array, Array, Array]:
     """Location, scale and bend of each coordinate, as draws by site have them; without `bends` those are zero."""
-    vectors = np.asarray(jax.vmap(layout.pack)({p.site.name: draws[p.site.name] for p in layout.parts}))
-    found = skewing.match(vectors, layout.positive() & bends)
-    center, scale, bend = (jnp.asarray(x, jnp.result_type(float)) for x in found)
-    return center, scale, bend
+    vectors = jax.vmap(layout.pack)({p.site.name: draws[p.site.name] for p in layout.parts})
+    return skewing.match(ops, vectors, jnp.asarray(layout.positive() & bends, vectors.dtype))
 
 
 def bends(prefix: str, layout: Layout, features: Array | None) -> Callable[[Array | None], Array | None]:

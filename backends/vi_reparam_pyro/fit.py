@@ -146,7 +146,7 @@ class Fitter:
         with isolated():
             params = self._checked(objective, key, args, kwargs)
             self.networks = {n: leaf for n, leaf in params.free.items() if isinstance(leaf, torch.nn.Parameter)}
-            starts = self._warm_starts(key, args, kwargs, objective.num_particles)
+            starts = self._warm_starts(key, args, kwargs, most, objective.num_particles)
             with without_validation():  # done; it reads values, and would not name a step
                 active, prices = self._select(objective, params, args, kwargs)
                 about = f"{objective!r}, seed {seed}{', until it has converged' if watched else ''}"
@@ -213,8 +213,12 @@ class Fitter:
         """The family's own; at a constant rate where the fit watches itself."""
         return family_optimizer(num_steps, self.guided.family)
 
-    def _warm_starts(self, key: int, args: Any, kwargs: Any, num_particles: int) -> list[dict[str, Array]]:
-        """Values to start some parameters from; several where runs should be kept apart."""
+    def _warm_starts(self, key: int, args: Any, kwargs: Any, total: int, num_particles: int) -> list[dict[str, Array]]:
+        """Values to start some parameters from; several where runs should be kept apart.
+
+        Args:
+            total: steps of the fit to come, and `num_particles` its particles: the most for parts of `Sites`.
+        """
         self._rivals = []
         parts = isinstance(self.guided.family, Sites)
         if not parts and not isinstance(self.guided.family, JointFamily):
@@ -229,7 +233,9 @@ class Fitter:
                     if not parts:
                         simpler.written.share(self.guided.written)
                     self._simpler[family] = Fitter(simpler)
-                particles = min(num_particles, family.num_particles) if parts else None
+                particles = None
+                if parts:
+                    num_steps, particles = min(num_steps or total, total), min(num_particles, family.num_particles)
                 plain = {"num_particles": particles, "optimizer": None, "progress": False, "checkpoint": None}
                 posterior = self._simpler[family].fit(args, kwargs, num_steps=num_steps, seed=key, final=False, **plain)
             self._rivals = list(posterior.record["rivals"])

@@ -416,9 +416,8 @@ def _not_a_parameter(msg: Any) -> bool:
 def match_draws(layout: Layout, draws: dict[str, Array], *, bends: bool) -> tuple[Array, Array, Array]:
     """Location, scale and bend of each coordinate, as draws by site have them; without `bends` those are zero."""
     vectors = torch.func.vmap(layout.pack)({p.site.name: draws[p.site.name] for p in layout.parts})
-    found = skewing.match(vectors.cpu().numpy(), layout.positive() & bends)
-    center, scale, bend = (torch.as_tensor(x, dtype=vectors.dtype, device=vectors.device) for x in found)
-    return center, scale, bend
+    mask = torch.as_tensor(layout.positive() & bends, dtype=vectors.dtype, device=vectors.device)
+    return skewing.match(ops, vectors, mask)
 
 
 def bends(prefix: str, layout: Layout, features: Array | None) -> Callable[[Array | None], Array | None]:

@@ -132,7 +132,7 @@ def _params(ops, family, size, seed, noise, dtype="float64"):
     shapes = family.network.shapes(size, family.base.num_components)
     net = {n: cast((d + noise * 0.3) * rng.normal(size=shape)) for n, (shape, d) in shapes.items()}
     ratio = cast(noise * rng.normal(size=(family.num_steps, size)))
-    return {"base": base, "net": net, "ratio": ratio}
+    return {"base": base, "net": net, "ratio": ratio, "bend": cast(noise * rng.normal(size=size))}
 
 
 def _draw(ops, family, params, start, noise, *, component=None, target=None, slope=None):
@@ -148,6 +148,7 @@ def _draw(ops, family, params, start, noise, *, component=None, target=None, slo
         start,
         noise,
         component=component,
+        bend=params["bend"],
         target=target,
         slope=slope,
     )

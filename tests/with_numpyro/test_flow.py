@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import optax
 import pytest
 from numpyro.handlers import seed, substitute, trace
 
@@ -27,7 +28,7 @@ KIND_ROWS = rows()
 
 def banana():
     x = numpyro.sample("x", dist.Normal(0.0, 1.0))
-    numpyro.sample("y", dist.Normal(x**2, 0.5).expand([2]).to_event(1))
+    numpyro.sample("y", dist.LogNormal(x**2, 0.5).expand([2]).to_event(1))  # bent in its logarithm
 
 
 def _params(guided, *, moved=0.0):
@@ -35,7 +36,8 @@ def _params(guided, *, moved=0.0):
     params["flow_root"] = jnp.linalg.cholesky(jnp.eye(3) + 0.5)
     rng = np.random.default_rng(1)
     weights = {n: w + moved * rng.standard_normal(w.shape) for n, w in params["flow_weights"].items()}
-    return {**params, "flow_weights": weights}
+    skew = params["flow_skew"] + 3.0 * moved * rng.standard_normal(3)
+    return {**params, "flow_weights": weights, "flow_skew": skew}
 
 
 def _draw(guided, params, key):
@@ -85,11 +87,11 @@ def test_it_starts_as_its_gaussian(kind):
 
 def _gradients(guided, params, num):
     def gradient(key):
-        def loss(weights):
-            held = {**params, "flow_weights": weights}
-            return guided.objective.loss(key, held, guided.model, guided.guide)
+        def loss(moving):
+            return guided.objective.loss(key, {**params, **moving}, guided.model, guided.guide)
 
-        return jax.flatten_util.ravel_pytree(jax.grad(loss)(params["flow_weights"]))[0]
+        moving = {name: value for name, value in params.items() if name in ("flow_weights", "flow_skew")}
+        return jax.flatten_util.ravel_pytree(jax.grad(loss)(moving))[0]
 
     return np.asarray(jax.jit(jax.vmap(gradient))(jax.random.split(jax.random.key(2), num)))
 
@@ -121,6 +123,23 @@ def test_the_path_gradient_vanishes_at_the_posterior(kind):
     assert np.abs(_gradients(guided, params, 20)).max() < 1e-9
 
 
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_a_small_gamma_needs_the_skew(side):
+    """No normal is within 0.23 nats of the logarithm of a gamma variate of concentration 0.3 (or of its inverse)."""
+
+    def model():
+        numpyro.sample("z", (dist.Gamma if side > 0.0 else dist.InverseGamma)(jnp.full(4, 0.3), 1.0).to_event(1))
+
+    bounds = {}
+    for skew in (True, False):
+        posterior = vr.guide(vr.Flow(num_layers=1, hidden=4, skew=skew))(model).fit(
+            num_steps=1_500, num_particles=16, optimizer=optax.adam(0.02), progress=False
+        )
+        bounds[skew] = posterior.elbo()
+    assert -0.1 < bounds[True][0] < 4.0 * bounds[True][1]
+    assert bounds[False][0] < -4 * 0.23 + 4.0 * bounds[False][1]
+
+
 def test_one_coordinate_and_a_file(tmp_path):
     def model():
         numpyro.sample("scale", dist.Gamma(0.5, 1.0))
@@ -138,6 +157,7 @@ def test_one_coordinate_and_a_file(tmp_path):
         ({"gradient": "score"}, r"Flow\(gradient='score'\)"),
         ({"num_layers": 0}, r"Flow\(num_layers=0\): expected an integer"),
         ({"hidden": 2.5}, r"Flow\(hidden=2.5\): expected an integer"),
+        ({"skew": 1}, r"Flow\(skew=1\): expected True or False"),
     ],
 )
 def test_bad_options(options, match):

@@ -9,6 +9,7 @@ from scipy.stats import multivariate_normal
 
 import vi_reparam_pyro as vr
 from vi_reparam.guides.flow import KINDS
+from vi_reparam.skew import skew
 from vi_reparam.tails import widen
 from vi_reparam_pyro.params import first_parameters, using
 
@@ -21,7 +22,7 @@ def small(kind, **options):
 
 
 def banana():
-    z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    z = pyro.sample("z", dist.LogNormal(torch.zeros(3), 1.0).to_event(1)).log()  # bent in its logarithm
     pyro.factor("bend", -0.5 * ((z[1] - 0.5 * z[0] ** 2) / 0.7) ** 2)
 
 
@@ -62,7 +63,7 @@ def test_log_q_is_the_change_of_variables(kind):
     weights = {n: params["flow_" + n.removeprefix("layers.").replace(".", "_")] for n, _ in module.named_parameters()}
 
     def place(noise):
-        x = widen(vr.ops, noise, params["flow_tail"])[0]
+        x = skew(vr.ops, widen(vr.ops, noise, params["flow_tail"])[0], params["flow_skew"])[0]
         return params["flow_center"] + params["flow_root"] @ module.at(weights, x)[0]
 
     with using(params), torch.no_grad():

@@ -110,6 +110,28 @@ def test_what_does_not_fit_the_model(family, error, match):
         vr.guide(family)(model).fit(Y, SCALE, progress=False)
 
 
+def two_priors():
+    pyro.sample("b", dist.Gamma(0.4, torch.tensor(1.0)).expand([3]).to_event(1))
+    pyro.sample("c", dist.Normal(torch.tensor(0.0), 3.0))
+
+
+@pytest.mark.parametrize(
+    ("site", "part"),
+    [
+        pytest.param("b", vr.Flow(num_layers=1, hidden=4), marks=pytest.mark.slow),
+        ("b", vr.SDE(num_steps=2, base="diagonal")),
+        ("c", vr.LowRank(rank=2)),
+    ],
+    ids=["flow", "SDE", "low rank"],
+)
+def test_parts_start_from_a_mean_field(site, part):
+    """Before any step of their own they are where it is, and as wide; bent where they bend."""
+    guided = vr.guide(vr.Sites({site: part, "*": vr.MeanField()}))(two_priors)
+    posterior = guided.fit(num_steps=600, num_particles=8, optimizer=lambda leaves: torch.optim.SGD(leaves, lr=0.0), progress=False)
+    value, error = posterior.elbo(4_000)
+    assert -0.1 < value + 4.0 * error and value < 4.0 * error  # a normal in place of the bend would lose 0.56
+
+
 def test_estimators_are_for_the_mean_field():
     sites = vr.Sites({"z": vr.FullRank(), "*": vr.MeanField()})
     posterior = vr.guide(sites, estimators={"mu": vr.ScoreFunction()})(model).fit(Y, SCALE, num_steps=5, progress=False)
