@@ -99,6 +99,10 @@ class Ops(Protocol):
         """
         ...
 
+    def widened(self, x: Array) -> Array | None:
+        """``x`` in twice its precision, differentiably; None where that is not to be had, or costs much."""
+        ...
+
     def with_slope(self, value: Array, parameter: Array, slope: Callable[[Array, Array], Array]) -> Array:
         """``value``, with the derivative ``slope(value, parameter)`` in `parameter`, of the same shape.
 

@@ -34,9 +34,15 @@ def horner(x: Array, coefficients: list[float]) -> Array:
 
 
 def expm1_minus(x: Array) -> Array:
-    """e^x - 1 - x, to relative precision also near 0."""
+    """e^x - 1 - x, to relative precision also near 0.
+
+    In twice the precision nothing is lost above 1e-8; below, the error is of 1e-16 x.
+    """
     ops = ops_of(x)
     xp = ops.xp
+    wide = ops.widened(x)
+    if wide is not None:
+        return xp.astype(xp.expm1(wide) - wide, x.dtype)
     small = xp.abs(x) < 0.5
     near = xp.where(small, x, 0.0 * x)
     far = xp.where(small, 0.0 * x + 1.0, x)
@@ -46,9 +52,12 @@ def expm1_minus(x: Array) -> Array:
 
 
 def minus_log1p(t: Array) -> Array:
-    """t - log(1 + t) for t > -1, to relative precision also near 0."""
+    """t - log(1 + t) for t > -1, to relative precision also near 0; in twice the precision as `expm1_minus`."""
     ops = ops_of(t)
     xp = ops.xp
+    wide = ops.widened(t)
+    if wide is not None:
+        return xp.astype(wide - xp.log1p(wide), t.dtype)
     small = xp.abs(t) < 0.3
     near = xp.where(small, t, 0.0 * t)
     far = xp.where(small, 0.0 * t + 1.0, t)

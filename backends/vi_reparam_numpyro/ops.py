@@ -64,6 +64,9 @@ class JaxOps:
     def retry(self, attempt: Any, key: Any, shape: tuple[int, ...], params: Any, most: int) -> Any:
         return retry(attempt, key, shape, params, most)
 
+    def widened(self, x: Any) -> None:
+        return None  # XLA fuses the branches of a formula, and has float64 only on request
+
     def with_slope(self, value: Any, parameter: Any, slope: Any) -> Any:
         @jax.custom_jvp
         def held(value: Any, parameter: Any) -> Any:

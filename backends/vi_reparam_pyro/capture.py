@@ -8,16 +8,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from vi_reparam_pyro import noise
+from vi_reparam_pyro.gamma_slope import SLOPES, WRITTEN_OUT, written_out
 from vi_reparam_pyro.rolling import Stretch, rolled, stretches
+from vi_reparam_pyro.script import scripted
+from vi_reparam_pyro.seeding import mix, salted
 from vi_reparam_pyro.simplify import simplify
 from vi_reparam_pyro.witness import Form, Forms, Witness, zeros
 
 Array = Any
 Function = Callable[..., tuple[Array, ...]]
+
+
+OTHER_SALT = mix(19570413)
+"""For a replay at noise that no step has."""
 
 
 class CannotCapture(Exception):  # noqa: N818  (the fit goes on without)
@@ -61,15 +68,20 @@ class Captured:
 
     @property
     def size(self) -> int:
-        """How many operations it has."""
-        return len(self._graph.graph.nodes)
+        """How many operations it has for a compiler."""
+        return len(self._graph.graph.nodes) + WRITTEN_OUT * len(self._slopes())
 
-    def seconds(self) -> float:
-        """About what one replay takes on a CPU: from sizes alone, so that equal programs are treated alike.
+    def gain(self) -> float:
+        """About the seconds that a replay takes less on a CPU once it is compiled.
 
-        By the steps of `benchmarks/step_pyro.py`, of small arrays and of large ones.
+        From sizes alone, so that equal programs are treated alike; by the steps of
+        `benchmarks/step_pyro.py`, of small arrays and of large ones.
         """
-        return sum(6e-6 + 2.5e-10 * self._sizes.get(node.name, 0) for node in self._graph.graph.nodes)
+        each = sum(4e-7 + 1.5e-10 * self._sizes.get(node.name, 0) for node in self._graph.graph.nodes)
+        return each + 2.5e-8 * sum(self._sizes.get(node.name, 0) for node in self._slopes())
+
+    def _slopes(self) -> list[Node]:
+        return [node for node in self._graph.graph.nodes if node.target in SLOPES]
 
     def stretches(self, *arguments: Array) -> tuple[list[Stretch], Forms]:
         """What repeats in it, and the forms of what its operations give at `arguments`."""
@@ -81,14 +93,38 @@ class Captured:
         self._run = rolled(self._graph, found, [compiler(stretch) for stretch in found])
         self.how = f"captured, {' + '.join(str(len(s.turns)) for s in found)} stretches compiled"
 
+    def script(self, *arguments: Array) -> None:
+        """Let torch's own interpreter run the graph, if it gives the same to the last bit, also at other noise.
+
+        What is compiled stays compiled.
+        """
+        if self._run is not self._graph:
+            return
+
+        def both(run: Callable[..., tuple[Array, ...]]) -> list[Array]:
+            found = list(run(*arguments))
+            with salted(OTHER_SALT):
+                return [*found, *run(*arguments)]
+
+        try:
+            with torch.no_grad():
+                run = scripted(self._graph, arguments)
+                same = all(torch.equal(x, y) for x, y in zip(both(self._graph), both(run), strict=True))
+        except Exception:  # whatever it is, the graph runs without
+            return
+        if same:
+            self._run = run
+
     def compile_stretches(self, found: list[Stretch], forms: Forms, *arguments: Array) -> None:
         """Let torch compile one turn of each stretch, and use it for all; else the graph stays as it is."""
 
         def compiler(stretch: Stretch) -> Callable[..., Any]:
             # every turn fits, for turns were compared; other tensors may be one and the same in another turn
             options: Any = {"guard_filter_fn": lambda guards: [False for _ in guards]}
-            compiled = torch.compile(stretch.module, fullgraph=True, dynamic=False, options=options)
-            compiled(*(zeros(forms[node]) for node in stretch.inputs[0]))
+            example = tuple(zeros(forms[node]) for node in stretch.inputs[0])
+            module = written_out(stretch.module, example)
+            compiled = torch.compile(module, fullgraph=True, dynamic=False, options=options)
+            compiled(*example)
             return compiled
 
         self._compiled(lambda: self.roll(found, compiler), arguments)
@@ -97,7 +133,9 @@ class Captured:
         """Let torch compile the graph; it stays as it is where torch cannot, for want of a compiler for instance."""
 
         def whole() -> None:
-            self._run, self.how = torch.compile(self._graph, fullgraph=True), "compiled"
+            with _one_fake_mode():
+                graph = written_out(self._graph, arguments)
+            self._run, self.how = torch.compile(graph, fullgraph=True), "compiled"
 
         self._compiled(whole, arguments)
 

@@ -411,18 +411,19 @@ class _Loop:
         if self.course is not None:
             self.watch.add()
 
-    def _finite(self, loss: Array) -> Array:
+    def _mark(self, loss: Array) -> Array:
+        """0, or NaN where the loss or a gradient is not finite: few operations, for they come at every step."""
         grads = (leaf.grad for leaf in self.state.params.free.values() if leaf.grad is not None)
-        return torch.stack([torch.isfinite(x).all() for x in (loss, *grads)]).all()
+        return torch.cat([x.reshape(-1) for x in (loss, *grads)]).mul_(0.0).sum()
 
     def _block(self, first: int, count: int) -> tuple[np.ndarray, bool]:
-        losses, flags = [], []
+        losses, marks = [], []
         for step in range(first, first + count):
             loss = self.gradient(step, self.state.averages)
             losses.append(loss)
-            flags.append(self._finite(loss))
+            marks.append(self._mark(loss))
             self._move()
-        return to_numpy(torch.stack(losses)), bool(torch.stack(flags).all())
+        return to_numpy(torch.stack(losses)), bool(torch.stack(marks).sum() == 0.0)
 
     def _find(self, first: int, count: int) -> None:
         """The same steps again, one by one, up to the one that is not finite.
@@ -433,7 +434,7 @@ class _Loop:
         for step in range(first, first + count):
             loss = self.gradient(step, self.state.averages)
             self.losses[step] = float(loss)
-            if not bool(self._finite(loss)):
+            if not bool(self._mark(loss) == 0.0):
                 self._report(step)
             self._move()
         raise RuntimeError("a step that was not finite did not come again")  # noise follows from the key: it must

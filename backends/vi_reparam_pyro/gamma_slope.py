@@ -8,19 +8,25 @@ lanes in which float32 would need a polynomial.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from vi_reparam import gamma_slope
 
 Array = Any
 Slope = Callable[[Array, Array], Array]
 
-_BLOCK = 131_072
+_BLOCK = 65_536
 """Lanes at once on a CPU."""
+
+_FEW = 64
+"""Lanes for which the core's form, which has fewer operations there, is as fast."""
 
 _DIRECT_BELOW = 30.0
 """Up to this z, float32's exp(u) - 1 - u loses nothing that shows in z (exp(u) - 1 - u)."""
@@ -33,6 +39,11 @@ def in_blocks(slope: Slope, value: Array, parameter: Array) -> Array:
         return slope(value, parameter)
     blocks = zip(value.reshape(-1).split(_BLOCK), parameter.reshape(-1).split(_BLOCK), strict=True)
     return torch.cat([slope(*block) for block in blocks]).reshape(value.shape)
+
+
+def has_own(slope: Slope, value: Array) -> bool:
+    """Whether `slope` has a form for torch alone that is the faster one at `value`."""
+    return slope in _OWN and value.dtype == torch.float32 and value.device.type == "cpu" and value.numel() > _FEW
 
 
 def log_slope(w: Array, a: Array) -> Array:
@@ -89,9 +100,8 @@ def _integral(z: Array, c: Array, centre: Array, sign: float) -> Array:
     rule = torch.tensor(gamma_slope.RULE, dtype=z.dtype)
     node, weight = (rule[:, :2] if sign < 0.0 else rule[:, 2:]).unbind(1)
     unit = torch.addcmul(2.0 * z, c, c).sqrt_().add_(c).reciprocal_().mul_(2.0)
-    u = torch.outer(node, unit)
-    decay = torch.expm1(u if sign > 0.0 else -u)
-    decay.mul_(z).neg_().addcmul_(sign * z - c, u).exp_()  # what is linear in u, in one term
+    u = torch.outer(sign * node, unit)
+    decay = torch.expm1(u).mul_(-z).addcmul_(z - sign * c, u).exp_()  # what is linear in u, in one term
     mass, moment = torch.stack([weight, weight * node]) @ decay
     return moment.mul_(unit).addcmul_(centre, mass, value=-1.0).mul_(unit)
 
@@ -120,3 +130,39 @@ def _ratio_slope(w: Array, a: Array) -> Array:
 
 _OWN: dict[Slope, Slope] = {gamma_slope.log_slope: log_slope, gamma_slope.ratio_slope: _ratio_slope}
 """What takes the place of the core's."""
+
+_NAMES: dict[Slope, str] = {slope: slope.__name__ for slope in _OWN}
+
+_LIBRARY = torch.library.Library("vi_reparam", "FRAGMENT")
+
+
+def as_operator(slope: Slope, value: Array, parameter: Array) -> Array:
+    """``in_blocks(slope, value, parameter)`` as one operation of a capture: which branch serves follows from values.
+
+    Args:
+        slope: one that `has_own`.
+    """
+    return getattr(torch.ops.vi_reparam, _NAMES[slope])(value, parameter)
+
+
+def written_out(graph: GraphModule, arguments: tuple[Array, ...]) -> GraphModule:
+    """A graph with the core's form in place of each such operation: what a compiler can fuse.
+
+    Args:
+        arguments: of the forms that it is run on.
+    """
+    if not any(node.target in SLOPES for node in graph.graph.nodes):
+        return graph
+    return make_fx(graph, decomposition_table=SLOPES)(*arguments)
+
+
+for _slope, _name in _NAMES.items():
+    _LIBRARY.define(f"{_name}(Tensor value, Tensor parameter) -> Tensor")
+    _LIBRARY.impl(_name, functools.partial(in_blocks, _slope), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"vi_reparam::{_name}", lambda value, parameter: torch.empty_like(value), lib=_LIBRARY)
+
+SLOPES: dict[Any, Slope] = {getattr(torch.ops.vi_reparam, name).default: slope for slope, name in _NAMES.items()}
+"""The operations that a capture may hold, with the core's forms of them."""
+
+WRITTEN_OUT = 650
+"""About how many operations such a form is."""

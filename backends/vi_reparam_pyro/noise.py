@@ -21,6 +21,9 @@ _LIBRARY.define("loop(int number, int key, int[] shape, Tensor[] params) -> Tens
 
 _OPERATORS: Any = torch.ops.vi_reparam
 
+DRAWS = tuple(getattr(_OPERATORS, name).default for name in ("normal", "uniform", "poisson", "loop"))
+"""What draws anew whenever it is called."""
+
 _CAPTURED: list[list[int]] = []
 """For each capture that is running, the numbers of the loops that it met."""
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from vi_reparam_pyro import lanes, noise
-from vi_reparam_pyro.gamma_slope import in_blocks
+from vi_reparam_pyro.gamma_slope import as_operator, has_own, in_blocks
 from vi_reparam_pyro.recompute import Recomputed
 from vi_reparam_pyro.retry import LaneKey, retry
 from vi_reparam_pyro.seeding import MASK, mix
@@ -107,11 +107,17 @@ class TorchOps:
         held = tuple(p.detach() for p in params)
         return lanes.loop(lambda lead, *params: noise.loop(run, key, (*lead, *shape), params), held)
 
+    def widened(self, x: Any) -> Any:
+        return x.double() if x.dtype == torch.float32 and x.device.type == "cpu" else None
+
     def with_slope(self, value: Any, parameter: Any, slope: Any) -> Any:
         if not _differentiated(parameter):
             return value
         fixed, held = value.detach(), parameter.detach()
-        found = in_blocks(slope, fixed, held) if plain(fixed, held) else slope(fixed, held)
+        if has_own(slope, fixed) and lanes.alone() and torch.autograd.forward_ad._current_level < 0:
+            found = lanes.loop(lambda lead, *both: as_operator(slope, *both), (fixed, held))
+        else:
+            found = in_blocks(slope, fixed, held) if plain(fixed, held) else slope(fixed, held)
         return value + found.detach() * (parameter - held)
 
     def scan(self, body: Any, state: Any, xs: Any, *, checkpoint: bool = False, unroll: bool = False) -> Any:

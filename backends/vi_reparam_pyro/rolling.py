@@ -15,6 +15,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
+from vi_reparam_pyro.noise import DRAWS
 from vi_reparam_pyro.repetitions import FEWEST, SMALLEST, repetitions
 from vi_reparam_pyro.witness import Form, Forms, Witness, places
 
@@ -223,8 +224,7 @@ class _Turn:
         self.users = [[own.get(n, -1) for n in node.users] for node in nodes]
         self.lists = [not isinstance(forms[node], Form) for node in nodes]
         self.never = [
-            str(node.target).startswith("vi_reparam.")
-            or any(n not in own and not isinstance(forms[n], Form) for n in node.all_input_nodes)
+            node.target in DRAWS or any(n not in own and not isinstance(forms[n], Form) for n in node.all_input_nodes)
             for node in nodes
         ]
         self.exactly = [

@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 
 from vi_reparam.errors import SiteError
 from vi_reparam.frames import Frames
+from vi_reparam_pyro.densities import log_prob
 from vi_reparam_pyro.distributions import Estimated, Sampled, entropy_of, precise_log_prob
 from vi_reparam_pyro.handlers import is_subsample
 from vi_reparam_pyro.lanes import drawing, keyed
@@ -205,11 +206,11 @@ def _model_log_prob(site: Any, drawn: Sampled | None) -> Array:
     fn, value = site["fn"], site["value"]
     fn = fn.base if isinstance(fn, Estimated) else fn
     if drawn is None:
-        return fn.log_prob(value)
+        return log_prob(fn, value)
     return precise_log_prob(fn, value, drawn.family, drawn.draw.logs)
 
 
-def scaled(site: Any, log_prob: Array) -> Array:
+def scaled(site: Any, term: Array) -> Array:
     """A site's term, broadcast to its batch shape, masked by its handlers and scaled by its plates."""
-    shape = torch.broadcast_shapes(log_prob.shape, tuple(site["fn"].batch_shape))
-    return scale_and_mask(log_prob.expand(shape), site["scale"], site["mask"])
+    shape = torch.broadcast_shapes(term.shape, tuple(site["fn"].batch_shape))
+    return scale_and_mask(term.expand(shape), site["scale"], site["mask"])

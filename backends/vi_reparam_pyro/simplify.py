@@ -12,13 +12,12 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from vi_reparam_pyro.witness import Witness, places
+from vi_reparam_pyro.noise import DRAWS
+from vi_reparam_pyro.witness import Witness, places, zeros
 
 Array = Any
 
 _aten = torch.ops.aten
-
-_DRAWS = tuple(getattr(torch.ops.vi_reparam, name).default for name in ("normal", "uniform", "poisson", "loop"))
 
 _SAME = (_aten.detach.default, _aten.lift_fresh_copy.default, _aten.alias.default)
 """Without autograd these are their argument."""
@@ -26,11 +25,20 @@ _SAME = (_aten.detach.default, _aten.lift_fresh_copy.default, _aten.alias.defaul
 _SHAPED = (_aten.view.default, _aten._unsafe_view.default, _aten.expand.default, _aten.clone.default)
 """These are their argument where that has the form already."""
 
+_SUMS = (_aten.sum.default, _aten.sum.dim_IntList)
+"""So are these, of nothing but one number each."""
+
+_FILLED = (_aten.ones_like.default, _aten.zeros_like.default)
+"""These take no more than the form of their argument."""
+
 _NEUTRAL: dict[Any, float] = {
     _aten.mul.Tensor: 1.0,
     _aten.div.Tensor: 1.0,
     _aten.add.Tensor: 0.0,
     _aten.sub.Tensor: 0.0,
+    _aten.mul.Scalar: 1.0,
+    _aten.div.Scalar: 1.0,
+    _aten.pow.Tensor_Scalar: 1.0,
 }
 """The number with which these are their argument."""
 
@@ -56,8 +64,11 @@ def simplify(graph: GraphModule, run: Witness) -> None:
             continue
         elif _is_its_argument(node, run):
             _replace(graph, node, node.args[0])
-        elif node.target in _DRAWS:
+        elif node.target in DRAWS:
             continue
+        elif node.target in _FILLED:
+            with torch.no_grad():
+                fixed[node] = node.target(zeros(run.forms[node]), **node.kwargs)  # type: ignore[operator]
         elif all(n in fixed for n in node.all_input_nodes):
             args, kwargs = map_arg((node.args, node.kwargs), lambda n: fixed[n])
             with torch.no_grad():
@@ -97,7 +108,7 @@ def _is_its_argument(node: Node, run: Witness) -> bool:
         return True
     if not node.args or not isinstance(node.args[0], Node) or run.forms[node] != run.forms[node.args[0]]:
         return False
-    if node.target in _SHAPED:
+    if node.target in (*_SHAPED, *_SUMS):
         return True
     other = node.args[1] if len(node.args) > 1 else None
     return isinstance(other, (int, float)) and other == _NEUTRAL.get(node.target)

@@ -18,8 +18,12 @@ Array = Any
 WORTH_CAPTURING = 100
 """Steps to go below which writing one down costs more than it saves."""
 
-WORTH_COMPILING = 30.0
-"""Seconds of replays to go below which compiling costs more than it saves, for a small graph."""
+WORTH_SCRIPTING = 200
+"""Steps to go below which a script costs more than it saves: a tenth of a millisecond an operation, for one or two
+microseconds of it at every replay."""
+
+WORTH_COMPILING = 15.0
+"""Seconds to gain below which compiling costs more than it saves, for a small graph."""
 
 LARGE = 500
 """Operations of a graph that takes twice as long to compile as a small one."""
@@ -134,6 +138,8 @@ class Gradient:
                 graph = Captured(self._function, inputs)
             require_equal(expected, graph(*inputs))
             _compile_if_worth_it(graph, self.num_steps - step, inputs)
+            if self.num_steps - step >= WORTH_SCRIPTING:
+                graph.script(*inputs)
             require_equal(expected, graph(*inputs))
         except CannotCapture as error:
             self.how = f"by the handlers: {error}"
@@ -152,7 +158,7 @@ class Gradient:
 
 def _compile_if_worth_it(graph: Captured, replays: int, inputs: tuple[Array, ...]) -> None:
     """All of a graph, or one turn of each loop in one too large for that, where the replays to go pay for it."""
-    pays = replays * graph.seconds() > WORTH_COMPILING * (1.0 + graph.size / LARGE)
+    pays = replays * graph.gain() > WORTH_COMPILING * (1.0 + graph.size / LARGE)
     if pays and graph.size <= LARGEST:
         return graph.compile(*inputs)
     if graph.size > LARGE and replays * OPERATION * graph.size > WORTH_ROLLING:

@@ -235,7 +235,7 @@ def test_what_is_not_too_large_is_compiled_whole(monkeypatch):
     graph, example = captured(of_two_loops)
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     monkeypatch.setattr(steps, "LARGE", graph.size - 1)
-    replays = int(1.0 + 2.1 * steps.WORTH_COMPILING / graph.seconds())
+    replays = int(1.0 + 2.1 * steps.WORTH_COMPILING / graph.gain())
     assert steps.LARGE < graph.size <= steps.LARGEST
     steps._compile_if_worth_it(graph, replays, example)
     assert graph.how == "compiled"

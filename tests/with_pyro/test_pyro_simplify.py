@@ -20,6 +20,11 @@ def twice(x, w):
     return (torch.tanh(x @ w) + torch.tanh(x @ w) * torch.sin(x @ w),)
 
 
+def of_nothing(x, w):
+    """A power of one, sums of one number, and what takes but a form: one operation of four, the last two folded."""
+    return ((x.sum() ** 1.0).sum() * torch.neg(torch.ones_like(w)),)
+
+
 def written(x, w):
     """What is written to is neither one with what it was made of nor with what looks the same."""
     first, second = x * 1.0, x * 1.0
@@ -40,7 +45,8 @@ def stretched(x, w):
 
 
 @pytest.mark.parametrize(
-    ("function", "operations"), [(idle, 3), (twice, 5), (written, None), (constant, None), (stretched, None)]
+    ("function", "operations"),
+    [(idle, 3), (twice, 5), (of_nothing, 2), (written, None), (constant, None), (stretched, None)],
 )
 def test_the_same_to_the_last_bit(function, operations):
     graph = Captured(function, (X, W))

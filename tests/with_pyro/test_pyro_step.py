@@ -21,9 +21,10 @@ def model(y):
         pyro.sample("y", dist.Poisson(z * (1.0 + share[0])), obs=y)
 
 
-def losses(monkeypatch, estimators, *, worth, compiling=1e9, program=model, particles=3, num_steps=60):
+def losses(monkeypatch, estimators, *, worth, compiling=1e9, program=model, particles=3, num_steps=60, scripting=0):
     monkeypatch.setattr(steps, "WORTH_CAPTURING", worth)
     monkeypatch.setattr(steps, "WORTH_COMPILING", compiling)
+    monkeypatch.setattr(steps, "WORTH_SCRIPTING", scripting)
     guided = vr.guide(vr.MeanField(), estimators=estimators, objective=vr.ELBO(particles))(program)
     posterior = guided.fit(Y, num_steps=num_steps, progress=False)
     return posterior.losses, posterior.record["steps"]
@@ -45,6 +46,8 @@ def test_a_captured_fit_is_the_fit(monkeypatch, estimators, particles):
     captured, how = losses(monkeypatch, estimators, worth=50, particles=particles)
     assert how == "captured"
     np.testing.assert_array_equal(captured, plain)
+    by_python, _ = losses(monkeypatch, estimators, worth=50, particles=particles, scripting=10**9)
+    np.testing.assert_array_equal(by_python, plain)
 
 
 @pytest.mark.slow

@@ -23,9 +23,16 @@ def log_ratio(unit: Array, log_unit: Array, a: Array) -> Array:
     """w = log(unit / a), from `unit` itself near a and from its logarithm elsewhere."""
     ops = ops_of(a)
     xp = ops.xp
+    far = log_unit - xp.log(a)
+    wide = ops.widened(unit)
+    if wide is not None:
+        info = xp.finfo(unit.dtype)
+        inside = (unit > float(info.smallest_normal)) & (unit < float(info.max))
+        near = xp.log(xp.where(inside, wide, xp.ones_like(wide))) - xp.log(ops.widened(a))
+        return xp.where(inside, xp.astype(near, unit.dtype), far)
     relative = (unit - a) / a
     near = xp.abs(relative) < 0.5
-    return xp.where(near, xp.log1p(xp.where(near, relative, 0.0 * relative)), log_unit - xp.log(a))
+    return xp.where(near, xp.log1p(xp.where(near, relative, 0.0 * relative)), far)
 
 
 class Gamma(Family):

@@ -1,0 +1,28 @@
+"""Log densities of the host's distributions, in lanes too by one operator where torch would take a textbook form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.util import sum_rightmost
+from torch.distributions.utils import broadcast_all
+
+Array = Any
+
+
+def log_prob(d: Any, value: Array) -> Array:
+    """``d.log_prob(value)``, for Bernoullis as torch computes it outside of lanes.
+
+    In lanes torch writes the cross entropy out, as log(exp(-m) + exp(-x - m)) in 33 operations with
+    those of its derivative, and loses what is below one part in 10^7 of its first term in float32.
+    """
+    if type(d) is torch.distributions.Independent or type(d) is dist.Independent:
+        return sum_rightmost(log_prob(d.base_dist, value), d.reinterpreted_batch_ndims)
+    if type(d) not in (dist.Bernoulli, torch.distributions.Bernoulli):
+        return d.log_prob(value)
+    if d._validate_args:
+        d._validate_sample(value)
+    logits, value = broadcast_all(d.logits, value)
+    return torch.nn.functional.logsigmoid(logits) - (1.0 - value) * logits
