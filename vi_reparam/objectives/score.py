@@ -107,7 +107,7 @@ def decay(ops: Ops, average: dict[str, Array], cost: Array) -> tuple[Array, dict
     baseline = xp.where(average["count"] > 0, average["mean"] / xp.where(seen > 0.0, seen, 1.0), 0.0)
     now = xp.broadcast_to(xp.mean(cost, axis=0), average["mean"].shape)
     mean = DECAY * average["mean"] + (1.0 - DECAY) * ops.stop_gradient(now)
-    return cost - baseline, {"mean": mean, "count": average["count"] + 1.0}
+    return cost - baseline[None], {"mean": mean, "count": average["count"] + 1.0}
 
 
 def separate_lanes(shape: tuple[int, ...], target: Frames, plates: frozenset[str]) -> tuple[int, list[int]]:

@@ -1,0 +1,84 @@
+"""The digits factorization: guides of one of its factors against the gamma mean field of both, by ELBO of all images.
+
+python benchmarks/digits.py [--of z] [--steps 2000] [--backend numpyro] [--seeds 1]
+
+``--of z``: the 28,752 scores of images by guides that are conditioned on the image, minibatched, in float64.
+``--of w``: the 1,024 loadings by a diffusion, all images at once, in float32; its warm start counts among the steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vi_reparam_models import get
+
+RESULTS = Path(__file__).parent / "results" / "digits.json"
+
+
+def families(vr: Any, of: str, features: np.ndarray) -> dict[str, Any]:
+    """Guides by name."""
+
+    def of_images(counts: Any) -> Any:
+        return features
+
+    def beside(**own: Any) -> Any:
+        return vr.Sites({**own, "*": vr.MeanField()})
+
+    if of == "w":
+        return {"mean field": vr.MeanField(), "diffusion": beside(w=vr.SDE())}
+    return {
+        "mean field": vr.MeanField(),
+        "conditional flow": beside(z=vr.Flow(condition=of_images, hidden=128)),
+        "conditional flow without skew": beside(z=vr.Flow(condition=of_images, hidden=128, skew=False)),
+        "conditional diffusion": beside(z=vr.SDE(condition=of_images, num_steps=8, base="diagonal")),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--of", choices=("z", "w"), default="z")
+    parser.add_argument("--steps", type=int, default=2_000)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--backend", default="numpyro")
+    parser.add_argument("--only", nargs="*", help="rows' names; all but 'conditional diffusion', which is slow, if none")
+    options = parser.parse_args()
+    batch = options.batch if options.of == "z" else None
+    vr: Any = importlib.import_module(f"vi_reparam_{options.backend}")
+    ready = get("digits", batch_size=batch)
+    args, kwargs = ready.data()
+    if options.of == "z" and options.backend == "numpyro":
+        importlib.import_module("numpyro").enable_x64()
+    elif options.of == "z":
+        torch: Any = importlib.import_module("torch")
+        torch.set_default_dtype(torch.float64)
+
+    rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    for name, family in families(vr, options.of, np.log1p(np.asarray(kwargs["counts"]))).items():
+        if name not in options.only if options.only else name == "conditional diffusion":
+            continue
+        simpler = family.simpler() if isinstance(family, vr.Sites) else None
+        steps = options.steps - (simpler[1] if simpler else 0)
+        for seed in range(options.seeds):
+            guided = vr.guide(family)(ready.model(vr.host))
+            begun = time.perf_counter()
+            posterior = guided.fit(*args, num_steps=steps, num_particles=1, seed=seed, progress=False, **kwargs)
+            seconds = time.perf_counter() - begun
+            value, error = posterior.elbo(200)
+            row = {"of": options.of, "guide": name, "backend": options.backend, "seed": seed, "steps": options.steps}
+            same = tuple(row)
+            row |= {"batch": batch, "elbo": round(value, 1), "error": round(error, 1), "seconds": round(seconds)}
+            print(json.dumps(row), flush=True)
+            rows = [r for r in rows if any(r[k] != row[k] for k in same)] + [row]
+            RESULTS.write_text(json.dumps({"command": "python benchmarks/digits.py", "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
