@@ -48,7 +48,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--backend", default="numpyro")
-    parser.add_argument("--only", nargs="*", help="rows' names; all but 'conditional diffusion', which is slow, if none")
+    parser.add_argument(
+        "--only", nargs="*", help="rows' names; all but 'conditional diffusion', which is slow, if none"
+    )
     options = parser.parse_args()
     batch = options.batch if options.of == "z" else None
     vr: Any = importlib.import_module(f"vi_reparam_{options.backend}")

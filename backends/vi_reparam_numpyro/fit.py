@@ -218,7 +218,13 @@ class Fitter:
             particles = None
             if parts:
                 num_steps, particles = min(num_steps or total, total), min(num_particles, family.num_particles)
-            options = {"num_particles": particles, "optimizer": None, "progress": False, "checkpoint": None, "final": False}
+            options = {
+                "num_particles": particles,
+                "optimizer": None,
+                "progress": False,
+                "checkpoint": None,
+                "final": False,
+            }
             posterior = self._simpler[family].fit(args, kwargs, num_steps=num_steps, seed=key, **options)
             self._rivals = posterior.record["rivals"]
             return posterior

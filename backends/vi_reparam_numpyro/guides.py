@@ -17,7 +17,7 @@ from vi_reparam.errors import SiteError
 from vi_reparam.estimators import Auto, Estimator
 from vi_reparam.guides import SDE, Flow, GaussianFamily, GuideFamily, MeanField, Sites
 from vi_reparam.guides.cover import ALL, Cover
-from vi_reparam.skew import NUM_MATCHED
+from vi_reparam.guides.sites import start_from
 from vi_reparam_numpyro.arguments import Arguments
 from vi_reparam_numpyro.distributions import VonMisesFisher
 from vi_reparam_numpyro.flow import FlowGuide
@@ -66,22 +66,15 @@ class SitesGuide:
         self.family, self.parts = family, parts
 
     def warm_starts(self, fit: Callable[..., Any], arguments: Arguments, key: Any) -> list[dict[str, Array]]:
-        """As `JointGuide.warm_starts`: a simpler fit's parameters, and what its draws say of the parts that it lacks."""
+        """As `JointGuide.warm_starts`, by a fit in which these parts are mean fields."""
         found = self.family.simpler()
         if found is None:
             return [{}]
         simpler, steps = found
-        posterior = fit(simpler, steps, key)
         args, kwargs = arguments.join(arguments.arrays)
         pairs = zip(self.parts, simpler.families, strict=True)
         new = [(part, part.layout(args, kwargs)) for part, (_, family) in pairs if family != part.family]
-        names = [p.site.name for _, layout in new for p in layout.parts]
-        draws = posterior.scorer.run(lambda scored: {n: scored.latents[n] for n in names}, NUM_MATCHED, key)
-        owned = tuple(f"{name}_" for name in names)
-        values = {name: value for name, value in posterior.params.items() if not name.startswith(owned)}
-        for part, layout in new:
-            values.update(part.matched(layout, draws))
-        return [values]
+        return [start_from(fit(simpler, steps, key), new, key)]
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
         plates: dict[str, numpyro.plate] = {}

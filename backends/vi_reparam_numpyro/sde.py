@@ -21,7 +21,17 @@ from vi_reparam.sde import latent
 from vi_reparam.sde.bases import Diagonal, Mixture
 from vi_reparam.sde.network import MLP
 from vi_reparam_numpyro.arguments import Arguments
-from vi_reparam_numpyro.joint import Joint, JointGuide, Vector, base_params, bends, choose_component, match_draws, normal_start, take_gaussian
+from vi_reparam_numpyro.joint import (
+    Joint,
+    JointGuide,
+    Vector,
+    base_params,
+    bends,
+    choose_component,
+    match_draws,
+    normal_start,
+    take_gaussian,
+)
 from vi_reparam_numpyro.layout import Layout
 from vi_reparam_numpyro.ops import ops
 from vi_reparam_numpyro.prototype import drawable
@@ -180,4 +190,3 @@ def _register(module: Any, prefix: str) -> Any:
 
     arrays, rest = equinox.partition(module, equinox.is_inexact_array)
     return equinox.combine(numpyro.param(f"{prefix}_network", lambda key: arrays), rest)
-

@@ -12,6 +12,7 @@ from vi_reparam.guides.cover import Cover
 from vi_reparam.guides.escalate import Escalate
 from vi_reparam.guides.joint import JointFamily
 from vi_reparam.guides.mean_field import MeanField
+from vi_reparam.skew import NUM_MATCHED
 
 REST = "*"
 
@@ -83,7 +84,7 @@ class Sites(GuideFamily):
         return out
 
     def simpler(self) -> tuple[Sites, int] | None:
-        """What a fit starts from, and for how many steps: mean fields for parts that want a warm start; None for none."""
+        """What a fit starts from and its steps: mean fields for parts that want a warm start; None for none."""
         wanted = [_warm_steps(family) for _, family in self.families]
         if not any(wanted):
             return None
@@ -109,6 +110,23 @@ class Sites(GuideFamily):
                 raise ArgumentError(
                     f"estimators name {site!r}, which {drawn_by!r} draws by a gradient of its own: leave it out"
                 )
+
+
+def start_from(posterior: Any, new: list[tuple[Any, Any]], key: Any) -> dict[str, Any]:
+    """The parameters of a simpler fit, with what its draws say of those that it lacks.
+
+    Args:
+        posterior: of the fit.
+        new: guides that drew nothing there, each with its layout.
+        key: of the draws.
+    """
+    names = [part.site.name for _, layout in new for part in layout.parts]
+    draws = posterior.scorer.run(lambda scored: {name: scored.latents[name] for name in names}, NUM_MATCHED, key)
+    replaced = tuple(f"{name}_" for name in names)
+    values = {name: value for name, value in posterior.params.items() if not name.startswith(replaced)}
+    for guide, layout in new:
+        values.update(guide.matched(layout, draws))
+    return values
 
 
 def _warm_steps(family: GuideFamily) -> int:
