@@ -54,13 +54,13 @@ def clip_by_norm(largest: float) -> optax.GradientTransformation:
 
 
 def family_optimizer(num_steps: int | None, family: GuideFamily | None) -> optax.GradientTransformation:
-    """The default optimizer as the family sets it; in `Sites` each part has its own."""
+    """The default optimizer as the family sets it; in `Sites` by `Sites.pace`."""
     if family is None:
         return default_optimizer(num_steps)
     if not isinstance(family, Sites):
         return default_optimizer(num_steps, family.learning_rate, clip=family.clip, warmup=family.warmup)
-    parts: Any = {str(i): family_optimizer(num_steps, part) for i, (_, part) in enumerate(family.families)}
-    return optax.multi_transform(parts, lambda params: {name: str(family.owner(name)) for name in params})
+    paces: Any = {str(i): family_optimizer(num_steps, part) for i, part in enumerate(family.paces)}
+    return optax.multi_transform(paces, lambda params: {name: str(family.pace(name)) for name in params})
 
 
 def fingerprint(value: Any) -> Hashable:

@@ -60,8 +60,8 @@ class ByName:
     def of(self, params: dict[str, Any]) -> tuple[Any, Any]:
         """The optimizer of these leaves by name, and its schedule or None."""
         groups = []
-        for index, (_, part) in enumerate(self.family.families):
-            own = [leaf for name, leaf in params.items() if self.family.owner(name) == index]
+        for index, part in enumerate(self.family.paces):
+            own = [leaf for name, leaf in params.items() if self.family.pace(name) == index]
             if own:
                 groups.append((own, part.learning_rate, part.clip, part.warmup))
         return _adam(self.num_steps, groups)

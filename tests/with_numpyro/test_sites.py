@@ -118,6 +118,22 @@ def test_minibatches_have_the_bound_of_all_rows():
     assert error < 0.05
 
 
+def test_the_base_of_an_sde_keeps_pace_with_a_mean_field():
+    sites = vr.Sites({"*": vr.SDE(), "z": vr.Flow(condition="y"), "w": vr.MeanField()})
+    rates = {
+        name: sites.paces[sites.pace(name)].learning_rate
+        for name in ("rest_sde_loc", "rest_sde_skew", "rest_sde_hidden1", "z_flow_skew", "w_rate", "of_the_model")
+    }
+    assert rates == {
+        "rest_sde_loc": vr.MeanField.learning_rate,
+        "rest_sde_skew": vr.MeanField.learning_rate,
+        "rest_sde_hidden1": vr.SDE.learning_rate,
+        "z_flow_skew": vr.Flow.learning_rate,
+        "w_rate": vr.MeanField.learning_rate,
+        "of_the_model": vr.MeanField.learning_rate,
+    }
+
+
 @pytest.mark.parametrize(
     ("family", "match"),
     [
@@ -158,9 +174,9 @@ def two_priors():
 @pytest.mark.parametrize(
     ("site", "part"),
     [
-        ("b", vr.Flow(num_layers=1, hidden=4)),
+        pytest.param("b", vr.Flow(num_layers=1, hidden=4), marks=pytest.mark.slow),
         ("b", vr.SDE(num_steps=2, base="diagonal")),
-        ("c", vr.LowRank(rank=2)),
+        pytest.param("c", vr.LowRank(rank=2), marks=pytest.mark.slow),
     ],
     ids=["flow", "SDE", "low rank"],
 )

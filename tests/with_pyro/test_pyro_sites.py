@@ -120,7 +120,7 @@ def two_priors():
     [
         pytest.param("b", vr.Flow(num_layers=1, hidden=4), marks=pytest.mark.slow),
         ("b", vr.SDE(num_steps=2, base="diagonal")),
-        ("c", vr.LowRank(rank=2)),
+        pytest.param("c", vr.LowRank(rank=2), marks=pytest.mark.slow),
     ],
     ids=["flow", "SDE", "low rank"],
 )

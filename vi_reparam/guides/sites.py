@@ -12,9 +12,13 @@ from vi_reparam.guides.cover import Cover
 from vi_reparam.guides.escalate import Escalate
 from vi_reparam.guides.joint import JointFamily
 from vi_reparam.guides.mean_field import MeanField
+from vi_reparam.guides.sde import SDE
 from vi_reparam.skew import NUM_MATCHED
 
 REST = "*"
+
+BASE = ("loc", "log_scale", "factor", "lower", "skew")
+"""Parameters of an SDE's base."""
 
 WARM_START = 2_000
 """Steps of the fit that parts start from, where their family does not say."""
@@ -91,12 +95,21 @@ class Sites(GuideFamily):
         held = zip(self.families, wanted, strict=True)
         return Sites({key: MeanField() if steps else family for (key, family), steps in held}), max(wanted)
 
-    def owner(self, param: str) -> int:
-        """Which part a parameter belongs to, by its name; the model's own go with the first mean field, or part 0."""
+    @property
+    def paces(self) -> tuple[GuideFamily, ...]:
+        """The families at whose rates parameters learn: each part's, and a mean field's."""
+        return *(family for _, family in self.families), MeanField()
+
+    def pace(self, param: str) -> int:
+        """Which of `paces` a parameter has, by its name; the model's own go with the first mean field, or part 0.
+
+        An SDE's base moves as a mean field does: it would be left behind by the other parts at its network's rate.
+        """
         covers = self.parts()
         for i, (cover, family) in enumerate(covers):
             if isinstance(family, JointFamily) and param.startswith(f"{cover.label}_"):
-                return i
+                base = isinstance(family, SDE) and param.removeprefix(f"{cover.label}_sde_") in BASE
+                return len(covers) if base else i
         return next((i for i, (_, family) in enumerate(covers) if isinstance(family, MeanField)), 0)
 
     def check_estimators(self, estimators: Any) -> None:
