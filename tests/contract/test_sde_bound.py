@@ -236,7 +236,7 @@ def test_weights_average_to_the_evidence(kind, variance):
     assert np.mean(log_w) < 1.25
 
 
-@pytest.mark.parametrize("adams", [Adams(order=2), Adams(form="noise")])
+@pytest.mark.parametrize("adams", [Adams(order=2), pytest.param(Adams(form="noise"), marks=pytest.mark.slow)])
 def test_other_steps_keep_the_evidence(adams):
     import jax
 
@@ -316,7 +316,7 @@ def test_the_path_gradient_vanishes_at_the_target():
 
 
 @pytest.mark.parametrize("gradient", ["path", "reparameterization", "log_variance"])
-@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("order", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_checkpointing_changes_no_gradient(gradient, order):
     import jax
 

@@ -15,7 +15,7 @@ import vi_reparam_numpyro as vr
 from vi_reparam.guides.flow import KINDS
 from vi_reparam_numpyro.dependence import first_params
 
-QUICK = ("inverse_autoregressive", "coupling")
+QUICK = ("inverse_autoregressive",)
 
 
 def rows(*, without=""):
@@ -140,6 +140,7 @@ def test_a_small_gamma_needs_the_skew(side):
     assert bounds[False][0] < -4 * 0.23 + 4.0 * bounds[False][1]
 
 
+@pytest.mark.slow
 def test_one_coordinate_and_a_file(tmp_path):
     def model():
         numpyro.sample("scale", dist.Gamma(0.5, 1.0))

@@ -35,7 +35,8 @@ def best_product():
     return multivariate_normal(np.zeros(N), 9.0 * np.ones((N, N)) + np.diag(1.0 + SCALE**2)).logpdf(Y) - lost
 
 
-@pytest.mark.parametrize("batch", [4, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [4, None])
 def test_a_conditional_flow_beside_a_mean_field(batch):
     flow = vr.Flow(condition=both, num_layers=2)
     guided = vr.guide(vr.Sites({"z": flow, "*": vr.MeanField()}))(model)
