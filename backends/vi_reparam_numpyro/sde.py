@@ -151,7 +151,7 @@ class SDEGuide(JointGuide):
         family: SDE = self.family.of_size(layout.size)
         center, scale, bend = match_draws(layout, draws, bends=family.skew)
         found = family.base.parameters(ops, random.key(0), center, scale)
-        if family.skew:
+        if family.skew and layout.positive().any():
             found["skew"] = bend
         return {f"{self.prefix}_{name}": value for name, value in found.items()}
 

@@ -112,7 +112,9 @@ class FlowGuide(JointGuide):
         center, scale, bend = match_draws(layout, draws, bends=self.family.skew)
         root = torch.diag(scale) if layout.size <= LARGEST else scale
         values = {f"{self.prefix}_center": center, f"{self.prefix}_root": root}
-        return {**values, f"{self.prefix}_skew": bend} if self.family.skew else values
+        if self.family.skew and layout.positive().any():
+            values[f"{self.prefix}_skew"] = bend
+        return values
 
 
 def _plain(name: str) -> str:

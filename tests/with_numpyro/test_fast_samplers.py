@@ -88,6 +88,7 @@ def model(y=None):
         numpyro.sample("y", dist.StudentT(5.0, shape, 0.1 + share), obs=y)
 
 
+@pytest.mark.slow
 def test_predictive_and_mcmc():
     key = jax.random.key(4)
     own = Predictive(model, num_samples=2_000)(key)

@@ -86,6 +86,7 @@ def test_a_sparse_prior_gives_no_nan():
         assert all(np.isfinite(g).all() for g in found.values())
 
 
+@pytest.mark.slow
 def test_a_fit_in_single_precision():
     @vr.guide(vr.MeanField())
     def model(y):

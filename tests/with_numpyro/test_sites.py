@@ -102,6 +102,7 @@ def test_weights_average_to_the_mass_of_a_box(name):
     assert error < 0.03
 
 
+@pytest.mark.slow
 def test_minibatches_have_the_bound_of_all_rows():
     guided = vr.guide(FAMILIES["flow"])(pairs)
     params = {**guided.start(PAIRS), "flow_root": 0.1 * jnp.eye(3)}
@@ -176,9 +177,11 @@ def two_priors():
     [
         pytest.param("b", vr.Flow(num_layers=1, hidden=4), marks=pytest.mark.slow),
         ("b", vr.SDE(num_steps=2, base="diagonal")),
+        pytest.param("c", vr.SDE(num_steps=2, base="diagonal"), marks=pytest.mark.slow),
+        pytest.param("c", vr.Flow(num_layers=1, hidden=4), marks=pytest.mark.slow),
         pytest.param("c", vr.LowRank(rank=2), marks=pytest.mark.slow),
     ],
-    ids=["flow", "SDE", "low rank"],
+    ids=["flow", "SDE", "SDE, nothing bends", "flow, nothing bends", "low rank"],
 )
 def test_parts_start_from_a_mean_field(site, part):
     """Before any step of their own they are where it is, and as wide; bent where they bend."""

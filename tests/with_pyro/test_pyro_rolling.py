@@ -254,6 +254,7 @@ def losses(monkeypatch, worth):
     return posterior.losses, posterior.record["steps"]
 
 
+@pytest.mark.slow
 def test_an_sde_fit_is_the_same_by_its_turns(monkeypatch):
     flat, how = losses(monkeypatch, 1e9)
     assert how == "captured"
