@@ -1,6 +1,7 @@
 """Double precision, and no silent broadcasting between arrays of different rank, in every test."""
 
 import contextlib
+import gc
 import importlib.metadata
 import os
 
@@ -14,6 +15,8 @@ with contextlib.suppress(importlib.metadata.PackageNotFoundError):
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers have the cores among them
+
+gc.set_threshold(200_000, 50, 100)  # tracing makes many objects that live on; looking through them takes longer
 
 with contextlib.suppress(ImportError):
     import jax

@@ -34,7 +34,7 @@ from vi_reparam_numpyro.guard import refuse_gradient, running_objective
 from vi_reparam_numpyro.layout import Layout
 from vi_reparam_numpyro.ops import ops
 from vi_reparam_numpyro.plates import enter
-from vi_reparam_numpyro.prototype import Latents, Plate, form_of
+from vi_reparam_numpyro.prototype import Latents, Plate, Site, form_of
 from vi_reparam_numpyro.scoring import full_data, total_log_prob
 from vi_reparam_numpyro.search import Searcher
 from vi_reparam_numpyro.starts import starting_values
@@ -250,12 +250,16 @@ class JointGuide(abc.ABC):
             features: of the elements of `layout.plate` at hand, shape ``[B, F]``; None without one.
         """
 
-    def log_joint(self, layout: Layout, params: dict[str, Array], args: Any, kwargs: Any) -> Callable[[Array], Array]:
-        """log p of a latent vector on all of the data, with the change of volume; data and parameters are live."""
+    def log_joint(self, layout: Layout, given: dict[str, Array], args: Any, kwargs: Any) -> Callable[[Array], Array]:
+        """log p of a latent vector on all of the data, with the change of volume; data and parameters are live.
+
+        Args:
+            given: values of the model's parameters, and of latents that are not in the layout.
+        """
 
         def at(vector: Array) -> Array:
             sites = layout.unpack(vector)
-            held = {**params, **{name: value for name, (value, _) in sites.items()}}
+            held = {**given, **{name: value for name, (value, _) in sites.items()}}
             with block():
                 running = substitute(seed(full_data(self.model), random.key(0)), data=held)
                 log_p = total_log_prob(trace(running).get_trace(*args, **kwargs))
@@ -279,6 +283,14 @@ class JointGuide(abc.ABC):
         Args:
             draws: by site, shape ``[num, *site]``.
         """
+
+    def held(self, layout: Layout, args: Any, kwargs: Any) -> dict[str, Site]:
+        """The latents of other guides of which it needs values to hold."""
+        return {}
+
+    def hold(self, draws: dict[str, Array], held: dict[str, Site]) -> dict[str, Array]:
+        """Values of the parameters that hold those latents, by name: in the middle of these draws."""
+        return {}
 
     def location(self, params: dict[str, Array]) -> Frame | None:
         """Where the guide with these parameters lies, and how wide; None where that is not known."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -34,7 +35,8 @@ from vi_reparam_numpyro.joint import (
 )
 from vi_reparam_numpyro.layout import Layout
 from vi_reparam_numpyro.ops import ops
-from vi_reparam_numpyro.prototype import drawable
+from vi_reparam_numpyro.prototype import Site, drawable
+from vi_reparam_numpyro.starts import mean_of, starting_values
 
 Array = jax.Array
 
@@ -110,9 +112,21 @@ class SDEGuide(JointGuide):
 
     def _target(self, layout: Layout, args: Any, kwargs: Any) -> Callable[[Array], Array] | None:
         """log p of a latent vector, all data and parameters live; None where the drift goes without."""
+        params = self._seen(layout, args, kwargs)
+        if params is None:
+            return None
+        start = functools.cache(lambda: starting_values(self.model, args, kwargs, self.latents.sites(args, kwargs)))
+        others = {
+            name: lax.stop_gradient(numpyro.param(f"{self.prefix}_at_{name}", lambda _, name=name: start()[name]))
+            for name in self.cover.leave(self.latents.sites(args, kwargs))
+        }
+        return self.log_joint(layout, {**params, **others}, args, kwargs)
+
+    def _seen(self, layout: Layout, args: Any, kwargs: Any) -> dict[str, Array] | None:
+        """The model's parameters, where the drift has the gradient of log p."""
         spec = self.family.network
         wanted = spec.target if isinstance(spec, MLP) else "off"
-        if wanted == "off" or self.cover != ALL or layout.plate is not None:  # other latents are not at hand
+        if wanted == "off" or layout.plate is not None:
             return None
         look = drawable(self.model, random.key(0))
         with block(hide_fn=lambda msg: msg["type"] != "param"):  # the parameters come from outside, as they are now
@@ -127,9 +141,14 @@ class SDEGuide(JointGuide):
                 "minibatch's); MLP(target='full') takes it from all of the data, MLP(target='off') says no more"
             )
             return None
-        params = {n: s["value"] for n, s in found.items() if s["type"] == "param"}
+        return {n: s["value"] for n, s in found.items() if s["type"] == "param"}
 
-        return self.log_joint(layout, params, args, kwargs)
+    def held(self, layout: Layout, args: Any, kwargs: Any) -> dict[str, Site]:
+        sees = self._seen(layout, args, kwargs) is not None
+        return self.cover.leave(self.latents.sites(args, kwargs)) if sees else {}
+
+    def hold(self, draws: dict[str, Array], held: dict[str, Site]) -> dict[str, Array]:
+        return {f"{self.prefix}_at_{name}": mean_of(draws[name], site) for name, site in held.items()}
 
     def _say(self, what: str) -> None:
         if what not in self._said:

@@ -86,7 +86,8 @@ class SitesGuide:
         simpler, steps = found
         pairs = zip(self.parts, simpler.families, strict=True)
         new = [(part, part.layout(args, kwargs)) for part, (_, family) in pairs if family != part.family]
-        return [start_from(fit(simpler, steps, key), new, key)]
+        whole = [(part, layout, part.held(layout, args, kwargs)) for part, layout in new]
+        return [start_from(fit(simpler, steps, key), whole, key)]
 
 
 class MeanFieldGuide:

@@ -35,7 +35,7 @@ from vi_reparam_pyro.layout import Layout
 from vi_reparam_pyro.ops import mix, ops
 from vi_reparam_pyro.params import new_scope
 from vi_reparam_pyro.plates import enter
-from vi_reparam_pyro.prototype import Latents, Plate, look, prototype
+from vi_reparam_pyro.prototype import Latents, Plate, Site, look, prototype
 from vi_reparam_pyro.run import sample_sites
 from vi_reparam_pyro.scoring import full_data, total_log_prob
 from vi_reparam_pyro.search import Searcher
@@ -260,15 +260,18 @@ class JointGuide(abc.ABC):
             features: of the elements of `layout.plate` at hand, shape ``[B, F]``; None without one.
         """
 
-    def log_joint(self, layout: Layout, args: Any, kwargs: Any) -> Callable[[Array], Array]:
+    def log_joint(self, layout: Layout, others: dict[str, Array], args: Any, kwargs: Any) -> Callable[[Array], Array]:
         """log p of a latent vector on all of the data, with the change of volume.
 
         Data are live, and so are parameters, which come from outside.
+
+        Args:
+            others: values of the latents that are not in the layout.
         """
 
         def at(vector: Array) -> Array:
             sites = layout.unpack(vector)
-            held = {name: value for name, (value, _) in sites.items()}
+            held = {**others, **{name: value for name, (value, _) in sites.items()}}
             with full_data(), poutine.block(hide_fn=_not_a_parameter):
                 trace = poutine.trace(poutine.condition(self.model, data=held)).get_trace(*args, **kwargs)
             return total_log_prob(sample_sites(trace)) + sum(log_det.sum() for _, log_det in sites.values())
@@ -291,6 +294,14 @@ class JointGuide(abc.ABC):
         Args:
             draws: by site, shape ``[num, *site]``.
         """
+
+    def held(self, layout: Layout, args: Any, kwargs: Any) -> dict[str, Site]:
+        """The latents of other guides of which it needs values to hold."""
+        return {}
+
+    def hold(self, draws: dict[str, Array], held: dict[str, Site]) -> dict[str, Array]:
+        """Values of the parameters that hold those latents, by name: in the middle of these draws."""
+        return {}
 
     def location(self, params: dict[str, Array]) -> Frame | None:
         """Where the guide with these parameters lies, and how wide; None where that is not known."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +32,8 @@ from vi_reparam_pyro.joint import (
 )
 from vi_reparam_pyro.layout import Layout
 from vi_reparam_pyro.ops import mix, ops
+from vi_reparam_pyro.prototype import Site
+from vi_reparam_pyro.starts import mean_of, starting_values
 
 Array = Any
 
@@ -114,18 +117,34 @@ class SDEGuide(JointGuide):
 
     def _target(self, layout: Layout, args: Any, kwargs: Any) -> Callable[[Array], Array] | None:
         """log p of a latent vector, all data and parameters live; None where the drift goes without."""
+        if not self._sees(layout):
+            return None
+        start = functools.cache(lambda: starting_values(self.model, args, kwargs, self.latents.sites(args, kwargs)))
+        others = {
+            name: pyro.param(f"{self.scope}{self.prefix}_at_{name}", lambda name=name: start()[name]).detach()
+            for name in self.cover.leave(self.latents.sites(args, kwargs))
+        }
+        return self.log_joint(layout, others, args, kwargs)
+
+    def _sees(self, layout: Layout) -> bool:
+        """Whether the drift has the gradient of log p."""
         spec = self.family.network
         wanted = spec.target if isinstance(spec, MLP) else "off"
-        if wanted == "off" or self.cover != ALL or layout.plate is not None:  # other latents are not at hand
-            return None
+        if wanted == "off" or layout.plate is not None:
+            return False
         if layout.subsampled is not None and wanted == "auto":
             self._say(
                 f"plate {layout.subsampled!r} is subsampled, so the drift goes without the gradient of log p (it would "
                 "be a minibatch's); MLP(target='full') takes it from all of the data, MLP(target='off') says no more"
             )
-            return None
+            return False
+        return True
 
-        return self.log_joint(layout, args, kwargs)
+    def held(self, layout: Layout, args: Any, kwargs: Any) -> dict[str, Site]:
+        return self.cover.leave(self.latents.sites(args, kwargs)) if self._sees(layout) else {}
+
+    def hold(self, draws: dict[str, Array], held: dict[str, Site]) -> dict[str, Array]:
+        return {f"{self.prefix}_at_{name}": mean_of(draws[name], site) for name, site in held.items()}
 
     def _say(self, what: str) -> None:
         if what not in self._said:

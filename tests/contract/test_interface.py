@@ -136,8 +136,13 @@ def _boosts(row):
 @pytest.mark.parametrize(
     ("row", "boost"),
     [
-        # The small boost is the default one's code: once is enough for every day.
-        pytest.param(row, b, id=f"{row.name}-{b}", marks=pytest.mark.slow if b == 1 and row.name != "gamma-1.5" else ())
+        # The small boost is the default one's code, and a beta is a Dirichlet: once is enough for every day.
+        pytest.param(
+            row,
+            b,
+            id=f"{row.name}-{b}",
+            marks=pytest.mark.slow if row.name == "beta" or (b == 1 and row.name != "gamma-1.5") else (),
+        )
         for row in ROWS
         if row.name in REPLAYED
         for b in _boosts(row)

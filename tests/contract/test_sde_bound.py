@@ -219,7 +219,7 @@ def _near(ops, params):
 
 
 @pytest.mark.parametrize("kind", BASES)
-@pytest.mark.parametrize("variance", ["learned", "ddpm"])
+@pytest.mark.parametrize("variance", ["learned", pytest.param("ddpm", marks=pytest.mark.slow)])
 def test_weights_average_to_the_evidence(kind, variance):
     import jax
 
@@ -315,7 +315,9 @@ def test_the_path_gradient_vanishes_at_the_target():
         assert (largest < 1e-9) == still
 
 
-@pytest.mark.parametrize("gradient", ["path", "reparameterization", "log_variance"])
+@pytest.mark.parametrize(
+    "gradient", ["path", *(pytest.param(g, marks=pytest.mark.slow) for g in ("reparameterization", "log_variance"))]
+)
 @pytest.mark.parametrize("order", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_checkpointing_changes_no_gradient(gradient, order):
     import jax

@@ -46,7 +46,7 @@ class Never(Rare):
         return jnp.where(params[0] > 0.0, -jnp.inf, 0.0)
 
 
-@pytest.mark.parametrize("num", [1, 32, 33, 70_001])
+@pytest.mark.parametrize("num", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 32)), 33, 70_001])
 @pytest.mark.parametrize("share", [0.0, 0.05, 1.0])
 def test_first_set_is_nonzero(num, share):
     flags = np.random.default_rng(num).random(num) < share
@@ -130,7 +130,7 @@ def test_an_empty_batch_and_a_scalar():
     assert vr.random.gamma(jax.random.key(0), 2.0).shape == ()
 
 
-@pytest.mark.parametrize("num", [100, 20_000])
+@pytest.mark.parametrize("num", [pytest.param(100, marks=pytest.mark.slow), 20_000])
 def test_under_vmap_scan_and_shard_map(num):
     a = jnp.linspace(0.1, 5.0, num)
     keys = jax.random.split(jax.random.key(0), 3)

@@ -89,7 +89,7 @@ def test_what_cannot_be_studied():
         vr.compare_guides(model, Y, gradients=("score",))
 
 
-@pytest.mark.parametrize("family", ["sde", "joint"])
+@pytest.mark.parametrize("family", [pytest.param("sde", marks=pytest.mark.slow), "joint"])
 def test_on_the_command_line(family, capfd, tmp_path, monkeypatch):
     if family == "sde":
         one = {"parameterizations": ("data",), "variances": ("learned",), "gradients": ("path",)}

@@ -22,7 +22,7 @@ def single(x):
     return torch.as_tensor(x, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("a", [1e-3, 0.5, 3.0, 1e6])
+@pytest.mark.parametrize("a", [1e-3, pytest.param(0.5, marks=pytest.mark.slow), 3.0, 1e6])
 def test_its_draws_follow_their_law(a):
     a = float(np.float32(a))
     w = kernels.ratios(12_345_678_901_234_567, single(a).expand(20_000)).double().numpy()
@@ -81,6 +81,7 @@ assert "entry" in triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["
 """
 
 
+@pytest.mark.slow
 def test_it_compiles_for_a_gpu(tmp_path):
     """Triton's compiler needs no GPU to say so."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}

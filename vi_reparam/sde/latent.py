@@ -100,7 +100,7 @@ class Latent:
 
 
 class MLPResidual:
-    """The default network with its parameters.
+    """The default network with its parameters, which are kept in units of `network.pace`.
 
     Args:
         component: one-hot, the base's component that the path is standardized by; None for one alone.
@@ -117,8 +117,9 @@ class MLPResidual:
         features: Array | None = None,
     ) -> None:
         self.ops, self.spec, self.span, self.component, self.features = ops, spec, span, component, features
-        self.live = params
-        self.fixed = {name: ops.stop_gradient(value) for name, value in params.items()}
+        unit = networks.pace(params["bias_out"].shape[0])
+        self.live = params if unit == 1.0 else {name: unit * value for name, value in params.items()}
+        self.fixed = {name: ops.stop_gradient(value) for name, value in self.live.items()}
 
     def rows(self, lambdas: tuple[float, ...], dtype: Any, *, frozen: bool) -> Any:
         params = self.fixed if frozen else self.live
@@ -141,12 +142,12 @@ def deviations(ops: Ops, family: SDE, size: int, dtype: Any, log_ratio: Array | 
     """The kernels' standard deviations, shape ``[steps, D]``.
 
     Args:
-        log_ratio: of the learned ones to those they start from, shape ``[steps, D]``.
+        log_ratio: of the learned ones to those they start from, in units of `network.pace`, shape ``[steps, D]``.
     """
     xp, grid = ops.xp, family.schedule.grid(family.num_steps)
     fixed = [v**0.5 for v in kernel_variances(family.variance, family.schedule, grid, family.tau)]
     wide = xp.reshape(xp.asarray(fixed, dtype=dtype), (-1, 1)) + xp.zeros((1, size), dtype=dtype)
-    return wide if log_ratio is None else wide * xp.exp(log_ratio)
+    return wide if log_ratio is None else wide * xp.exp(networks.pace(size) * log_ratio)
 
 
 def draw(

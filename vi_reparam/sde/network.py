@@ -21,6 +21,10 @@ REACH = 10.0
 """Where the network stops looking: its input saturates here, in standard deviations of the base. A residual that grew
 with x without end would feed itself from step to step, and throw single paths out of float32."""
 
+COORDINATES = 64
+"""Up to so many the network learns at the rate of the fit; above, slower by the root of their number: one step of an
+optimizer moves the drift of all of them, and what is wrong with each adds up."""
+
 
 @dataclass(frozen=True)
 class MLP:
@@ -67,6 +71,9 @@ class MLP:
             size: D, of x.
             num_components: of the base; with more than one the network is told which it is.
             num_features: of the row that it is conditioned on.
+
+        Returns:
+            In units of `pace`.
         """
         features = 2 * self.frequencies + 1
         out: dict[str, tuple[tuple[int, ...], float]] = {
@@ -85,7 +92,12 @@ class MLP:
             out["component"] = ((num_components, self.width), 1.0)
         if num_features:
             out["condition"] = ((num_features, self.width), num_features**-0.5)
-        return out
+        return {name: (shape, deviation / pace(size)) for name, (shape, deviation) in out.items()}
+
+
+def pace(size: int) -> float:
+    """The unit in which a drift of so many coordinates keeps its parameters, so that they learn by as much less."""
+    return min(1.0, math.sqrt(COORDINATES / size))
 
 
 def fourier(schedule_span: tuple[float, float], lambdas: Sequence[float], frequencies: int) -> list[list[float]]:
