@@ -82,9 +82,10 @@ def some_values(model):
 
 
 def numpyro_log_density(program, args, kwargs, values):
+    import jax
     from numpyro.infer.util import log_density
 
-    return float(log_density(program, args, kwargs, values)[0])
+    return float(jax.jit(lambda values: log_density(program, args, kwargs, values)[0])(values))
 
 
 def pyro_log_density(program, args, kwargs, values):

@@ -61,6 +61,8 @@ def _short_of_pi(ops: Ops, t: Array) -> Array:
     """Pi - t, with the digits of pi that a dtype's own lacks: next to pi they are what is left."""
     double = ops.xp.finfo(t.dtype).eps < 1e-10
     nearest, rest = (math.pi, 1.2246467991473532e-16) if double else (3.1415927410125732, -8.742278000372485e-08)
+    xp = ops.xp
+    rest = xp.where(t >= 0.0, xp.full_like(t, rest), xp.zeros_like(t))  # a compiler would add up two constants first
     return (nearest - t) + rest
 
 

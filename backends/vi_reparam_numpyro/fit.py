@@ -378,9 +378,11 @@ class Fitter:
             i, _, state, losses, finite, _ = lax.while_loop(lambda c: (c[0] < c[1]) & c[4], step, carry)
             return state, losses, i, finite
 
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
-        flat = jax.jit(lambda tree: ravel_pytree(tree)[0])
-        return Program(init, advance, constrain, flat, jax.jit(ravel_pytree(zeros)[1]))
+        @jax.jit
+        def unflat(vector: Array) -> Any:  # traced whole, or every zero and its reshaping would be compiled alone
+            return ravel_pytree(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like))[1](vector)
+
+        return Program(init, advance, constrain, jax.jit(lambda tree: ravel_pytree(tree)[0]), unflat)
 
     def _loop(
         self,

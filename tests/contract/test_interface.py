@@ -136,12 +136,13 @@ def _boosts(row):
 @pytest.mark.parametrize(
     ("row", "boost"),
     [
-        # The small boost is the default one's code, and a beta is a Dirichlet: once is enough for every day.
+        # The small boost is the default one's code, a beta is a Dirichlet, a Student t's shape is a gamma's: once is
+        # enough for every day.
         pytest.param(
             row,
             b,
             id=f"{row.name}-{b}",
-            marks=pytest.mark.slow if row.name == "beta" or (b == 1 and row.name != "gamma-1.5") else (),
+            marks=pytest.mark.slow if row.name in ("beta", "student-t") or (b == 1 and row.name != "gamma-1.5") else (),
         )
         for row in ROWS
         if row.name in REPLAYED

@@ -25,7 +25,7 @@ def test_it_makes_the_numbers_of_the_plain_version(num):
     )  # w is a sum of terms of order 1
 
 
-@pytest.mark.parametrize("a", [1e-3, 0.5, 3.0, 1e6])
+@pytest.mark.parametrize("a", [1e-3, pytest.param(0.5, marks=pytest.mark.slow), 3.0, 1e6])
 def test_its_draws_follow_their_law(a):
     a = np.float32(a)
     w = jax.jit(interpreted)(jax.random.key(2), jnp.full((50_000,), a))

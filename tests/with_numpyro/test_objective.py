@@ -92,7 +92,7 @@ def wrapped_divergence(p):
 @pytest.fixture(scope="module")
 def wrapped_exact():
     params = {n: jnp.asarray(v, jnp.float64) for n, v in SHAPES.items()}
-    exact = {n: np.asarray(g) for n, g in jax.grad(wrapped_divergence)(params).items()}
+    exact = {n: np.asarray(g) for n, g in jax.jit(jax.grad(wrapped_divergence))(params).items()}
     assert exact["plain"] == pytest.approx(-3.28987, abs=1e-5)  # (a - 3) trigamma(a)
     assert exact["higher"] == pytest.approx(-1.40220, abs=1e-5)
     return exact
@@ -178,7 +178,7 @@ def test_the_score_functions_baselines(baseline):
         numpyro.sample("z", dist.Gamma(numpyro.param("a", 1.5), numpyro.param("b", 1.2)))
 
     at = {"a": 1.5, "b": 1.2}
-    exact = jax.grad(lambda p: kl_gamma(p["a"], p["b"], 3.0, 1.0))({k: jnp.asarray(v) for k, v in at.items()})
+    exact = jax.jit(jax.grad(lambda p: kl_gamma(p["a"], p["b"], 3.0, 1.0)))({k: jnp.asarray(v) for k, v in at.items()})
     objective = vr.ELBO(4)
     found = gradients(objective, at, model, vr.estimate(guide, vr.ScoreFunction(baseline=baseline)), num=10_000)
     assert_right(found, exact, precise=0.03)
@@ -227,7 +227,7 @@ def test_measure_valued_in_the_rate_of_a_gamma(write):
 
     at = {"r": jnp.array([1.3, 0.8]), "s": jnp.array([0.7, 1.0, 1.5])}
     found = gradients(vr.ELBO(), at, model, write(guide), num=4_000)
-    assert_right(found, jax.grad(exact_loss)(at), precise=0.05)
+    assert_right(found, jax.jit(jax.grad(exact_loss))(at), precise=0.05)
 
 
 def test_measure_valued_refuses_the_concentration():
@@ -264,7 +264,7 @@ def test_mask_and_scale_handlers_around_and_inside():
         return 2.0 * jnp.sum(jnp.where(MASK, kl_gamma(p["a"], 1.0, 3.0, 1.0) + fit, 0.0))
 
     at = {"a": jnp.array([1.0, 1.5, 2.0])}
-    exact = jax.grad(exact_loss)(at)
+    exact = jax.jit(jax.grad(exact_loss))(at)
     around = handlers.mask(handlers.scale(vr.estimate(outside, vr.Rejection()), scale=2.0), mask=jnp.asarray(MASK))
     for guide in (vr.estimate(inside, vr.Rejection()), around):
         assert_right(gradients(vr.ELBO(2), at, model, guide, num=6_000), exact, precise=0.03)
@@ -367,7 +367,7 @@ def linked_guide():
 )
 def test_a_score_term_knows_what_is_upstream(first, second):
     at = {"a": 2.0, "m": 0.5}
-    exact = dict(zip("am", jax.grad(_chain, (0, 1))(2.0, 0.5), strict=True))
+    exact = dict(zip("am", jax.jit(jax.grad(_chain, (0, 1)))(2.0, 0.5), strict=True))
     guide = vr.estimate(linked_guide, {"z": first, "w": second})
     assert_right(gradients(vr.ELBO(4), at, linked_model, guide, num=8_000), exact, precise=0.04)
 
@@ -397,7 +397,7 @@ def test_a_weak_derivative_with_dependent_sites(estimators):
 
     at = {"b": jnp.array(1.3), "m": jnp.array(0.4)}
     found = gradients(vr.ELBO(2), at, model, vr.estimate(guide, estimators), num=6_000)
-    assert_right(found, jax.grad(exact_loss)(at), precise=0.06)
+    assert_right(found, jax.jit(jax.grad(exact_loss))(at), precise=0.06)
 
 
 # Local latents.
@@ -435,7 +435,7 @@ def local_exact(p):
 
 @pytest.mark.slow
 def test_local_latents_pathwise():
-    exact = jax.grad(local_exact)({n: jnp.asarray(v, jnp.float64) for n, v in LOCAL.items()})
+    exact = jax.jit(jax.grad(local_exact))({n: jnp.asarray(v, jnp.float64) for n, v in LOCAL.items()})
     pathwise = gradients(vr.ELBO(), LOCAL, local_model, vr.estimate(local_guide, vr.Implicit()), COUNTS)
     assert_right(pathwise, exact, precise=0.06)
 
@@ -444,7 +444,7 @@ BY_PLATES = {"z": vr.ScoreFunction(baseline=None), "g": vr.Implicit()}
 
 
 def test_rao_blackwellization_by_plates():
-    exact = jax.grad(local_exact)({n: jnp.asarray(v, jnp.float64) for n, v in LOCAL.items()})
+    exact = jax.jit(jax.grad(local_exact))({n: jnp.asarray(v, jnp.float64) for n, v in LOCAL.items()})
     found = gradients(vr.ELBO(), LOCAL, local_model, vr.estimate(local_guide, BY_PLATES), COUNTS, num=8_000)
     assert_right(found, exact, precise=0.1)
 
@@ -463,7 +463,7 @@ def test_plates_that_could_not_be_checked_sum_over_all_elements():
     with pytest.warns(UserWarning, match=r"\['n'\] could not be checked"):
         summed = jax.jit(jax.vmap(grad, (None, 0, None)))(at, keys, jnp.asarray(COUNTS))
     summed = {n: np.asarray(v) for n, v in summed.items()}
-    assert_right(summed, jax.grad(local_exact)(at), precise=0.3)
+    assert_right(summed, jax.jit(jax.grad(local_exact))(at), precise=0.3)
     assert np.all(by_plate["z_a"].var(0) < 0.25 * summed["z_a"].var(0))
 
     # Checked by hand before jit, it is Rao-Blackwellized again, under traced data.
@@ -487,7 +487,7 @@ def test_a_subsampled_plate_scales_costs_and_never_score_terms():
 
     at = {n: jnp.asarray(v, jnp.float64) for n, v in LOCAL.items()}
     found = gradients(vr.ELBO(4), LOCAL, model, vr.estimate(guide, vr.Rejection()), num=8_000)
-    assert_right(found, jax.grad(local_exact)(at), precise=0.05)
+    assert_right(found, jax.jit(jax.grad(local_exact))(at), precise=0.05)
 
 
 # Discrete latents, by enumeration.
@@ -540,7 +540,7 @@ def discrete_exact(p):
 )
 def test_discrete_latents_against_enumeration(estimator):
     at = {"one_l": jnp.array(0.4), "b_l": jnp.asarray(LOGITS), "rate": jnp.array(1.7)}
-    exact = jax.grad(discrete_exact)(at)
+    exact = jax.jit(jax.grad(discrete_exact))(at)
     found = gradients(vr.ELBO(4), at, discrete_model, vr.estimate(discrete_guide, estimator), num=5_000)
     assert_right(found, exact, precise=0.05)
 
@@ -564,7 +564,7 @@ def test_weak_derivatives_of_dimensions_that_are_no_plate_move_one_by_one():
 
     at = {"l": jnp.array([[0.1, -0.5], [0.7, 0.2]])}
     found = gradients(vr.ELBO(), at, model, vr.estimate(guide, vr.MeasureValued()), num=5_000)
-    assert_right(found, jax.grad(exact_loss)(at), precise=0.1)
+    assert_right(found, jax.jit(jax.grad(exact_loss))(at), precise=0.1)
 
 
 # Baselines that cannot be had, and the one that needs a state.
