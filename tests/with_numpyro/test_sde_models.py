@@ -62,16 +62,25 @@ def test_breast_cancer():
 
 
 def test_digits_loadings():
-    """1,024 positive latents beside 28,752 of a mean field, which alone, in as many steps, ends up no higher.
+    """1,024 positive latents beside 28,752 of a mean field stay with its bound, from the same start.
 
-    Seeds of either lie 700 nats apart; without the skew and the warm start it was 29,000 below.
+    Two seeds lie 700 nats apart. Without the skew and the warm start it was 29,000 below, without the gradient of
+    log p and with a network at its full rate 50 to 100.
     """
     model = get("digits")
     args, kwargs = model.data()
     program = model.model(vr.host)
     options = {"num_particles": 1, "progress": False}
-    parts = vr.Sites({"w": vr.SDE(), "*": vr.MeanField()})
-    value, _ = vr.guide(parts)(program).fit(*args, **kwargs, num_steps=1_500, **options).elbo(100)
-    steps = 1_500 + parts.simpler()[1]
-    other, _ = vr.guide(vr.MeanField())(program).fit(*args, **kwargs, num_steps=steps, **options).elbo(100)
-    assert value - other > -3.0 * 2**0.5 * 700.0
+
+    def independent():
+        return vr.guide(vr.Sites({"w": vr.MeanField(), "*": vr.MeanField()}))(program)
+
+    first = independent().fit(*args, **kwargs, num_steps=2_000, **options)
+    alone = independent()
+    alone.written.warm_starts = lambda *_: [dict(first.params)]
+    with_sde = vr.guide(vr.Sites({"w": vr.SDE(), "*": vr.MeanField()}))(program)
+    own = with_sde.written.warm_starts
+    with_sde.written.warm_starts = lambda fit, *rest: own(lambda *_: first, *rest)
+    found = [g.fit(*args, **kwargs, num_steps=1_500, **options).elbo(1_000) for g in (with_sde, alone)]
+    (value, error), (other, other_error) = found
+    assert value - other > -30.0 - 3.0 * np.hypot(error, other_error)
