@@ -17,6 +17,8 @@ MAX_GAP = 1.0
 MANY_LATENTS = 100
 RIVAL = 4.6  # nats: a mode this far below holds about a hundredth of the mass
 NUM_BLOCKS = 10
+FAR = 1e15
+"""No unit makes a latent as large: a guide that widens without end does, where the posterior is improper."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Figures:
         num_nan_losses: how many losses are not finite.
         rivals: nats by which other modes, found on the way, are below this one.
         is_point: whether the guide is a point estimate, which has no density.
+        runaway: latents whose draws lie beyond `FAR`.
     """
 
     khat: float
@@ -52,6 +55,7 @@ class Figures:
     num_nan_losses: int = 0
     is_point: bool = False
     rivals: tuple[float, ...] = ()
+    runaway: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,12 @@ def _faults(f: Figures) -> list[str]:
         found.append(f"{f.num_outside:,} of {f.num_weights:,} draws lie outside the model's support (ELBO -inf)")
     if f.num_nan_losses:
         found.append(f"{f.num_nan_losses:,} losses of the fit are not finite")
-    if not f.khat < KHAT_USABLE and not f.num_nan:
+    if f.runaway:
+        found.append(
+            f"draws of {list(f.runaway)} lie beyond {FAR:.0e}: the posterior may be improper, a density without a finite "
+            "integral, to which no guide can be fitted; give these latents proper priors, or bounds"
+        )
+    elif not f.khat < KHAT_USABLE and not f.num_nan:
         found.append(_high_khat(f))
     return found
 

@@ -291,6 +291,16 @@ def test_an_improper_prior():
     assert float(posterior.params["z_scale"]) == pytest.approx(8.0**-0.5, rel=0.1)
 
 
+def test_an_improper_posterior():
+    def model():
+        numpyro.sample("z", dist.ImproperUniform(constraints.real, (), ()))
+        numpyro.sample("w", dist.Normal(0.0, 1.0))
+
+    verdict = vr.guide(vr.FullRank())(model).fit(progress=False).verdict
+    assert verdict.grade == "poor"
+    assert "['z'] lie beyond 1e+15: the posterior may be improper" in verdict.reasons[0]
+
+
 def test_a_flax_module_in_the_model():
     linen = pytest.importorskip("flax.linen")
     x = np.linspace(-1.0, 1.0, 8)[:, None]

@@ -401,3 +401,13 @@ def test_a_gradient_whose_square_overflows_still_moves():
     assert torch.allclose(params[1].grad, torch.tensor([[-8.0]]).float())
     clip_by_norm(params, 20.0)
     assert torch.allclose(params[0].grad, torch.tensor([6.0, 0.0]).float())
+
+
+def test_an_improper_posterior():
+    def improper():
+        pyro.sample("z", dist.ImproperUniform(dist.constraints.real, (), ()))
+        pyro.sample("w", dist.Normal(0.0, 1.0))
+
+    verdict = vr.guide(vr.FullRank())(improper).fit(progress=False).verdict
+    assert verdict.grade == "poor"
+    assert "['z'] lie beyond 1e+15: the posterior may be improper" in verdict.reasons[0]

@@ -20,7 +20,7 @@ from vi_reparam.posterior.sites import Scored, check_count
 from vi_reparam.sde.latent import Steps
 from vi_reparam.sde.solver import Adams
 from vi_reparam.tails import CHOICES
-from vi_reparam.verdict import Figures, Verdict, judge, loss_drift
+from vi_reparam.verdict import FAR, KHAT_USABLE, Figures, Verdict, judge, loss_drift
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +39,7 @@ TAIL_SEED = 1  # not that of the figures, which judge the choice
 GOOD_TAIL = 0.45
 PRICE_OF_TAIL = 0.02
 MAX_ROWS = 60
+NUM_LOOKED_AT = 20
 
 
 @dataclass(frozen=True)
@@ -433,8 +434,17 @@ class PosteriorBase(abc.ABC):
             num_nan_losses=int((~np.isfinite(self.losses)).sum()),
             is_point=sites.is_point,
             rivals=tuple(self.record.get("rivals") or ()),
+            runaway=self._runaway(),
         )
         return judge(figures)
+
+    def _runaway(self) -> tuple[str, ...]:
+        """Latents with draws beyond `FAR`; looked for where the weights are no good."""
+        if self.khat < KHAT_USABLE:
+            return ()
+        draws = self.draws(NUM_LOOKED_AT)
+        near = {n: (np.abs(np.asarray(draws[n], dtype=np.float64)) < FAR).all() for n in self.scorer.sites.latents}
+        return tuple(name for name, is_near in near.items() if not is_near)
 
     def summary(self, *, hdi_prob: float = 0.94) -> Summary:
         """The ArviZ table with the verdict, from the draws of `log_weights`; print it.
