@@ -158,8 +158,8 @@ def _faults(f: Figures) -> list[str]:
         found.append(f"{f.num_nan_losses:,} losses of the fit are not finite")
     if f.runaway:
         found.append(
-            f"draws of {list(f.runaway)} lie beyond {FAR:.0e}: the posterior may be improper, a density without a finite "
-            "integral, to which no guide can be fitted; give these latents proper priors, or bounds"
+            f"draws of {list(f.runaway)} lie beyond {FAR:.0e}: the posterior may be improper, a density without a "
+            "finite integral, to which no guide can be fitted; give these latents proper priors, or bounds"
         )
     elif not f.khat < KHAT_USABLE and not f.num_nan:
         found.append(_high_khat(f))
