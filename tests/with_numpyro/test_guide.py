@@ -291,6 +291,7 @@ def test_an_improper_prior():
     assert float(posterior.params["z_scale"]) == pytest.approx(8.0**-0.5, rel=0.1)
 
 
+@pytest.mark.slow  # the Pyro backend's is not
 def test_an_improper_posterior():
     def model():
         numpyro.sample("z", dist.ImproperUniform(constraints.real, (), ()))

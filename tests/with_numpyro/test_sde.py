@@ -292,6 +292,7 @@ def test_it_is_a_posterior_like_any_other(fitted, tmp_path):
 # Networks.
 
 
+@pytest.mark.slow  # the Pyro backend's is not
 def test_a_network_of_ones_own():
     import equinox
 

@@ -176,7 +176,7 @@ def two_priors():
     ("site", "part"),
     [
         pytest.param("b", vr.Flow(num_layers=1, hidden=4), marks=pytest.mark.slow),
-        ("b", vr.SDE(num_steps=2, base="diagonal")),
+        pytest.param("b", vr.SDE(num_steps=2, base="diagonal"), marks=pytest.mark.slow),
         pytest.param("c", vr.SDE(num_steps=2, base="diagonal"), marks=pytest.mark.slow),
         pytest.param("c", vr.Flow(num_layers=1, hidden=4), marks=pytest.mark.slow),
         pytest.param("c", vr.LowRank(rank=2), marks=pytest.mark.slow),

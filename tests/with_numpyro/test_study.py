@@ -26,6 +26,7 @@ def model(y):
         numpyro.sample("y", dist.Normal(mu[0], 1.0), obs=y)
 
 
+@pytest.mark.slow  # the Pyro backend's is not
 def test_forms(capfd):
     options = {"variances": ("learned",), "gradients": ("path",)}
     study = vr.compare_sde(model, Y, family=TINY, **options, num_steps=2, num_particles=4, num_replicates=4)
