@@ -36,6 +36,7 @@ from vi_reparam.guides import SDE, Escalate, Flow, FullRank, GuideFamily, LowRan
 from vi_reparam.sde import (
     MLP,
     Adams,
+    Blocks,
     Cosine,
     Diagonal,
     Linear,
@@ -68,6 +69,7 @@ __all__ = [
     "ArgumentError",
     "Auto",
     "BackendError",
+    "Blocks",
     "Branch",
     "Comparison",
     "Cosine",

@@ -74,8 +74,7 @@ class SitesGuide:
         args, kwargs = arguments.join(arguments.arrays)
         pairs = zip(self.parts, simpler.families, strict=True)
         new = [(part, part.layout(args, kwargs)) for part, (_, family) in pairs if family != part.family]
-        whole = [(part, layout, part.held(layout, args, kwargs)) for part, layout in new]
-        return [start_from(fit(simpler, steps, key), whole, key)]
+        return [start_from(fit(simpler, steps, key), new, key)]
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
         plates: dict[str, numpyro.plate] = {}

@@ -26,7 +26,7 @@ from vi_reparam.frame import Frame
 from vi_reparam.guides import Gaussian, GaussianFamily, JointFamily
 from vi_reparam.guides.condition import features_of, plate_of, saturated
 from vi_reparam.guides.cover import ALL, Cover
-from vi_reparam.sde.bases import Diagonal, LowRank, Mixture
+from vi_reparam.sde.bases import Blocks, Diagonal, LowRank, Mixture
 from vi_reparam_numpyro import listener
 from vi_reparam_numpyro.arguments import Arguments
 from vi_reparam_numpyro.distributions import Sampled
@@ -34,7 +34,7 @@ from vi_reparam_numpyro.guard import refuse_gradient, running_objective
 from vi_reparam_numpyro.layout import Layout
 from vi_reparam_numpyro.ops import ops
 from vi_reparam_numpyro.plates import enter
-from vi_reparam_numpyro.prototype import Latents, Plate, Site, form_of
+from vi_reparam_numpyro.prototype import Latents, Plate, form_of
 from vi_reparam_numpyro.scoring import full_data, total_log_prob
 from vi_reparam_numpyro.search import Searcher
 from vi_reparam_numpyro.starts import starting_values
@@ -250,16 +250,12 @@ class JointGuide(abc.ABC):
             features: of the elements of `layout.plate` at hand, shape ``[B, F]``; None without one.
         """
 
-    def log_joint(self, layout: Layout, given: dict[str, Array], args: Any, kwargs: Any) -> Callable[[Array], Array]:
-        """log p of a latent vector on all of the data, with the change of volume; data and parameters are live.
-
-        Args:
-            given: values of the model's parameters, and of latents that are not in the layout.
-        """
+    def log_joint(self, layout: Layout, params: dict[str, Array], args: Any, kwargs: Any) -> Callable[[Array], Array]:
+        """log p of a latent vector on all of the data, with the change of volume; data and parameters are live."""
 
         def at(vector: Array) -> Array:
             sites = layout.unpack(vector)
-            held = {**given, **{name: value for name, (value, _) in sites.items()}}
+            held = {**params, **{name: value for name, (value, _) in sites.items()}}
             with block():
                 running = substitute(seed(full_data(self.model), random.key(0)), data=held)
                 log_p = total_log_prob(trace(running).get_trace(*args, **kwargs))
@@ -283,14 +279,6 @@ class JointGuide(abc.ABC):
         Args:
             draws: by site, shape ``[num, *site]``.
         """
-
-    def held(self, layout: Layout, args: Any, kwargs: Any) -> dict[str, Site]:
-        """The latents of other guides of which it needs values to hold."""
-        return {}
-
-    def hold(self, draws: dict[str, Array], held: dict[str, Site]) -> dict[str, Array]:
-        """Values of the parameters that hold those latents, by name: in the middle of these draws."""
-        return {}
 
     def location(self, params: dict[str, Array]) -> Frame | None:
         """Where the guide with these parameters lies, and how wide; None where that is not known."""
@@ -336,7 +324,7 @@ class GaussianGuide(JointGuide):
 
     def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> dist.Distribution:
         family: GaussianFamily = self.family
-        base = family.gaussian
+        base = family.gaussian.settled(layout)
         start = self.start(layout, args, kwargs)
         frame = frame_params(self.prefix, layout.size, family.is_dense(layout.size), family.init_scale, start)
         tail = tail_param(self.prefix)
@@ -356,7 +344,7 @@ class GaussianGuide(JointGuide):
 
     def warm_starts(self, fit: Callable[..., Any], arguments: Arguments, key: Any) -> list[dict[str, Array]]:
         layout = self.layout(*arguments.join(arguments.arrays))
-        if isinstance(self.family.gaussian, LowRank):  # its diagonal first, which is quick and gives the units
+        if isinstance(self.family.gaussian, LowRank | Blocks):  # its diagonal first, which is quick and gives the units
             params = dict(fit(Gaussian(Diagonal(), self.family.init_scale), None, key).params)
             found = frame_of(take_gaussian(params, Diagonal()))
             return [{**params, f"{self.prefix}_center": found.center, f"{self.prefix}_root": found.root}]

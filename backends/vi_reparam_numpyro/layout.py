@@ -11,6 +11,7 @@ import numpy as np
 from numpyro.distributions.util import sum_rightmost
 
 from vi_reparam.errors import SiteError
+from vi_reparam.guides.elements import elements_of
 from vi_reparam_numpyro.prototype import Plate, Site, bijection
 
 Array = jax.Array
@@ -85,6 +86,10 @@ class Layout:
     def positive(self) -> np.ndarray:
         """Which coordinates are a positive site's. Shape ``[size]``."""
         return np.concatenate([np.full(part.size, part.site.kind == "positive") for part in self.parts])
+
+    def elements(self, plate: str) -> tuple[tuple[int, ...], ...]:
+        """As `elements_of`."""
+        return elements_of(self.parts, plate)
 
     def pack(self, values: dict[str, Array]) -> Array:
         """The vector of these values by site; coordinates at infinity become zero. Shape ``[size]``."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -35,8 +34,7 @@ from vi_reparam_numpyro.joint import (
 )
 from vi_reparam_numpyro.layout import Layout
 from vi_reparam_numpyro.ops import ops
-from vi_reparam_numpyro.prototype import Site, drawable
-from vi_reparam_numpyro.starts import mean_of, starting_values
+from vi_reparam_numpyro.prototype import drawable
 
 Array = jax.Array
 
@@ -60,7 +58,7 @@ class SDEGuide(JointGuide):
 
     def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> dist.Distribution:
         size, dtype, prefix = layout.size, jnp.result_type(float), self.prefix
-        family: SDE = self.family.of_size(size)
+        family: SDE = self.family.settled(layout)
         base = base_params(prefix, family.base, family.init_scale, self.start(layout, args, kwargs))
         if not family.learn_base:
             base = {name: lax.stop_gradient(p) for name, p in base.items()}
@@ -112,21 +110,9 @@ class SDEGuide(JointGuide):
 
     def _target(self, layout: Layout, args: Any, kwargs: Any) -> Callable[[Array], Array] | None:
         """log p of a latent vector, all data and parameters live; None where the drift goes without."""
-        params = self._seen(layout, args, kwargs)
-        if params is None:
-            return None
-        start = functools.cache(lambda: starting_values(self.model, args, kwargs, self.latents.sites(args, kwargs)))
-        others = {
-            name: lax.stop_gradient(numpyro.param(f"{self.prefix}_at_{name}", lambda _, name=name: start()[name]))
-            for name in self.cover.leave(self.latents.sites(args, kwargs))
-        }
-        return self.log_joint(layout, {**params, **others}, args, kwargs)
-
-    def _seen(self, layout: Layout, args: Any, kwargs: Any) -> dict[str, Array] | None:
-        """The model's parameters, where the drift has the gradient of log p."""
         spec = self.family.network
         wanted = spec.target if isinstance(spec, MLP) else "off"
-        if wanted == "off" or layout.plate is not None:
+        if wanted == "off" or self.cover != ALL or layout.plate is not None:  # other latents are not at hand
             return None
         look = drawable(self.model, random.key(0))
         with block(hide_fn=lambda msg: msg["type"] != "param"):  # the parameters come from outside, as they are now
@@ -141,14 +127,9 @@ class SDEGuide(JointGuide):
                 "minibatch's); MLP(target='full') takes it from all of the data, MLP(target='off') says no more"
             )
             return None
-        return {n: s["value"] for n, s in found.items() if s["type"] == "param"}
+        params = {n: s["value"] for n, s in found.items() if s["type"] == "param"}
 
-    def held(self, layout: Layout, args: Any, kwargs: Any) -> dict[str, Site]:
-        sees = self._seen(layout, args, kwargs) is not None
-        return self.cover.leave(self.latents.sites(args, kwargs)) if sees else {}
-
-    def hold(self, draws: dict[str, Array], held: dict[str, Site]) -> dict[str, Array]:
-        return {f"{self.prefix}_at_{name}": mean_of(draws[name], site) for name, site in held.items()}
+        return self.log_joint(layout, params, args, kwargs)
 
     def _say(self, what: str) -> None:
         if what not in self._said:
@@ -156,7 +137,7 @@ class SDEGuide(JointGuide):
             warnings.warn(what, stacklevel=2)
 
     def warm_starts(self, fit: Callable[..., Any], arguments: Arguments, key: Any) -> list[dict[str, Array]]:
-        family: SDE = self.family.of_size(self.layout(*arguments.join(arguments.arrays)).size)
+        family: SDE = self.family.settled(self.layout(*arguments.join(arguments.arrays)))
         if not family.warm_start or family.is_local:
             return [{}]
         spec = Diagonal() if isinstance(family.base, Mixture) else family.base
@@ -167,7 +148,7 @@ class SDEGuide(JointGuide):
         return [{**params, **{f"{self.prefix}_{name}": value for name, value in own.items()}}]
 
     def matched(self, layout: Layout, draws: dict[str, Array]) -> dict[str, Array]:
-        family: SDE = self.family.of_size(layout.size)
+        family: SDE = self.family.settled(layout)
         center, scale, bend = match_draws(layout, draws, bends=family.skew)
         found = family.base.parameters(ops, random.key(0), center, scale)
         if family.skew and layout.positive().any():

@@ -58,11 +58,6 @@ def starting_values(
     return {n: _to_full(found[n], s.shape) for n, s in sites.items()}
 
 
-def mean_of(draws: Array, site: Site) -> Array:
-    """The mean of draws, on the site's support. Of the site's shape."""
-    return _project(_central(jnp.mean, draws, site), site).astype(draws.dtype)
-
-
 def _central(statistic: Any, draws: Array, site: Site) -> Array:
     """A mean or median over draws; taken in unconstrained coordinates where the support is unusual."""
     if site.kind != "other":

@@ -26,7 +26,7 @@ from vi_reparam.frame import Frame
 from vi_reparam.guides import Gaussian, GaussianFamily, JointFamily
 from vi_reparam.guides.condition import features_of, plate_of, saturated
 from vi_reparam.guides.cover import ALL, Cover
-from vi_reparam.sde.bases import Diagonal, LowRank, Mixture
+from vi_reparam.sde.bases import Blocks, Diagonal, LowRank, Mixture
 from vi_reparam_pyro import lanes, listener
 from vi_reparam_pyro.arguments import signature
 from vi_reparam_pyro.distributions import Sampled
@@ -35,7 +35,7 @@ from vi_reparam_pyro.layout import Layout
 from vi_reparam_pyro.ops import mix, ops
 from vi_reparam_pyro.params import new_scope
 from vi_reparam_pyro.plates import enter
-from vi_reparam_pyro.prototype import Latents, Plate, Site, look, prototype
+from vi_reparam_pyro.prototype import Latents, Plate, look, prototype
 from vi_reparam_pyro.run import sample_sites
 from vi_reparam_pyro.scoring import full_data, total_log_prob
 from vi_reparam_pyro.search import Searcher
@@ -260,18 +260,15 @@ class JointGuide(abc.ABC):
             features: of the elements of `layout.plate` at hand, shape ``[B, F]``; None without one.
         """
 
-    def log_joint(self, layout: Layout, others: dict[str, Array], args: Any, kwargs: Any) -> Callable[[Array], Array]:
+    def log_joint(self, layout: Layout, args: Any, kwargs: Any) -> Callable[[Array], Array]:
         """log p of a latent vector on all of the data, with the change of volume.
 
         Data are live, and so are parameters, which come from outside.
-
-        Args:
-            others: values of the latents that are not in the layout.
         """
 
         def at(vector: Array) -> Array:
             sites = layout.unpack(vector)
-            held = {**others, **{name: value for name, (value, _) in sites.items()}}
+            held = {name: value for name, (value, _) in sites.items()}
             with full_data(), poutine.block(hide_fn=_not_a_parameter):
                 trace = poutine.trace(poutine.condition(self.model, data=held)).get_trace(*args, **kwargs)
             return total_log_prob(sample_sites(trace)) + sum(log_det.sum() for _, log_det in sites.values())
@@ -294,14 +291,6 @@ class JointGuide(abc.ABC):
         Args:
             draws: by site, shape ``[num, *site]``.
         """
-
-    def held(self, layout: Layout, args: Any, kwargs: Any) -> dict[str, Site]:
-        """The latents of other guides of which it needs values to hold."""
-        return {}
-
-    def hold(self, draws: dict[str, Array], held: dict[str, Site]) -> dict[str, Array]:
-        """Values of the parameters that hold those latents, by name: in the middle of these draws."""
-        return {}
 
     def location(self, params: dict[str, Array]) -> Frame | None:
         """Where the guide with these parameters lies, and how wide; None where that is not known."""
@@ -367,7 +356,7 @@ class GaussianGuide(JointGuide):
 
     def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> TorchDistribution:
         family: GaussianFamily = self.family
-        base, prefix = family.gaussian, f"{self.scope}{self.prefix}"
+        base, prefix = family.gaussian.settled(layout), f"{self.scope}{self.prefix}"
         start = self.start(layout, args, kwargs)
         frame = frame_params(prefix, layout.size, family.is_dense(layout.size), family.init_scale, start)
         tail = tail_param(prefix)
@@ -388,7 +377,7 @@ class GaussianGuide(JointGuide):
 
     def warm_starts(self, fit: Callable[..., Any], args: Any, kwargs: Any, key: int) -> list[dict[str, Array]]:
         layout = self.layout(args, kwargs)
-        if isinstance(self.family.gaussian, LowRank):  # its diagonal first, which is quick and gives the units
+        if isinstance(self.family.gaussian, LowRank | Blocks):  # its diagonal first, which is quick and gives the units
             params = dict(fit(Gaussian(Diagonal(), self.family.init_scale), None, key).params)
             found = Frame.of(ops, take_gaussian(params, Diagonal()))
             return [{**params, f"{self.prefix}_center": found.center, f"{self.prefix}_root": found.root}]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -32,8 +31,6 @@ from vi_reparam_pyro.joint import (
 )
 from vi_reparam_pyro.layout import Layout
 from vi_reparam_pyro.ops import mix, ops
-from vi_reparam_pyro.prototype import Site
-from vi_reparam_pyro.starts import mean_of, starting_values
 
 Array = Any
 
@@ -57,7 +54,7 @@ class SDEGuide(JointGuide):
 
     def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> TorchDistribution:
         size, dtype, prefix = layout.size, torch.get_default_dtype(), f"{self.scope}{self.prefix}"
-        family: SDE = self.family.of_size(size)
+        family: SDE = self.family.settled(layout)
         base = base_params(prefix, family.base, family.init_scale, self.start(layout, args, kwargs))
         if not family.learn_base:
             base = {name: p.detach() for name, p in base.items()}
@@ -117,34 +114,18 @@ class SDEGuide(JointGuide):
 
     def _target(self, layout: Layout, args: Any, kwargs: Any) -> Callable[[Array], Array] | None:
         """log p of a latent vector, all data and parameters live; None where the drift goes without."""
-        if not self._sees(layout):
-            return None
-        start = functools.cache(lambda: starting_values(self.model, args, kwargs, self.latents.sites(args, kwargs)))
-        others = {
-            name: pyro.param(f"{self.scope}{self.prefix}_at_{name}", lambda name=name: start()[name]).detach()
-            for name in self.cover.leave(self.latents.sites(args, kwargs))
-        }
-        return self.log_joint(layout, others, args, kwargs)
-
-    def _sees(self, layout: Layout) -> bool:
-        """Whether the drift has the gradient of log p."""
         spec = self.family.network
         wanted = spec.target if isinstance(spec, MLP) else "off"
-        if wanted == "off" or layout.plate is not None:
-            return False
+        if wanted == "off" or self.cover != ALL or layout.plate is not None:  # other latents are not at hand
+            return None
         if layout.subsampled is not None and wanted == "auto":
             self._say(
                 f"plate {layout.subsampled!r} is subsampled, so the drift goes without the gradient of log p (it would "
                 "be a minibatch's); MLP(target='full') takes it from all of the data, MLP(target='off') says no more"
             )
-            return False
-        return True
+            return None
 
-    def held(self, layout: Layout, args: Any, kwargs: Any) -> dict[str, Site]:
-        return self.cover.leave(self.latents.sites(args, kwargs)) if self._sees(layout) else {}
-
-    def hold(self, draws: dict[str, Array], held: dict[str, Site]) -> dict[str, Array]:
-        return {f"{self.prefix}_at_{name}": mean_of(draws[name], site) for name, site in held.items()}
+        return self.log_joint(layout, args, kwargs)
 
     def _say(self, what: str) -> None:
         if what not in self._said:
@@ -152,7 +133,7 @@ class SDEGuide(JointGuide):
             warnings.warn(what, stacklevel=2)
 
     def warm_starts(self, fit: Callable[..., Any], args: Any, kwargs: Any, key: int) -> list[dict[str, Array]]:
-        family: SDE = self.family.of_size(self.layout(args, kwargs).size)
+        family: SDE = self.family.settled(self.layout(args, kwargs))
         if not family.warm_start or family.is_local:
             return [{}]
         spec = Diagonal() if isinstance(family.base, Mixture) else family.base
@@ -163,7 +144,7 @@ class SDEGuide(JointGuide):
         return [{**params, **{f"{self.prefix}_{name}": value for name, value in own.items()}}]
 
     def matched(self, layout: Layout, draws: dict[str, Array]) -> dict[str, Array]:
-        family: SDE = self.family.of_size(layout.size)
+        family: SDE = self.family.settled(layout)
         center, scale, bend = match_draws(layout, draws, bends=family.skew)
         found = family.base.parameters(ops, mix(0), center, scale)
         if family.skew and layout.positive().any():

@@ -47,7 +47,7 @@ class Searcher:
                 return []
         start_key, noise_key, run_key = ops.split(key, 3)
         with isolated(), torch.no_grad(), without_validation(), keyed(run_key):
-            log_p = self.guide.log_joint(layout, {}, args, kwargs)
+            log_p = self.guide.log_joint(layout, args, kwargs)
             starts = self._starts(layout, args, kwargs, start_key)
             noise = ops.normal(noise_key, (search.NUM_DRAWS, layout.size), starts.dtype)
             try:

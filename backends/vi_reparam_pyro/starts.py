@@ -53,11 +53,6 @@ def _score(model: Any, args: Any, kwargs: Any, values: dict[str, Array]) -> floa
     return total if np.isfinite(total) else -np.inf
 
 
-def mean_of(draws: Array, site: Site) -> Array:
-    """The mean of draws, on the site's support. Of the site's shape."""
-    return _project(_central(lambda x: x.mean(0), draws, site), site, draws.dtype)
-
-
 def _central(statistic: Any, draws: Array, site: Site) -> Array:
     """A mean or median over draws; taken in unconstrained coordinates where the support is unusual."""
     floats = draws.to(torch.get_default_dtype()) if not draws.is_floating_point() else draws

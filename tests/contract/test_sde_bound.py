@@ -13,6 +13,7 @@ from vi_reparam.guides import SDE
 from vi_reparam.sde import (
     MLP,
     Adams,
+    Blocks,
     Constant,
     Diagonal,
     Drifts,
@@ -30,7 +31,13 @@ from vi_reparam.sde import latent as latents
 
 VP = UniformLogSNR()
 LOG_2PI = math.log(2.0 * math.pi)
-BASES = {"diagonal": Diagonal(), "low_rank": LowRank(2), "full": Full(), "mixture": Mixture(3, spread=1.0)}
+BASES = {
+    "diagonal": Diagonal(),
+    "low_rank": LowRank(2),
+    "full": Full(),
+    "blocks": Blocks("rows", ((2, 0, 1),)),
+    "mixture": Mixture(3, spread=1.0),
+}
 
 
 def _quadratic_mean(log_weight, dims):
@@ -428,7 +435,8 @@ def test_backends_agree_on_log_weights_and_gradients(kind, options):
 def test_bases_go_there_and_back(backend, kind):
     ops = ops_or_skip(backend)
     rng = np.random.default_rng(0)
-    family = SDE(base=BASES[kind])
+    base = Blocks("rows", ((3, 0), (1, 2))) if kind == "blocks" else BASES[kind]
+    family = SDE(base=base)
     params = _params(ops, family, 4, 0, 0.5)["base"]
     if kind == "mixture":
         params = family.base.component(ops, params, ops.xp.asarray(np.eye(3)[2]))
@@ -448,6 +456,7 @@ def test_bases_go_there_and_back(backend, kind):
         {"variance": "wide"},
         {"num_steps": 0},
         {"base": "cauchy"},
+        {"base": Blocks},
         {"gradient": "score"},
         {"solver": 2},
         {"solver": Adams(corrector=2)},
@@ -464,11 +473,22 @@ def test_bad_specifications(options):
         SDE(**options)
 
 
+@dataclasses.dataclass(frozen=True)
+class Laid:
+    """A vector of two elements of a plate, by turns."""
+
+    size: int
+
+    def elements(self, plate):
+        return tuple(tuple(range(i, self.size, 2)) for i in range(2))
+
+
 def test_specifications_are_plain():
     assert SDE() == SDE() and hash(SDE()) == hash(SDE())
     assert SDE(base="low_rank").base == LowRank()
-    assert SDE().of_size(100).base == Full() and SDE().of_size(101).base == LowRank(8)
-    assert SDE(base="diagonal").of_size(101).base == Diagonal()
+    assert SDE().settled(Laid(100)).base == Full() and SDE().settled(Laid(101)).base == LowRank(8)
+    assert SDE(base="diagonal").settled(Laid(101)).base == Diagonal()
+    assert SDE(base=Blocks("rows")).settled(Laid(4)).base == Blocks("rows", ((0, 2), (1, 3)))
     assert "parameterization='noise'" in repr(SDE(parameterization="noise"))
 
 

@@ -137,32 +137,31 @@ def test_parts_start_from_a_mean_field(site, part):
     assert value + 4.0 * error > -0.1 and value < 4.0 * error  # a normal in place of the bend would lose 0.56
 
 
-DESIGN = np.array([[1.0, 0.9, 0.0], [0.8, 1.0, 0.3], [0.0, 0.4, 1.0], [0.5, 0.6, -0.8]])
-SEEN = np.array([1.0, -0.5, 0.8, 0.2])
+CELLS = np.array([0.5, -1.0, 2.0])
 
 
-def regression(y):
-    slopes = pyro.sample("slopes", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-    level = pyro.sample("level", dist.Normal(1.0, 1.0))
-    pyro.sample("y", dist.Normal(torch.as_tensor(DESIGN) @ slopes + level, 0.5).to_event(1), obs=y)
+def cells(y):
+    """Three latents an element, on two sites, whose correlations are strong within it."""
+    with pyro.plate("cells", len(y), dim=-1):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        with pyro.plate("kinds", 2, dim=-2):
+            b = pyro.sample("b", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(a + b[0] - b[1], 0.3), obs=y)
 
 
-def test_a_drift_sees_the_gradient_of_log_p_where_the_others_lie():
-    every = np.column_stack([DESIGN, np.ones(4)])
-    precision = np.eye(4) + every.T @ every / 0.25
-    level = np.linalg.solve(precision, every.T @ SEEN / 0.25 + np.array([0.0, 0.0, 0.0, 1.0]))[3]
-    seen = torch.as_tensor(SEEN)
-    guided = vr.guide(vr.Sites({"slopes": vr.SDE(num_steps=2, base="diagonal"), "*": vr.MeanField()}))(regression)
-    posterior = guided.fit(seen, num_steps=250, num_particles=8, progress=False)
-    held = float(posterior.params["slopes_sde_at_level"])
-    assert abs(held - level) < 0.3  # of a posterior's sd of 0.6, by 64 draws of a mean field
-    part = guided.written.parts[0]
-    with pyro.get_param_store().scope():
-        pyro.param(f"{part.scope}slopes_sde_at_level", torch.tensor(held))
-        target = part._target(part.layout((seen,), {}), (seen,), {})
-    x = np.array([0.4, -0.2, 0.1])
-    exact = DESIGN.T @ (SEEN - DESIGN @ x - held) / 0.25 - x
-    np.testing.assert_allclose(torch.func.grad(target)(torch.as_tensor(x)), exact, rtol=1e-6)
+DIFFUSION = vr.SDE(base=vr.Blocks("cells"), num_steps=4, warm_start=300, network=vr.MLP(target="off"))
+
+
+@pytest.mark.parametrize(
+    "family",
+    [DIFFUSION, pytest.param(vr.Sites({"*": DIFFUSION}), marks=pytest.mark.slow)],
+    ids=["alone", "as a part"],
+)
+def test_a_base_has_the_correlations_within_each_element(family):
+    posterior = vr.guide(family)(cells).fit(torch.as_tensor(CELLS), num_steps=400, num_particles=32, progress=False)
+    log_evidence = multivariate_normal(np.zeros(3), 3.09 * np.eye(3)).logpdf(CELLS)
+    value, error = posterior.elbo(4_000)
+    assert log_evidence - 0.1 - 4.0 * error < value < log_evidence + 4.0 * error  # independent normals lose 5.9
 
 
 def test_estimators_are_for_the_mean_field():

@@ -35,11 +35,6 @@ class Cover:
             raise SiteError(f"vr.Sites names {unknown[0]!r}, and the model's latent sites are {list(sites)}")
         return {n: s for n, s in sites.items() if n not in self.without and (self.names is None or n in self.names)}
 
-    def leave(self, sites: dict[str, S]) -> dict[str, S]:
-        """The sites of other parts, in the model's order."""
-        own = self.pick(sites)
-        return {name: site for name, site in sites.items() if name not in own}
-
     def named(self, name: str) -> str:
         """A name of this guide's own."""
         return f"{self.label}_{name}" if self.label else name

@@ -9,7 +9,7 @@ from vi_reparam.errors import ArgumentError
 from vi_reparam.guides.condition import check_condition
 from vi_reparam.guides.gaussian import GaussianFamily
 from vi_reparam.guides.joint import JointFamily, check_skew
-from vi_reparam.sde.bases import Base, Diagonal, Full, LowRank, Mixture
+from vi_reparam.sde.bases import Base, Diagonal, Full, Layout, LowRank, Mixture
 from vi_reparam.sde.network import MLP
 from vi_reparam.sde.parameterizations import check_parameterization
 from vi_reparam.sde.path import GRADIENTS
@@ -39,8 +39,8 @@ class SDE(JointFamily):
         solver: the steps' form and order. Higher orders serve sampling after training.
         tau: noise of a step relative to the reverse SDE's: a number or a schedule.
         base: the Gaussian in whose coordinates the process runs: ``"diagonal"``, ``"low_rank"``,
-            ``"full"``, ``"mixture"``, or one such as ``vr.LowRank(rank=4)``; ``"auto"`` is full up to 100
-            dimensions and of low rank above.
+            ``"full"``, ``"mixture"``, or one such as ``vr.LowRank(rank=4)`` or ``vr.Blocks("pixels")``; ``"auto"`` is
+            full up to 100 dimensions and of low rank above.
         network: the drift's network: `MLP`, or a module of the backend, called with x of shape
             ``[D]`` and lambda, that returns shape ``[D]``.
         gradient: ``"path"`` (the guide's parameters are constants inside log q),
@@ -120,8 +120,12 @@ class SDE(JointFamily):
             raise ArgumentError("SDE(condition=..., network=MLP(target='full')): a local drift sees its features alone")
         kernel_variances(self.variance, self.schedule, self.schedule.grid(self.num_steps), self.tau)
 
-    def of_size(self, size: int) -> SDE:
-        """The same with its base settled, for a vector of this size."""
-        if self.base != "auto":
-            return self
-        return replace(self, base=Full() if size <= LARGEST_FULL else LowRank(rank=8))
+    def settled(self, layout: Layout) -> SDE:
+        """The same with its base settled, for the vector that is laid out so.
+
+        Raises:
+            SiteError: for a base by the elements of a plate that is not around every site.
+        """
+        if self.base == "auto":
+            return replace(self, base=Full() if layout.size <= LARGEST_FULL else LowRank(rank=8))
+        return replace(self, base=self.base.settled(layout))

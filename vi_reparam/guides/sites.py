@@ -17,11 +17,8 @@ from vi_reparam.skew import NUM_MATCHED
 
 REST = "*"
 
-BASE = ("loc", "log_scale", "factor", "lower", "skew")
+BASE = ("loc", "log_scale", "factor", "lower", "blocks", "skew")
 """Parameters of an SDE's base."""
-
-NUM_HELD = 64
-"""Draws whose mean is held for the latents of other parts: few, since those latents may be many."""
 
 WARM_START = 2_000
 """Steps of the fit that parts start from, where their family does not say."""
@@ -35,8 +32,8 @@ class Sites(GuideFamily):
     all other latents by the mean field. Parts are independent of each other given the data, and
     each has its own family's learning rate. Parts that draw their latents together start from a fit
     in which each of them is a mean field; a conditioned part goes without, and so does an `SDE` with
-    ``warm_start=0``. The drift of an `SDE` sees the gradient of log p where that fit's means have the other
-    parts' latents; without it, where it found the model likeliest at first.
+    ``warm_start=0``. In parts an `SDE` has no gradient of log p, which the other parts' draws would have
+    to be known for.
 
     Args:
         families: site name, tuple of names, or ``"*"`` for all that are not named -> family.
@@ -128,26 +125,20 @@ class Sites(GuideFamily):
                 )
 
 
-def start_from(posterior: Any, new: list[tuple[Any, Any, Any]], key: Any) -> dict[str, Any]:
+def start_from(posterior: Any, new: list[tuple[Any, Any]], key: Any) -> dict[str, Any]:
     """The parameters of a simpler fit, with what its draws say of those that it lacks.
 
     Args:
         posterior: of the fit.
-        new: guides that drew nothing there, each with its layout and the latents of others that it holds.
+        new: guides that drew nothing there, each with its layout.
         key: of the draws.
     """
-
-    def draws(names: Any, num: int) -> dict[str, Any]:
-        return posterior.scorer.run(lambda scored: {name: scored.latents[name] for name in names}, num, key)
-
-    names = [part.site.name for _, layout, _ in new for part in layout.parts]
+    names = [part.site.name for _, layout in new for part in layout.parts]
+    draws = posterior.scorer.run(lambda scored: {name: scored.latents[name] for name in names}, NUM_MATCHED, key)
     replaced = tuple(f"{name}_" for name in names)
     values = {name: value for name, value in posterior.params.items() if not name.startswith(replaced)}
-    own = draws(names, NUM_MATCHED)
-    for guide, layout, held in new:
-        values.update(guide.matched(layout, own))
-        if held:
-            values.update(guide.hold(draws(held, NUM_HELD), held))
+    for guide, layout in new:
+        values.update(guide.matched(layout, draws))
     return values
 
 

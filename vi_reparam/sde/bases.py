@@ -1,15 +1,17 @@
 """Bases: the Gaussians in whose standardized coordinates the process runs.
 
-z = loc + S x and log|S|, for a diagonal S, a diagonal plus low rank, and a triangular one. A
-mixture draws one of its components, standardizes by it, and keeps it in the path's weight.
+z = loc + S x and log|S|, for a diagonal S, a diagonal plus low rank, a triangular one, and one that is triangular
+within each element of a plate. A mixture draws one of its components, standardizes by it, and keeps it in the
+path's weight.
 """
 
 from __future__ import annotations
 
 import abc
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any, ClassVar, Protocol
 
 from vi_reparam.errors import ArgumentError
 from vi_reparam.ops import Ops
@@ -19,6 +21,19 @@ Array = Any
 Params = dict[str, Array]
 
 
+class Layout(Protocol):
+    """Where the latents lie in a vector, as a backend has it."""
+
+    @property
+    def size(self) -> int:
+        """Coordinates in all."""
+        ...
+
+    def elements(self, plate: str) -> tuple[tuple[int, ...], ...]:
+        """The coordinates of each element of a plate."""
+        ...
+
+
 class Base(abc.ABC):
     """A Gaussian (or a mixture of them) as a specification; its parameters are arrays by name."""
 
@@ -26,6 +41,10 @@ class Base(abc.ABC):
     """Of its parameters."""
 
     num_components: int = 1
+
+    def settled(self, layout: Layout) -> Base:
+        """The same, for the vector that is laid out so."""
+        return self
 
     @abc.abstractmethod
     def parameters(self, ops: Ops, key: Any, loc: Array, scale: Array) -> Params:
@@ -141,6 +160,64 @@ class Full(Base):
 
     def log_det(self, ops: Ops, params: Params) -> Array:
         return ops.xp.sum(params["log_scale"])
+
+
+@dataclass(frozen=True)
+class Blocks(Base):
+    """S lower triangular within each element of a plate: a full covariance there, and elements independent.
+
+    What is independent given all else in the posterior is often just that: the loadings of each pixel in a
+    factorization, say, given the scores. The parameter is the triangles times the root of the dimension, as in
+    `LowRank`.
+
+    Args:
+        plate: that is around all latents of the guide.
+
+    Attributes:
+        elements: the coordinates of each; of the vector that it was `settled` for.
+
+    Raises:
+        ArgumentError: if `plate` is not a name.
+    """
+
+    plate: str
+    elements: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
+    names = ("loc", "log_scale", "blocks")
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.plate, str) or not self.plate:
+            raise ArgumentError(f"Blocks(plate={self.plate!r}): expected the name of a plate")
+
+    def settled(self, layout: Layout) -> Base:
+        return replace(self, elements=layout.elements(self.plate))
+
+    def parameters(self, ops: Ops, key: Any, loc: Array, scale: Array) -> Params:
+        num, size = len(self.elements), len(self.elements[0])
+        zeros = ops.xp.zeros((num, size, size), dtype=loc.dtype)
+        return {"loc": loc, "log_scale": ops.xp.log(scale), "blocks": zeros}
+
+    def to_latent(self, ops: Ops, params: Params, x: Array) -> Array:
+        mixed = self._times(ops, self._matrices(ops, params), x)
+        return _lift(ops, params["loc"], x) + _lift(ops, ops.xp.exp(params["log_scale"]), x) * mixed
+
+    def standardize(self, ops: Ops, params: Params, z: Array) -> Array:
+        y = (z - _lift(ops, params["loc"], z)) * _lift(ops, ops.xp.exp(-params["log_scale"]), z)
+        return self._times(ops, ops.xp.linalg.inv(self._matrices(ops, params)), y)
+
+    def log_det(self, ops: Ops, params: Params) -> Array:
+        return ops.xp.sum(params["log_scale"])
+
+    def _matrices(self, ops: Ops, params: Params) -> Array:
+        """I + the strict lower triangles, shape ``[elements, size, size]``."""
+        own = ops.xp.tril(params["blocks"], k=-1) * params["loc"].shape[0] ** -0.5
+        return own + _lift(ops, ops.xp.eye(own.shape[-1], dtype=own.dtype), own)
+
+    def _times(self, ops: Ops, matrices: Array, x: Array) -> Array:
+        xp, order = ops.xp, list(chain.from_iterable(self.elements))
+        back = sorted(range(len(order)), key=order.__getitem__)
+        rows = xp.reshape(xp.take(x, xp.asarray(order), axis=-1), (*x.shape[:-1], len(self.elements), 1, -1))
+        mixed = xp.reshape(xp.sum(_lift(ops, matrices, rows) * rows, axis=-1), x.shape)
+        return xp.take(mixed, xp.asarray(back), axis=-1)
 
 
 @dataclass(frozen=True)
