@@ -62,10 +62,10 @@ def test_breast_cancer():
 
 
 def test_digits_loadings():
-    """1,024 positive latents beside 28,752 of a mean field stay with its bound, from the same start.
+    """1,024 positive latents beside 28,752 of a mean field, from the same start.
 
-    Two seeds lie 700 nats apart. Without the skew and the warm start it was 29,000 below, without the gradient of
-    log p and with a network at its full rate 50 to 100.
+    Two seeds lie 700 nats apart, so both guides go on from one fit. Independent loadings lose about 33 nats to the best
+    Gaussian given the mean scores, where those of a pixel depend on each other.
     """
     model = get("digits")
     args, kwargs = model.data()
@@ -75,12 +75,12 @@ def test_digits_loadings():
     def independent():
         return vr.guide(vr.Sites({"w": vr.MeanField(), "*": vr.MeanField()}))(program)
 
-    first = independent().fit(*args, **kwargs, num_steps=2_000, **options)
+    first = independent().fit(*args, **kwargs, num_steps=6_000, **options)
     alone = independent()
     alone.written.warm_starts = lambda *_: [dict(first.params)]
-    with_sde = vr.guide(vr.Sites({"w": vr.SDE(), "*": vr.MeanField()}))(program)
+    with_sde = vr.guide(vr.Sites({"w": vr.SDE(base=vr.Blocks("pixels")), "*": vr.MeanField()}))(program)
     own = with_sde.written.warm_starts
     with_sde.written.warm_starts = lambda fit, *rest: own(lambda *_: first, *rest)
-    found = [g.fit(*args, **kwargs, num_steps=1_500, **options).elbo(1_000) for g in (with_sde, alone)]
+    found = [g.fit(*args, **kwargs, num_steps=3_000, **options).elbo(4_000) for g in (with_sde, alone)]
     (value, error), (other, other_error) = found
-    assert value - other > -30.0 - 3.0 * np.hypot(error, other_error)
+    assert value - other > 3.0 * np.hypot(error, other_error)

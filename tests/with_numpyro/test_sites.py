@@ -146,6 +146,7 @@ def test_the_base_of_an_sde_keeps_pace_with_a_mean_field():
         (lambda: vr.Flow(condition="y", kind="block_autoregressive"), "its layers take none"),
         (lambda: vr.SDE(condition="y", gradient="log_variance"), "use gradient='path'"),
         (lambda: vr.SDE(condition="y", network=vr.MLP(target="full")), "sees its features alone"),
+        (lambda: vr.Sites({"z": vr.SDE(network=vr.MLP(target="full"))}), "a part goes without the gradient of log p"),
     ],
 )
 def test_bad_specifications(family, match):
