@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, Protocol
-
-import numpy as np
 
 from vi_reparam.errors import SiteError
 
@@ -33,7 +32,7 @@ def elements_of(parts: Iterable[Part], plate: str) -> tuple[tuple[int, ...], ...
     Raises:
         SiteError: if a site is not in it.
     """
-    rows = []
+    rows: list[list[int]] = []
     for part in parts:
         site = part.site
         dim = next((own.dim for own in site.plates if own.name == plate), None)
@@ -43,6 +42,8 @@ def elements_of(parts: Iterable[Part], plate: str) -> tuple[tuple[int, ...], ...
                 "name one that is around every site of the guide, or take another base"
             )
         axis = len(site.shape) - site.event_dim + dim
-        places = part.offset + np.arange(np.prod(part.shape, dtype=int)).reshape(part.shape)
-        rows.append(np.moveaxis(places, axis, 0).reshape(part.shape[axis], -1))
-    return tuple(tuple(row) for row in np.concatenate(rows, axis=1).tolist())
+        outer, num, inner = math.prod(part.shape[:axis]), part.shape[axis], math.prod(part.shape[axis + 1 :])
+        rows = rows or [[] for _ in range(num)]
+        for i, row in enumerate(rows):
+            row.extend(part.offset + (o * num + i) * inner + k for o in range(outer) for k in range(inner))
+    return tuple(tuple(row) for row in rows)

@@ -57,8 +57,8 @@ class Sites(GuideFamily):
                 raise ArgumentError(f"Sites({{{key!r}: {family!r}}}): expected a family such as vr.MeanField()")
             if isinstance(family, SDE) and getattr(family.network, "target", "off") == "full":
                 raise ArgumentError(
-                    f"Sites({{{key!r}: {family!r}}}): the drift of a part goes without the gradient of log p, since the "
-                    "other parts' draws would have to be known; leave out target='full'"
+                    f"Sites({{{key!r}: {family!r}}}): the drift of a part goes without the gradient of log p, since "
+                    "the other parts' draws would have to be known; leave out target='full'"
                 )
             names = (key,) if isinstance(key, str) else key
             if not isinstance(names, tuple) or not names or not all(isinstance(n, str) for n in names):
