@@ -3,13 +3,15 @@
 import dataclasses
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from harness import BACKENDS, ops_or_skip
 
-from vi_reparam import ArgumentError
+from vi_reparam import ArgumentError, SiteError
 from vi_reparam.guides import SDE
+from vi_reparam.guides.elements import elements_of
 from vi_reparam.sde import (
     MLP,
     Adams,
@@ -447,6 +449,22 @@ def test_bases_go_there_and_back(backend, kind):
     matrix = np.stack([np.asarray(family.base.to_latent(ops, params, ops.xp.asarray(e))) for e in np.eye(4)])
     matrix = matrix - np.asarray(params["loc"])
     assert math.isclose(float(family.base.log_det(ops, params)), np.linalg.slogdet(matrix)[1], rel_tol=1e-9)
+
+
+def test_the_elements_of_a_plate():
+    """Of a site with another plate around it and an event, and of one with neither."""
+    plates = [SimpleNamespace(name="out", dim=-2), SimpleNamespace(name="own", dim=-1)]
+    wide = SimpleNamespace(name="wide", shape=(4, 3, 5), event_dim=1, plates=plates)  # a simplex: 4 free coordinates
+    plain = SimpleNamespace(name="plain", shape=(3,), event_dim=0, plates=plates[1:])
+    parts = [
+        SimpleNamespace(site=wide, shape=(4, 3, 4), offset=0),
+        SimpleNamespace(site=plain, shape=(3,), offset=48),
+    ]
+    first = np.arange(48).reshape(4, 3, 4)
+    expected = [(*first[:, i].ravel(), 48 + i) for i in range(3)]
+    assert elements_of(parts, "own") == tuple(tuple(int(k) for k in row) for row in expected)
+    with pytest.raises(SiteError, match=r"'plain' is not in that plate, but in \['own'\]"):
+        elements_of(parts, "out")
 
 
 @pytest.mark.parametrize(

@@ -128,4 +128,5 @@ class SDE(JointFamily):
         """
         if self.base == "auto":
             return replace(self, base=Full() if layout.size <= LARGEST_FULL else LowRank(rank=8))
-        return replace(self, base=self.base.settled(layout))
+        base = self.base.settled(layout)
+        return self if base is self.base else replace(self, base=base)
