@@ -84,7 +84,7 @@ TARGETS = {"funnel": funnel, "gmm9": gmm9, "seeds": seeds, "credit": credit}
 # a base that learns, or is fitted alone first, would close in on one mode
 WIDE = {"init_scale": 4.0, "warm_start": 0, "base": "diagonal", "learn_base": False}
 SPECIFICATIONS = {  # target, guide, steps of training: fewer where each looks at a thousand rows
-    "funnel": ("funnel", vr.SDE(), 3_000),
+    "funnel": ("funnel", vr.SDE(), 5_000),
     "gmm9": ("gmm9", vr.SDE(**WIDE), 3_000),
     "gmm9 log-variance": ("gmm9", vr.SDE(gradient="log_variance", **WIDE), 3_000),
     "seeds": ("seeds", vr.SDE(), 3_000),
