@@ -26,7 +26,7 @@ from vi_reparam.frame import Frame
 from vi_reparam.guides import Gaussian, GaussianFamily, JointFamily
 from vi_reparam.guides.condition import features_of, plate_of, saturated
 from vi_reparam.guides.cover import ALL, Cover
-from vi_reparam.sde.bases import Blocks, Diagonal, LowRank, Mixture
+from vi_reparam.sde.bases import Diagonal, Mixture
 from vi_reparam_pyro import lanes, listener
 from vi_reparam_pyro.arguments import signature
 from vi_reparam_pyro.distributions import Sampled
@@ -377,7 +377,7 @@ class GaussianGuide(JointGuide):
 
     def warm_starts(self, fit: Callable[..., Any], args: Any, kwargs: Any, key: int) -> list[dict[str, Array]]:
         layout = self.layout(args, kwargs)
-        if isinstance(self.family.gaussian, LowRank | Blocks):  # its diagonal first, which is quick and gives the units
+        if self.family.gaussian.diagonal_first:
             params = dict(fit(Gaussian(Diagonal(), self.family.init_scale), None, key).params)
             found = Frame.of(ops, take_gaussian(params, Diagonal()))
             return [{**params, f"{self.prefix}_center": found.center, f"{self.prefix}_root": found.root}]

@@ -42,6 +42,9 @@ class Base(abc.ABC):
 
     num_components: int = 1
 
+    diagonal_first: ClassVar[bool] = False
+    """Whether a Gaussian alone is fitted from a diagonal one, which is quick and gives the units."""
+
     def settled(self, layout: Layout) -> Base:
         """The same, for the vector that is laid out so."""
         return self
@@ -102,6 +105,7 @@ class LowRank(Base):
 
     rank: int = 2
     names = ("loc", "log_scale", "factor")
+    diagonal_first = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1:
@@ -183,6 +187,7 @@ class Blocks(Base):
     plate: str
     elements: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
     names = ("loc", "log_scale", "blocks")
+    diagonal_first = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.plate, str) or not self.plate:
