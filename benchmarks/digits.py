@@ -30,20 +30,20 @@ def families(vr: Any, of: str, features: np.ndarray) -> dict[str, Any]:
     def of_images(counts: Any) -> Any:
         return features
 
-    def beside(**own: Any) -> Any:
+    def aux_key(**own: Any) -> Any:
         return vr.Sites({**own, "*": vr.MeanField()})
 
     if of == "w":
         return {
-            "mean field": beside(w=vr.MeanField()),
-            "diffusion": beside(w=vr.SDE(base=vr.Blocks("pixels"))),
-            "diffusion, low rank": beside(w=vr.SDE()),
+            "mean field": aux_key(w=vr.MeanField()),
+            "diffusion": aux_key(w=vr.SDE(base=vr.Blocks("pixels"))),
+            "diffusion, low rank": aux_key(w=vr.SDE()),
         }
     return {
         "mean field": vr.MeanField(),
-        "conditional flow": beside(z=vr.Flow(condition=of_images, hidden=128)),
-        "conditional flow without skew": beside(z=vr.Flow(condition=of_images, hidden=128, skew=False)),
-        "conditional diffusion": beside(z=vr.SDE(condition=of_images, num_steps=8, base="diagonal")),
+        "conditional flow": aux_key(z=vr.Flow(condition=of_images, hidden=128)),
+        "conditional flow without skew": aux_key(z=vr.Flow(condition=of_images, hidden=128, skew=False)),
+        "conditional diffusion": aux_key(z=vr.SDE(condition=of_images, num_steps=8, base="diagonal")),
     }
 
 

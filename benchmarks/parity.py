@@ -94,7 +94,7 @@ def fits(seeds):
 def families(seeds):
     """The families over all latents, on eight schools by their own defaults, as training left them.
 
-    Tails are widened after training where k-hat is above a bound, which single fits of one program are
+    Tails are upcast after training where k-hat is above a bound, which single fits of one program are
     on either side of; a wider tail costs some thousandths of a nat.
     """
     model, found = get("eight_schools"), {}

@@ -28,8 +28,8 @@ from jax import random
 
 import vi_reparam_numpyro as vr
 from vi_reparam.sde import Adams, Constant, UniformLogSNR, sample
-from vi_reparam_numpyro import ops
 from vi_reparam_numpyro.dependence import first_params
+from vi_reparam_numpyro.ops.ops import ops
 
 sys.path.insert(0, str(Path(__file__).parent))
 from sde import TARGETS, WIDE

@@ -30,11 +30,11 @@ import vi_reparam_pyro as vr_pyro
 from vi_reparam.sde import Constant, kernel_variances, network, noising
 from vi_reparam.sde.solver import tables
 from vi_reparam_numpyro.arguments import Arguments
-from vi_reparam_numpyro.optimizers import default_optimizer
+from vi_reparam_numpyro.engine.optimizers import default_optimizer
+from vi_reparam_pyro.engine.optimizers import default_optimizer as torch_optimizer
 from vi_reparam_pyro.fit import State, _Loop
-from vi_reparam_pyro.lanes import without_validation
-from vi_reparam_pyro.optimizers import default_optimizer as torch_optimizer
-from vi_reparam_pyro.params import first_parameters
+from vi_reparam_pyro.host.params import first_parameters
+from vi_reparam_pyro.lanes.vmap import without_validation
 
 sys.path.insert(0, str(Path(__file__).parent))
 from sde import TARGETS

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 
 import vi_reparam_pyro as vr
-import vi_reparam_pyro.step as steps
+import vi_reparam_pyro.engine.gradient as steps
 from vi_reparam_models import get
 from vi_reparam_pyro.fit import State, _Loop
-from vi_reparam_pyro.lanes import without_validation
-from vi_reparam_pyro.params import first_parameters
+from vi_reparam_pyro.host.params import first_parameters
+from vi_reparam_pyro.lanes.vmap import without_validation
 
 LOG_2PI = math.log(2.0 * math.pi)
 

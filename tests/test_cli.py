@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from vi_reparam.cli import main
-from vi_reparam.registry import load_package
+from vi_reparam.backend.registry import load_package
+from vi_reparam.commands.app import main
 from vi_reparam_models import names
 
 

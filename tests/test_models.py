@@ -5,9 +5,9 @@ import inspect
 import numpy as np
 import pytest
 
+from vi_reparam.backend.host import Host
 from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators import Estimator
-from vi_reparam.host import Host
 from vi_reparam_models import get, names
 
 COUNTS = np.random.default_rng(0).poisson(2.0, (6, 5))
@@ -36,13 +36,13 @@ def double_precision():
 
 
 def numpyro_host():
-    from vi_reparam_numpyro.host import host
+    from vi_reparam_numpyro.host.statements import host
 
     return host
 
 
 def pyro_host():
-    from vi_reparam_pyro.host import host
+    from vi_reparam_pyro.host.statements import host
 
     return host
 

@@ -3,6 +3,8 @@
 Import `vi_reparam_numpyro` or `vi_reparam_pyro` to use it; each re-exports what is here.
 """
 
+from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.registry import backends, load, ops_of
 from vi_reparam.draw import Branch, Draw
 from vi_reparam.errors import (
     ArgumentError,
@@ -21,9 +23,7 @@ from vi_reparam.estimators import (
     Rejection,
     ScoreFunction,
 )
-from vi_reparam.identities import implicit, surrogate
-from vi_reparam.ops import Ops
-from vi_reparam.registry import backends, load, ops_of
+from vi_reparam.numerics.identities import implicit, surrogate
 from vi_reparam.samplers import RejectionSampler
 
 __version__ = "0.1.0"

@@ -31,7 +31,6 @@ from vi_reparam import (
     ops_of,
     surrogate,
 )
-from vi_reparam.comparison import Comparison
 from vi_reparam.guides import SDE, Escalate, Flow, FullRank, GuideFamily, LowRank, MeanField, Sites
 from vi_reparam.sde import (
     MLP,
@@ -47,16 +46,17 @@ from vi_reparam.sde import (
     Window,
 )
 from vi_reparam.study import Study
-from vi_reparam_numpyro import random
+from vi_reparam.study.comparison import Comparison
 from vi_reparam_numpyro.compare import compare_estimators
-from vi_reparam_numpyro.distributions import FromSampler, VonMisesFisher, annotate
-from vi_reparam_numpyro.fast_samplers import fast_samplers
 from vi_reparam_numpyro.guided import Guided, guide
-from vi_reparam_numpyro.handlers import estimate
-from vi_reparam_numpyro.host import host
-from vi_reparam_numpyro.objectives import ELBO, IWELBO
-from vi_reparam_numpyro.ops import ops
+from vi_reparam_numpyro.host.distributions import FromSampler, VonMisesFisher, annotate
+from vi_reparam_numpyro.host.handlers import estimate
+from vi_reparam_numpyro.host.objectives import ELBO, IWELBO
+from vi_reparam_numpyro.host.statements import host
+from vi_reparam_numpyro.ops.ops import ops
 from vi_reparam_numpyro.posterior import Posterior
+from vi_reparam_numpyro.sampling import random
+from vi_reparam_numpyro.sampling.fast_samplers import fast_samplers
 from vi_reparam_numpyro.storage import load
 from vi_reparam_numpyro.study import compare_guides, compare_sde
 

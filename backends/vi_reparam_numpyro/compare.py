@@ -12,9 +12,9 @@ from jax import lax, random
 from jax.flatten_util import ravel_pytree
 from tqdm.auto import tqdm
 
-from vi_reparam.comparison import Comparison, Moments, build, everywhere, z_scores
 from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators import Auto, Estimator
+from vi_reparam.study.comparison import Comparison, Moments, build, everywhere, z_scores
 from vi_reparam_numpyro.arguments import check_data
 from vi_reparam_numpyro.fit import as_key
 from vi_reparam_numpyro.guided import Guided

@@ -16,7 +16,7 @@ from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.ops.provenance import eval_provenance
 
 from vi_reparam.errors import GradientError
-from vi_reparam.frames import plates_of
+from vi_reparam.objectives.plates import plates_of
 from vi_reparam_numpyro.listener import Listener
 from vi_reparam_numpyro.run import Place, Run
 

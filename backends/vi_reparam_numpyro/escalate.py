@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from vi_reparam import escalation
 from vi_reparam.estimators import Auto
+from vi_reparam.fit import escalation
 from vi_reparam.guides import FullRank, GuideFamily, MeanField
 from vi_reparam_numpyro.arguments import Arguments
 from vi_reparam_numpyro.fit import as_key, check_options

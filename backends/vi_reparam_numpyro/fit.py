@@ -18,14 +18,14 @@ from numpyro.handlers import block, substitute, trace
 from numpyro.infer import SVI
 from tqdm.auto import tqdm
 
-from vi_reparam.convergence import BLOCK, Convergence
 from vi_reparam.errors import ArgumentError, NonFiniteError, ViReparamError
+from vi_reparam.fit.convergence import BLOCK, Convergence
+from vi_reparam.gaussians.pathfinder import FAR, MOST_RUNS, distance
 from vi_reparam.guides import JointFamily, Sites
-from vi_reparam.search import FAR, MOST_RUNS, distance
 from vi_reparam_numpyro import checkpoint as checkpoints
 from vi_reparam_numpyro.arguments import Arguments, check_data
-from vi_reparam_numpyro.objectives import ELBO
-from vi_reparam_numpyro.optimizers import family_optimizer, fingerprint
+from vi_reparam_numpyro.engine.optimizers import family_optimizer, fingerprint
+from vi_reparam_numpyro.host.objectives import ELBO
 from vi_reparam_numpyro.prototype import drawable
 from vi_reparam_numpyro.run import run
 from vi_reparam_numpyro.select import choose
@@ -148,7 +148,7 @@ class Fitter:
         params, state, losses, course = best.params, best.state, best.losses, best.course
         record = {
             "num_steps": len(losses),
-            "converged": None if course is None else course.settled,
+            "converged": None if course is None else course.converged,
             "rivals": rivals,
             "num_particles": objective.num_particles,
             "objective": repr(objective),

@@ -14,16 +14,16 @@ import numpyro
 import numpyro.distributions as dist
 from jax import experimental, lax, random
 
-from vi_reparam import path
 from vi_reparam.errors import BackendError
+from vi_reparam.gaussians import path_gradient as path
+from vi_reparam.gaussians.bases import Diagonal
+from vi_reparam.gaussians.pathfinder import LARGEST
 from vi_reparam.guides import Flow, FullRank, Gaussian
-from vi_reparam.guides.cover import ALL, Cover
 from vi_reparam.guides.flow import CHEAP_INVERSES, INTERVAL, KINDS, NUM_KNOTS
-from vi_reparam.sde.bases import Diagonal
-from vi_reparam.search import LARGEST
+from vi_reparam.guides.selection import ALL, SiteSelection
 from vi_reparam_numpyro import listener
 from vi_reparam_numpyro.arguments import Arguments, jit_once
-from vi_reparam_numpyro.guard import running_objective
+from vi_reparam_numpyro.host.guard import running_objective
 from vi_reparam_numpyro.joint import (
     ALONE,
     Joint,
@@ -37,7 +37,7 @@ from vi_reparam_numpyro.joint import (
     take_gaussian,
 )
 from vi_reparam_numpyro.layout import Layout
-from vi_reparam_numpyro.ops import ops
+from vi_reparam_numpyro.ops.ops import ops
 
 Array = Any
 
@@ -53,7 +53,7 @@ class FlowGuide(JointGuide):
 
     kind = "flow"
 
-    def __init__(self, model: Any, family: Flow, cover: Cover = ALL) -> None:
+    def __init__(self, model: Any, family: Flow, cover: SiteSelection = ALL) -> None:
         super().__init__(model, family, cover)
         self._made: dict[Any, Any] = {}
 

@@ -19,8 +19,8 @@ from vi_reparam_numpyro.dependence import first_params
 from vi_reparam_numpyro.escalate import climb
 from vi_reparam_numpyro.fit import Fitter, as_key
 from vi_reparam_numpyro.guides import build_guide
-from vi_reparam_numpyro.handlers import as_mapping, estimate
-from vi_reparam_numpyro.objectives import ELBO
+from vi_reparam_numpyro.host.handlers import as_mapping, estimate
+from vi_reparam_numpyro.host.objectives import ELBO
 
 _OWN = ("num_steps", "num_particles", "optimizer", "seed", "progress", "checkpoint")
 

@@ -16,11 +16,11 @@ from numpyro.distributions import biject_to, constraints
 from vi_reparam.errors import SiteError
 from vi_reparam.estimators import Auto, Estimator
 from vi_reparam.guides import SDE, Flow, GaussianFamily, GuideFamily, MeanField, Sites
-from vi_reparam.guides.cover import ALL, Cover
+from vi_reparam.guides.selection import ALL, SiteSelection
 from vi_reparam.guides.sites import start_from
 from vi_reparam_numpyro.arguments import Arguments
-from vi_reparam_numpyro.distributions import VonMisesFisher
 from vi_reparam_numpyro.flow import FlowGuide
+from vi_reparam_numpyro.host.distributions import VonMisesFisher
 from vi_reparam_numpyro.joint import GaussianGuide
 from vi_reparam_numpyro.plates import enter
 from vi_reparam_numpyro.prototype import Latents, Site, form_of
@@ -30,7 +30,7 @@ from vi_reparam_numpyro.starts import starting_values
 Array = Any
 
 
-def build_guide(family: GuideFamily, model: Any, estimators: dict[str, Estimator], cover: Cover = ALL) -> Any:
+def build_guide(family: GuideFamily, model: Any, estimators: dict[str, Estimator], cover: SiteSelection = ALL) -> Any:
     """The guide of a family for a model.
 
     Args:
@@ -96,7 +96,9 @@ class MeanFieldGuide:
         cover: which latents it draws.
     """
 
-    def __init__(self, model: Any, family: MeanField, estimators: dict[str, Estimator], cover: Cover = ALL) -> None:
+    def __init__(
+        self, model: Any, family: MeanField, estimators: dict[str, Estimator], cover: SiteSelection = ALL
+    ) -> None:
         self.model = model
         self.latents = Latents(model)
         self.cover = cover

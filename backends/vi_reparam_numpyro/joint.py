@@ -17,22 +17,22 @@ from jax import lax, random
 from numpyro.distributions import constraints
 from numpyro.handlers import block, seed, substitute, trace
 
-from vi_reparam import path
-from vi_reparam import skew as skewing
 from vi_reparam.draw import Draw
 from vi_reparam.errors import SiteError
 from vi_reparam.estimators import ScoreFunction
-from vi_reparam.frame import Frame
+from vi_reparam.gaussians import path_gradient as path
+from vi_reparam.gaussians import skew as skewing
+from vi_reparam.gaussians.bases import Diagonal, Mixture
+from vi_reparam.gaussians.preconditioner import Preconditioner
 from vi_reparam.guides import Gaussian, GaussianFamily, JointFamily
 from vi_reparam.guides.condition import features_of, plate_of, saturated
-from vi_reparam.guides.cover import ALL, Cover
-from vi_reparam.sde.bases import Diagonal, Mixture
+from vi_reparam.guides.selection import ALL, SiteSelection
 from vi_reparam_numpyro import listener
 from vi_reparam_numpyro.arguments import Arguments
-from vi_reparam_numpyro.distributions import Sampled
-from vi_reparam_numpyro.guard import refuse_gradient, running_objective
+from vi_reparam_numpyro.host.distributions import Sampled
+from vi_reparam_numpyro.host.guard import refuse_gradient, running_objective
 from vi_reparam_numpyro.layout import Layout
-from vi_reparam_numpyro.ops import ops
+from vi_reparam_numpyro.ops.ops import ops
 from vi_reparam_numpyro.plates import enter
 from vi_reparam_numpyro.prototype import Latents, Plate, form_of
 from vi_reparam_numpyro.scoring import full_data, total_log_prob
@@ -42,7 +42,7 @@ from vi_reparam_numpyro.starts import starting_values
 Array = Any
 
 SITE = "vr_joint"
-"""The auxiliary site of the vector that latents are cut from; `Cover.label` goes before it."""
+"""The auxiliary site of the vector that latents are cut from; `SiteSelection.label` goes before it."""
 
 SINGLE_SAMPLE = ("ELBO", "Trace_ELBO", "TraceMeanField_ELBO")
 """Objectives that are linear in log q, so that its parameters may be constants there."""
@@ -190,7 +190,7 @@ class JointGuide(abc.ABC):
     kind: ClassVar[str]
     """Of the guide: part of its parameters' names."""
 
-    def __init__(self, model: Any, family: JointFamily, cover: Cover = ALL) -> None:
+    def __init__(self, model: Any, family: JointFamily, cover: SiteSelection = ALL) -> None:
         self.model = model
         self.latents = Latents(model)
         self.family: Any = family
@@ -280,7 +280,7 @@ class JointGuide(abc.ABC):
             draws: by site, shape ``[num, *site]``.
         """
 
-    def location(self, params: dict[str, Array]) -> Frame | None:
+    def location(self, params: dict[str, Array]) -> Preconditioner | None:
         """Where the guide with these parameters lies, and how wide; None where that is not known."""
         return None
 
@@ -324,7 +324,7 @@ class GaussianGuide(JointGuide):
 
     def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> dist.Distribution:
         family: GaussianFamily = self.family
-        base = family.gaussian.settled(layout)
+        base = family.gaussian.resolve(layout)
         start = self.start(layout, args, kwargs)
         frame = frame_params(self.prefix, layout.size, family.is_dense(layout.size), family.init_scale, start)
         tail = tail_param(self.prefix)
@@ -363,7 +363,7 @@ class GaussianGuide(JointGuide):
         """Finds a frame."""
         return Searcher(self)
 
-    def location(self, params: dict[str, Array]) -> Frame | None:
+    def location(self, params: dict[str, Array]) -> Preconditioner | None:
         own = {n: params[f"{self.prefix}_{n}"] for n in self.family.gaussian.names}
         if own["loc"].ndim != 1:
             return None
@@ -372,29 +372,29 @@ class GaussianGuide(JointGuide):
 
 def take_gaussian(params: dict[str, Array], spec: Any) -> dict[str, Array]:
     """Take a `GaussianGuide`'s parameters out of these, as those of its base in the model's own coordinates."""
-    frame = Frame(params.pop("gaussian_center"), params.pop("gaussian_root"))
+    frame = Preconditioner(params.pop("gaussian_center"), params.pop("gaussian_root"))
     params.pop("gaussian_tail")
     return _folded(frame.center, frame.root, {name: params.pop(f"gaussian_{name}") for name in spec.names})
 
 
 @jax.jit
 def _folded(center: Array, root: Array, params: dict[str, Array]) -> dict[str, Array]:
-    return Frame(center, root).fold(ops, params)
+    return Preconditioner(center, root).fold(ops, params)
 
 
-def frame_of(params: dict[str, Array]) -> Frame:
-    """`Frame.of` these, as one program."""
-    return Frame(*_frame_of(params))
+def frame_of(params: dict[str, Array]) -> Preconditioner:
+    """`Preconditioner.of` these, as one program."""
+    return Preconditioner(*_frame_of(params))
 
 
 @jax.jit
 def _frame_of(params: dict[str, Array]) -> tuple[Array, Array]:
-    found = Frame.of(ops, params)
+    found = Preconditioner.of(ops, params)
     return found.center, found.root
 
 
 def tail_param(prefix: str) -> Array:
-    """h of `vi_reparam.tails`, as a `numpyro.param` site that no gradient moves."""
+    """h of `vi_reparam.gaussians.tails`, as a `numpyro.param` site that no gradient moves."""
     return lax.stop_gradient(numpyro.param(f"{prefix}_tail", jnp.zeros((), jnp.result_type(float))))
 
 
@@ -426,12 +426,12 @@ def normal_start(shape: tuple[int, ...], deviation: float) -> Any:
     return lambda key: deviation * random.normal(key, shape, dtype)
 
 
-def frame_params(prefix: str, size: int, dense: bool, scale: float, start: Callable[[], Array]) -> Frame:
+def frame_params(prefix: str, size: int, dense: bool, scale: float, start: Callable[[], Array]) -> Preconditioner:
     """The frame, as `numpyro.param` sites that no gradient moves."""
     dtype = jnp.result_type(float)
     center = numpyro.param(f"{prefix}_center", lambda _: start())
     root = numpyro.param(f"{prefix}_root", lambda _: scale * (jnp.eye(size, dtype=dtype) if dense else jnp.ones(size)))
-    return Frame(lax.stop_gradient(center), lax.stop_gradient(root))
+    return Preconditioner(lax.stop_gradient(center), lax.stop_gradient(root))
 
 
 def base_params(prefix: str, base: Any, scale: float, start: Callable[[], Array]) -> dict[str, Array]:

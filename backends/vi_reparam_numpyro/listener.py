@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from vi_reparam.errors import GradientError
 
 if TYPE_CHECKING:
-    from vi_reparam_numpyro.distributions import Sampled
+    from vi_reparam_numpyro.host.distributions import Sampled
 
 _ACTIVE: list[Listener] = []
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vi_reparam.posterior.base import PosteriorBase
+from vi_reparam.posterior.posterior import PosteriorBase
 from vi_reparam_numpyro import storage
 from vi_reparam_numpyro.predict import predict
 from vi_reparam_numpyro.scoring import NEEDS_VALUES, Scorer, key_of

@@ -12,8 +12,8 @@ from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.primitives import Messenger
 
 from vi_reparam.errors import SiteError
-from vi_reparam.frames import Frames
-from vi_reparam_numpyro.distributions import Estimated, Sampled, entropy_of, precise_log_prob
+from vi_reparam.objectives.plates import PlateDims
+from vi_reparam_numpyro.host.distributions import Estimated, Sampled, entropy_of, precise_log_prob
 from vi_reparam_numpyro.listener import Listener, listening
 
 Array = Any
@@ -37,7 +37,7 @@ class Run:
     """
 
     costs: dict[Place, Array]
-    frames: dict[Place, Frames]
+    frames: dict[Place, PlateDims]
     draws: dict[str, Sampled]
     state: dict[str, Any]
     sites: list[str]
@@ -119,14 +119,14 @@ def run(
             known = not site["is_observed"] and name not in listener.altered
             draw = listener.draws.get(name) if known else None
             result.costs["model", name] = _scaled(site, model_log_prob(site, draw))
-            result.frames["model", name] = Frames.of(site)
+            result.frames["model", name] = PlateDims.of(site)
     for name, site in guide_trace.items():
         if site["type"] == "mutable":
             result.state[name] = site["value"]
         if site["type"] == "sample" and not site["is_observed"]:
             result.sites.append(name)
             result.costs["guide", name] = _scaled(site, _entropy(site, entropy, held[name], listener.draws.get(name)))
-            result.frames["guide", name] = Frames.of(site)
+            result.frames["guide", name] = PlateDims.of(site)
     return result
 
 

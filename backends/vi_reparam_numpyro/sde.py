@@ -14,11 +14,11 @@ from jax import lax, random
 from numpyro.handlers import block, trace
 
 from vi_reparam.errors import ArgumentError
+from vi_reparam.gaussians.bases import Diagonal, Mixture
 from vi_reparam.guides import SDE
-from vi_reparam.guides.cover import ALL, Cover
 from vi_reparam.guides.gaussian import Gaussian
+from vi_reparam.guides.selection import ALL, SiteSelection
 from vi_reparam.sde import latent
-from vi_reparam.sde.bases import Diagonal, Mixture
 from vi_reparam.sde.network import MLP
 from vi_reparam_numpyro.arguments import Arguments
 from vi_reparam_numpyro.joint import (
@@ -33,7 +33,7 @@ from vi_reparam_numpyro.joint import (
     take_gaussian,
 )
 from vi_reparam_numpyro.layout import Layout
-from vi_reparam_numpyro.ops import ops
+from vi_reparam_numpyro.ops.ops import ops
 from vi_reparam_numpyro.prototype import drawable
 
 Array = jax.Array
@@ -51,14 +51,16 @@ class SDEGuide(JointGuide):
 
     kind = "sde"
 
-    def __init__(self, model: Any, family: SDE, cover: Cover = ALL, *, steps: latent.Steps | None = None) -> None:
+    def __init__(
+        self, model: Any, family: SDE, cover: SiteSelection = ALL, *, steps: latent.Steps | None = None
+    ) -> None:
         super().__init__(model, family, cover)
         self.steps = steps
         self._said: set[str] = set()
 
     def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> dist.Distribution:
         size, dtype, prefix = layout.size, jnp.result_type(float), self.prefix
-        family: SDE = self.family.settled(layout)
+        family: SDE = self.family.resolve(layout)
         base = base_params(prefix, family.base, family.init_scale, self.start(layout, args, kwargs))
         if not family.learn_base:
             base = {name: lax.stop_gradient(p) for name, p in base.items()}
@@ -100,7 +102,7 @@ class SDEGuide(JointGuide):
         spec, grid = self.family.network, self.family.schedule.grid(1)
         if not isinstance(spec, MLP):
             module = _register(spec, self.prefix)
-            return lambda component, row: _Own(module, layout.size, row)
+            return lambda component, row: UserDrift(module, layout.size, row)
         params = {}
         shapes = spec.shapes(layout.size, num_components, num_features)
         for name, (shape, deviation) in shapes.items():
@@ -137,7 +139,7 @@ class SDEGuide(JointGuide):
             warnings.warn(what, stacklevel=2)
 
     def warm_starts(self, fit: Callable[..., Any], arguments: Arguments, key: Any) -> list[dict[str, Array]]:
-        family: SDE = self.family.settled(self.layout(*arguments.join(arguments.arrays)))
+        family: SDE = self.family.resolve(self.layout(*arguments.join(arguments.arrays)))
         if not family.warm_start or family.is_local:
             return [{}]
         spec = Diagonal() if isinstance(family.base, Mixture) else family.base
@@ -148,7 +150,7 @@ class SDEGuide(JointGuide):
         return [{**params, **{f"{self.prefix}_{name}": value for name, value in own.items()}}]
 
     def matched(self, layout: Layout, draws: dict[str, Array]) -> dict[str, Array]:
-        family: SDE = self.family.settled(layout)
+        family: SDE = self.family.resolve(layout)
         center, scale, bend = match_draws(layout, draws, bends=family.skew)
         found = family.base.parameters(ops, random.key(0), center, scale)
         if family.skew and layout.positive().any():
@@ -162,7 +164,7 @@ class SDEGuide(JointGuide):
         return made
 
 
-class _Own:
+class UserDrift:
     """A user's own drift network: a module called with x and lambda."""
 
     def __init__(self, module: Any, size: int, features: Array | None) -> None:

@@ -10,12 +10,12 @@ import numpy as np
 from jax import lax, random
 from numpyro.handlers import block, trace
 
-from vi_reparam import search
 from vi_reparam.errors import NonFiniteError
-from vi_reparam.frame import Frame
+from vi_reparam.gaussians import pathfinder as search
+from vi_reparam.gaussians.preconditioner import Preconditioner
 from vi_reparam_numpyro.arguments import Arguments, jit_once
 from vi_reparam_numpyro.layout import Layout
-from vi_reparam_numpyro.ops import ops
+from vi_reparam_numpyro.ops.ops import ops
 from vi_reparam_numpyro.prototype import drawable
 from vi_reparam_numpyro.scoring import full_data
 
@@ -36,7 +36,7 @@ class Searcher:
         self.guide = guide
         self._compiled: dict[Any, Any] = {}
 
-    def run(self, layout: Layout, arguments: Arguments, key: Any) -> list[Frame]:
+    def run(self, layout: Layout, arguments: Arguments, key: Any) -> list[Preconditioner]:
         """The frames worth a fit of their own, the best first; none for a model with parameters to learn.
 
         Raises:
@@ -61,7 +61,7 @@ class Searcher:
                 losses=np.zeros(0),
             )
         chosen = search.worth_a_run(found["bound"], found["center"], found["root"], np.linalg.solve)
-        return [Frame(found["center"][i], found["root"][i]) for i in chosen]
+        return [Preconditioner(found["center"][i], found["root"][i]) for i in chosen]
 
     def _learns(self, arguments: Arguments) -> bool:
         """Whether the model holds parameters or state, whose values the search does not know yet."""

@@ -15,7 +15,7 @@ from vi_reparam.study import FamilyRow, FormRow, Study, study_families, study_fo
 from vi_reparam_numpyro.arguments import Arguments
 from vi_reparam_numpyro.escalate import size_of
 from vi_reparam_numpyro.guided import Guided
-from vi_reparam_numpyro.objectives import ELBO
+from vi_reparam_numpyro.host.objectives import ELBO
 
 
 def compare_sde(
@@ -112,7 +112,7 @@ def compare_guides(
 
 
 class _NumPyro:
-    """The bench (`vi_reparam.study.Bench`)."""
+    """The bench (`vi_reparam.study.StudyBackend`)."""
 
     def guided(
         self, model: Any, family: Any, num_particles: int | None = None, *, entropy: str = "monte_carlo"

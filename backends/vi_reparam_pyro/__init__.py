@@ -31,7 +31,6 @@ from vi_reparam import (
     ops_of,
     surrogate,
 )
-from vi_reparam.comparison import Comparison
 from vi_reparam.guides import SDE, Escalate, Flow, FullRank, GuideFamily, LowRank, MeanField, Sites
 from vi_reparam.sde import (
     MLP,
@@ -47,15 +46,16 @@ from vi_reparam.sde import (
     Window,
 )
 from vi_reparam.study import Study
-from vi_reparam_pyro import random
+from vi_reparam.study.comparison import Comparison
 from vi_reparam_pyro.compare import compare_estimators
-from vi_reparam_pyro.distributions import FromSampler, TruncatedNormal, VonMisesFisher, annotate
 from vi_reparam_pyro.guided import Guided, guide
-from vi_reparam_pyro.handlers import estimate
-from vi_reparam_pyro.host import host
-from vi_reparam_pyro.objectives import ELBO, IWELBO
-from vi_reparam_pyro.ops import ops
+from vi_reparam_pyro.host.distributions import FromSampler, TruncatedNormal, VonMisesFisher, annotate
+from vi_reparam_pyro.host.handlers import estimate
+from vi_reparam_pyro.host.objectives import ELBO, IWELBO
+from vi_reparam_pyro.host.statements import host
+from vi_reparam_pyro.ops.ops import ops
 from vi_reparam_pyro.posterior import Posterior
+from vi_reparam_pyro.sampling import random
 from vi_reparam_pyro.storage import load
 from vi_reparam_pyro.study import compare_guides, compare_sde
 

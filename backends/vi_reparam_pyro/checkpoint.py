@@ -1,4 +1,4 @@
-"""The state of a fit as arrays, for `vi_reparam.checkpoints`."""
+"""The state of a fit as arrays, for `vi_reparam.fit.checkpoints`."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from vi_reparam import checkpoints
-from vi_reparam.checkpoints import Mark
-from vi_reparam.convergence import Convergence
+from vi_reparam.fit import checkpoints
+from vi_reparam.fit.checkpoints import FitSignature
+from vi_reparam.fit.convergence import Convergence
 from vi_reparam_pyro.arguments import to_numpy
 
 
-def mark_of(guided: Any, state: Any, num_steps: int, objective: str) -> Mark:
+def mark_of(guided: Any, state: Any, num_steps: int, objective: str) -> FitSignature:
     """What a checkpoint of this fit belongs to."""
     shapes = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in state.params.free.items()}
     shapes["optimizer"] = [[], type(state.optimizer).__name__]
-    return Mark(guided.name, json.dumps(shapes, sort_keys=True), num_steps, objective)
+    return FitSignature(guided.name, json.dumps(shapes, sort_keys=True), num_steps, objective)
 
 
-def save(path: Any, mark: Mark, state: Any, done: int, losses: np.ndarray, course: Convergence | None = None) -> None:
+def save(
+    path: Any, mark: FitSignature, state: Any, done: int, losses: np.ndarray, course: Convergence | None = None
+) -> None:
     """Write the state after `done` steps, whole or not at all, with the course of a fit that ends by itself."""
     arrays = {f"param/{name}": to_numpy(leaf) for name, leaf in state.params.free.items()}
     for index, slots in state.optimizer.state_dict()["state"].items():
@@ -33,7 +35,7 @@ def save(path: Any, mark: Mark, state: Any, done: int, losses: np.ndarray, cours
 
 
 def load(
-    path: Any, mark: Mark, state: Any, losses: np.ndarray, course: Convergence | None = None
+    path: Any, mark: FitSignature, state: Any, losses: np.ndarray, course: Convergence | None = None
 ) -> tuple[int, np.ndarray]:
     """Put the state in the file in place; the steps done and their losses. Nothing if there is no file.
 

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from vi_reparam.comparison import Comparison, Moments, build, everywhere, z_scores
 from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators import Auto, Estimator
+from vi_reparam.study.comparison import Comparison, Moments, build, everywhere, z_scores
 from vi_reparam_pyro.arguments import as_tensors, check_data, to_numpy
 from vi_reparam_pyro.fit import as_key
 from vi_reparam_pyro.guided import Guided
-from vi_reparam_pyro.lanes import keyed, vectorized
-from vi_reparam_pyro.ops import mix
-from vi_reparam_pyro.params import isolated, using
+from vi_reparam_pyro.host.params import isolated, using
+from vi_reparam_pyro.lanes.vmap import keyed, vectorized
+from vi_reparam_pyro.ops.ops import mix
 from vi_reparam_pyro.run import runner_of
 
 Array = Any

@@ -10,11 +10,11 @@ import torch
 from pyro.ops.provenance import get_provenance
 
 from vi_reparam.errors import GradientError
-from vi_reparam.frames import plates_of
-from vi_reparam_pyro.distributions import Sampled
-from vi_reparam_pyro.lanes import vectorized
+from vi_reparam.objectives.plates import plates_of
+from vi_reparam_pyro.host.distributions import Sampled
+from vi_reparam_pyro.lanes.vmap import vectorized
 from vi_reparam_pyro.listener import Listener
-from vi_reparam_pyro.ops import mix
+from vi_reparam_pyro.ops.ops import mix
 from vi_reparam_pyro.run import Place, Run, Runner
 
 Array = Any

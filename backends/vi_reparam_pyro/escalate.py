@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from vi_reparam import escalation
 from vi_reparam.estimators import Auto
+from vi_reparam.fit import escalation
 from vi_reparam.guides import FullRank, GuideFamily
 from vi_reparam_pyro.arguments import as_tensors, check_data, to_numpy
 from vi_reparam_pyro.fit import as_key, check_options

@@ -13,22 +13,22 @@ import torch
 from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
-from vi_reparam import convergence
-from vi_reparam.convergence import Convergence
 from vi_reparam.errors import ArgumentError, NonFiniteError, ViReparamError
+from vi_reparam.fit import convergence
+from vi_reparam.fit.convergence import Convergence
+from vi_reparam.gaussians.pathfinder import FAR, distance
 from vi_reparam.guides import JointFamily, Sites
-from vi_reparam.search import FAR, distance
 from vi_reparam_pyro import checkpoint as checkpoints
 from vi_reparam_pyro.arguments import as_tensors, check_data, signature, to_numpy
-from vi_reparam_pyro.lanes import without_validation
-from vi_reparam_pyro.objectives import ELBO
-from vi_reparam_pyro.ops import mix
-from vi_reparam_pyro.optimizers import ByName, built, family_optimizer
-from vi_reparam_pyro.params import Parameters, first_parameters, isolated, using
+from vi_reparam_pyro.engine.gradient import PROGRAM_KEY, Gradient
+from vi_reparam_pyro.engine.optimizers import ByName, built, family_optimizer
+from vi_reparam_pyro.host.objectives import ELBO
+from vi_reparam_pyro.host.params import Parameters, first_parameters, isolated, using
+from vi_reparam_pyro.lanes.seeding import salted
+from vi_reparam_pyro.lanes.vmap import without_validation
+from vi_reparam_pyro.ops.ops import mix
 from vi_reparam_pyro.run import runner_of
-from vi_reparam_pyro.seeding import salted
 from vi_reparam_pyro.select import choose
-from vi_reparam_pyro.step import PROGRAM_KEY, Gradient
 from vi_reparam_pyro.subsampling import check_subsampling
 
 Array = Any
@@ -165,7 +165,7 @@ class Fitter:
                 chosen = _chosen(active, objective, best.values, args, kwargs)
         record = {
             "num_steps": len(best.losses),
-            "converged": None if best.course is None else best.course.settled,
+            "converged": None if best.course is None else best.course.converged,
             "rivals": rivals,
             "num_particles": objective.num_particles,
             "objective": repr(objective),

@@ -12,14 +12,14 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch.distributions import Transform, constraints
 
-from vi_reparam import path
 from vi_reparam.errors import BackendError
-from vi_reparam.frame import Frame
+from vi_reparam.gaussians import path_gradient as path
+from vi_reparam.gaussians.bases import Diagonal
+from vi_reparam.gaussians.pathfinder import LARGEST
+from vi_reparam.gaussians.preconditioner import Preconditioner
 from vi_reparam.guides import Flow, FullRank, Gaussian
-from vi_reparam.guides.cover import ALL, Cover
 from vi_reparam.guides.flow import CHEAP_INVERSES, INTERVAL, KINDS, NUM_KNOTS
-from vi_reparam.sde.bases import Diagonal
-from vi_reparam.search import LARGEST
+from vi_reparam.guides.selection import ALL, SiteSelection
 from vi_reparam_pyro.joint import (
     Joint,
     JointGuide,
@@ -31,7 +31,7 @@ from vi_reparam_pyro.joint import (
     take_gaussian,
 )
 from vi_reparam_pyro.layout import Layout
-from vi_reparam_pyro.ops import ops
+from vi_reparam_pyro.ops.ops import ops
 
 Array = Any
 
@@ -47,7 +47,7 @@ class FlowGuide(JointGuide):
 
     kind = "flow"
 
-    def __init__(self, model: Any, family: Flow, cover: Cover = ALL) -> None:
+    def __init__(self, model: Any, family: Flow, cover: SiteSelection = ALL) -> None:
         super().__init__(model, family, cover)
         self._made: dict[Any, Bijection] = {}
 
@@ -105,7 +105,7 @@ class FlowGuide(JointGuide):
         size = self.layout(args, kwargs).size
         spec = FullRank() if size <= LARGEST else Gaussian(Diagonal())
         params = dict(fit(spec, None, key).params)
-        found = Frame.of(ops, take_gaussian(params, spec.gaussian))
+        found = Preconditioner.of(ops, take_gaussian(params, spec.gaussian))
         return [{**params, f"{self.prefix}_center": found.center, f"{self.prefix}_root": found.root}]
 
     def matched(self, layout: Layout, draws: dict[str, Array]) -> dict[str, Array]:

@@ -17,10 +17,10 @@ from vi_reparam_pyro.arguments import as_tensors
 from vi_reparam_pyro.escalate import climb
 from vi_reparam_pyro.fit import Fitter, as_key
 from vi_reparam_pyro.guides import build_guide
-from vi_reparam_pyro.handlers import as_mapping, estimate
-from vi_reparam_pyro.objectives import ELBO
-from vi_reparam_pyro.ops import mix
-from vi_reparam_pyro.params import first_parameters, isolated
+from vi_reparam_pyro.host.handlers import as_mapping, estimate
+from vi_reparam_pyro.host.objectives import ELBO
+from vi_reparam_pyro.host.params import first_parameters, isolated
+from vi_reparam_pyro.ops.ops import mix
 
 _OWN = ("num_steps", "num_particles", "optimizer", "seed", "progress", "checkpoint")
 

@@ -15,13 +15,13 @@ from pyro.distributions import constraints
 from vi_reparam.errors import SiteError
 from vi_reparam.estimators import Auto, Estimator
 from vi_reparam.guides import SDE, Flow, GaussianFamily, GuideFamily, MeanField, Sites
-from vi_reparam.guides.cover import ALL, Cover
+from vi_reparam.guides.selection import ALL, SiteSelection
 from vi_reparam.guides.sites import start_from
 from vi_reparam_pyro.arguments import signature
-from vi_reparam_pyro.distributions import VonMisesFisher
 from vi_reparam_pyro.flow import FlowGuide
+from vi_reparam_pyro.host.distributions import VonMisesFisher
+from vi_reparam_pyro.host.params import new_scope
 from vi_reparam_pyro.joint import GaussianGuide
-from vi_reparam_pyro.params import new_scope
 from vi_reparam_pyro.plates import enter
 from vi_reparam_pyro.prototype import Latents, Site, bijection
 from vi_reparam_pyro.sde import SDEGuide
@@ -30,7 +30,7 @@ from vi_reparam_pyro.starts import starting_values
 Array = Any
 
 
-def build_guide(family: GuideFamily, model: Any, estimators: dict[str, Estimator], cover: Cover = ALL) -> Any:
+def build_guide(family: GuideFamily, model: Any, estimators: dict[str, Estimator], cover: SiteSelection = ALL) -> Any:
     """The guide of a family for a model.
 
     Args:
@@ -102,7 +102,9 @@ class MeanFieldGuide:
         cover: which latents it draws.
     """
 
-    def __init__(self, model: Any, family: MeanField, estimators: dict[str, Estimator], cover: Cover = ALL) -> None:
+    def __init__(
+        self, model: Any, family: MeanField, estimators: dict[str, Estimator], cover: SiteSelection = ALL
+    ) -> None:
         self.model = model
         self.latents = Latents(model)
         self.cover = cover

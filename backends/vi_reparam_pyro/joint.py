@@ -17,23 +17,24 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.ops.provenance import extract_provenance, get_provenance, track_provenance
 
-from vi_reparam import path
-from vi_reparam import skew as skewing
 from vi_reparam.draw import Draw
 from vi_reparam.errors import GradientError, SiteError
 from vi_reparam.estimators import ScoreFunction
-from vi_reparam.frame import Frame
+from vi_reparam.gaussians import path_gradient as path
+from vi_reparam.gaussians import skew as skewing
+from vi_reparam.gaussians.bases import Diagonal, Mixture
+from vi_reparam.gaussians.preconditioner import Preconditioner
 from vi_reparam.guides import Gaussian, GaussianFamily, JointFamily
 from vi_reparam.guides.condition import features_of, plate_of, saturated
-from vi_reparam.guides.cover import ALL, Cover
-from vi_reparam.sde.bases import Diagonal, Mixture
-from vi_reparam_pyro import lanes, listener
+from vi_reparam.guides.selection import ALL, SiteSelection
+from vi_reparam_pyro import listener
 from vi_reparam_pyro.arguments import signature
-from vi_reparam_pyro.distributions import Sampled
-from vi_reparam_pyro.guard import refuse_gradient, running_objective
+from vi_reparam_pyro.host.distributions import Sampled
+from vi_reparam_pyro.host.guard import refuse_gradient, running_objective
+from vi_reparam_pyro.host.params import new_scope
+from vi_reparam_pyro.lanes import vmap as lanes
 from vi_reparam_pyro.layout import Layout
-from vi_reparam_pyro.ops import mix, ops
-from vi_reparam_pyro.params import new_scope
+from vi_reparam_pyro.ops.ops import mix, ops
 from vi_reparam_pyro.plates import enter
 from vi_reparam_pyro.prototype import Latents, Plate, look, prototype
 from vi_reparam_pyro.run import sample_sites
@@ -44,7 +45,7 @@ from vi_reparam_pyro.starts import starting_values
 Array = Any
 
 SITE = "vr_joint"
-"""The auxiliary site of the vector that latents are cut from; `Cover.label` goes before it."""
+"""The auxiliary site of the vector that latents are cut from; `SiteSelection.label` goes before it."""
 
 SINGLE_SAMPLE = ("ELBO", "Trace_ELBO")
 """Objectives that are linear in log q, so that its parameters may be constants there, and that
@@ -202,7 +203,7 @@ class JointGuide(abc.ABC):
     kind: ClassVar[str]
     """Of the guide: part of its parameters' names."""
 
-    def __init__(self, model: Any, family: JointFamily, cover: Cover = ALL) -> None:
+    def __init__(self, model: Any, family: JointFamily, cover: SiteSelection = ALL) -> None:
         self.model = model
         self.latents = Latents(model)
         self.family: Any = family
@@ -292,7 +293,7 @@ class JointGuide(abc.ABC):
             draws: by site, shape ``[num, *site]``.
         """
 
-    def location(self, params: dict[str, Array]) -> Frame | None:
+    def location(self, params: dict[str, Array]) -> Preconditioner | None:
         """Where the guide with these parameters lies, and how wide; None where that is not known."""
         return None
 
@@ -330,7 +331,7 @@ class JointGuide(abc.ABC):
 
 
 def layout_of(
-    model: Any, what: str, args: Any, kwargs: Any, cover: Cover = ALL, features: Array | None = None
+    model: Any, what: str, args: Any, kwargs: Any, cover: SiteSelection = ALL, features: Array | None = None
 ) -> Layout:
     """Where the latents of a model lie.
 
@@ -356,7 +357,7 @@ class GaussianGuide(JointGuide):
 
     def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> TorchDistribution:
         family: GaussianFamily = self.family
-        base, prefix = family.gaussian.settled(layout), f"{self.scope}{self.prefix}"
+        base, prefix = family.gaussian.resolve(layout), f"{self.scope}{self.prefix}"
         start = self.start(layout, args, kwargs)
         frame = frame_params(prefix, layout.size, family.is_dense(layout.size), family.init_scale, start)
         tail = tail_param(prefix)
@@ -379,7 +380,7 @@ class GaussianGuide(JointGuide):
         layout = self.layout(args, kwargs)
         if self.family.gaussian.diagonal_first:
             params = dict(fit(Gaussian(Diagonal(), self.family.init_scale), None, key).params)
-            found = Frame.of(ops, take_gaussian(params, Diagonal()))
+            found = Preconditioner.of(ops, take_gaussian(params, Diagonal()))
             return [{**params, f"{self.prefix}_center": found.center, f"{self.prefix}_root": found.root}]
         if not self.family.is_dense(layout.size):
             return [{}]
@@ -396,15 +397,15 @@ class GaussianGuide(JointGuide):
         """Finds a frame."""
         return Searcher(self)
 
-    def location(self, params: dict[str, Array]) -> Frame | None:
+    def location(self, params: dict[str, Array]) -> Preconditioner | None:
         own = {n: params[f"{self.prefix}_{n}"] for n in self.family.gaussian.names}
-        frame = Frame(params[f"{self.prefix}_center"], params[f"{self.prefix}_root"])
-        return Frame.of(ops, frame.fold(ops, own)) if own["loc"].ndim == 1 else None
+        frame = Preconditioner(params[f"{self.prefix}_center"], params[f"{self.prefix}_root"])
+        return Preconditioner.of(ops, frame.fold(ops, own)) if own["loc"].ndim == 1 else None
 
 
 def take_gaussian(params: dict[str, Array], spec: Any) -> dict[str, Array]:
     """Take a `GaussianGuide`'s parameters out of these, as those of its base in the model's own coordinates."""
-    frame = Frame(params.pop("gaussian_center"), params.pop("gaussian_root"))
+    frame = Preconditioner(params.pop("gaussian_center"), params.pop("gaussian_root"))
     params.pop("gaussian_tail")
     return frame.fold(ops, {name: params.pop(f"gaussian_{name}") for name in spec.names})
 
@@ -442,15 +443,15 @@ def normal_start(shape: tuple[int, ...], deviation: float, number: int) -> Any:
     return lambda: deviation * ops.normal(mix(ops.root_key() ^ number), shape, torch.get_default_dtype())
 
 
-def frame_params(prefix: str, size: int, dense: bool, scale: float, start: Callable[[], Array]) -> Frame:
+def frame_params(prefix: str, size: int, dense: bool, scale: float, start: Callable[[], Array]) -> Preconditioner:
     """The frame, as `pyro.param` sites that no gradient moves."""
     center = pyro.param(f"{prefix}_center", lambda: start())
     root = pyro.param(f"{prefix}_root", lambda: scale * (torch.eye(size) if dense else torch.ones(size)))
-    return Frame(center.detach(), root.detach())
+    return Preconditioner(center.detach(), root.detach())
 
 
 def tail_param(prefix: str) -> Array:
-    """h of `vi_reparam.tails`, as a `pyro.param` site that no gradient moves."""
+    """h of `vi_reparam.gaussians.tails`, as a `pyro.param` site that no gradient moves."""
     return pyro.param(f"{prefix}_tail", torch.zeros(())).detach()
 
 

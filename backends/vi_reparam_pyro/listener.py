@@ -12,7 +12,7 @@ from pyro.ops.provenance import track_provenance
 from vi_reparam.errors import GradientError
 
 if TYPE_CHECKING:
-    from vi_reparam_pyro.distributions import Sampled
+    from vi_reparam_pyro.host.distributions import Sampled
 
 Array = Any
 

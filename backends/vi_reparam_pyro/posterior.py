@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from vi_reparam.posterior.base import PosteriorBase
+from vi_reparam.posterior.posterior import PosteriorBase
 from vi_reparam_pyro import storage
 from vi_reparam_pyro.predict import predict
 from vi_reparam_pyro.scoring import ReadsValuesError, Scorer, key_of

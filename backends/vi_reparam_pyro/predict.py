@@ -12,9 +12,9 @@ from pyro.poutine.messenger import Messenger
 from vi_reparam.errors import ArgumentError, SiteError
 from vi_reparam.posterior.sites import Site
 from vi_reparam_pyro.arguments import as_tensors
-from vi_reparam_pyro.handlers import is_subsample
-from vi_reparam_pyro.lanes import keyed
-from vi_reparam_pyro.ops import mix
+from vi_reparam_pyro.host.handlers import is_subsample
+from vi_reparam_pyro.lanes.vmap import keyed
+from vi_reparam_pyro.ops.ops import mix
 from vi_reparam_pyro.run import sample_sites
 from vi_reparam_pyro.scoring import Scorer, deterministics, is_data
 

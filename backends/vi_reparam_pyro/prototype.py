@@ -18,9 +18,9 @@ from torch.distributions import biject_to
 
 from vi_reparam.errors import SiteError
 from vi_reparam_pyro.arguments import signature
-from vi_reparam_pyro.handlers import is_subsample
-from vi_reparam_pyro.lanes import keyed
-from vi_reparam_pyro.ops import mix
+from vi_reparam_pyro.host.handlers import is_subsample
+from vi_reparam_pyro.lanes.vmap import keyed
+from vi_reparam_pyro.ops.ops import mix
 from vi_reparam_pyro.run import sample_sites
 
 Array = Any

@@ -13,13 +13,13 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 
 from vi_reparam.errors import SiteError
-from vi_reparam.frames import Frames
-from vi_reparam_pyro.densities import log_prob
-from vi_reparam_pyro.distributions import Estimated, Sampled, entropy_of, precise_log_prob
-from vi_reparam_pyro.handlers import is_subsample
-from vi_reparam_pyro.lanes import drawing, keyed
+from vi_reparam.objectives.plates import PlateDims
+from vi_reparam_pyro.host.densities import log_prob
+from vi_reparam_pyro.host.distributions import Estimated, Sampled, entropy_of, precise_log_prob
+from vi_reparam_pyro.host.handlers import is_subsample
+from vi_reparam_pyro.lanes.vmap import drawing, keyed
 from vi_reparam_pyro.listener import Listener, listening
-from vi_reparam_pyro.ops import ops
+from vi_reparam_pyro.ops.ops import ops
 
 Array = Any
 Place = tuple[str, str]
@@ -45,7 +45,7 @@ class Run:
     """
 
     costs: dict[Place, Array]
-    frames: dict[Place, Frames]
+    frames: dict[Place, PlateDims]
     draws: dict[str, Sampled]
     sites: list[str]
     averages: dict[str, Any]
@@ -124,13 +124,13 @@ def run(
         known = not site["is_observed"] and name not in listener.altered
         draw = listener.draws.get(name) if known else None
         result.costs["model", name] = scaled(site, _model_log_prob(site, draw))
-        result.frames["model", name] = Frames.of(site)
+        result.frames["model", name] = PlateDims.of(site)
     for name, site in guide_sites.items():
         if not site["is_observed"]:
             result.sites.append(name)
             cost = _entropy(site, entropy, held.nodes[name], listener.draws.get(name))
             result.costs["guide", name] = scaled(site, cost)
-            result.frames["guide", name] = Frames.of(site)
+            result.frames["guide", name] = PlateDims.of(site)
     return result
 
 

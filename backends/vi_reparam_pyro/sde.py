@@ -11,13 +11,12 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 
 from vi_reparam.errors import ArgumentError
+from vi_reparam.gaussians.bases import Diagonal, Mixture
 from vi_reparam.guides import SDE
-from vi_reparam.guides.cover import ALL, Cover
 from vi_reparam.guides.gaussian import Gaussian
+from vi_reparam.guides.selection import ALL, SiteSelection
 from vi_reparam.sde import latent
-from vi_reparam.sde.bases import Diagonal, Mixture
 from vi_reparam.sde.network import MLP
-from vi_reparam_pyro import lanes
 from vi_reparam_pyro.joint import (
     Joint,
     JointGuide,
@@ -29,8 +28,9 @@ from vi_reparam_pyro.joint import (
     normal_start,
     take_gaussian,
 )
+from vi_reparam_pyro.lanes import vmap as lanes
 from vi_reparam_pyro.layout import Layout
-from vi_reparam_pyro.ops import mix, ops
+from vi_reparam_pyro.ops.ops import mix, ops
 
 Array = Any
 
@@ -47,14 +47,16 @@ class SDEGuide(JointGuide):
 
     kind = "sde"
 
-    def __init__(self, model: Any, family: SDE, cover: Cover = ALL, *, steps: latent.Steps | None = None) -> None:
+    def __init__(
+        self, model: Any, family: SDE, cover: SiteSelection = ALL, *, steps: latent.Steps | None = None
+    ) -> None:
         super().__init__(model, family, cover)
         self.steps = steps
         self._said: set[str] = set()
 
     def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> TorchDistribution:
         size, dtype, prefix = layout.size, torch.get_default_dtype(), f"{self.scope}{self.prefix}"
-        family: SDE = self.family.settled(layout)
+        family: SDE = self.family.resolve(layout)
         base = base_params(prefix, family.base, family.init_scale, self.start(layout, args, kwargs))
         if not family.learn_base:
             base = {name: p.detach() for name, p in base.items()}
@@ -104,7 +106,7 @@ class SDEGuide(JointGuide):
         if not isinstance(spec, MLP):
             if isinstance(spec, torch.nn.Module):
                 pyro.module(f"{self.scope}{self.prefix}_network", spec)
-            return lambda component, row: _Own(spec, row)
+            return lambda component, row: UserDrift(spec, row)
         params = {}
         shapes = spec.shapes(layout.size, num_components, num_features)
         for number, (name, (shape, deviation)) in enumerate(shapes.items()):
@@ -133,7 +135,7 @@ class SDEGuide(JointGuide):
             warnings.warn(what, stacklevel=2)
 
     def warm_starts(self, fit: Callable[..., Any], args: Any, kwargs: Any, key: int) -> list[dict[str, Array]]:
-        family: SDE = self.family.settled(self.layout(args, kwargs))
+        family: SDE = self.family.resolve(self.layout(args, kwargs))
         if not family.warm_start or family.is_local:
             return [{}]
         spec = Diagonal() if isinstance(family.base, Mixture) else family.base
@@ -144,7 +146,7 @@ class SDEGuide(JointGuide):
         return [{**params, **{f"{self.prefix}_{name}": value for name, value in own.items()}}]
 
     def matched(self, layout: Layout, draws: dict[str, Array]) -> dict[str, Array]:
-        family: SDE = self.family.settled(layout)
+        family: SDE = self.family.resolve(layout)
         center, scale, bend = match_draws(layout, draws, bends=family.skew)
         found = family.base.parameters(ops, mix(0), center, scale)
         if family.skew and layout.positive().any():
@@ -159,7 +161,7 @@ class SDEGuide(JointGuide):
         return made
 
 
-class _Own:
+class UserDrift:
     """A user's own drift network: a module called with x and lambda."""
 
     def __init__(self, module: Any, features: Array | None) -> None:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from vi_reparam import search
 from vi_reparam.errors import NonFiniteError
-from vi_reparam.frame import Frame
+from vi_reparam.gaussians import pathfinder as search
+from vi_reparam.gaussians.preconditioner import Preconditioner
 from vi_reparam_pyro.arguments import to_numpy
-from vi_reparam_pyro.lanes import keyed, without_validation
+from vi_reparam_pyro.host.params import isolated
+from vi_reparam_pyro.lanes.vmap import keyed, without_validation
 from vi_reparam_pyro.layout import Layout
-from vi_reparam_pyro.ops import ops
-from vi_reparam_pyro.params import isolated
+from vi_reparam_pyro.ops.ops import ops
 from vi_reparam_pyro.prototype import look, parameters_of
 from vi_reparam_pyro.scoring import full_data
 
@@ -36,7 +36,7 @@ class Searcher:
     def __init__(self, guide: JointGuide) -> None:
         self.guide = guide
 
-    def run(self, layout: Layout, args: Any, kwargs: Any, key: int) -> list[Frame]:
+    def run(self, layout: Layout, args: Any, kwargs: Any, key: int) -> list[Preconditioner]:
         """The frames worth a fit of their own, the best first; none for a model with parameters to learn.
 
         Raises:
@@ -65,7 +65,7 @@ class Searcher:
                 losses=np.zeros(0),
             )
         chosen = search.worth_a_run(found["bound"], found["center"], found["root"], np.linalg.solve)
-        return [Frame(state["center"][i], state["root"][i]) for i in chosen]
+        return [Preconditioner(state["center"][i], state["root"][i]) for i in chosen]
 
     def _starts(self, layout: Layout, args: Any, kwargs: Any, key: int) -> Array:
         """A sensible vector, draws of the prior, and vectors near the origin. Shape ``[S, D]``."""

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from vi_reparam.estimators import Auto, Estimator
-from vi_reparam_pyro.ops import mix
-from vi_reparam_pyro.params import isolated, using
+from vi_reparam_pyro.host.params import isolated, using
+from vi_reparam_pyro.ops.ops import mix
 from vi_reparam_pyro.run import runner_of
 
 WORTH_MEASURING = 1_000

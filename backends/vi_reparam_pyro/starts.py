@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vi_reparam_pyro.ops import mix
+from vi_reparam_pyro.ops.ops import mix
 from vi_reparam_pyro.prototype import Site, bijection, look, origin
 from vi_reparam_pyro.scoring import total_log_prob
 

@@ -11,14 +11,14 @@ from vi_reparam.guides import SDE
 from vi_reparam.guides.gaussian import GRADIENTS
 from vi_reparam.study import FamilyRow, FormRow, Study, study_families, study_forms
 from vi_reparam_pyro.arguments import as_tensors
+from vi_reparam_pyro.engine.gradient import Gradient
 from vi_reparam_pyro.escalate import size_of
 from vi_reparam_pyro.fit import as_key
 from vi_reparam_pyro.guided import Guided
-from vi_reparam_pyro.lanes import without_validation
-from vi_reparam_pyro.objectives import ELBO
-from vi_reparam_pyro.ops import mix
-from vi_reparam_pyro.params import first_parameters, isolated
-from vi_reparam_pyro.step import Gradient
+from vi_reparam_pyro.host.objectives import ELBO
+from vi_reparam_pyro.host.params import first_parameters, isolated
+from vi_reparam_pyro.lanes.vmap import without_validation
+from vi_reparam_pyro.ops.ops import mix
 
 
 def compare_sde(
@@ -115,7 +115,7 @@ def compare_guides(
 
 
 class _Pyro:
-    """The bench (`vi_reparam.study.Bench`)."""
+    """The bench (`vi_reparam.study.StudyBackend`)."""
 
     def guided(
         self, model: Any, family: Any, num_particles: int | None = None, *, entropy: str = "monte_carlo"

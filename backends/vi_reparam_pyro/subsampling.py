@@ -11,9 +11,9 @@ from pyro.ops.provenance import get_provenance, track_provenance
 from pyro.poutine.messenger import Messenger
 
 from vi_reparam.errors import ArgumentError
-from vi_reparam_pyro.handlers import is_subsample
-from vi_reparam_pyro.lanes import keyed
-from vi_reparam_pyro.ops import mix
+from vi_reparam_pyro.host.handlers import is_subsample
+from vi_reparam_pyro.lanes.vmap import keyed
+from vi_reparam_pyro.ops.ops import mix
 from vi_reparam_pyro.prototype import look
 from vi_reparam_pyro.run import sample_sites
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from vi_reparam.backend.host import Host
 from vi_reparam.estimators import Pathwise, ScoreFunction
-from vi_reparam.host import Host
 from vi_reparam_models import data
 from vi_reparam_models.model import Model, Program, require_positive
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from vi_reparam.backend.host import Host
 from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators import Implicit, Rejection, ScoreFunction
-from vi_reparam.host import Host
 from vi_reparam_models import data
 from vi_reparam_models.model import Model, Program, require_positive
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from vi_reparam.backend.host import Host
 from vi_reparam.estimators import Implicit, Rejection, ScoreFunction
-from vi_reparam.host import Host
 from vi_reparam_models.model import Exact, Model, Program, require_positive
 
 # 100 draws among 100 categories with seed 0, as the authors' code makes them

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from vi_reparam.backend.host import Host
 from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators import Implicit, MeasureValued, Rejection, ScoreFunction
-from vi_reparam.host import Host
 from vi_reparam_models.model import Model, Program
 
 # Rubin (1981), "Estimation in parallel randomized experiments", table 1.

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from vi_reparam.backend.host import Host
 from vi_reparam.estimators import Implicit, Rejection, ScoreFunction
-from vi_reparam.host import Host
 from vi_reparam_models.model import Exact, Model, Program, require_positive
 
 # Deaths by horse kick in 200 Prussian corps-years: Bortkiewicz (1898), Das Gesetz der kleinen Zahlen,

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from vi_reparam.backend.host import Host
 from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators import Estimator
-from vi_reparam.host import Host
 
 Program = Callable[..., Any]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from vi_reparam.backend.host import Host
 from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators import Implicit, Rejection
-from vi_reparam.host import Host
 from vi_reparam_models import data
 from vi_reparam_models.model import Model, Program, require_positive
 

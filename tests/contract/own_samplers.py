@@ -3,7 +3,7 @@
 import math
 
 from vi_reparam import RejectionSampler, ops_of
-from vi_reparam.identities import attach
+from vi_reparam.numerics.identities import attach
 
 
 class SkewNormal(RejectionSampler):

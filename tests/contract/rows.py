@@ -12,7 +12,7 @@ from own_samplers import SkewNormal, SlowExponential
 from scipy import integrate, stats
 
 from vi_reparam import Implicit, MeasureValued, Pathwise, Rejection, ScoreFunction
-from vi_reparam.families import FAMILIES, Family, Own
+from vi_reparam.families import FAMILIES, Family, SamplerFamily
 
 Direction = tuple[str, int, Any]  # name, parameter, tangent
 
@@ -239,7 +239,7 @@ def _other_rows() -> list[Row]:
 
         return float(digamma(a[0]) - digamma(np.sum(a)))
 
-    skew, exponential = Own(SkewNormal()), Own(SlowExponential())
+    skew, exponential = SamplerFamily(SkewNormal()), SamplerFamily(SlowExponential())
     poisson, bernoulli = FAMILIES["poisson"], FAMILIES["bernoulli"]
     return [
         _row(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from harness import BACKENDS, ops_or_skip, quickly
 
-from vi_reparam.bessel import angle_slope
+from vi_reparam.numerics.bessel import angle_slope
 from vi_reparam.samplers import VonMisesDeviation
 
 # Stated in the docstring of `angle_slope`.

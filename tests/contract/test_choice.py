@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from vi_reparam.choice import Choice, seconds
+from vi_reparam.backend.kernel_choice import KernelTiming, seconds
 
 
 class Clock:
@@ -24,7 +24,7 @@ def taking(time):
 
 def test_the_faster_one_is_kept_and_timed_once_a_class():
     clock = Clock()
-    choice = Choice("draws", clock)
+    choice = KernelTiming("draws", clock)
     assert choice.kernel("gpu", 1_000, taking(2.0), taking(1.0))
     assert not choice.kernel("gpu", 5_000, taking(1.0), taking(2.0))
     assert clock.calls == 4
@@ -47,7 +47,7 @@ def test_a_kernel_that_fails_is_given_up_with_one_warning(when):
 
         return run
 
-    choice = Choice("draws", Clock())
+    choice = KernelTiming("draws", Clock())
     with pytest.warns(UserWarning, match="draws: no kernel on gpu, the plain version serves \\(no such instruction\\)"):
         assert not choice.kernel("gpu", 1_000, taking(1.0), broken)
     with warnings.catch_warnings():

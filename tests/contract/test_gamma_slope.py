@@ -5,7 +5,7 @@ import pytest
 from harness import BACKENDS, ops_or_skip, quickly
 from scipy import special, stats
 
-from vi_reparam.gamma_slope import log_slope
+from vi_reparam.numerics.gamma_slope import log_slope
 
 # Stated in the docstring of `log_slope`.
 BOUNDS = {"float32": 1e-5, "float64": 1e-10}

@@ -16,11 +16,11 @@ from vi_reparam import (
     ScoreFunction,
     SiteError,
 )
-from vi_reparam.families import FAMILIES, Own
+from vi_reparam.families import FAMILIES, SamplerFamily
 from vi_reparam.samplers import PolarLogit
 
 ESTIMATORS = (Pathwise(), Implicit(), Rejection(boost=1), ScoreFunction(), MeasureValued())
-ALL = {**FAMILIES, "own": Own(SkewNormal()), "own_implicit": Own(SlowExponential())}
+ALL = {**FAMILIES, "own": SamplerFamily(SkewNormal()), "own_implicit": SamplerFamily(SlowExponential())}
 CASES = [pytest.param(n, e, id=f"{n}-{e!r}") for n, f in ALL.items() for e in ESTIMATORS if e.applies_to(f)]
 
 
@@ -196,13 +196,15 @@ def test_estimators_that_do_not_apply_name_those_that_do(name, estimator, names)
 
 
 def test_own_samplers_are_read_from_their_signature():
-    assert Own(SkewNormal()).parameters == ("alpha", "scale")
-    assert Own(SkewNormal(), parameters=2).parameters == ("params[0]", "params[1]")
-    assert "implicit" in Own(SlowExponential()).kinds and "implicit" not in Own(SkewNormal()).kinds
+    assert SamplerFamily(SkewNormal()).parameters == ("alpha", "scale")
+    assert SamplerFamily(SkewNormal(), parameters=2).parameters == ("params[0]", "params[1]")
+    assert "implicit" in SamplerFamily(SlowExponential()).kinds and "implicit" not in SamplerFamily(SkewNormal()).kinds
     sampler = SkewNormal()
-    assert Own(sampler) == Own(sampler) and hash(Own(sampler)) == hash(Own(sampler))
+    assert SamplerFamily(sampler) == SamplerFamily(sampler) and hash(SamplerFamily(sampler)) == hash(
+        SamplerFamily(sampler)
+    )
     with pytest.raises(ArgumentError, match="name them"):
-        Own(PolarLogit(3))
+        SamplerFamily(PolarLogit(3))
     with pytest.raises(ArgumentError, match="at least 2"):
         PolarLogit(1)
 

@@ -504,9 +504,9 @@ class Laid:
 def test_specifications_are_plain():
     assert SDE() == SDE() and hash(SDE()) == hash(SDE())
     assert SDE(base="low_rank").base == LowRank()
-    assert SDE().settled(Laid(100)).base == Full() and SDE().settled(Laid(101)).base == LowRank(8)
-    assert SDE(base="diagonal").settled(Laid(101)).base == Diagonal()
-    assert SDE(base=Blocks("rows")).settled(Laid(4)).base == Blocks("rows", ((0, 2), (1, 3)))
+    assert SDE().resolve(Laid(100)).base == Full() and SDE().resolve(Laid(101)).base == LowRank(8)
+    assert SDE(base="diagonal").resolve(Laid(101)).base == Diagonal()
+    assert SDE(base=Blocks("rows")).resolve(Laid(4)).base == Blocks("rows", ((0, 2), (1, 3)))
     assert "parameterization='noise'" in repr(SDE(parameterization="noise"))
 
 

@@ -8,7 +8,7 @@ from harness import BACKENDS, ops_or_skip
 from scipy.special import gammaln, log_ndtr
 from scipy.stats import gamma, norm
 
-from vi_reparam.skew import match, skew
+from vi_reparam.gaussians.skew import match, skew
 
 RAWS = (-3.0, -0.4, 0.0, 0.7, 2.0)
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(150)

@@ -7,12 +7,13 @@ import pytest
 from harness import BACKENDS, ops_or_skip
 from scipy.integrate import quad
 
-from vi_reparam import path, search
-from vi_reparam.convergence import BLOCK, SHARES, Convergence
-from vi_reparam.escalation import Attempt, mean_field_loss, why_stop
-from vi_reparam.frame import Frame
-from vi_reparam.sde.bases import Diagonal, Full, LowRank
-from vi_reparam.tails import widen
+from vi_reparam.fit.convergence import BLOCK, SHARES, Convergence
+from vi_reparam.fit.escalation import Attempt, mean_field_loss, why_stop
+from vi_reparam.gaussians import path_gradient as path
+from vi_reparam.gaussians import pathfinder as search
+from vi_reparam.gaussians.bases import Diagonal, Full, LowRank
+from vi_reparam.gaussians.preconditioner import Preconditioner
+from vi_reparam.gaussians.tails import widen
 
 MIX = np.array([[1.0, 0.9, 0.0], [0.0, 0.5, 0.7], [0.3, 0.0, 0.6]])
 MEAN = np.array([3.0, -20.0, 0.5])
@@ -96,10 +97,10 @@ def test_a_frame_folds_into_the_base(backend, base):
     roots = [scale * 2.0] + ([xp.asarray(np.tril(MIX) + np.eye(3))] if isinstance(base, Full) else [])
     noise, zero = ops.normal(ops.key(1), (3,), loc.dtype), xp.zeros((), dtype=loc.dtype)
     for root in roots:
-        frame = Frame(loc * 3.0, root)
+        frame = Preconditioner(loc * 3.0, root)
         z, log_q = path.gaussian(ops, base, params, frame, zero, noise)
         folded = frame.fold(ops, params)
-        plain = Frame(xp.zeros_like(loc), xp.ones_like(loc))
+        plain = Preconditioner(xp.zeros_like(loc), xp.ones_like(loc))
         again, log_again = path.gaussian(ops, base, folded, plain, zero, noise)
         np.testing.assert_allclose(np.asarray(again), np.asarray(z), atol=1e-12)
         assert abs(float(log_again) - float(log_q)) < 1e-12
@@ -117,7 +118,7 @@ def test_a_fit_that_stands_still_leaves_each_rate_and_ends():
         losses = 5.0 + 0.1 * rng.standard_normal(BLOCK)
         found = course.add(losses, iterates.mean(0), (iterates**2).mean(0))
         steps += BLOCK
-    assert course.settled and steps < 2_500
+    assert course.converged and steps < 2_500
     np.testing.assert_allclose(found, [1.0, -2.0], atol=0.01)
 
 
@@ -130,7 +131,7 @@ def test_a_fit_that_moves_on_uses_its_budget():
         course.add(100.0 - i + 0.1 * rng.standard_normal(BLOCK), iterates.mean(0), (iterates**2).mean(0))
         if course.stage > stage:
             assert course.done == math.ceil(SHARES[stage] * budget / BLOCK) * BLOCK
-    assert course.finished and not course.settled and str(course) == "out of steps"
+    assert course.finished and not course.converged and str(course) == "out of steps"
 
 
 @pytest.mark.parametrize("after", [3, 7, 20])
@@ -152,7 +153,7 @@ def test_a_fit_goes_on_where_it_was_cut(after):
         if found is not None:
             np.testing.assert_array_equal(found, again)
     assert whole.finished and resumed.finished
-    assert (whole.done, whole.settled) == (resumed.done, resumed.settled)
+    assert (whole.done, whole.converged) == (resumed.done, resumed.converged)
 
 
 def _attempt(**changes):

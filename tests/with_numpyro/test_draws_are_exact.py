@@ -50,7 +50,7 @@ def test_ten_million_log_draws(a, dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize("law", ["normal", "uniform"])
 def test_ten_million_of_the_noise(law):
-    from vi_reparam_numpyro import noise
+    from vi_reparam_numpyro.ops import noise
 
     x = np.sort(np.asarray(getattr(noise, law)(jax.random.key(23), (NUM,), jnp.float32), float))
     p, rest = (special.ndtr(x), special.ndtr(-x)) if law == "normal" else (x, 1.0 - x + 2.0**-33)

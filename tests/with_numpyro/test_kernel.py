@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 
 import vi_reparam_numpyro as vr
-from vi_reparam.choice import Choice
-from vi_reparam_numpyro import kernels
+from vi_reparam.backend.kernel_choice import KernelTiming
+from vi_reparam_numpyro.sampling import kernels
 
 interpreted = functools.partial(kernels.ratios, interpret=True)
 
@@ -70,7 +70,7 @@ def gpu(monkeypatch):
     def pretend(kernel_takes, plain_takes):
         times = iter([kernel_takes, plain_takes])
         monkeypatch.setattr(kernels, "device_kind", lambda: "pretended")
-        monkeypatch.setattr(kernels, "CHOICE", Choice("gamma draws", lambda run: next(times)))
+        monkeypatch.setattr(kernels, "CHOICE", KernelTiming("gamma draws", lambda run: next(times)))
         monkeypatch.setattr(kernels, "ratios", lambda key, a: calls.append(1) or interpreted(key, a))
         return calls
 

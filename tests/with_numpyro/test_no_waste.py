@@ -10,7 +10,7 @@ import pytest
 
 import vi_reparam_numpyro as vr
 from vi_reparam_numpyro import checkpoint as checkpoints
-from vi_reparam_numpyro.optimizers import fingerprint
+from vi_reparam_numpyro.engine.optimizers import fingerprint
 
 Y = np.array([3.0, 1.0, 4.0, 1.0, 5.0])
 

@@ -13,7 +13,7 @@ import pytest
 from jax.scipy.special import gammaln
 
 from vi_reparam.errors import ArgumentError, SiteError
-from vi_reparam.verdict import Figures, judge, loss_drift
+from vi_reparam.posterior.verdict import Figures, judge, loss_drift
 from vi_reparam_numpyro.posterior import Posterior
 from vi_reparam_numpyro.scoring import traces
 from vi_reparam_numpyro.storage import load

@@ -10,8 +10,8 @@ from scipy import special, stats
 
 import vi_reparam_numpyro as vr
 from vi_reparam.samplers import LogGamma, RejectionSampler, VonMisesDeviation, accepted_noise
-from vi_reparam_numpyro import noise, retry
-from vi_reparam_numpyro.compaction import first_set
+from vi_reparam_numpyro.ops import noise, retry
+from vi_reparam_numpyro.ops.compaction import first_set
 
 KEYS = {
     "threefry": lambda seed: jax.random.key(seed),

@@ -16,7 +16,7 @@ from numpyro.infer import SVI, RenyiELBO, Trace_ELBO
 import vi_reparam_numpyro as vr
 from vi_reparam_numpyro.dependence import first_params
 from vi_reparam_numpyro.joint import SITE
-from vi_reparam_numpyro.ops import ops
+from vi_reparam_numpyro.ops.ops import ops
 
 SMALL = vr.SDE(num_steps=4, network=vr.MLP(width=8), warm_start=200)
 Y = np.array([1.2, -0.3, 0.8, 2.1])

@@ -12,7 +12,7 @@ from gradients import gradients, kl_gamma
 from scipy.special import polygamma
 
 import vi_reparam_numpyro as vr
-from vi_reparam_numpyro.optimizers import clip_by_norm
+from vi_reparam_numpyro.engine.optimizers import clip_by_norm
 
 CONCENTRATIONS = np.array([1e-3, 1e-2, 0.1, 0.3, 1.0, 10.0, 1e3, 1e6])
 

@@ -122,7 +122,7 @@ def test_minibatches_have_the_bound_of_all_rows():
 def test_the_base_of_an_sde_keeps_pace_with_a_mean_field():
     sites = vr.Sites({"*": vr.SDE(), "z": vr.Flow(condition="y"), "w": vr.MeanField()})
     rates = {
-        name: sites.paces[sites.pace(name)].learning_rate
+        name: sites.learning_rate_groups[sites.learning_rate_group(name)].learning_rate
         for name in ("rest_sde_loc", "rest_sde_skew", "rest_sde_hidden1", "z_flow_skew", "w_rate", "of_the_model")
     }
     assert rates == {

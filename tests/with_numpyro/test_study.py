@@ -12,7 +12,7 @@ import pytest
 from jax import random
 
 import vi_reparam_numpyro as vr
-from vi_reparam.cli import main
+from vi_reparam.commands.app import main
 from vi_reparam_numpyro.study import _NumPyro
 
 TINY = vr.SDE(num_steps=2, network=vr.MLP(width=4, depth=1, frequencies=2), warm_start=0, base="diagonal")

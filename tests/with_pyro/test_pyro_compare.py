@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import vi_reparam_pyro as vr
-from vi_reparam.cli import main
+from vi_reparam.commands.app import main
 
 
 def kl_programs(start=1.5, n=1):

@@ -4,7 +4,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from vi_reparam_pyro.densities import log_prob
+from vi_reparam_pyro.host.densities import log_prob
 
 LOGITS = torch.tensor([-40.0, -17.5, -2.0, 0.0, 0.3, 9.0, 25.0, 60.0], dtype=torch.float32)
 VALUES = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 1.0], dtype=torch.float32)

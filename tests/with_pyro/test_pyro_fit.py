@@ -11,7 +11,7 @@ import torch
 from pyro.nn import PyroModule, PyroParam, PyroSample
 
 import vi_reparam_pyro as vr
-from vi_reparam_pyro.optimizers import clip_by_norm
+from vi_reparam_pyro.engine.optimizers import clip_by_norm
 
 COUNTS = np.array([3.0, 5.0, 1.0, 4.0, 2.0, 6.0, 3.0, 2.0])
 SHAPE, RATE = 2.0, 0.5

@@ -8,10 +8,10 @@ import torch
 from scipy.stats import multivariate_normal
 
 import vi_reparam_pyro as vr
+from vi_reparam.gaussians.skew import skew
+from vi_reparam.gaussians.tails import widen
 from vi_reparam.guides.flow import KINDS
-from vi_reparam.skew import skew
-from vi_reparam.tails import widen
-from vi_reparam_pyro.params import first_parameters, using
+from vi_reparam_pyro.host.params import first_parameters, using
 
 KEY = 20170613
 INVERTED = [kind for kind in KINDS if kind != "block_autoregressive"]

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import multivariate_normal, norm
 
 import vi_reparam_pyro as vr
-from vi_reparam_pyro.params import using
+from vi_reparam_pyro.host.params import using
 
 RNG = np.random.default_rng(3)
 X = RNG.normal(size=(30, 3)) @ np.array([[1.0, 0.9, 0.0], [0.0, 0.5, 0.7], [0.0, 0.0, 0.6]])

@@ -9,8 +9,8 @@ from bounds import PARAMS, Y, slopes
 
 import vi_reparam_pyro as vr
 from vi_reparam.objectives.multisample import GRADIENTS
-from vi_reparam_pyro.ops import mix
-from vi_reparam_pyro.params import using
+from vi_reparam_pyro.host.params import using
+from vi_reparam_pyro.ops.ops import mix
 
 
 def model():

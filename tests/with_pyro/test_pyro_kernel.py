@@ -11,11 +11,11 @@ import torch
 from scipy import stats
 
 import vi_reparam_pyro as vr
-from vi_reparam.choice import Choice
-from vi_reparam_pyro import gammas
+from vi_reparam.backend.kernel_choice import KernelTiming
+from vi_reparam_pyro.sampling import gammas
 
 pytest.importorskip("triton", reason="Triton is not installed: its kernel is tested where it is")
-kernels = importlib.import_module("vi_reparam_pyro.kernels")
+kernels = importlib.import_module("vi_reparam_pyro.sampling.kernels")
 
 
 def single(x):
@@ -54,7 +54,7 @@ def test_exhaustion_is_reported():
 def test_the_faster_one_draws(faster, monkeypatch):
     times = iter([1.0 if faster else 3.0, 2.0])
     monkeypatch.setattr(gammas, "device_kind", lambda a: "pretended")
-    monkeypatch.setattr(gammas, "CHOICE", Choice("gamma draws", lambda run: next(times)))
+    monkeypatch.setattr(gammas, "CHOICE", KernelTiming("gamma draws", lambda run: next(times)))
     a = torch.exp(torch.linspace(-2.0, 2.0, 5_000, dtype=torch.float32)).requires_grad_()
     z = vr.random.log_gamma(a, generator=torch.Generator().manual_seed(0))
     key = int(torch.randint(0, (1 << 63) - 1, (), generator=torch.Generator().manual_seed(0)).item())

@@ -6,7 +6,8 @@ import torch
 from scipy import stats
 
 import vi_reparam_pyro as vr
-from vi_reparam_pyro import gamma_slope, gammas, random, retry
+from vi_reparam_pyro.ops import gamma_slope, retry
+from vi_reparam_pyro.sampling import gammas, random
 
 A = torch.tensor([1e-3, 0.05, 0.4, 1.0, 1.3, 3.0, 20.0, 5e3], dtype=torch.float64)
 B = A.flip(0) + 0.1

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import vi_reparam_pyro as vr
-from vi_reparam_pyro.capture import Captured
-from vi_reparam_pyro.lanes import vectorized, without_validation
-from vi_reparam_pyro.ops import ops
-from vi_reparam_pyro.params import Parameters, first_parameters, using
-from vi_reparam_pyro.recompute import Recomputed
+from vi_reparam_pyro.capture.capture import Captured
+from vi_reparam_pyro.host.params import Parameters, first_parameters, using
+from vi_reparam_pyro.lanes.recompute import Recomputed
+from vi_reparam_pyro.lanes.vmap import vectorized, without_validation
+from vi_reparam_pyro.ops.ops import ops
 
 Y = torch.tensor([1.2, -0.3, 0.8], dtype=torch.float64)
 

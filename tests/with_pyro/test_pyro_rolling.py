@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import vi_reparam_pyro as vr
-from vi_reparam_pyro import noise
-from vi_reparam_pyro import step as steps
-from vi_reparam_pyro.capture import Captured
-from vi_reparam_pyro.repetitions import Repetition, repetitions
-from vi_reparam_pyro.rolling import rolled
-from vi_reparam_pyro.seeding import salted
+from vi_reparam_pyro.capture.capture import Captured
+from vi_reparam_pyro.capture.repetitions import Repetition, repetitions
+from vi_reparam_pyro.capture.rolling import rolled
+from vi_reparam_pyro.engine import gradient as steps
+from vi_reparam_pyro.lanes.seeding import salted
+from vi_reparam_pyro.ops import noise
 
 TURNS = 8
 

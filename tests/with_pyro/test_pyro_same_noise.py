@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import vi_reparam_pyro  # noqa: F401  (registers the backend)
+from vi_reparam.backend.registry import load
 from vi_reparam.estimators import Implicit, MeasureValued, Pathwise, Rejection, ScoreFunction
 from vi_reparam.families import FAMILIES
-from vi_reparam.registry import load
-from vi_reparam.samplers.base import retry_all
+from vi_reparam.samplers.base import plain_rejection_loop
 
 jax = pytest.importorskip("jax")
 pytest.importorskip("numpyro")
@@ -76,9 +76,9 @@ class Replay:
     def poisson(self, key, rate, shape):
         return self._array(self._rng().poisson(np.asarray(rate), size=shape).astype(float))
 
-    def retry(self, attempt, key, shape, params, most):
+    def rejection_loop(self, attempt, key, shape, params, max_rounds):
         # Each backend's own loop asks for noise in its own order; the plain one does so in both.
-        return retry_all(self, attempt, key, shape, params, most)
+        return plain_rejection_loop(self, attempt, key, shape, params, max_rounds)
 
     def while_loop(self, cond, body, state):
         count = 0

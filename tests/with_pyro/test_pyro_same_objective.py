@@ -8,8 +8,8 @@ import torch
 
 import vi_reparam_pyro as vrt
 from vi_reparam.estimators import Implicit, MeasureValued, Rejection, ScoreFunction
-from vi_reparam.samplers.base import retry_all
-from vi_reparam_pyro.params import Parameters, first_parameters, using
+from vi_reparam.samplers.base import plain_rejection_loop
+from vi_reparam_pyro.host.params import Parameters, first_parameters, using
 
 jax = pytest.importorskip("jax")
 numpyro = pytest.importorskip("numpyro")
@@ -30,8 +30,8 @@ class Fixed:
     def __getattr__(self, name):
         return getattr(self._ops, name)
 
-    def retry(self, attempt, key, shape, params, most):
-        return retry_all(self, attempt, key, shape, params, most)
+    def rejection_loop(self, attempt, key, shape, params, max_rounds):
+        return plain_rejection_loop(self, attempt, key, shape, params, max_rounds)
 
     def normal(self, key, shape, dtype):
         return self._ops.xp.asarray(0.5 * np.sin(1.0 + np.arange(np.prod(shape, dtype=int))).reshape(shape))

@@ -8,8 +8,8 @@ from scipy import stats
 import vi_reparam_pyro as vr
 from vi_reparam import RejectionSampler
 from vi_reparam.samplers import LogGamma, PolarLogit, accepted_noise
-from vi_reparam_pyro import random
-from vi_reparam_pyro.retry import LaneKey
+from vi_reparam_pyro.ops.retry import LaneKey
+from vi_reparam_pyro.sampling import random
 
 
 class Never(RejectionSampler):

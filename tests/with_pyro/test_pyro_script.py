@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from vi_reparam_pyro import capture, noise
-from vi_reparam_pyro.capture import Captured
-from vi_reparam_pyro.seeding import salted
+from vi_reparam_pyro.capture import capture
+from vi_reparam_pyro.capture.capture import Captured
+from vi_reparam_pyro.lanes.seeding import salted
+from vi_reparam_pyro.ops import noise
 
 X, W = torch.linspace(-1.0, 2.0, 12).reshape(3, 4), torch.linspace(0.1, 0.9, 4)
 TABLE = torch.linspace(1.0, 3.0, 4)

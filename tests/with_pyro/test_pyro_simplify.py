@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from vi_reparam_pyro.capture import Captured
-from vi_reparam_pyro.ops import ops
+from vi_reparam_pyro.capture.capture import Captured
+from vi_reparam_pyro.ops.ops import ops
 
 X, W = torch.linspace(-1.0, 2.0, 12).reshape(3, 4), torch.linspace(0.1, 0.9, 4)
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from vi_reparam import gamma_slope as core
-from vi_reparam import special
 from vi_reparam.families.gamma import log_ratio
-from vi_reparam_pyro import lanes
-from vi_reparam_pyro.capture import Captured
-from vi_reparam_pyro.gamma_slope import SLOPES, WRITTEN_OUT, in_blocks, written_out
-from vi_reparam_pyro.ops import ops
+from vi_reparam.numerics import gamma_slope as core
+from vi_reparam.numerics import special
+from vi_reparam_pyro.capture.capture import Captured
+from vi_reparam_pyro.lanes import vmap as lanes
+from vi_reparam_pyro.ops.gamma_slope import SLOPES, WRITTEN_OUT, in_blocks, written_out
+from vi_reparam_pyro.ops.ops import ops
 
 A = torch.exp(torch.linspace(-2.0, 4.0, 3 * 500, dtype=torch.float32)).reshape(3, 500)
 W = (0.8 * torch.sin(torch.arange(1_500.0, dtype=torch.float32)) / A.reshape(-1).sqrt()).reshape(3, 500)

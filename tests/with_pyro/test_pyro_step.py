@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import vi_reparam_pyro as vr
-from vi_reparam_pyro import step as steps
-from vi_reparam_pyro.capture import CannotCapture, Captured
+from vi_reparam_pyro.capture.capture import CannotCapture, Captured
+from vi_reparam_pyro.engine import gradient as steps
 
 Y = np.array([3.0, 1.0, 4.0, 1.0, 5.0, 9.0])
 

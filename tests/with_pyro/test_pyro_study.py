@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import vi_reparam_pyro as vr
-from vi_reparam.cli import main
+from vi_reparam.commands.app import main
 from vi_reparam_pyro.study import _Pyro
 
 TINY = vr.SDE(num_steps=2, network=vr.MLP(width=4, depth=1, frequencies=2), warm_start=0, base="diagonal")

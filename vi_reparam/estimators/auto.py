@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vi_reparam.backend.ops import Ops
 from vi_reparam.draw import Draw
 from vi_reparam.estimators.base import Estimator
 from vi_reparam.estimators.implicit import Implicit
@@ -12,7 +13,6 @@ from vi_reparam.estimators.pathwise import Pathwise
 from vi_reparam.estimators.rejection import Rejection
 from vi_reparam.estimators.score_function import ScoreFunction
 from vi_reparam.families.base import Family
-from vi_reparam.ops import Ops
 
 Array = Any
 

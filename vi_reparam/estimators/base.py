@@ -5,10 +5,10 @@ from __future__ import annotations
 import abc
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.registry import host_package
 from vi_reparam.draw import Draw
 from vi_reparam.errors import SiteError
-from vi_reparam.ops import Ops
-from vi_reparam.registry import host_package
 
 if TYPE_CHECKING:
     from vi_reparam.families.base import Family

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from vi_reparam.backend.ops import Ops
 from vi_reparam.draw import Draw
 from vi_reparam.estimators.base import Estimator
-from vi_reparam.estimators.primitives import ImplicitGradient
 from vi_reparam.families.base import Family
-from vi_reparam.ops import Ops
+from vi_reparam.samplers.primitives import ImplicitGradient
 
 Array = Any
 

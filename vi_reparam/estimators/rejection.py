@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from vi_reparam.backend.ops import Ops
 from vi_reparam.draw import Draw
 from vi_reparam.errors import ArgumentError, GradientError
 from vi_reparam.estimators.base import Estimator
 from vi_reparam.estimators.baselines import Baseline, check_baseline
-from vi_reparam.estimators.primitives import AcceptedNoise
 from vi_reparam.families.base import Family
-from vi_reparam.ops import Ops
+from vi_reparam.samplers.primitives import AcceptedNoise
 
 Array = Any
 

@@ -5,7 +5,7 @@ from vi_reparam.families.dirichlet import BETA, DIRICHLET
 from vi_reparam.families.discrete import BERNOULLI, POISSON
 from vi_reparam.families.gamma import CHI2, GAMMA, INVERSE_GAMMA
 from vi_reparam.families.normal import NORMAL
-from vi_reparam.families.own import Own
+from vi_reparam.families.own import SamplerFamily
 from vi_reparam.families.student_t import STUDENT_T
 from vi_reparam.families.truncated_normal import TRUNCATED_NORMAL
 from vi_reparam.families.von_mises import VON_MISES
@@ -29,4 +29,4 @@ FAMILIES: dict[str, Family] = {
     )
 }
 
-__all__ = ["FAMILIES", "Family", "Own", "WeakDerivative"]
+__all__ = ["FAMILIES", "Family", "SamplerFamily", "WeakDerivative"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from vi_reparam import special
+from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family, same_rank
 from vi_reparam.families.gamma import GAMMA, GAMMA_KINDS
-from vi_reparam.ops import Ops
-from vi_reparam.registry import ops_of
+from vi_reparam.numerics import special
 from vi_reparam.samplers.gamma import LogGamma
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Dirichlet(Family):
     @staticmethod
     def _ratios_given(ops: Ops, key: Any, log_x: Array, a: Array) -> Array:
         """w of the gammas behind a given x: their sum is Gamma(sum a), independent of x."""
-        from vi_reparam.estimators.primitives import Constant
+        from vi_reparam.samplers.primitives import Constant
 
         total = ops.xp.sum(a, axis=-1, keepdims=True)
         log_sum = GAMMA.build(Constant(), ops, key, tuple(total.shape), total, 0.0 * total + 1.0).logs

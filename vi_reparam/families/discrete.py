@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family, WeakDerivative
-from vi_reparam.ops import Ops
-from vi_reparam.registry import ops_of
 
 if TYPE_CHECKING:
     from vi_reparam.estimators.base import Primitive

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vi_reparam import special
+from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family, WeakDerivative, same_rank
-from vi_reparam.ops import Ops
-from vi_reparam.registry import ops_of
+from vi_reparam.numerics import special
 from vi_reparam.samplers.gamma import LogGamma
 
 if TYPE_CHECKING:
@@ -24,11 +24,11 @@ def log_ratio(unit: Array, log_unit: Array, a: Array) -> Array:
     ops = ops_of(a)
     xp = ops.xp
     far = log_unit - xp.log(a)
-    wide = ops.widened(unit)
+    wide = ops.upcast(unit)
     if wide is not None:
         info = xp.finfo(unit.dtype)
         inside = (unit > float(info.smallest_normal)) & (unit < float(info.max))
-        near = xp.log(xp.where(inside, wide, xp.ones_like(wide))) - xp.log(ops.widened(a))
+        near = xp.log(xp.where(inside, wide, xp.ones_like(wide))) - xp.log(ops.upcast(a))
         return xp.where(inside, xp.astype(near, unit.dtype), far)
     relative = (unit - a) / a
     near = xp.abs(relative) < 0.5
@@ -92,7 +92,7 @@ class Gamma(Family):
         self, ops: Ops, key: Any, shape: tuple[int, ...], *params: Array, value: Array | None = None
     ) -> tuple[Array, list[WeakDerivative]]:
         """In the rate: (a / rate) (Gamma(a, rate) - Gamma(a + 1, rate)), coupled by adding Exp(rate)."""
-        from vi_reparam.estimators.primitives import Constant
+        from vi_reparam.samplers.primitives import Constant
 
         a, rate = (ops.stop_gradient(ops.xp.broadcast_to(p, shape)) for p in params)
         draw_key, exp_key = ops.split(key, 2)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
+from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.errors import ArgumentError
 from vi_reparam.families.base import Family
-from vi_reparam.ops import Ops
-from vi_reparam.registry import ops_of
 from vi_reparam.samplers.base import RejectionSampler
 
 if TYPE_CHECKING:
@@ -23,12 +23,12 @@ def _names(sampler: RejectionSampler) -> tuple[str, ...]:
     arguments = list(inspect.signature(sampler.transform).parameters.values())[1:]
     if any(argument.kind is argument.VAR_POSITIONAL for argument in arguments):
         raise ArgumentError(
-            f"{type(sampler).__name__}.transform takes *params: name them, as in Own(sampler, parameters=('scale',))"
+            f"{type(sampler).__name__}.transform takes *params: name them, as in SamplerFamily(sampler, parameters=('scale',))"
         )
     return tuple(argument.name for argument in arguments)
 
 
-class Own(Family):
+class SamplerFamily(Family):
     """The distribution of a `RejectionSampler`, with scalar parameters in the sampler's order.
 
     `Rejection` and `ScoreFunction` serve it at once, `Implicit` where the sampler has `attach`.
@@ -78,7 +78,7 @@ class Own(Family):
         return self.sampler.log_target(xp.broadcast_to(value, shape), *aligned)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Own) and (self.sampler, self.parameters) == (other.sampler, other.parameters)
+        return isinstance(other, SamplerFamily) and (self.sampler, self.parameters) == (other.sampler, other.parameters)
 
     def __hash__(self) -> int:
-        return hash((Own, self.sampler, self.parameters))
+        return hash((SamplerFamily, self.sampler, self.parameters))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vi_reparam import special
+from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family
 from vi_reparam.families.gamma import GAMMA, GAMMA_KINDS
-from vi_reparam.ops import Ops
-from vi_reparam.registry import ops_of
+from vi_reparam.numerics import special
 from vi_reparam.samplers.gamma import LogGamma
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class StudentT(Family):
     @staticmethod
     def _ratio_given(ops: Ops, key: Any, t: Array, df: Array) -> Array:
         """log of (gamma / its mean) given t: the gamma's posterior, Gamma((df + 1) / 2, (df + t^2) / 2)."""
-        from vi_reparam.estimators.primitives import Constant
+        from vi_reparam.samplers.primitives import Constant
 
         a = 0.5 * (df + 1.0)
         logs = GAMMA.build(Constant(), ops, key, tuple(t.shape), a, 0.5 * (df + t * t)).logs

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vi_reparam import mills
+from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family, same_rank
-from vi_reparam.ops import Ops
-from vi_reparam.registry import ops_of
+from vi_reparam.numerics import mills
 from vi_reparam.samplers.truncated_normal import TruncatedNormalOffset
 
 if TYPE_CHECKING:
@@ -83,11 +83,11 @@ class TruncatedNormal(Family):
         ops = ops_of(*params)
         xp = ops.xp
         loc, scale, low, high = xp.broadcast_arrays(*same_rank(params, self.parameter_event_dims))
-        frame = _SAMPLER.frame(_standardize(ops, loc, scale, low), _standardize(ops, loc, scale, high))
-        ahead = mills.moments(frame.c, frame.ahead)
-        behind = mills.moments(0.0 * frame.c, frame.behind)
+        interval = _SAMPLER.interval(_standardize(ops, loc, scale, low), _standardize(ops, loc, scale, high))
+        ahead = mills.moments(interval.c, interval.ahead)
+        behind = mills.moments(0.0 * interval.c, interval.behind)
         total = ahead[0] + behind[0]
-        return (frame.c * ahead[1] + 0.5 * (ahead[2] + behind[2])) / total + xp.log(total) + xp.log(scale)
+        return (interval.c * ahead[1] + 0.5 * (ahead[2] + behind[2])) / total + xp.log(total) + xp.log(scale)
 
 
 TRUNCATED_NORMAL = TruncatedNormal()

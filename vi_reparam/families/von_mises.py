@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from vi_reparam import bessel, special
+from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family, same_rank
-from vi_reparam.ops import Ops
-from vi_reparam.registry import ops_of
+from vi_reparam.numerics import bessel, special
 from vi_reparam.samplers.von_mises import VonMisesDeviation
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
+from vi_reparam.backend.ops import Ops
 from vi_reparam.errors import ArgumentError, SiteError
-from vi_reparam.ops import Ops
 from vi_reparam.posterior.sites import bound_arguments
 
 Array = Any

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from vi_reparam.errors import ArgumentError
+from vi_reparam.gaussians.pathfinder import LARGEST
 from vi_reparam.guides.base import GuideFamily
 from vi_reparam.guides.flow import Flow
 from vi_reparam.guides.gaussian import FullRank, LowRank
 from vi_reparam.guides.joint import JointFamily
 from vi_reparam.guides.mean_field import MeanField
 from vi_reparam.guides.sde import SDE
-from vi_reparam.search import LARGEST
 
 LARGEST_LOW_RANK = 10_000
 LARGEST_FLOW = 1_000

@@ -52,7 +52,7 @@ class Flow(JointFamily):
             conditioned on a row of features for each (amortized): the name of one of the model's
             arguments, or a function of them, that gives an array with as many rows as the plate has
             elements. Subsampled plates take their rows.
-        skew: whether the coordinates of positive sites have a learned one-sided tail (`vi_reparam.skew`).
+        skew: whether the coordinates of positive sites have a learned one-sided tail (`vi_reparam.gaussians.skew`).
 
     Raises:
         ArgumentError: for options that cannot be used.

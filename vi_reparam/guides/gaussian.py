@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from vi_reparam.errors import ArgumentError, SiteError
+from vi_reparam.gaussians.bases import Base, Diagonal, Full
+from vi_reparam.gaussians.bases import LowRank as LowRankBase
+from vi_reparam.gaussians.pathfinder import LARGEST
 from vi_reparam.guides.joint import JointFamily
-from vi_reparam.sde.bases import Base, Diagonal, Full
-from vi_reparam.sde.bases import LowRank as LowRankBase
-from vi_reparam.search import LARGEST
 
 GRADIENTS = ("path", "reparameterization")
 

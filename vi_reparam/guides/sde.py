@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from vi_reparam.errors import ArgumentError
+from vi_reparam.gaussians.bases import Base, Diagonal, Full, Layout, LowRank, Mixture
 from vi_reparam.guides.condition import check_condition
 from vi_reparam.guides.gaussian import GaussianFamily
 from vi_reparam.guides.joint import JointFamily, check_skew
-from vi_reparam.sde.bases import Base, Diagonal, Full, Layout, LowRank, Mixture
 from vi_reparam.sde.network import MLP
 from vi_reparam.sde.parameterizations import check_parameterization
 from vi_reparam.sde.path import GRADIENTS
@@ -54,7 +54,7 @@ class SDE(JointFamily):
         condition: makes it a guide for the local latents of a plate, one drift for all its elements,
             conditioned on a row of features for each (amortized), as in `Flow`. Such a drift goes without the
             gradient of log p; a module of one's own is called with x, lambda and the row.
-        skew: whether the coordinates of positive sites have a learned one-sided tail (`vi_reparam.skew`).
+        skew: whether the coordinates of positive sites have a learned one-sided tail (`vi_reparam.gaussians.skew`).
 
     Raises:
         ArgumentError: for options that cannot be used.
@@ -120,13 +120,13 @@ class SDE(JointFamily):
             raise ArgumentError("SDE(condition=..., network=MLP(target='full')): a local drift sees its features alone")
         kernel_variances(self.variance, self.schedule, self.schedule.grid(self.num_steps), self.tau)
 
-    def settled(self, layout: Layout) -> SDE:
-        """The same with its base settled, for the vector that is laid out so.
+    def resolve(self, layout: Layout) -> SDE:
+        """The same with its base converged, for the vector that is laid out so.
 
         Raises:
             SiteError: for a base by the elements of a plate that is not around every site.
         """
         if self.base == "auto":
             return replace(self, base=Full() if layout.size <= LARGEST_FULL else LowRank(rank=8))
-        base = self.base.settled(layout)
+        base = self.base.resolve(layout)
         return self if base is self.base else replace(self, base=base)

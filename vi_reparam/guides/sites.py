@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from vi_reparam.errors import ArgumentError
+from vi_reparam.gaussians.skew import NUM_MATCHED
 from vi_reparam.guides.base import GuideFamily
-from vi_reparam.guides.cover import Cover
 from vi_reparam.guides.escalate import Escalate
 from vi_reparam.guides.joint import JointFamily
 from vi_reparam.guides.mean_field import MeanField
 from vi_reparam.guides.sde import SDE
-from vi_reparam.skew import NUM_MATCHED
+from vi_reparam.guides.selection import SiteSelection
 
 REST = "*"
 
@@ -82,14 +82,16 @@ class Sites(GuideFamily):
     def __repr__(self) -> str:
         return f"Sites({{{', '.join(f'{key!r}: {family!r}' for key, family in self.families)}}})"
 
-    def parts(self) -> list[tuple[Cover, GuideFamily]]:
+    def parts(self) -> list[tuple[SiteSelection, GuideFamily]]:
         """What each family covers."""
         keys = [(key,) if isinstance(key, str) else key for key, _ in self.families]
         named = frozenset(name for names in keys for name in names if names != (REST,))
         out = []
         for names, (_, family) in zip(keys, self.families, strict=True):
             rest = names == (REST,)
-            out.append((Cover(None, named, "rest") if rest else Cover(names, label="_".join(names)), family))
+            out.append(
+                (SiteSelection(None, named, "rest") if rest else SiteSelection(names, label="_".join(names)), family)
+            )
         return out
 
     def simpler(self) -> tuple[Sites, int] | None:
@@ -101,12 +103,12 @@ class Sites(GuideFamily):
         return Sites({key: MeanField() if steps else family for (key, family), steps in held}), max(wanted)
 
     @property
-    def paces(self) -> tuple[GuideFamily, ...]:
+    def learning_rate_groups(self) -> tuple[GuideFamily, ...]:
         """The families at whose rates parameters learn: each part's, and a mean field's."""
         return *(family for _, family in self.families), MeanField()
 
-    def pace(self, param: str) -> int:
-        """Which of `paces` a parameter has, by its name; the model's own go with the first mean field, or part 0.
+    def learning_rate_group(self, param: str) -> int:
+        """Which of `learning_rate_groups` a parameter has, by its name; the model's own go with the first mean field, or part 0.
 
         An SDE's base moves as a mean field does: it would be left behind by the other parts at its network's rate.
         """

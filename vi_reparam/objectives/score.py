@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from vi_reparam.backend.ops import Ops
 from vi_reparam.errors import GradientError
 from vi_reparam.estimators import Estimator, ScoreFunction
-from vi_reparam.frames import Frames, plates_of, sum_to
-from vi_reparam.ops import Ops
+from vi_reparam.objectives.plates import PlateDims, plates_of, sum_to
 
 Array = Any
 Scores = tuple[tuple[Array, Array], ...]
@@ -18,7 +18,12 @@ DECAY = 0.9
 
 
 def downstream(
-    ops: Ops, costs: dict[Any, Array], frames: dict[Any, Frames], dependent: Any, target: Frames, plates: frozenset[str]
+    ops: Ops,
+    costs: dict[Any, Array],
+    frames: dict[Any, PlateDims],
+    dependent: Any,
+    target: PlateDims,
+    plates: frozenset[str],
 ) -> Array:
     """The costs that depend on a draw, summed to its plates; a constant.
 
@@ -110,7 +115,7 @@ def decay(ops: Ops, average: dict[str, Array], cost: Array) -> tuple[Array, dict
     return cost - baseline[None], {"mean": mean, "count": average["count"] + 1.0}
 
 
-def separate_lanes(shape: tuple[int, ...], target: Frames, plates: frozenset[str]) -> tuple[int, list[int]]:
+def separate_lanes(shape: tuple[int, ...], target: PlateDims, plates: frozenset[str]) -> tuple[int, list[int]]:
     """How lanes of a draw may move together: elements of a plate at once, all others one by one.
 
     Args:

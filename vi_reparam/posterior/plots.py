@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from vi_reparam.posterior.base import PosteriorBase
+    from vi_reparam.posterior.posterior import PosteriorBase
 
 NUM_MARGINALS = 8
 BLUE, GREY, RED = "#2b6cb0", "#a0aec0", "#c53030"

@@ -15,7 +15,7 @@ import numpy as np
 from vi_reparam.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from vi_reparam.posterior.base import PosteriorBase
+    from vi_reparam.posterior.posterior import PosteriorBase
 
 FORMAT = "vi-reparam posterior"
 VERSION = 1

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from vi_reparam.backend.ops import Ops
 from vi_reparam.errors import GradientError
-from vi_reparam.ops import Ops
 
 Array = Any
 
@@ -112,7 +112,7 @@ class RejectionSampler(abc.ABC):
 
 @dataclass(frozen=True)
 class Attempt:
-    """One proposal a lane, as `Ops.retry` takes it: ``attempt(key, lanes, *params)``, or its two halves."""
+    """One proposal a lane, as `Ops.rejection_loop` takes it: ``attempt(key, lanes, *params)``, or its two halves."""
 
     ops: Ops
     sampler: RejectionSampler
@@ -147,11 +147,11 @@ def accepted_noise(ops: Ops, key: Any, sampler: RejectionSampler, shape: tuple[i
     xp, stop = ops.xp, ops.stop_gradient
     params = tuple(stop(xp.broadcast_to(p, shape)) for p in params)
     dtype = params[0].dtype
-    noise = ops.retry(Attempt(ops, sampler, dtype), key, shape, params, sampler.max_rounds)
-    return sampler.join(stop(noise), sampler.auxiliary(ops, ops.beside(key), shape, dtype))
+    noise = ops.rejection_loop(Attempt(ops, sampler, dtype), key, shape, params, sampler.max_rounds)
+    return sampler.join(stop(noise), sampler.auxiliary(ops, ops.aux_key(key), shape, dtype))
 
 
-def retry_all(
+def plain_rejection_loop(
     ops: Ops,
     attempt: Callable[..., tuple[Array, Array]],
     key: Any,
@@ -159,7 +159,7 @@ def retry_all(
     params: tuple[Array, ...],
     most: int,
 ) -> Array:
-    """`Ops.retry` in its plainest form: every round proposes for all lanes."""
+    """`Ops.rejection_loop` in its plainest form: every round proposes for all lanes."""
     xp = ops.xp
     key, first = ops.split(key, 2)
     noise, done = attempt(first, shape, *params)

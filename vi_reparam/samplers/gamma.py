@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from vi_reparam import special
-from vi_reparam.gamma_slope import ratio_slope
-from vi_reparam.identities import attach
-from vi_reparam.ops import Ops
-from vi_reparam.registry import ops_of
+from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.registry import ops_of
+from vi_reparam.numerics import special
+from vi_reparam.numerics.gamma_slope import ratio_slope
+from vi_reparam.numerics.identities import attach
 from vi_reparam.samplers.base import RejectionSampler
 
 Array = Any

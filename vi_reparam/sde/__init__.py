@@ -1,6 +1,6 @@
 """Learned diffusions: schedules, exact exponential steps, stochastic Adams solvers, and weighted paths."""
 
-from vi_reparam.sde.bases import Base, Blocks, Diagonal, Full, LowRank, Mixture
+from vi_reparam.gaussians.bases import Base, Blocks, Diagonal, Full, LowRank, Mixture
 from vi_reparam.sde.network import MLP
 from vi_reparam.sde.parameterizations import PARAMETERIZATIONS, from_data, to_data
 from vi_reparam.sde.path import GRADIENTS, Drifts, Path, simulate

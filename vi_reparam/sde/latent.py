@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
+from vi_reparam.backend.ops import Ops
 from vi_reparam.errors import ArgumentError
-from vi_reparam.ops import Ops
+from vi_reparam.gaussians.bases import Mixture
+from vi_reparam.gaussians.skew import skew
 from vi_reparam.sde import network as networks
-from vi_reparam.sde.bases import Mixture
 from vi_reparam.sde.path import Drifts, simulate
 from vi_reparam.sde.schedules import Schedule
 from vi_reparam.sde.solver import Adams, sample
 from vi_reparam.sde.tau import as_tau
 from vi_reparam.sde.variances import kernel_variances
-from vi_reparam.skew import skew
 
 if TYPE_CHECKING:
     from vi_reparam.guides.sde import SDE
@@ -100,7 +100,7 @@ class Latent:
 
 
 class MLPResidual:
-    """The default network with its parameters, which are kept in units of `network.pace`.
+    """The default network with its parameters, which are kept in units of `network.parameter_scale`.
 
     Args:
         component: one-hot, the base's component that the path is standardized by; None for one alone.
@@ -117,7 +117,7 @@ class MLPResidual:
         features: Array | None = None,
     ) -> None:
         self.ops, self.spec, self.span, self.component, self.features = ops, spec, span, component, features
-        unit = networks.pace(params["bias_out"].shape[0])
+        unit = networks.parameter_scale(params["bias_out"].shape[0])
         self.live = params if unit == 1.0 else {name: unit * value for name, value in params.items()}
         self.fixed = {name: ops.stop_gradient(value) for name, value in self.live.items()}
 
@@ -142,12 +142,12 @@ def deviations(ops: Ops, family: SDE, size: int, dtype: Any, log_ratio: Array | 
     """The kernels' standard deviations, shape ``[steps, D]``.
 
     Args:
-        log_ratio: of the learned ones to those they start from, in units of `network.pace`, shape ``[steps, D]``.
+        log_ratio: of the learned ones to those they start from, in units of `network.parameter_scale`, shape ``[steps, D]``.
     """
     xp, grid = ops.xp, family.schedule.grid(family.num_steps)
     fixed = [v**0.5 for v in kernel_variances(family.variance, family.schedule, grid, family.tau)]
     wide = xp.reshape(xp.asarray(fixed, dtype=dtype), (-1, 1)) + xp.zeros((1, size), dtype=dtype)
-    return wide if log_ratio is None else wide * xp.exp(networks.pace(size) * log_ratio)
+    return wide if log_ratio is None else wide * xp.exp(networks.parameter_scale(size) * log_ratio)
 
 
 def draw(

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vi_reparam.backend.ops import Ops
 from vi_reparam.errors import ArgumentError
-from vi_reparam.ops import Ops
 from vi_reparam.sde.parameterizations import residual_scale
 from vi_reparam.sde.schedules import Schedule
 
@@ -73,7 +73,7 @@ class MLP:
             num_features: of the row that it is conditioned on.
 
         Returns:
-            In units of `pace`.
+            In units of `parameter_scale`.
         """
         features = 2 * self.frequencies + 1
         out: dict[str, tuple[tuple[int, ...], float]] = {
@@ -92,10 +92,10 @@ class MLP:
             out["component"] = ((num_components, self.width), 1.0)
         if num_features:
             out["condition"] = ((num_features, self.width), num_features**-0.5)
-        return {name: (shape, deviation / pace(size)) for name, (shape, deviation) in out.items()}
+        return {name: (shape, deviation / parameter_scale(size)) for name, (shape, deviation) in out.items()}
 
 
-def pace(size: int) -> float:
+def parameter_scale(size: int) -> float:
     """The unit in which a drift of so many coordinates keeps its parameters, so that they learn by as much less."""
     return min(1.0, math.sqrt(COORDINATES / size))
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vi_reparam.backend.ops import Ops
 from vi_reparam.errors import ArgumentError
-from vi_reparam.ops import Ops
 from vi_reparam.sde.parameterizations import from_data
 from vi_reparam.sde.schedules import Schedule
 from vi_reparam.sde.tau import Tau

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from vi_reparam.errors import ArgumentError
+from vi_reparam.gaussians.pathfinder import LARGEST
 from vi_reparam.guides import Flow, FullRank, GaussianFamily, GuideFamily, LowRank, MeanField
 from vi_reparam.guides.escalate import LARGEST_FLOW
 from vi_reparam.guides.gaussian import GRADIENTS
-from vi_reparam.search import LARGEST
-from vi_reparam.study.bench import Bench, check_replicates
+from vi_reparam.study.backend import StudyBackend, check_replicates
 from vi_reparam.study.table import Study
 
 OWN = ("gaussian_", "flow_")
@@ -64,7 +64,7 @@ class FamilyRow:
 
 
 def study_families(
-    bench: Bench,
+    bench: StudyBackend,
     model: Any,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -114,7 +114,7 @@ def study_families(
     return Study(FamilyRow, rows, num_replicates=num_replicates, seed=seed)
 
 
-def _with_gradient(bench: Bench, model: Any, family: Any, gradient: str, num_particles: int | None) -> Any:
+def _with_gradient(bench: StudyBackend, model: Any, family: Any, gradient: str, num_particles: int | None) -> Any:
     """The model with this family under this gradient; the mean field's is a matter of its objective."""
     if isinstance(family, MeanField):
         return bench.guided(model, family, num_particles, entropy="path" if gradient == "path" else "monte_carlo")

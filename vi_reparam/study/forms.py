@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from vi_reparam.errors import ArgumentError
 from vi_reparam.guides import SDE
-from vi_reparam.study.bench import Bench, check_replicates
+from vi_reparam.study.backend import StudyBackend, check_replicates
 from vi_reparam.study.table import Study
 
 
@@ -43,7 +43,7 @@ class FormRow:
 
 
 def study_forms(
-    bench: Bench,
+    bench: StudyBackend,
     model: Any,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],

@@ -1,0 +1,1 @@
+"""NumPyro's statements, distributions and handlers."""

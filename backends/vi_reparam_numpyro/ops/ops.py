@@ -1,0 +1,86 @@
+"""JAX's Ops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.core import Tracer
+from jax.scipy import special
+
+from vi_reparam_numpyro.ops import noise
+from vi_reparam_numpyro.ops.retry import retry
+
+
+class JaxOps:
+    """What the core asks of JAX. Keys are `jax.random` keys."""
+
+    name = "numpyro"
+    array_module = "jax"
+    xp: Any = jnp
+    gammaln = staticmethod(special.gammaln)
+    digamma = staticmethod(special.digamma)
+    log_ndtr = staticmethod(special.log_ndtr)
+    ndtri = staticmethod(special.ndtri)
+    stop_gradient = staticmethod(lax.stop_gradient)
+
+    def concrete(self, x: Any) -> Any:
+        while isinstance(x, Tracer):  # the tracers of grad hold a value, those of jit and vmap none
+            if not hasattr(x, "primal"):
+                return None
+            x = x.primal
+        return x
+
+    def key(self, seed: int) -> Any:
+        return jax.random.key(seed)
+
+    def split(self, key: Any, num: int) -> list[Any]:
+        if isinstance(key, noise.CounterStream):
+            return [key] * num
+        return list(jax.random.split(key.key() if isinstance(key, noise.AuxStream) else key, num))
+
+    def aux_key(self, key: Any) -> Any:
+        if isinstance(key, noise.CounterStream):
+            return key
+        key = key.key() if isinstance(key, noise.AuxStream) else key
+        data = noise.threefry_data(key)
+        return jax.random.fold_in(key, 2**31 - 1) if data is None else noise.AuxStream(data)
+
+    def normal(self, key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+        return noise.normal(key, shape, dtype)
+
+    def uniform(self, key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+        return noise.uniform(key, shape, dtype)
+
+    def poisson(self, key: Any, rate: Any, shape: tuple[int, ...]) -> Any:
+        key = key.key() if isinstance(key, noise.CounterStream | noise.AuxStream) else key
+        return jax.random.poisson(key, lax.stop_gradient(rate), shape).astype(jnp.result_type(rate))
+
+    def while_loop(self, cond: Any, body: Any, state: Any) -> Any:
+        return lax.while_loop(cond, body, state)
+
+    def rejection_loop(self, attempt: Any, key: Any, shape: tuple[int, ...], params: Any, max_rounds: int) -> Any:
+        return retry(attempt, key, shape, params, max_rounds)
+
+    def upcast(self, x: Any) -> None:
+        return None  # XLA fuses the branches of a formula, and has float64 only on request
+
+    def with_slope(self, value: Any, parameter: Any, slope: Any) -> Any:
+        @jax.custom_jvp
+        def held(value: Any, parameter: Any) -> Any:
+            return value
+
+        @held.defjvp
+        def _(primals: Any, tangents: Any) -> Any:
+            value, parameter = primals
+            return value, tangents[0] + lax.stop_gradient(slope(value, parameter)) * tangents[1]
+
+        return held(value, parameter)
+
+    def scan(self, body: Any, state: Any, xs: Any, *, checkpoint: bool = False, unroll: bool = False) -> Any:
+        return lax.scan(jax.checkpoint(body) if checkpoint else body, state, xs, unroll=unroll)
+
+
+ops = JaxOps()

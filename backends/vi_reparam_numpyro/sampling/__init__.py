@@ -1,0 +1,1 @@
+"""Samplers by themselves, and their kernels."""

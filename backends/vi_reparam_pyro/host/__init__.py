@@ -1,0 +1,1 @@
+"""Pyro's statements, distributions and handlers."""

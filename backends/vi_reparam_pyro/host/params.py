@@ -1,0 +1,138 @@
+"""A fit's own parameters, kept apart from Pyro's store."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import weakref
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import constraints
+from pyro.poutine.messenger import Messenger
+from torch.distributions import transform_to
+
+from vi_reparam.errors import ArgumentError
+from vi_reparam_pyro.lanes.vmap import keyed
+
+Array = Any
+
+_SCOPE = re.compile(r"^vr\d+/")
+_COUNT = itertools.count()
+
+
+def new_scope() -> str:
+    """What no other guide's parameters in Pyro's store begin with."""
+    return f"vr{next(_COUNT)}/"
+
+
+def clean(name: str) -> str:
+    """A parameter's name without the scope that keeps two guides apart in Pyro's store."""
+    return _SCOPE.sub("", name)
+
+
+class Parameters:
+    """Unconstrained leaves by name, with their constraints.
+
+    Attributes:
+        free: leaves that an optimizer moves. Those of a network are the network's own, which a
+            fit trains in place.
+        constraints: by name.
+    """
+
+    def __init__(self, free: dict[str, Array], constraints: dict[str, Any]) -> None:
+        self.free = free
+        self.constraints = constraints
+
+    def constrained(self) -> dict[str, Array]:
+        """The values that the program sees, differentiable in the leaves."""
+        values = {}
+        for name, leaf in self.free.items():
+            value = leaf if self.constraints[name] is constraints.real else transform_to(self.constraints[name])(leaf)
+            value.unconstrained = weakref.ref(leaf)  # as in Pyro's store
+            values[name] = value
+        return values
+
+    def values(self) -> dict[str, Array]:
+        """The constrained values, as constants of their own."""
+        with torch.no_grad():
+            return {name: value.detach().clone() for name, value in self.constrained().items()}
+
+    def copy(self) -> Parameters:
+        """The same with leaves of its own."""
+        return Parameters(
+            {n: leaf.detach().clone().requires_grad_() for n, leaf in self.free.items()}, self.constraints
+        )
+
+    def start_from(self, values: dict[str, Array]) -> None:
+        """Move some leaves to these constrained values."""
+        with torch.no_grad():
+            for name, value in values.items():
+                constraint = self.constraints[name]
+                self.free[name].copy_(value if constraint is constraints.real else transform_to(constraint).inv(value))
+
+
+def first_parameters(model: Any, guide: Any, args: Any, kwargs: Any, *, key: int) -> Parameters:
+    """The initial values at the param sites of guide and model, in a store of their own.
+
+    Raises:
+        ArgumentError: if the model's own parameter has the name of one of the guide's.
+    """
+    store = pyro.get_param_store()
+    with store.scope(), keyed(key), torch.no_grad():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        poutine.replay(model, trace=guide_trace)(*args, **kwargs)
+        free: dict[str, Array] = {}
+        found = {name: (leaf, store._constraints[name]) for name, leaf in store.named_parameters()}
+    for full, (leaf, _) in found.items():
+        name = clean(full)
+        if name in free:
+            raise ArgumentError(f"the model's parameter {name!r} has the name of one of the guide's: rename it")
+        free[name] = leaf if isinstance(leaf, torch.nn.Parameter) else leaf.detach().clone().requires_grad_()
+    return Parameters(free, {clean(full): constraint for full, (_, constraint) in found.items()})
+
+
+class using(Messenger):  # noqa: N801  (handlers are lower case in Pyro)
+    """Give param statements these constrained values; a network's weights are swapped for the while.
+
+    Args:
+        values: by name.
+    """
+
+    def __init__(self, values: dict[str, Array]) -> None:
+        super().__init__()
+        self.values = values
+        self.modules: dict[str, tuple[Array, Array]] = {}
+
+    def __exit__(self, *args: Any) -> Any:
+        for leaf, data in self.modules.values():
+            leaf.data = data
+        self.modules = {}
+        return super().__exit__(*args)
+
+    def _pyro_param(self, msg: Any) -> None:
+        name = clean(msg["name"])
+        if name not in self.values:
+            raise ArgumentError(
+                f"no value for the parameters {name}; pass the params of this model's own fit, whose parameters are "
+                f"{sorted(self.values)}"
+            )
+        value = self.values[name]
+        init = msg["args"][1] if len(msg["args"]) > 1 else None
+        if isinstance(init, torch.nn.Parameter):  # a module reads its own weight, whatever is returned here
+            if value is not init:
+                if name not in self.modules:
+                    self.modules[name] = (init, init.data)
+                    init.data = value.detach()
+                value = init
+        elif not hasattr(value, "unconstrained"):
+            value.unconstrained = weakref.ref(value)
+        msg["value"] = value
+        msg["done"] = True
+
+
+def isolated() -> Any:
+    """Pyro's store emptied for a while: modules write to it on their own, and no two fits may meet there."""
+    return pyro.get_param_store().scope()

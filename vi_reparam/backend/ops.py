@@ -1,0 +1,131 @@
+"""All that the core asks of a framework, on one page.
+
+The core is pure functions of (parameters, noise). It never imports a framework: an ``Ops``
+reaches it either as an argument, where noise is drawn, or through `ops_of`, which reads the
+type of an array. A backend is one object with these attributes; `tests/contract` holds every
+backend to the same laws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+Array = Any
+Key = Any
+State = TypeVar("State")
+
+
+@runtime_checkable
+class Ops(Protocol):
+    """What a framework must offer: array functions, a stop-gradient, keyed noise, two loops."""
+
+    name: str
+    """The backend's entry-point name, ``"numpyro"`` or ``"pyro"``."""
+
+    array_module: str
+    """Top-level module of the framework's arrays (``"jax"``, ``"torch"``): how `ops_of` finds it."""
+
+    xp: Any
+    """An array-API namespace (``jax.numpy``, ``array_api_compat.torch``)."""
+
+    def gammaln(self, x: Array) -> Array:
+        """log |Gamma(x)|, differentiable."""
+        ...
+
+    def digamma(self, x: Array) -> Array:
+        """The derivative of `gammaln`, differentiable."""
+        ...
+
+    def log_ndtr(self, x: Array) -> Array:
+        """Logarithm of the standard normal distribution function, differentiable."""
+        ...
+
+    def ndtri(self, p: Array) -> Array:
+        """Quantile of the standard normal."""
+        ...
+
+    def stop_gradient(self, x: Array) -> Array:
+        """The same value, seen as a constant by differentiation."""
+        ...
+
+    def concrete(self, x: Array) -> Array | None:
+        """The value of `x` if Python can know it now, differentiated or not; None inside jit or vmap."""
+        ...
+
+    def key(self, seed: int) -> Key:
+        """A key from an integer seed."""
+        ...
+
+    def split(self, key: Key, num: int) -> list[Key]:
+        """`num` independent keys."""
+        ...
+
+    def aux_key(self, key: Key) -> Key:
+        """A key for noise independent of what `rejection_loop` or `split` make of `key`."""
+        ...
+
+    def normal(self, key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Standard normal noise of this shape."""
+        ...
+
+    def uniform(self, key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Uniform noise on (0, 1]: its logarithm is finite."""
+        ...
+
+    def poisson(self, key: Key, rate: Array, shape: tuple[int, ...]) -> Array:
+        """Poisson draws of this shape in the dtype of `rate`; never differentiated."""
+        ...
+
+    def while_loop(self, cond: Callable[[State], Array], body: Callable[[State], State], state: State) -> State:
+        """Repeat `body` while `cond`; never differentiated."""
+        ...
+
+    def rejection_loop(
+        self,
+        attempt: Callable[..., tuple[Array, Array]],
+        key: Key,
+        shape: tuple[int, ...],
+        params: Any,
+        max_rounds: int,
+    ) -> Array:
+        """Repeat proposals until each lane has one accepted; never differentiated.
+
+        Args:
+            attempt: ``attempt(key, lanes, *params)`` makes a proposal's noise, shape ``lanes + ...``,
+                and whether it is accepted, shape ``lanes``; `lanes` may be any part of `shape`.
+            shape: of the lanes.
+            params: arrays of that shape.
+            max_rounds: proposals a lane may make; one that is never accepted becomes NaN.
+
+        Returns:
+            The accepted noise. A lane's noise follows from the key, its place in `shape` and its own
+            parameters: what other lanes hold does not change it.
+        """
+        ...
+
+    def upcast(self, x: Array) -> Array | None:
+        """``x`` in twice its precision, differentiably; None where that is not to be had, or costs much."""
+        ...
+
+    def with_slope(self, value: Array, parameter: Array, slope: Callable[[Array, Array], Array]) -> Array:
+        """``value``, with the derivative ``slope(value, parameter)`` in `parameter`, of the same shape.
+
+        The slope is computed only where a derivative is asked for.
+        """
+        ...
+
+    def scan(
+        self,
+        body: Callable[[State, Any], tuple[State, Any]],
+        state: State,
+        xs: Any,
+        *,
+        checkpoint: bool = False,
+        unroll: bool = False,
+    ) -> tuple[State, Any]:
+        """Fold `body` over the leading axis of `xs`; differentiated, recomputing if `checkpoint`.
+
+        With `unroll` a compiler sees the steps one after another instead of a loop, and may fuse them.
+        """
+        ...

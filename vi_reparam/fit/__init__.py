@@ -1,0 +1,1 @@
+"""The fit: from a model with a guide to a posterior."""

@@ -1,0 +1,185 @@
+"""When a family is good enough, and when a richer one does not pay: the decisions behind `guides.Escalate`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vi_reparam.errors import NonFiniteError
+from vi_reparam.guides.base import GuideFamily
+from vi_reparam.guides.escalate import Escalate, cost_of
+from vi_reparam.guides.gaussian import FullRank
+from vi_reparam.guides.mean_field import MeanField
+
+Fit = Callable[[GuideFamily, Any, dict[GuideFamily, Any]], Any]
+
+GOOD_KHAT = 0.5
+GOOD_GAP = 0.04
+GOOD_SHIFT = 0.05
+"""Nats below the log evidence, and standard deviations: what weights may still correct."""
+
+WORTH = 0.02
+"""Nats that a richer family must gain, beyond the error, to be called a gain."""
+
+HOPELESS = 0.1
+"""Nats that a mean field must lose to correlations for it not to be tried."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One family's fit.
+
+    Attributes:
+        family: as it is written.
+        elbo: in nats; `error`: its standard error.
+        khat: Pareto shape of the importance weights' tail.
+        gap: log evidence, by the weights, minus the ELBO.
+        shift: the most that the weights move a mean or the logarithm of a standard deviation, in standard
+            deviations.
+        steps: of its fit; `seconds`: it took.
+        note: why it was not fitted, or failed.
+    """
+
+    family: str
+    elbo: float = -math.inf
+    error: float = 0.0
+    khat: float = math.nan
+    gap: float = math.nan
+    shift: float = math.nan
+    steps: int = 0
+    seconds: float = 0.0
+    note: str = ""
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the weights find nothing left to correct."""
+        return self.khat < GOOD_KHAT and self.gap < GOOD_GAP and self.shift < GOOD_SHIFT
+
+    def is_better_than(self, other: Attempt) -> bool:
+        """By the ELBO where the errors tell them apart, else by k-hat."""
+        apart = 3.0 * math.hypot(self.error, other.error)
+        if abs(self.elbo - other.elbo) > max(apart, WORTH):
+            return self.elbo > other.elbo
+        return not math.isnan(self.khat) and not self.khat >= other.khat
+
+    def plain(self) -> dict[str, Any]:
+        """As numbers and text; None for the figures of what was not fitted."""
+        return {name: _shown(value, self.note) for name, value in asdict(self).items()}
+
+
+def why_stop(attempts: Sequence[Attempt], next_cost: float | None, elapsed: float, budget: float) -> str:
+    """Why the last attempt is the last one; empty to go on.
+
+    Args:
+        next_cost: expected seconds of the next family; None if there is none.
+    """
+    fitted = [a for a in attempts if a.steps]
+    if fitted and fitted[-1].is_good:
+        return f"{fitted[-1].family} is good: the importance weights find nothing left to correct"
+    if next_cost is None:
+        return "no richer family is left to try"
+    if elapsed + next_cost > budget:
+        return f"the next family would take about {next_cost:.0f} s, and {elapsed:.0f} s of {budget:.0f} are gone"
+    if len(fitted) > 2 and not fitted[-1].is_better_than(fitted[-2]):
+        return f"{fitted[-1].family} gained nothing over {fitted[-2].family}"
+    return ""
+
+
+def climb_with(
+    spec: Escalate, ladder: Sequence[GuideFamily], fit: Fit, loss: Callable[[], float], checkpoint: Any
+) -> Any:
+    """`climb` as the specification says.
+
+    Args:
+        fit: ``fit(family, checkpoint, earlier)`` gives the posterior of a family, knowing those of earlier ones.
+        loss: computes the `mean_field_loss` on this model.
+        checkpoint: a file, or None; of several families each has its own.
+    """
+    earlier: dict[GuideFamily, Any] = {}
+
+    def one(family: GuideFamily) -> Any:
+        named = checkpoint is not None and len(ladder) > 1
+        earlier[family] = fit(family, f"{checkpoint}.{type(family).__name__}" if named else checkpoint, dict(earlier))
+        return earlier[family]
+
+    def skip_reason(family: GuideFamily) -> str:
+        if not isinstance(family, MeanField) or FullRank() not in ladder or spec.families is not None:
+            return ""
+        nats = loss()
+        lost = f"left out: the latents' correlations alone would cost it about {nats:.2g} nats"
+        return lost if nats >= HOPELESS else ""
+
+    return climb(ladder, one, skip_reason, budget=spec.budget)
+
+
+def climb(
+    ladder: Sequence[GuideFamily],
+    fit: Callable[[GuideFamily], Any],
+    skip_reason: Callable[[GuideFamily], str],
+    *,
+    budget: float,
+) -> Any:
+    """Fit one family after the other, until one is good or no more is to be gained.
+
+    Args:
+        ladder: the families, the cheapest first.
+        fit: gives the posterior of a family.
+        skip_reason: why a family need not be tried; empty where it should be.
+        budget: seconds.
+
+    Returns:
+        The best posterior; its record says what was tried and why it ended.
+
+    Raises:
+        NonFiniteError: if every family failed.
+    """
+    begun = time.perf_counter()
+    attempts: list[Attempt] = []
+    kept: tuple[Any, Attempt] | None = None
+    unit, why, failure = 0.0, "", None
+    for family in ladder:
+        note = skip_reason(family) if len(ladder) > 1 else ""
+        if note:
+            attempts.append(Attempt(repr(family), note=note))
+            continue
+        why = why_stop(attempts, cost_of(family) * unit, time.perf_counter() - begun, budget) if kept else ""
+        if why:
+            break
+        started = time.perf_counter()
+        try:
+            posterior = fit(family)
+            attempt = posterior.attempt(seconds=time.perf_counter() - started)
+        except NonFiniteError as error:
+            failure = error
+            attempts.append(Attempt(repr(family), note=f"failed: {error}"))
+            continue
+        unit = max(unit, attempt.seconds / cost_of(family))
+        attempts.append(attempt)
+        if kept is None or attempt.is_better_than(kept[1]):
+            kept = posterior, attempt
+    if kept is None:
+        assert failure is not None
+        raise failure
+    posterior = kept[0]
+    posterior.record["why"] = why or why_stop(attempts, None, 0.0, budget)
+    posterior.record["tried"] = [attempt.plain() for attempt in attempts]
+    return posterior
+
+
+def mean_field_loss(root: Any, inverse: Any) -> float:
+    """Nats that the best product of normals is below the evidence, for a Gaussian posterior.
+
+    Args:
+        root: lower triangular, its covariance is root root^T; `inverse`: of the root. Shape ``[D, D]``.
+    """
+    precisions = (inverse**2).sum(0)
+    return sum(0.5 * math.log(p) + math.log(scale) for p, scale in zip(precisions, root.diagonal(), strict=True))
+
+
+def _shown(value: Any, note: str) -> Any:
+    if isinstance(value, str | int):
+        return value
+    return None if note else float(f"{value:.6g}")

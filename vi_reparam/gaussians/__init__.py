@@ -1,0 +1,1 @@
+"""Gaussians over a vector of latents: bases, units, tails and path gradients."""

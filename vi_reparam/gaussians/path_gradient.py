@@ -1,0 +1,103 @@
+"""Draws whose log q has a path gradient: it moves with the draw, its parameters are constants.
+
+The gradient of log q by its own parameters has mean zero, and left out the gradient's variance
+vanishes where q is the posterior (sticking the landing; Roeder, Wu and Duvenaud 2017). What is left
+needs only the slope of log q at the draw, which follows from the noise: no density is inverted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vi_reparam.backend.ops import Ops
+from vi_reparam.gaussians.bases import Base, Params
+from vi_reparam.gaussians.preconditioner import Preconditioner
+from vi_reparam.gaussians.skew import skew
+from vi_reparam.gaussians.tails import widen
+
+Array = Any
+
+
+def moving(ops: Ops, log_q: Array, value: Array, slope: Array) -> Array:
+    """A constant log q, with the gradient ``slope`` in the value alone.
+
+    Args:
+        log_q: a scalar; `value`, `slope`: shape ``[D]``.
+    """
+    stop = ops.stop_gradient
+    return stop(log_q) + ops.xp.sum(stop(slope) * (value - stop(value)))
+
+
+def gaussian(
+    ops: Ops, base: Base, params: Params, frame: Preconditioner, tail: Array, noise: Array, *, gradient: str = "path"
+) -> tuple[Array, Array]:
+    """A draw of a Gaussian in a frame, and its log q.
+
+    Args:
+        base: which Gaussian, not a mixture; `params`: its parameters.
+        tail: h of `tails.widen`.
+        noise: standard normal, shape ``[D]``.
+        gradient: ``"path"`` or ``"reparameterization"``.
+
+    Returns:
+        (z, log q), of shapes ``[D]`` and ``[]``.
+    """
+    x, log_density, slope = widen(ops, noise, tail)
+    y = base.to_latent(ops, params, x)
+    if gradient == "reparameterization":
+        return frame.place(y), log_density - base.log_det(ops, params) - frame.log_det(ops)
+    held = {name: ops.stop_gradient(p) for name, p in params.items()}
+    again = base.standardize(ops, held, y)  # x, as it moves with y
+    log_q = moving(ops, log_density, again, slope) - base.log_det(ops, held) - frame.log_det(ops)
+    return frame.place(y), log_q
+
+
+def flow(
+    ops: Ops,
+    transform: Callable[[Array], tuple[Array, Array]],
+    held: Callable[[Array], tuple[Array, Array]],
+    frame: Preconditioner,
+    tail: Array,
+    noise: Array,
+    *,
+    bend: Array | None = None,
+    gradient: str,
+    inverse: Callable[[Array], Array] | None,
+    slope_of: Callable[[Callable[[Array], Array], Array], Array],
+    jacobian_of: Callable[[Callable[[Array], Array], Array], Array],
+) -> tuple[Array, Array]:
+    """A draw of a flow in a frame, and its log q.
+
+    The slope of log q at y = T(x) solves J^T v = grad_x [log r(x) - log|J(x)|] with J the Jacobian
+    of T at x, or comes through the inverse, where that is as cheap.
+
+    Args:
+        transform: T: (y, log|J|) of x; `held`: the same with constant parameters.
+        bend: of each coordinate of what T is applied to, as in `skew.skew`; None for none.
+        gradient: ``"path"`` or ``"reparameterization"``.
+        inverse: x of y with constant parameters; None where it is not cheap.
+        slope_of: gradient of a scalar function at a vector; `jacobian_of`: Jacobian of a vector's.
+
+    Returns:
+        (z, log q), of shapes ``[D]`` and ``[]``.
+    """
+    x, log_density, slope = widen(ops, noise, tail)
+    if bend is not None:
+        x, log_rise, more = skew(ops, x, bend)
+        log_density = log_density - ops.xp.sum(log_rise)
+        slope = (slope - more) * ops.xp.exp(-log_rise)
+    y, log_det = transform(x)
+    z = frame.place(y)
+    if gradient == "reparameterization":
+        return z, log_density - log_det - frame.log_det(ops)
+    if inverse is not None:
+        again = inverse(y)
+        growth = slope_of(lambda v: held(v)[1], ops.stop_gradient(x))
+        log_q = moving(ops, log_density - log_det, again, slope - growth)
+        return z, log_q - frame.log_det(ops)
+    x = ops.stop_gradient(x)
+    jacobian = jacobian_of(lambda v: held(v)[0], x)
+    growth = slope_of(lambda v: held(v)[1], x)
+    upward = ops.xp.linalg.solve(jacobian.T, (slope - growth)[:, None])[:, 0]
+    return z, moving(ops, log_density - log_det, y, upward) - frame.log_det(ops)

@@ -1,0 +1,155 @@
+"""Where to start and in what units: a Newton path, each point of it a Gaussian that the bound judges.
+
+As Pathfinder (Zhang, Carpenter, Gelman and Vehtari 2022), with the curvature itself in place of a
+quasi-Newton estimate: the modulus of the Hessian (the saddle-free Newton step of Dauphin et al.
+2014) gives a way up from anywhere and a scale at every point, also where there is no mode, as in
+the neck of a funnel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vi_reparam.backend.ops import Ops
+from vi_reparam.numerics.special import LOG_2PI
+
+Array = Any
+State = dict[str, Array]
+
+NUM_ITERATIONS = 40
+NUM_STARTS = 8
+NUM_DRAWS = 64
+LARGEST = 128
+"""Most coordinates: a step takes as many gradients as there are."""
+
+STEPS = (0.0, 1.0, 0.5, 0.25, 0.1, 0.03, 0.01, 0.001)
+WIDEST = 100.0
+"""Largest standard deviation of a direction that the density leaves flat."""
+
+
+@dataclass(frozen=True)
+class Density:
+    """A log density over vectors of shape ``[D]``, with its derivatives.
+
+    Attributes:
+        values: at vectors of shape ``[N, D]``, shape ``[N]``.
+        curvature: its gradient and its matrix of second derivatives at one vector.
+    """
+
+    values: Callable[[Array], Array]
+    curvature: Callable[[Array], tuple[Array, Array]]
+
+
+def begin(ops: Ops, start: Array) -> State:
+    """The state of a path at its start, shape ``[D]``, where nothing is known yet."""
+    xp = ops.xp
+    nothing = xp.full_like(start[0], -math.inf)
+    return {
+        "at": start,
+        "value": nothing,
+        "center": start,
+        "root": xp.eye(start.shape[0], dtype=start.dtype),
+        "bound": nothing,
+        "error": xp.zeros_like(start[0]),
+    }
+
+
+def advance(ops: Ops, density: Density, noise: Array, state: State) -> State:
+    """Judge the Gaussian at this point of the path, and take a step up.
+
+    Args:
+        noise: standard normal, shape ``[N, D]``; the same for all points, so that their bounds compare.
+
+    Returns:
+        The new state; `center`, `root` (lower triangular), `bound` and `error` are those of the best
+        Gaussian so far: its location, its scale, its ELBO in nats and the ELBO's standard error.
+    """
+    xp = ops.xp
+    at = state["at"]
+    slope, hessian = density.curvature(at)
+    slope = xp.where(xp.isfinite(slope), slope, xp.zeros_like(slope))
+    values, vectors = _modulus(ops, hessian)
+    root = _triangular(xp, vectors / xp.sqrt(values)[None, :])
+    direction = vectors @ ((slope @ vectors) / values)
+    trials = at[None] + xp.asarray(STEPS, dtype=at.dtype)[:, None] * direction[None]
+    heights = density.values(xp.concat([at[None] + noise @ root.T, trials]))  # at once: one copy of the model
+    bound, error = _gaussian_bound(ops, heights[: noise.shape[0]], root, noise)
+    better = bound > state["bound"]
+    heights = _finite(xp, heights[noise.shape[0] :])
+    best = xp.reshape(xp.argmax(heights), (1,))  # taken, not indexed: it may be a lane's own
+    return {
+        "at": xp.take(trials, best, axis=0)[0],
+        "value": xp.take(heights, best, axis=0)[0],
+        "center": xp.where(better, at, state["center"]),
+        "root": xp.where(better, root, state["root"]),
+        "bound": xp.where(better, bound, state["bound"]),
+        "error": xp.where(better, error, state["error"]),
+    }
+
+
+def _gaussian_bound(ops: Ops, log_p: Array, root: Array, noise: Array) -> tuple[Array, Array]:
+    """The ELBO of a Gaussian from log p at its draws, and its standard error; minus infinity if one is not finite."""
+    xp = ops.xp
+    num, size = noise.shape
+    log_det = xp.sum(xp.log(xp.abs(xp.linalg.diagonal(root))))
+    terms = log_p + 0.5 * xp.sum(noise * noise, axis=-1) + 0.5 * size * LOG_2PI + log_det
+    mean = xp.mean(terms)
+    spread = xp.sqrt(xp.mean((terms - mean) ** 2) / num)
+    fine = xp.all(xp.isfinite(terms))
+    return xp.where(fine, mean, xp.full_like(mean, -math.inf)), xp.where(fine, spread, xp.zeros_like(spread))
+
+
+def _modulus(ops: Ops, hessian: Array) -> tuple[Array, Array]:
+    """Moduli of the curvatures, kept away from zero, and their directions as columns."""
+    xp = ops.xp
+    hessian = xp.where(xp.isfinite(hessian), hessian, xp.zeros_like(hessian))
+    values, vectors = xp.linalg.eigh(-0.5 * (hessian + hessian.T))
+    values = xp.abs(values)
+    rounding = 1e-12 if "64" in str(values.dtype) else 1e-6
+    floor = xp.max(values) * rounding + WIDEST**-2
+    return xp.where(values > floor, values, floor), vectors
+
+
+def _triangular(xp: Any, factor: Array) -> Array:
+    """The lower triangular L with L L^T = factor factor^T, its diagonal positive."""
+    upper = xp.linalg.qr(factor.T)[1]
+    signs = xp.where(xp.linalg.diagonal(upper) < 0.0, -1.0, 1.0)
+    return upper.T * xp.astype(signs, factor.dtype)[None, :]
+
+
+def _finite(xp: Any, x: Array) -> Array:
+    return xp.where(xp.isfinite(x), x, xp.full_like(x, -math.inf))
+
+
+FAR = 4.0
+"""Standard deviations between places that are counted as two."""
+
+RIVAL = 10.0
+"""A place whose bound is lower by more than this many nats is not tried."""
+
+MOST_RUNS = 3
+
+
+def worth_a_run(bounds: Any, centers: Any, roots: Any, solve: Callable[[Any, Any], Any]) -> list[int]:
+    """Which places a fit should start from, the best first.
+
+    Args:
+        bounds: shape ``[S]``; `centers`: shape ``[S, D]``; `roots`: shape ``[S, D, D]``; arrays on the host.
+        solve: of linear systems.
+    """
+    order = sorted((i for i in range(len(bounds)) if bounds[i] > -math.inf), key=lambda i: -float(bounds[i]))
+    chosen: list[int] = []
+    for i in order:
+        near = any(distance(centers[i] - centers[j], roots[j], solve) <= FAR for j in chosen)
+        if not near and float(bounds[i]) > float(bounds[order[0]]) - RIVAL and len(chosen) < MOST_RUNS:
+            chosen.append(i)
+    return chosen
+
+
+def distance(move: Any, root: Any, solve: Callable[[Any, Any], Any]) -> float:
+    """The largest coordinate of a move, in standard deviations of a Gaussian."""
+    whitened = move / root if root.ndim == 1 else solve(root, move)
+    return float(abs(whitened).max())

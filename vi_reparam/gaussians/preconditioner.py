@@ -1,0 +1,58 @@
+"""Coordinates in which a model's latents have about unit scale, so that a step means the same on every model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vi_reparam.backend.ops import Ops
+from vi_reparam.gaussians.bases import Params
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class Preconditioner:
+    """z = center + root y; both are constants of the fit.
+
+    Attributes:
+        center: shape ``[D]``.
+        root: scales, shape ``[D]``, or a lower triangular matrix, shape ``[D, D]``.
+    """
+
+    center: Array
+    root: Array
+
+    def place(self, y: Array) -> Array:
+        """z of y, both of shape ``[D]``."""
+        return self.center + (self.root * y if self.root.ndim == 1 else self.root @ y)
+
+    def log_det(self, ops: Ops) -> Array:
+        """log|det root|, a scalar."""
+        scales = self.root if self.root.ndim == 1 else ops.xp.linalg.diagonal(self.root)
+        return ops.xp.sum(ops.xp.log(scales))
+
+    def fold(self, ops: Ops, params: Params) -> Params:
+        """A Gaussian's parameters in these coordinates, as parameters in the model's own.
+
+        A matrix folds only into a full covariance.
+        """
+        center = self.place(params["loc"])
+        if self.root.ndim == 1:
+            return {**params, "loc": center, "log_scale": params["log_scale"] + ops.xp.log(self.root)}
+        size = center.shape[0]
+        eye = ops.xp.eye(size, dtype=center.dtype)
+        scale = ops.xp.exp(params["log_scale"])[:, None]
+        whole = self.root @ (scale * (ops.xp.tril(params["lower"], k=-1) + eye))
+        diagonal = ops.xp.linalg.diagonal(whole)
+        lower = ops.xp.tril(whole / diagonal[:, None], k=-1)
+        return {"loc": center, "log_scale": ops.xp.log(diagonal), "lower": lower}
+
+    @classmethod
+    def of(cls, ops: Ops, params: Params) -> Preconditioner:
+        """The frame in which this Gaussian is the standard one: its location and its triangular or diagonal scale."""
+        scale = ops.xp.exp(params["log_scale"])
+        if "lower" not in params:
+            return cls(params["loc"], scale)
+        eye = ops.xp.eye(scale.shape[0], dtype=scale.dtype)
+        return cls(params["loc"], scale[:, None] * (ops.xp.tril(params["lower"], k=-1) + eye))

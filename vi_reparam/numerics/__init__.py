@@ -1,0 +1,1 @@
+"""Special functions and the two stop-gradient identities."""

@@ -1,0 +1,1 @@
+"""Guide families as programs over a `Host`."""

@@ -1,0 +1,1 @@
+"""One site of a guide: its draw, its estimator, what it reports."""
