@@ -7,18 +7,55 @@ Pyro then sees a model like any other. Distribution names and their arguments ar
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 Array = Any
+Key = Any
+
+
+class Wrapping(NamedTuple):
+    """A distribution around another.
+
+    Attributes:
+        kind: ``"masked"``, ``"expanded"``, ``"independent"``, ``"transformed"`` or ``"estimated"``.
+        inner: the distribution inside.
+        detail: the mask; the batch shape; the number of reinterpreted dimensions; the list of transforms; the estimator.
+    """
+
+    kind: str
+    inner: Any
+    detail: Any
+
+
+class Reader(Protocol):
+    """How a framework's distributions are read, and drawn by their own samplers."""
+
+    def unwrap(self, distribution: Any) -> Wrapping | None:
+        """How a distribution wraps another; None if it wraps none."""
+        ...
+
+    def read(self, distribution: Any) -> tuple[Any, tuple[Array, ...]] | None:
+        """An unwrapped distribution as a family of the core, and its parameters in one floating-point type; None where
+        it is none.
+        """
+        ...
+
+    def draw(self, distribution: Any, key: Key) -> Array:
+        """A draw by a distribution's own sampler."""
+        ...
 
 
 @runtime_checkable
-class Host(Protocol):
+class Host(Reader, Protocol):
     """The statements of a probabilistic program, and the arrays they work on."""
 
     name: str
     """The backend's name, ``"numpyro"`` or ``"pyro"``."""
+
+    title: str
+    """The framework's name, for messages: ``"NumPyro"``."""
 
     dist: Any
     """Its distributions (``Normal``, ``Gamma``, ...) and, as ``dist.constraints``, their supports."""
@@ -26,12 +63,26 @@ class Host(Protocol):
     xp: Any
     """Array functions under their NumPy names, restricted to what both frameworks have."""
 
-    def sample(self, name: str, distribution: Any, *, obs: Array | None = None) -> Array:
+    def sample(
+        self, name: str, distribution: Any, *, obs: Array | None = None, infer: Mapping[str, Any] | None = None
+    ) -> Array:
         """A random variable, observed if `obs` is given."""
         ...
 
-    def param(self, name: str, init: Array, *, constraint: Any = None) -> Array:
-        """A learned parameter that starts at `init`; on the reals unless constrained."""
+    def param(
+        self,
+        name: str,
+        init: Array | Callable[[Key], Array],
+        *,
+        constraint: Any = None,
+        event_dim: int | None = None,
+    ) -> Array:
+        """A learned parameter that starts at `init`; on the reals unless constrained.
+
+        Args:
+            init: a value; or what computes it from a key, called only if the parameter is new.
+            event_dim: trailing dimensions that no plate is one of; all of them unless given.
+        """
         ...
 
     def plate(
@@ -54,4 +105,73 @@ class Host(Protocol):
 
     def adam(self, learning_rate: float) -> Any:
         """The Adam optimizer in the form that this backend's ``fit`` takes."""
+        ...
+
+    def scope(self) -> str:
+        """What the names of a new guide's parameters begin with, so that no two guides share a value; may be empty."""
+        ...
+
+    def support_kind(self, support: Any, distribution: Any = None) -> str:
+        """The kind of a support, independent dimensions aside.
+
+        Args:
+            distribution: tells a circle from the reals, where the support does not.
+
+        Returns:
+            ``"real"``, ``"positive"``, ``"unit_interval"``, ``"simplex"``, ``"sphere"``, ``"circular"``,
+            ``"boolean"``, ``"count"``, ``"discrete"`` (others), ``"other"``.
+        """
+        ...
+
+    def biject_to(self, support: Any) -> Any:
+        """The bijection from the reals to a support: callable, with `inv`, `log_abs_det_jacobian`, `inverse_shape`.
+
+        Raises:
+            NotImplementedError: if the framework has none.
+        """
+        ...
+
+    def von_mises_fisher(self, direction: Array, concentration: Array) -> Any:
+        """The von Mises-Fisher distribution on the unit sphere."""
+        ...
+
+    def vector(
+        self,
+        size: int,
+        noise: Callable[[Key, tuple[int, ...]], Any],
+        draw: Callable[[Any, Array | None], Any],
+        *,
+        site: str,
+        features: Array | None = None,
+        batch_shape: tuple[int, ...] = (),
+    ) -> Any:
+        """The distribution of a vector that is known by its draws: only they can be scored.
+
+        Args:
+            size: D, coordinates of the vector.
+            noise: noise of draws with these leading dimensions, from a key: a tree of arrays.
+            draw: a `vi_reparam.programs.vector.Vector` from the noise of one draw and its row of features, if any.
+            site: the site's name.
+            features: a row for each element of a plate, each of which has a vector of its own. Shape ``[B, F]``.
+            batch_shape: of the plate, with B elements in all.
+        """
+        ...
+
+    def bijection(self, family: Any, size: int, num_features: int | None) -> Any:
+        """The network of a flow, as the framework's libraries have it.
+
+        Returns:
+            A `vi_reparam.programs.network.Network`.
+
+        Raises:
+            BackendError: if the library is missing.
+        """
+        ...
+
+    def drift(self, module: Any, name: str) -> Any:
+        """A user's own drift network, its weights registered as parameters under this name.
+
+        Returns:
+            (live, frozen): functions of (x, lambda, features...), the second with its weights as constants.
+        """
         ...

@@ -57,6 +57,14 @@ class Ops(Protocol):
         """A key from an integer seed."""
         ...
 
+    def root_key(self) -> Key:
+        """A new key from the framework's own randomness where a program runs: its seed handler or global state."""
+        ...
+
+    def fold_in(self, key: Key, number: int) -> Key:
+        """A key of its own for each number, a Python integer."""
+        ...
+
     def split(self, key: Key, num: int) -> list[Key]:
         """`num` independent keys."""
         ...
@@ -128,4 +136,44 @@ class Ops(Protocol):
 
         With `unroll` a compiler sees the steps one after another instead of a loop, and may fuse them.
         """
+        ...
+
+    def float_dtype(self) -> Any:
+        """The framework's default floating-point type."""
+        ...
+
+    def asarray(self, x: Any, dtype: Any = None) -> Array:
+        """An array of the framework, on its default device; floating-point numbers in the default type unless told."""
+        ...
+
+    def to_numpy(self, x: Array) -> Any:
+        """The array as NumPy's, out of differentiation."""
+        ...
+
+    def vmap(self, fn: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
+        """`fn` for each row of its arguments, trees of arrays; results have a leading axis.
+
+        Args:
+            in_axes: 0, or a tuple with 0 or None (the same for all rows) for each argument.
+        """
+        ...
+
+    def many(self, fn: Callable[[Key], Any], key: Key, num: int) -> Any:
+        """`num` runs of ``fn(key)`` at once, each with its own noise; results have a leading axis."""
+        ...
+
+    def grad(self, fn: Callable[..., Array]) -> Callable[..., Any]:
+        """The gradient of a scalar function in its first argument, a tree of arrays."""
+        ...
+
+    def jacobian(self, fn: Callable[[Array], Any]) -> Callable[[Array], Any]:
+        """The Jacobian of a function of a vector, at a vector."""
+        ...
+
+    def tree_map(self, fn: Callable[..., Any], tree: Any, *others: Any) -> Any:
+        """`fn` at every leaf of trees of the same form."""
+        ...
+
+    def tree_leaves(self, tree: Any) -> list[Any]:
+        """The leaves of a tree, dictionaries by sorted key."""
         ...

@@ -1,0 +1,138 @@
+"""What the core asks of a framework's tracing: run a program, and say what happened at each of its sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+Array = Any
+Key = Any
+T = TypeVar("T")
+
+
+class PlateInfo(NamedTuple):
+    """A plate around a site.
+
+    Attributes:
+        dim: its dimension, negative, counted from the right of the batch shape; None for a plate that is a Python
+            loop.
+        size: of all of its elements; `subsample_size`: of those that a run sees.
+    """
+
+    name: str
+    dim: int | None
+    size: int
+    subsample_size: int
+
+    @property
+    def is_subsampled(self) -> bool:
+        """Whether a run sees a part of it."""
+        return self.subsample_size != self.size
+
+
+@dataclass
+class Record:
+    """One site of one run.
+
+    Attributes:
+        kind: ``"sample"``, ``"param"``, ``"deterministic"``, ``"plate"`` (its value: the indices) or ``"mutable"``.
+        value: what the program went on with.
+        distribution: of a sample; None elsewhere.
+        log_prob: computes the log density at the value, by what the distribution remembers of its draw; neither
+            scaled nor masked by handlers.
+        observed: whether it is data (a factor included).
+        scale: by which plates and handlers scale its log density; None for 1.
+        mask: where handlers let its log density count; None for everywhere.
+        plates: around it; of a plate, itself alone.
+        is_auxiliary: a site of a guide that is no latent of the model; `is_factor`: a term of the log joint without
+            a value.
+    """
+
+    kind: str
+    value: Array
+    distribution: Any = None
+    log_prob: Callable[[], Array] | None = None
+    observed: bool = False
+    scale: Any = None
+    mask: Any = None
+    plates: tuple[PlateInfo, ...] = ()
+    is_auxiliary: bool = False
+    is_factor: bool = False
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether it is drawn."""
+        return self.kind == "sample" and not self.observed
+
+    @property
+    def is_data(self) -> bool:
+        """Whether it is observed, and no factor."""
+        return self.kind == "sample" and self.observed and not self.is_factor
+
+
+class Statement(NamedTuple):
+    """A latent site that is about to be drawn."""
+
+    name: str
+    distribution: Any
+    plates: tuple[PlateInfo, ...]
+
+
+Given = Mapping[str, Array] | Callable[[Statement], Array | None]
+"""Values of latent sites and of plates' indices by name; or what gives one for a latent statement, None to draw it."""
+
+
+class Tracer(Protocol):
+    """Runs programs. It knows models and guides as functions, and nothing of fits or posteriors."""
+
+    def run(
+        self,
+        program: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        key: Key,
+        *,
+        params: Mapping[str, Array] | None = None,
+        values: Given | None = None,
+        recorder: Any = None,
+        full_data: bool = False,
+        frozen: bool = False,
+        resample: bool = False,
+        alone: bool = False,
+    ) -> dict[str, Record]:
+        """One run of a program; its sites in their order.
+
+        Args:
+            key: from which all of its noise follows.
+            params: constrained values of param and mutable sites by name; None for those that the surroundings give
+                (handlers around the call, a parameter store, else their initial values).
+            values: of latent sites that are not drawn, and of plates' indices. They stay latent.
+            recorder: a `vi_reparam.sites.recorder.Recorder` to which estimated draws report; None for none.
+            full_data: switch the subsampling of plates off.
+            frozen: take the parameters as constants of differentiation.
+            resample: draw observed sites afresh, in the shape of what was observed; factors stay.
+            alone: hide the run from all handlers around the call, with parameters at their initial values in a store
+                of its own, and improper latents (which cannot be drawn) at the origin; nothing is differentiated.
+
+        Raises:
+            ArgumentError: for a parameter without a value, where `params` are given.
+        """
+        ...
+
+    def shapes(self, fn: Callable[[Key], T]) -> T:
+        """``fn(key)`` without computing an array, where the framework can: only shapes and dtypes of it hold."""
+        ...
+
+    def depends(
+        self, fn: Callable[[Mapping[str, Array]], Mapping[Any, Array]], inputs: Mapping[str, Array]
+    ) -> dict[Any, frozenset[str]]:
+        """For each array of ``fn(inputs)``, the names of the inputs on which it depends.
+
+        What a program reads in Python leaves no trace.
+        """
+        ...
+
+    def arrays_of(self, support: Any) -> list[Array]:
+        """The arrays of which a support is made: its bounds."""
+        ...
