@@ -6,10 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import numpyro
 from jax import lax
 from jax.core import Tracer
 from jax.scipy import special
 
+from vi_reparam.errors import ArgumentError
 from vi_reparam_numpyro.ops import noise
 from vi_reparam_numpyro.ops.retry import retry
 
@@ -36,15 +39,24 @@ class JaxOps:
     def key(self, seed: int) -> Any:
         return jax.random.key(seed)
 
+    def root_key(self) -> Any:
+        key = numpyro.prng_key()
+        if key is None:
+            raise ArgumentError("NumPyro has no randomness here: run the program inside numpyro.handlers.seed")
+        return key
+
+    def fold_in(self, key: Any, number: int) -> Any:
+        return jax.random.fold_in(_plain(key), number)
+
     def split(self, key: Any, num: int) -> list[Any]:
         if isinstance(key, noise.CounterStream):
             return [key] * num
-        return list(jax.random.split(key.key() if isinstance(key, noise.AuxStream) else key, num))
+        return list(jax.random.split(_plain(key), num))
 
     def aux_key(self, key: Any) -> Any:
         if isinstance(key, noise.CounterStream):
             return key
-        key = key.key() if isinstance(key, noise.AuxStream) else key
+        key = _plain(key)
         data = noise.threefry_data(key)
         return jax.random.fold_in(key, 2**31 - 1) if data is None else noise.AuxStream(data)
 
@@ -55,8 +67,7 @@ class JaxOps:
         return noise.uniform(key, shape, dtype)
 
     def poisson(self, key: Any, rate: Any, shape: tuple[int, ...]) -> Any:
-        key = key.key() if isinstance(key, noise.CounterStream | noise.AuxStream) else key
-        return jax.random.poisson(key, lax.stop_gradient(rate), shape).astype(jnp.result_type(rate))
+        return jax.random.poisson(_plain(key), lax.stop_gradient(rate), shape).astype(jnp.result_type(rate))
 
     def while_loop(self, cond: Any, body: Any, state: Any) -> Any:
         return lax.while_loop(cond, body, state)
@@ -81,6 +92,39 @@ class JaxOps:
 
     def scan(self, body: Any, state: Any, xs: Any, *, checkpoint: bool = False, unroll: bool = False) -> Any:
         return lax.scan(jax.checkpoint(body) if checkpoint else body, state, xs, unroll=unroll)
+
+    def float_dtype(self) -> Any:
+        return jnp.result_type(float)
+
+    def asarray(self, x: Any, dtype: Any = None) -> Any:
+        made = jnp.asarray(x, dtype)
+        return made.astype(self.float_dtype()) if dtype is None and jnp.issubdtype(made.dtype, jnp.floating) else made
+
+    def to_numpy(self, x: Any) -> np.ndarray:
+        return np.asarray(lax.stop_gradient(x))
+
+    def vmap(self, fn: Any, in_axes: Any = 0) -> Any:
+        return jax.vmap(fn, in_axes)
+
+    def many(self, fn: Any, key: Any, num: int) -> Any:
+        return jax.vmap(fn)(jax.random.split(_plain(key), num))
+
+    def grad(self, fn: Any) -> Any:
+        return jax.grad(fn)
+
+    def jacobian(self, fn: Any) -> Any:
+        return jax.jacfwd(fn)
+
+    def tree_map(self, fn: Any, tree: Any, *others: Any) -> Any:
+        return jax.tree.map(fn, tree, *others)
+
+    def tree_leaves(self, tree: Any) -> list[Any]:
+        return jax.tree.leaves(tree)
+
+
+def _plain(key: Any) -> Any:
+    """A key of JAX's own."""
+    return key.key() if isinstance(key, noise.CounterStream | noise.AuxStream) else key
 
 
 ops = JaxOps()

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import array_api_compat.torch as xp
+import numpy as np
 import torch
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.utils import _pytree as pytree
 
 from vi_reparam_pyro.lanes import vmap as lanes
@@ -73,6 +75,9 @@ class TorchOps:
             return mix(held.next())
         return int(torch.randint(0, MASK, (), device="cpu").item())
 
+    def fold_in(self, key: int, number: int) -> int:
+        return mix(mix(key ^ mix(20161116)) ^ mix(number))
+
     def aux_key(self, key: int) -> int:
         return mix(key ^ mix(20201013))
 
@@ -128,6 +133,67 @@ class TorchOps:
             state, out = step(state, pytree.tree_unflatten(list(row), form))
             outputs.append(out)
         return state, pytree.tree_map(lambda *rows: torch.stack(rows), *outputs)
+
+    def float_dtype(self) -> Any:
+        return torch.get_default_dtype()
+
+    def asarray(self, x: Any, dtype: Any = None) -> Any:
+        made = torch.as_tensor(x, dtype=dtype)
+        return made.to(torch.get_default_dtype()) if dtype is None and made.is_floating_point() else made
+
+    def to_numpy(self, x: Any) -> np.ndarray:
+        return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
+
+    def vmap(self, fn: Any, in_axes: Any = 0) -> Any:
+        def rows(*arguments: Any) -> Any:
+            axes = (in_axes,) * len(arguments) if isinstance(in_axes, int) else in_axes
+            leaves = [leaf for a, axis in zip(arguments, axes, strict=True) if axis == 0 for leaf in self.tree_leaves(a)]
+            with lanes.without_validation():
+                return lanes.mapped(fn, torch.arange(leaves[0].shape[0]), *arguments, in_dims=tuple(axes))
+
+        return rows
+
+    def many(self, fn: Any, key: int, num: int) -> Any:
+        return lanes.vectorized(lambda: fn(key), num, key)
+
+    def grad(self, fn: Any) -> Any:
+        by_transform = torch.func.grad(fn)  # type: ignore[attr-defined]
+
+        def gradient(x: Any, *rest: Any) -> Any:
+            if retrieve_all_functorch_interpreters():
+                return by_transform(x, *rest)
+            with torch.enable_grad():  # autograd lets a program read values
+                leaves, form = pytree.tree_flatten(x)
+                again = any(leaf.requires_grad for leaf in leaves)
+                leaves = [leaf if leaf.requires_grad else leaf.detach().requires_grad_() for leaf in leaves]
+                value = fn(pytree.tree_unflatten(leaves, form), *rest)
+                if not value.requires_grad:  # a constant
+                    return pytree.tree_map(torch.zeros_like, x)
+                found = torch.autograd.grad(value, leaves, create_graph=again, materialize_grads=True)
+            return pytree.tree_unflatten(list(found), form)
+
+        return gradient
+
+    def jacobian(self, fn: Any) -> Any:
+        by_transform = torch.func.jacrev(fn)  # type: ignore[attr-defined]
+
+        def matrix(x: Any) -> Any:
+            if retrieve_all_functorch_interpreters():
+                return by_transform(x)
+            with torch.enable_grad():
+                return torch.autograd.functional.jacobian(fn, x, create_graph=_differentiated(x))
+
+        return matrix
+
+    def tree_map(self, fn: Any, tree: Any, *others: Any) -> Any:
+        return pytree.tree_map(lambda x, *rest: None if x is None else fn(x, *rest), tree, *others)
+
+    def tree_leaves(self, tree: Any) -> list[Any]:
+        if isinstance(tree, dict):
+            tree = [tree[name] for name in sorted(tree)]
+        if isinstance(tree, list | tuple):
+            return [leaf for part in tree for leaf in self.tree_leaves(part)]
+        return [] if tree is None else [tree]
 
 
 ops = TorchOps()
