@@ -21,6 +21,7 @@ from vi_reparam.gaussians.pathfinder import LARGEST
 from vi_reparam.guides import Flow, FullRank, Gaussian
 from vi_reparam.guides.flow import CHEAP_INVERSES, INTERVAL, KINDS, NUM_KNOTS
 from vi_reparam.guides.selection import ALL, SiteSelection
+from vi_reparam.programs.layout import Layout
 from vi_reparam_numpyro import listener
 from vi_reparam_numpyro.arguments import Arguments, jit_once
 from vi_reparam_numpyro.host.guard import running_objective
@@ -36,7 +37,6 @@ from vi_reparam_numpyro.joint import (
     tail_param,
     take_gaussian,
 )
-from vi_reparam_numpyro.layout import Layout
 from vi_reparam_numpyro.ops.ops import ops
 
 Array = Any

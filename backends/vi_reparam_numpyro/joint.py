@@ -27,17 +27,18 @@ from vi_reparam.gaussians.preconditioner import Preconditioner
 from vi_reparam.guides import Gaussian, GaussianFamily, JointFamily
 from vi_reparam.guides.condition import features_of, plate_of, saturated
 from vi_reparam.guides.selection import ALL, SiteSelection
+from vi_reparam.programs.latents import Latents, Plate
+from vi_reparam.programs.layout import Layout
+from vi_reparam.programs.plates import enter
+from vi_reparam.programs.searcher import Searcher
+from vi_reparam.programs.starts import starting_values
 from vi_reparam_numpyro import listener
 from vi_reparam_numpyro.arguments import Arguments
+from vi_reparam_numpyro.backend import backend, data_of
 from vi_reparam_numpyro.host.distributions import Sampled
 from vi_reparam_numpyro.host.guard import refuse_gradient, running_objective
-from vi_reparam_numpyro.layout import Layout
 from vi_reparam_numpyro.ops.ops import ops
-from vi_reparam_numpyro.plates import enter
-from vi_reparam_numpyro.prototype import Latents, Plate, form_of
 from vi_reparam_numpyro.scoring import full_data, total_log_prob
-from vi_reparam_numpyro.search import Searcher
-from vi_reparam_numpyro.starts import starting_values
 
 Array = Any
 
@@ -192,7 +193,7 @@ class JointGuide(abc.ABC):
 
     def __init__(self, model: Any, family: JointFamily, cover: SiteSelection = ALL) -> None:
         self.model = model
-        self.latents = Latents(model)
+        self.latents = Latents(backend, model)
         self.family: Any = family
         self.cover = cover
         self.prefix, self.site = cover.named(self.kind), cover.named(SITE)
@@ -204,14 +205,13 @@ class JointGuide(abc.ABC):
         Raises:
             SiteError: for a latent that no joint family covers.
         """
-        shapes = form_of(args, kwargs)
+        shapes = ops.form((args, kwargs))
         known = self._known.get(shapes)
         if known is None:
             sites, plate = self.cover.pick(self.latents.sites(args, kwargs)), None
             if self.family.is_local:
                 plate = plate_of([s.plates for s in sites.values()], len(self._given(args, kwargs)))
-            with jax.ensure_compile_time_eval():
-                known = Layout.of(sites, type(self.family).__name__, plate=plate)
+            known = Layout.of(backend, sites, type(self.family).__name__, plate=plate)
             self.family.check_size(known.size)
             self._known[shapes] = known
         return known
@@ -220,7 +220,7 @@ class JointGuide(abc.ABC):
         """Computes, once it is asked, a sensible vector to start from; the mean over a plate's elements."""
 
         def compute() -> Array:
-            values = starting_values(self.model, args, kwargs, self.latents.sites(args, kwargs))
+            values = starting_values(backend, self.model, args, kwargs, self.latents.sites(args, kwargs))
             return layout.pack(values) if layout.plate is None else jnp.mean(layout.pack_each(values), axis=0)
 
         return functools.cache(compute)
@@ -297,7 +297,7 @@ class JointGuide(abc.ABC):
         with contextlib.ExitStack() as stack:
             features = None
             if layout.plate is not None:
-                features = self.features(args, kwargs, enter(stack, plates, layout.plate))
+                features = self.features(args, kwargs, enter(backend.host, stack, plates, layout.plate))
             distribution = self.distribution(layout, args, kwargs, features)
             vector: Any = numpyro.sample(self.site, distribution, infer={"is_auxiliary": True})
         found = layout.unpack(vector) if features is None else layout.unpack_each(vector.reshape(-1, layout.size))
@@ -307,7 +307,7 @@ class JointGuide(abc.ABC):
             value, log_det = found[site.name]
             with contextlib.ExitStack() as stack:
                 for plate in site.plates:
-                    indices = enter(stack, plates, plate)
+                    indices = enter(backend.host, stack, plates, plate)
                     whole = plate != layout.plate and len(indices) != plate.size
                     if whole and plate.size != plate.subsample_size:
                         axis = len(site.shape) - site.event_dim + plate.dim
@@ -350,7 +350,7 @@ class GaussianGuide(JointGuide):
             return [{**params, f"{self.prefix}_center": found.center, f"{self.prefix}_root": found.root}]
         if not self.family.is_dense(layout.size):
             return [{}]
-        found = self.searcher.run(layout, arguments, key)
+        found = self.searcher.run(layout, data_of(arguments), key)
         return [{f"{self.prefix}_center": f.center, f"{self.prefix}_root": f.root} for f in found] or [{}]
 
     def matched(self, layout: Layout, draws: dict[str, Array]) -> dict[str, Array]:
@@ -361,7 +361,7 @@ class GaussianGuide(JointGuide):
     @functools.cached_property
     def searcher(self) -> Searcher:
         """Finds a frame."""
-        return Searcher(self)
+        return Searcher(backend, self)
 
     def location(self, params: dict[str, Array]) -> Preconditioner | None:
         own = {n: params[f"{self.prefix}_{n}"] for n in self.family.gaussian.names}

@@ -20,6 +20,7 @@ from vi_reparam.gaussians.preconditioner import Preconditioner
 from vi_reparam.guides import Flow, FullRank, Gaussian
 from vi_reparam.guides.flow import CHEAP_INVERSES, INTERVAL, KINDS, NUM_KNOTS
 from vi_reparam.guides.selection import ALL, SiteSelection
+from vi_reparam.programs.layout import Layout
 from vi_reparam_pyro.joint import (
     Joint,
     JointGuide,
@@ -30,7 +31,6 @@ from vi_reparam_pyro.joint import (
     tail_param,
     take_gaussian,
 )
-from vi_reparam_pyro.layout import Layout
 from vi_reparam_pyro.ops.ops import ops
 
 Array = Any

@@ -27,20 +27,20 @@ from vi_reparam.gaussians.preconditioner import Preconditioner
 from vi_reparam.guides import Gaussian, GaussianFamily, JointFamily
 from vi_reparam.guides.condition import features_of, plate_of, saturated
 from vi_reparam.guides.selection import ALL, SiteSelection
+from vi_reparam.programs.latents import Latents, Plate
+from vi_reparam.programs.layout import Layout
+from vi_reparam.programs.plates import enter
+from vi_reparam.programs.searcher import Searcher
+from vi_reparam.programs.starts import starting_values
 from vi_reparam_pyro import listener
-from vi_reparam_pyro.arguments import signature
+from vi_reparam_pyro.backend import backend, data_of
 from vi_reparam_pyro.host.distributions import Sampled
 from vi_reparam_pyro.host.guard import refuse_gradient, running_objective
 from vi_reparam_pyro.host.params import new_scope
 from vi_reparam_pyro.lanes import vmap as lanes
-from vi_reparam_pyro.layout import Layout
 from vi_reparam_pyro.ops.ops import mix, ops
-from vi_reparam_pyro.plates import enter
-from vi_reparam_pyro.prototype import Latents, Plate, look, prototype
 from vi_reparam_pyro.run import sample_sites
 from vi_reparam_pyro.scoring import full_data, total_log_prob
-from vi_reparam_pyro.search import Searcher
-from vi_reparam_pyro.starts import starting_values
 
 Array = Any
 
@@ -205,7 +205,7 @@ class JointGuide(abc.ABC):
 
     def __init__(self, model: Any, family: JointFamily, cover: SiteSelection = ALL) -> None:
         self.model = model
-        self.latents = Latents(model)
+        self.latents = Latents(backend, model)
         self.family: Any = family
         self.cover = cover
         self.prefix, self.site = cover.named(self.kind), cover.named(SITE)
@@ -218,11 +218,13 @@ class JointGuide(abc.ABC):
         Raises:
             SiteError: for a latent that no joint family covers.
         """
-        key = signature(args, kwargs), torch.get_default_dtype()
+        key = ops.form((args, kwargs))
         known = self._known.get(key)
         if known is None:
-            given = self._given(args, kwargs) if self.family.is_local else None
-            known = layout_of(self.model, type(self.family).__name__, args, kwargs, self.cover, given)
+            sites, plate = self.cover.pick(self.latents.sites(args, kwargs)), None
+            if self.family.is_local:
+                plate = plate_of([s.plates for s in sites.values()], len(self._given(args, kwargs)))
+            known = Layout.of(backend, sites, type(self.family).__name__, plate=plate)
             self.family.check_size(known.size)
             self._known[key] = known
         return known
@@ -231,7 +233,7 @@ class JointGuide(abc.ABC):
         """Computes, once it is asked, a sensible vector to start from; the mean over a plate's elements."""
 
         def compute() -> Array:
-            values = starting_values(self.model, args, kwargs, self.latents.sites(args, kwargs))
+            values = starting_values(backend, self.model, args, kwargs, self.latents.sites(args, kwargs))
             return layout.pack(values) if layout.plate is None else layout.pack_each(values).mean(0)
 
         return functools.cache(compute)
@@ -261,10 +263,10 @@ class JointGuide(abc.ABC):
             features: of the elements of `layout.plate` at hand, shape ``[B, F]``; None without one.
         """
 
-    def log_joint(self, layout: Layout, args: Any, kwargs: Any) -> Callable[[Array], Array]:
+    def log_joint(self, layout: Layout, params: dict[str, Array], args: Any, kwargs: Any) -> Callable[[Array], Array]:
         """log p of a latent vector on all of the data, with the change of volume.
 
-        Data are live, and so are parameters, which come from outside.
+        Data are live, and so are parameters, which come from outside (`params` are none of them).
         """
 
         def at(vector: Array) -> Array:
@@ -310,7 +312,7 @@ class JointGuide(abc.ABC):
         with contextlib.ExitStack() as stack:
             features = None
             if layout.plate is not None:
-                features = self.features(args, kwargs, enter(stack, plates, layout.plate))
+                features = self.features(args, kwargs, enter(backend.host, stack, plates, layout.plate))
             distribution = self.distribution(layout, args, kwargs, features)
             vector = pyro.sample(self.site, distribution, infer={"is_auxiliary": True})
         found = layout.unpack(vector) if features is None else layout.unpack_each(vector.reshape(-1, layout.size))
@@ -320,7 +322,7 @@ class JointGuide(abc.ABC):
             value, log_det = found[site.name]
             with contextlib.ExitStack() as stack:
                 for plate in site.plates:
-                    indices = enter(stack, plates, plate)
+                    indices = enter(backend.host, stack, plates, plate)
                     whole = plate != layout.plate and len(indices) != plate.size
                     if whole and plate.size != plate.subsample_size:
                         axis = len(site.shape) - site.event_dim + plate.dim
@@ -328,26 +330,6 @@ class JointGuide(abc.ABC):
                 delta = dist.Delta(value, log_density=-log_det, event_dim=site.event_dim)
                 values[site.name] = pyro.sample(site.name, delta)
         return values
-
-
-def layout_of(
-    model: Any, what: str, args: Any, kwargs: Any, cover: SiteSelection = ALL, features: Array | None = None
-) -> Layout:
-    """Where the latents of a model lie.
-
-    Args:
-        what: the family, for messages.
-        cover: which of them.
-        features: a row for each element of the plate that has a vector for each.
-
-    Raises:
-        SiteError: for a latent that no joint family covers.
-    """
-    frames = [f for s in look(model, args, kwargs, mix(0)).values() for f in s["cond_indep_stack"]]
-    smaller = [f.name for f in frames if f.vectorized and f.full_size is not None and f.size < f.full_size]
-    sites = cover.pick(prototype(model, args, kwargs))
-    plate = None if features is None else plate_of([site.plates for site in sites.values()], len(features))
-    return Layout.of(sites, what, subsampled=smaller[0] if smaller else None, plate=plate)
 
 
 class GaussianGuide(JointGuide):
@@ -384,7 +366,7 @@ class GaussianGuide(JointGuide):
             return [{**params, f"{self.prefix}_center": found.center, f"{self.prefix}_root": found.root}]
         if not self.family.is_dense(layout.size):
             return [{}]
-        found = self.searcher.run(layout, args, kwargs, key)
+        found = self.searcher.run(layout, data_of(args, kwargs), key)
         return [{f"{self.prefix}_center": f.center, f"{self.prefix}_root": f.root} for f in found] or [{}]
 
     def matched(self, layout: Layout, draws: dict[str, Array]) -> dict[str, Array]:
@@ -395,7 +377,7 @@ class GaussianGuide(JointGuide):
     @functools.cached_property
     def searcher(self) -> Searcher:
         """Finds a frame."""
-        return Searcher(self)
+        return Searcher(backend, self)
 
     def location(self, params: dict[str, Array]) -> Preconditioner | None:
         own = {n: params[f"{self.prefix}_{n}"] for n in self.family.gaussian.names}
