@@ -32,12 +32,13 @@ from vi_reparam.programs.layout import Layout
 from vi_reparam.programs.plates import enter
 from vi_reparam.programs.searcher import Searcher
 from vi_reparam.programs.starts import starting_values
-from vi_reparam_numpyro import listener
+from vi_reparam.sites import recorder as listener
+from vi_reparam.sites.draw import Sampled
 from vi_reparam_numpyro.arguments import Arguments
 from vi_reparam_numpyro.backend import backend, data_of
-from vi_reparam_numpyro.host.distributions import Sampled
-from vi_reparam_numpyro.host.guard import refuse_gradient, running_objective
+from vi_reparam_numpyro.host.guard import running_objective
 from vi_reparam_numpyro.ops.ops import ops
+from vi_reparam_numpyro.ops.refusal import refuse_gradient
 from vi_reparam_numpyro.scoring import full_data, total_log_prob
 
 Array = Any

@@ -32,13 +32,14 @@ from vi_reparam.programs.layout import Layout
 from vi_reparam.programs.plates import enter
 from vi_reparam.programs.searcher import Searcher
 from vi_reparam.programs.starts import starting_values
-from vi_reparam_pyro import listener
+from vi_reparam.sites import recorder as listener
+from vi_reparam.sites.draw import Sampled
 from vi_reparam_pyro.backend import backend, data_of
-from vi_reparam_pyro.host.distributions import Sampled
-from vi_reparam_pyro.host.guard import refuse_gradient, running_objective
+from vi_reparam_pyro.host.guard import running_objective
 from vi_reparam_pyro.host.params import new_scope
 from vi_reparam_pyro.lanes import vmap as lanes
 from vi_reparam_pyro.ops.ops import mix, ops
+from vi_reparam_pyro.ops.refusal import refuse_gradient
 from vi_reparam_pyro.run import sample_sites
 from vi_reparam_pyro.scoring import full_data, total_log_prob
 

@@ -11,10 +11,11 @@ import optax
 
 from vi_reparam.backend.host import Host
 from vi_reparam_numpyro.host.distributions import VonMisesFisher
+from vi_reparam_numpyro.host.families import NumpyroReader
 from vi_reparam_numpyro.host.supports import Supports
 
 
-class NumpyroHost(Supports):
+class NumpyroHost(Supports, NumpyroReader):
     """`vi_reparam.backend.host.Host` on NumPyro's primitives."""
 
     name = "numpyro"
