@@ -119,7 +119,7 @@ class FlowGuide(JointGuide):
         center, scale, bend = match_draws(layout, draws, bends=self.family.skew)
         root = jnp.diag(scale) if layout.size <= LARGEST else scale
         values = {f"{self.prefix}_center": center, f"{self.prefix}_root": root}
-        if self.family.skew and layout.positive().any():
+        if self.family.skew and any(layout.positive()):
             values[f"{self.prefix}_skew"] = bend
         return values
 

@@ -402,7 +402,7 @@ def tail_param(prefix: str) -> Array:
 def match_draws(layout: Layout, draws: dict[str, Array], *, bends: bool) -> tuple[Array, Array, Array]:
     """Location, scale and bend of each coordinate, as draws by site have them; without `bends` those are zero."""
     vectors = jax.vmap(layout.pack)({p.site.name: draws[p.site.name] for p in layout.parts})
-    return skewing.match(ops, vectors, jnp.asarray(layout.positive() & bends, vectors.dtype))
+    return skewing.match(ops, vectors, jnp.asarray([bends and p for p in layout.positive()], vectors.dtype))
 
 
 def bends(prefix: str, layout: Layout, features: Array | None) -> Callable[[Array | None], Array | None]:
@@ -412,7 +412,7 @@ def bends(prefix: str, layout: Layout, features: Array | None) -> Callable[[Arra
         features: of all elements, shape ``[B, F]``; None without a plate.
     """
     mask = layout.positive()
-    if not mask.any():
+    if not any(mask):
         return lambda row: None
     shapes = skewing.shapes(layout.size, 0 if features is None else features.shape[1])
     params: Any = {n: numpyro.param(f"{prefix}_{n}", normal_start(*own)) for n, own in shapes.items()}

@@ -400,7 +400,7 @@ def _not_a_parameter(msg: Any) -> bool:
 def match_draws(layout: Layout, draws: dict[str, Array], *, bends: bool) -> tuple[Array, Array, Array]:
     """Location, scale and bend of each coordinate, as draws by site have them; without `bends` those are zero."""
     vectors = torch.func.vmap(layout.pack)({p.site.name: draws[p.site.name] for p in layout.parts})
-    mask = torch.as_tensor(layout.positive() & bends, dtype=vectors.dtype, device=vectors.device)
+    mask = torch.as_tensor([bends and p for p in layout.positive()], dtype=vectors.dtype, device=vectors.device)
     return skewing.match(ops, vectors, mask)
 
 
@@ -411,7 +411,7 @@ def bends(prefix: str, layout: Layout, features: Array | None) -> Callable[[Arra
         features: of all elements, shape ``[B, F]``; None without a plate.
     """
     mask = layout.positive()
-    if not mask.any():
+    if not any(mask):
         return lambda row: None
     shapes = skewing.shapes(layout.size, 0 if features is None else features.shape[1])
     params = {n: pyro.param(f"{prefix}_{n}", normal_start(*own, i)) for i, (n, own) in enumerate(shapes.items())}

@@ -150,7 +150,7 @@ class SDEGuide(JointGuide):
         family: SDE = self.family.resolve(layout)
         center, scale, bend = match_draws(layout, draws, bends=family.skew)
         found = family.base.parameters(ops, mix(0), center, scale)
-        if family.skew and layout.positive().any():
+        if family.skew and any(layout.positive()):
             found["skew"] = bend
         return {f"{self.prefix}_{name}": value for name, value in found.items()}
 
