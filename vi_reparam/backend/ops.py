@@ -9,6 +9,7 @@ backend to the same laws.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 Array = Any
@@ -164,6 +165,27 @@ class Ops(Protocol):
 
     def grad(self, fn: Callable[..., Array]) -> Callable[..., Any]:
         """The gradient of a scalar function in its first argument, a tree of arrays."""
+        ...
+
+    def vjp(self, fn: Callable[..., tuple[Array, Any]], *trees: Any) -> tuple[Array, Callable[..., list[Any]], Any]:
+        """The value of a function, and its pull-back, which may be called more than once.
+
+        Args:
+            fn: of trees of arrays; gives (array, a tree of arrays that is not differentiated).
+
+        Returns:
+            (the array; ``slopes(i, cotangent, leaves)``; the other tree). The slopes are those in the leaves of the
+            i-th tree, None where there is none. A framework that differentiates by identity takes them in `leaves`,
+            the arrays of that tree as the function used them.
+        """
+        ...
+
+    def compiled(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """`fn`, compiled where the framework compiles; its arguments are trees of arrays and numbers."""
+        ...
+
+    def at_once(self) -> AbstractContextManager[Any]:
+        """What runs inside is computed now, though a program around it be traced, and is not differentiated."""
         ...
 
     def jacobian(self, fn: Callable[[Array], Any]) -> Callable[[Array], Any]:

@@ -101,7 +101,7 @@ class JaxOps:
         return made.astype(self.float_dtype()) if dtype is None and jnp.issubdtype(made.dtype, jnp.floating) else made
 
     def to_numpy(self, x: Any) -> np.ndarray:
-        return np.asarray(lax.stop_gradient(x))
+        return np.asarray(lax.stop_gradient(x) if isinstance(x, Tracer) else x)
 
     def vmap(self, fn: Any, in_axes: Any = 0) -> Any:
         return jax.vmap(fn, in_axes)
@@ -111,6 +111,21 @@ class JaxOps:
 
     def grad(self, fn: Any) -> Any:
         return jax.grad(fn)
+
+    def vjp(self, fn: Any, *trees: Any) -> Any:
+        value, pull, aux = jax.vjp(fn, *jax.tree.map(lax.stop_gradient, trees), has_aux=True)
+
+        def slopes(which: int, cotangent: Any, leaves: Any) -> list[Any]:
+            found = jax.tree.leaves(pull(cotangent)[which])
+            return [None if slope.dtype == jax.dtypes.float0 else slope for slope in found]
+
+        return value, slopes, aux
+
+    def compiled(self, fn: Any) -> Any:
+        return jax.jit(fn)
+
+    def at_once(self) -> Any:
+        return jax.ensure_compile_time_eval()
 
     def jacobian(self, fn: Any) -> Any:
         return jax.jacfwd(fn)

@@ -174,6 +174,23 @@ class TorchOps:
 
         return gradient
 
+    def vjp(self, fn: Any, *trees: Any) -> Any:
+        value, aux = fn(*trees)
+
+        def slopes(which: int, cotangent: Any, leaves: Any) -> list[Any]:
+            moving = [leaf for leaf in leaves if leaf.requires_grad and value.requires_grad]
+            found = torch.autograd.grad(value, moving, cotangent, retain_graph=True, allow_unused=True) if moving else ()
+            by_leaf = dict(zip(map(id, moving), found, strict=True))
+            return [by_leaf.get(id(leaf)) for leaf in leaves]
+
+        return value, slopes, aux
+
+    def compiled(self, fn: Any) -> Any:
+        return fn
+
+    def at_once(self) -> Any:
+        return torch.no_grad()
+
     def jacobian(self, fn: Any) -> Any:
         by_transform = torch.func.jacrev(fn)  # type: ignore[attr-defined]
 
