@@ -14,6 +14,7 @@ from jax.scipy import special
 
 from vi_reparam.errors import ArgumentError
 from vi_reparam_numpyro.ops import noise
+from vi_reparam_numpyro.ops.refusal import refuse_gradient
 from vi_reparam_numpyro.ops.retry import retry
 
 
@@ -28,6 +29,7 @@ class JaxOps:
     log_ndtr = staticmethod(special.log_ndtr)
     ndtri = staticmethod(special.ndtri)
     stop_gradient = staticmethod(lax.stop_gradient)
+    refuse_gradient = staticmethod(refuse_gradient)
 
     def concrete(self, x: Any) -> Any:
         while isinstance(x, Tracer):  # the tracers of grad hold a value, those of jit and vmap none
@@ -46,7 +48,8 @@ class JaxOps:
         return key
 
     def fold_in(self, key: Any, number: int) -> Any:
-        return jax.random.fold_in(_plain(key), number)
+        # by itself JAX's fold_in(key, n) is split(key, num)[n]
+        return jax.random.fold_in(jax.random.fold_in(_plain(key), 20161116), number)
 
     def split(self, key: Any, num: int) -> list[Any]:
         if isinstance(key, noise.CounterStream):

@@ -15,6 +15,7 @@ from vi_reparam_pyro.lanes.recompute import Recomputed
 from vi_reparam_pyro.lanes.seeding import MASK, mix
 from vi_reparam_pyro.ops import noise
 from vi_reparam_pyro.ops.gamma_slope import as_operator, has_own, in_blocks
+from vi_reparam_pyro.ops.refusal import refuse_gradient
 from vi_reparam_pyro.ops.retry import LaneKey, retry
 
 _functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
@@ -48,6 +49,7 @@ class TorchOps:
     gammaln: Any = staticmethod(torch.lgamma)
     digamma: Any = staticmethod(torch.digamma)
     ndtri: Any = staticmethod(torch.special.ndtri)
+    refuse_gradient: Any = staticmethod(refuse_gradient)
 
     def log_ndtr(self, x: Any) -> Any:
         # torch's own has no rule for lanes
@@ -147,7 +149,9 @@ class TorchOps:
     def vmap(self, fn: Any, in_axes: Any = 0) -> Any:
         def rows(*arguments: Any) -> Any:
             axes = (in_axes,) * len(arguments) if isinstance(in_axes, int) else in_axes
-            leaves = [leaf for a, axis in zip(arguments, axes, strict=True) if axis == 0 for leaf in self.tree_leaves(a)]
+            leaves = [
+                leaf for a, axis in zip(arguments, axes, strict=True) if axis == 0 for leaf in self.tree_leaves(a)
+            ]
             with lanes.without_validation():
                 return lanes.mapped(fn, torch.arange(leaves[0].shape[0]), *arguments, in_dims=tuple(axes))
 
