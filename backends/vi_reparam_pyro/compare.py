@@ -197,7 +197,7 @@ def _gradients(
 
     def loss(*values: Array) -> Array:
         with using(dict(zip(names, values, strict=True))) as held:
-            value = objective.surrogate(key, guided.model, guided.guide, args, kwargs)
+            value = objective.surrogate(key, guided.model, guided.guide, args, kwargs)[0]
             weights.update({name: leaf for name, (leaf, _) in held.modules.items()})
         return value
 

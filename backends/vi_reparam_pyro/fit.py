@@ -446,7 +446,7 @@ class _Loop:
         runner = runner_of(self.guided.model, self.guided.guide, self.args, self.kwargs, objective.entropy)
         with using(params), torch.no_grad(), salted(self.gradient.salt(step)):
             structure = objective.structure(self.guided.model, self.guided.guide, self.args, self.kwargs)
-            found = objective.particles(PROGRAM_KEY, runner, structure, dict(self.state.averages))
+            found = objective.particles(PROGRAM_KEY, runner, lambda: structure, dict(self.state.averages))
         for name, value in found.values.items():
             if not bool(torch.isfinite(value).all()):
                 sites[name] = "its draw is not finite"

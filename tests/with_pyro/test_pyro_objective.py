@@ -145,7 +145,7 @@ def test_score_terms_multiply_only_the_costs_downstream():
     objective.loss_and_grads(model, vr.estimate(guide, {"z": vr.Rejection()}))
     (structure,) = objective._known.values()
     # floor has no gradient, and still x depends on z, through w
-    assert structure.deps["z"] == {("guide", "z"), ("model", "z"), ("guide", "w"), ("model", "w"), ("model", "x")}
+    assert structure.dependents["z"] == {("guide", "z"), ("model", "z"), ("guide", "w"), ("model", "w"), ("model", "x")}
     assert structure.plates == {"n"}
 
 
@@ -172,7 +172,7 @@ def test_dependence_survives_a_custom_function():
         pyro.sample("y", dist.Normal(Twice.apply(z), 1.0), obs=torch.tensor(1.0))
 
     structure = vr.ELBO().check(model, vr.estimate(guide, vr.Rejection()))
-    assert ("model", "y") in structure.deps["z"]
+    assert ("model", "y") in structure.dependents["z"]
 
 
 @pytest.mark.parametrize("shift", [0, 2])

@@ -101,6 +101,7 @@ class Tracer(Protocol):
         frozen: bool = False,
         resample: bool = False,
         alone: bool = False,
+        partial: bool = False,
     ) -> dict[str, Record]:
         """One run of a program; its sites in their order.
 
@@ -115,9 +116,10 @@ class Tracer(Protocol):
             resample: draw observed sites afresh, in the shape of what was observed; factors stay.
             alone: hide the run from the handlers and the parameter store around the call: parameters that are not given
                 have their initial values, and improper latents (which cannot be drawn) are at the origin.
+            partial: whether parameters that `params` lack have their initial values.
 
         Raises:
-            ArgumentError: for a parameter without a value, where `params` are given.
+            ArgumentError: for a parameter without a value, where `params` are given and not `partial`.
         """
         ...
 

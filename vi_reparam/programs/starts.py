@@ -39,7 +39,7 @@ def starting_values(backend: Backend, model: Any, args: Any, kwargs: Any, sites:
         return {n: found[n].value for n in sites}
 
     def score(values: Values) -> Array:
-        return total_log_prob(ops, tracer.run(model, args, kwargs, ops.key(1), values=values, alone=True))
+        return total_log_prob(backend, tracer.run(model, args, kwargs, ops.key(1), values=values, alone=True))
 
     def score_if_possible(values: Values) -> Array:
         try:

@@ -41,6 +41,7 @@ class NumpyroTracer:
         frozen: bool = False,
         resample: bool = False,
         alone: bool = False,
+        partial: bool = False,
     ) -> dict[str, Record]:
         # innermost first: what comes later sees what the others left
         fn: Any = _FullData(program) if full_data else program
@@ -63,7 +64,7 @@ class NumpyroTracer:
             fn = _Collect(fn, recorder, given_key)
         with block() if alone else contextlib.nullcontext(), recording(recorder):
             sites = trace(fn).get_trace(*args, **kwargs)
-        if params is not None:
+        if params is not None and not partial:
             _require_params(sites, params)
         sizes = {n: s["args"] for n, s in sites.items() if s["type"] == "plate"}
         return {n: _record(s, sizes) for n, s in sites.items() if s["type"] in _KINDS}

@@ -128,6 +128,18 @@ class JaxOps:
         own = ((jnp.shape(x), str(jnp.result_type(x))) if hasattr(x, "shape") else leaf_form(x) for x in leaves)
         return structure, tuple(own), str(self.float_dtype())
 
+    def vjp(self, fn: Any, *trees: Any) -> Any:
+        value, pull, aux = jax.vjp(fn, *jax.tree.map(lax.stop_gradient, trees), has_aux=True)
+
+        def slopes(which: int, cotangent: Any, leaves: Any) -> list[Any]:
+            found = jax.tree.leaves(pull(cotangent)[which])
+            return [None if slope.dtype == jax.dtypes.float0 else slope for slope in found]
+
+        return value, slopes, aux
+
+    def at_once(self) -> Any:
+        return jax.ensure_compile_time_eval()
+
     def tree_map(self, fn: Any, tree: Any, *others: Any) -> Any:
         return jax.tree.map(fn, tree, *others)
 

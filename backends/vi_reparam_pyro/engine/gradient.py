@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from vi_reparam.objectives.elbo import Elbo
 from vi_reparam_pyro.capture.capture import CannotCapture, Captured, require_equal
 from vi_reparam_pyro.capture.rolling import OPERATION
-from vi_reparam_pyro.host.objectives import ELBO
 from vi_reparam_pyro.host.params import Parameters, using
 from vi_reparam_pyro.lanes.seeding import mix, salted
 
@@ -60,7 +60,7 @@ class Gradient:
     """
 
     def __init__(
-        self, guided: Any, objective: ELBO, params: Parameters, key: int, args: Any, kwargs: Any, num_steps: int
+        self, guided: Any, objective: Elbo, params: Parameters, key: int, args: Any, kwargs: Any, num_steps: int
     ) -> None:
         self.guided, self.objective, self.params = guided, objective, params
         self.key, self.args, self.kwargs = key, args, kwargs
@@ -115,8 +115,8 @@ class Gradient:
     def _loss(self, params: Parameters, averages: dict[str, Any]) -> Array:
         with using(params.constrained()):
             return self.objective.surrogate(
-                PROGRAM_KEY, self.guided.model, self.guided.guide, self.args, self.kwargs, averages
-            )
+                PROGRAM_KEY, self.guided.model, self.guided.guide, self.args, self.kwargs, averages=averages
+            )[0]
 
     def _function(self, *inputs: Array) -> tuple[Array, ...]:
         names = list(self.params.free)

@@ -99,11 +99,12 @@ class using(Messenger):  # noqa: N801  (handlers are lower case in Pyro)
 
     Args:
         values: by name.
+        partial: whether parameters without a value are left alone.
     """
 
-    def __init__(self, values: dict[str, Array]) -> None:
+    def __init__(self, values: dict[str, Array], *, partial: bool = False) -> None:
         super().__init__()
-        self.values = values
+        self.values, self.partial = values, partial
         self.modules: dict[str, tuple[Array, Array]] = {}
 
     def __exit__(self, *args: Any) -> Any:
@@ -115,6 +116,8 @@ class using(Messenger):  # noqa: N801  (handlers are lower case in Pyro)
     def _pyro_param(self, msg: Any) -> None:
         name = clean(msg["name"])
         if name not in self.values:
+            if self.partial:
+                return
             raise ArgumentError(
                 f"no value for the parameters {name}; pass the params of this model's own fit, whose parameters are "
                 f"{sorted(self.values)}"

@@ -209,6 +209,20 @@ class TorchOps:
         own = ((tuple(x.shape), str(x.dtype)) if isinstance(x, _ARRAYS) else leaf_form(x) for x in leaves)
         return str(structure), tuple(own), torch.get_default_dtype()
 
+    def vjp(self, fn: Any, *trees: Any) -> Any:
+        value, aux = fn(*trees)
+
+        def slopes(which: int, cotangent: Any, leaves: Any) -> list[Any]:
+            moving = [leaf for leaf in leaves if leaf.requires_grad and value.requires_grad]
+            found = torch.autograd.grad(value, moving, cotangent, retain_graph=True, allow_unused=True) if moving else ()
+            by_leaf = dict(zip(map(id, moving), found, strict=True))
+            return [by_leaf.get(id(leaf)) for leaf in leaves]
+
+        return value, slopes, aux
+
+    def at_once(self) -> Any:
+        return torch.no_grad()
+
     def tree_map(self, fn: Any, tree: Any, *others: Any) -> Any:
         return pytree.tree_map(lambda x, *rest: None if x is None else fn(x, *rest), tree, *others)
 
