@@ -51,7 +51,7 @@ def total_log_prob(
 
 def _log_prob(backend: Backend, record: Record, guide_record: Record | None) -> Array:
     drawn = None
-    if guide_record is not None and record.is_latent and hasattr(guide_record.distribution, "drawn"):
+    if guide_record is not None and record.is_latent and hasattr(guide_record.distribution, "estimator"):
         drawn = guide_record.distribution.drawn(guide_record.value)
     if drawn is None:
         term = record.log_prob()
