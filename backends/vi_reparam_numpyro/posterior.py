@@ -5,5 +5,6 @@ from vi_reparam_numpyro.backend import backend
 
 
 class Posterior(posterior.Posterior):
-    __doc__ = posterior.Posterior.__doc__
+    """A fitted posterior of a NumPyro model."""
+
     backend = backend

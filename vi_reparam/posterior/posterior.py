@@ -249,7 +249,8 @@ class Posterior:
         Raises:
             ArgumentError: `fn` reads values in Python, or the weights of a weighted mean are not finite.
         """
-        num_draws, engine, tree_map = check_count("num_draws", num_draws), self.backend.engine, self.backend.ops.tree_map
+        num_draws = check_count("num_draws", num_draws)
+        engine, tree_map = self.backend.engine, self.backend.ops.tree_map
         try:
             values, log_weights = self.scorer.run(Expect(fn), num_draws, engine.key(seed))
         except engine.reads_values as error:

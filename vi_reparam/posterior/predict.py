@@ -110,7 +110,11 @@ def predict(
     new = probed(scorer.backend, look, args, kwargs, found)
     if wanted is not None:
         _known(wanted, found[-1], "return_sites", "a site that the model draws")
-    names = wanted or {name for name, r in found[-1].items() if r.is_latent and name not in sites.latents}
+    names = wanted
+    if names is None:
+        names = frozenset(name for name, r in found[-1].items() if r.is_latent and name not in sites.latents)
+    if not names:
+        return {}
     join = new.join
 
     def one(key: Any, args: Any, kwargs: Any, params: Any, arrays: Any) -> dict[str, Array]:

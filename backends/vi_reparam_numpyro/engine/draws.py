@@ -42,13 +42,11 @@ class Draws:
                 return seed
             if seed.dtype == jnp.uint32 and seed.ndim == 1:
                 return jax.random.wrap_key_data(seed)
-        if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
+        if isinstance(seed, int | np.integer) and not isinstance(seed, bool) and -(2**63) <= seed < 2**63:
             return jax.random.key(int(seed))
-        raise ArgumentError(f"seed is {seed!r}; give an int or a jax.random.key")
+        raise ArgumentError(f"seed is {seed!r}; give an int of at most 64 bits or a jax.random.key")
 
-    def data(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], model: Any = None, *, finite: bool = True
-    ) -> Data:
+    def data(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], model: Any = None, *, finite: bool = True) -> Data:
         if finite:
             check_data(args, dict(kwargs))
         found = Arguments.of(args, dict(kwargs))

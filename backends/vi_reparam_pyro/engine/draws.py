@@ -34,13 +34,11 @@ class Draws:
     reads_values: tuple[type[Exception], ...] = (ReadsValuesError,)
 
     def key(self, seed: Any) -> int:
-        if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
+        if isinstance(seed, int | np.integer) and not isinstance(seed, bool) and -(2**63) <= seed < 2**63:
             return mix(int(seed) & ((1 << 63) - 1))
-        raise ArgumentError(f"seed is {seed!r}; give an int")
+        raise ArgumentError(f"seed is {seed!r}; give an int of at most 64 bits")
 
-    def data(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], model: Any = None, *, finite: bool = True
-    ) -> Data:
+    def data(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], model: Any = None, *, finite: bool = True) -> Data:
         if finite:
             check_data(args, dict(kwargs))
         call = as_tensors(args, dict(kwargs))
@@ -69,11 +67,11 @@ class Draws:
         at_once: bool = True,
     ) -> Any:
         def one(key: int) -> Any:
-            return fn(key, data.args, data.kwargs, *inputs)
+            return pytree.tree_map(torch.as_tensor, fn(key, data.args, data.kwargs, *inputs))
 
         if not at_once:
             with torch.no_grad():
-                runs = [pytree.tree_map(torch.as_tensor, one(mix(key ^ mix(i + 1)))) for i in range(num)]
+                runs = [one(mix(key ^ mix(i + 1))) for i in range(num)]
             return pytree.tree_map(lambda *xs: torch.stack(xs), runs[0], *runs[1:])
         # chunks of one size, so that the noise of a run does not depend on how many there are
         chunk = int(np.clip(CHUNK_BUDGET // max(size, 1), 1, MAX_CHUNK))
