@@ -41,7 +41,8 @@ def _name(path: Any) -> str:
 
 
 def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, np.ndarray | jax.Array | np.generic)
+    numpys = isinstance(leaf, np.ndarray | np.generic)  # those of numbers, NumPy's own or JAX's
+    return leaf.dtype.kind in "biufcV" if numpys else isinstance(leaf, jax.Array)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +100,8 @@ _HOLE = _Hole()
 
 def _key(leaf: Any) -> Hashable:
     if _is_array(leaf):
-        array = np.asarray(leaf)
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
         return array.shape, str(array.dtype), array.tobytes()
     try:
         hash(leaf)

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from vi_reparam.errors import ArgumentError, NonFiniteError, ViReparamError
 from vi_reparam.fit.convergence import BLOCK, Convergence
-from vi_reparam.gaussians.pathfinder import FAR, MOST_RUNS, distance
+from vi_reparam.gaussians.pathfinder import APART, MOST_RUNS, distance
 from vi_reparam.guides import JointFamily, Sites
 from vi_reparam.objectives.subsampling import check_subsampling
 from vi_reparam_numpyro import checkpoint as checkpoints
@@ -241,7 +241,7 @@ class Fitter:
         rivals = []
         for other in runs:
             move = np.asarray(self.guided.written.location(other.params).center - there.center)
-            if distance(move, root, np.linalg.solve) > FAR:
+            if distance(move, root, np.linalg.solve) > APART:
                 rivals.append(float(best.bound - other.bound))
         return best, rivals
 

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from vi_reparam.errors import ArgumentError, NonFiniteError, ViReparamError
 from vi_reparam.fit import convergence
 from vi_reparam.fit.convergence import Convergence
-from vi_reparam.gaussians.pathfinder import FAR, distance
+from vi_reparam.gaussians.pathfinder import APART, distance
 from vi_reparam.guides import JointFamily, Sites
 from vi_reparam.objectives.subsampling import check_subsampling
 from vi_reparam_pyro import checkpoint as checkpoints
@@ -255,7 +255,7 @@ class Fitter:
         rivals = []
         for other in runs:
             move = to_numpy(place(other.values).center) - center  # type: ignore[union-attr]
-            if distance(move, root, np.linalg.solve) > FAR:
+            if distance(move, root, np.linalg.solve) > APART:
                 rivals.append(float(best.bound - other.bound))
         return best, rivals
 

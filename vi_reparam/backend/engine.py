@@ -93,7 +93,7 @@ class Engine(Protocol):
     """Where the framework's array functions are, for advice: ``"jax.numpy"``."""
 
     codec: Any
-    """How the framework's own values are stored in files: a `vi_reparam.posterior.storage.Codec`."""
+    """How the framework's own values are stored in files: a `vi_reparam.posterior.codec.Codec`."""
 
     def key(self, seed: Any) -> Key:
         """A key of an int, or of what the framework takes for a key.
@@ -103,11 +103,20 @@ class Engine(Protocol):
         """
         ...
 
-    def data(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], model: Callable[..., Any] | None = None) -> Data:
+    def data(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        model: Callable[..., Any] | None = None,
+        *,
+        finite: bool = True,
+    ) -> Data:
         """A call's arguments as the framework takes them.
 
         Args:
-            model: if given, arrays that it reads in Python become constants of what is compiled, with a warning.
+            model: if given, arrays that this program reads in Python become constants of what is compiled. A framework
+                that compiles runs it to find out, without computing an array; others need not.
+            finite: whether to check the values.
 
         Raises:
             ArgumentError: for data that are not finite.
@@ -123,18 +132,34 @@ class Engine(Protocol):
         """
         ...
 
+    def runs_at_once(self, fn: Callable[..., Any], data: Data, *inputs: Any) -> bool:
+        """Whether `many` can run `fn` for many keys at once; a program that reads values in Python may need to run
+        for one after another.
+        """
+        ...
+
     def many(
-        self, fn: Callable[..., Any], data: Data, key: Key, num: int, *inputs: Any, size: int, name: Any = None
+        self,
+        fn: Callable[..., Any],
+        data: Data,
+        key: Key,
+        num: int,
+        *inputs: Any,
+        size: int,
+        name: Any = None,
+        at_once: bool = True,
     ) -> Any:
-        """``fn(key, args, kwargs, *inputs)`` for `num` keys, many at once and in chunks; results have a leading axis.
+        """``fn(key, args, kwargs, *inputs)`` for `num` keys, out of differentiation; results have a leading axis.
 
         Args:
             key: the i-th run's noise depends on it and on i alone, not on `num`.
             size: numbers that one run holds.
-            name: hashable: equal for calls of the same function, which then compiles once; None to compile anew.
+            name: hashable: equal for calls of the same function with the same `data`, which then compiles once; None
+                to compile anew. `fn` must not hold `data`, with which what was compiled goes.
+            at_once: `runs_at_once`; many keys then go in chunks.
 
         Raises:
-            One of `reads_values`: if the function reads a value in Python.
+            One of `reads_values`: if `fn` reads a value in Python, though it should run at once.
         """
         ...
 

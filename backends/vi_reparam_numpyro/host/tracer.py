@@ -165,7 +165,9 @@ def _given(values: Callable[[Statement], Array | None], msg: Any) -> Array | Non
 
 def _origin(msg: Any) -> Array | None:
     """Improper latents, which cannot be drawn, sit where the unconstrained origin is."""
-    if msg["type"] != "sample" or msg["is_observed"] or _innermost(msg["fn"]) != ImproperUniform.__name__:
+    if msg["type"] != "sample" or msg["is_observed"] or msg["value"] is not None:
+        return None
+    if _innermost(msg["fn"]) != ImproperUniform.__name__:
         return None
     transform = biject_to(msg["fn"].support)
     return transform(jnp.zeros(transform.inverse_shape(tuple(msg["fn"].shape()))))
