@@ -109,6 +109,7 @@ class Engine(Protocol):
         kwargs: Mapping[str, Any],
         model: Callable[..., Any] | None = None,
         *,
+        inputs: tuple[Any, ...] = (),
         finite: bool = True,
     ) -> Data:
         """A call's arguments as the framework takes them.
@@ -116,6 +117,7 @@ class Engine(Protocol):
         Args:
             model: if given, arrays that this program reads in Python become constants of what is compiled. A framework
                 that compiles runs it to find out, without computing an array; others need not.
+            inputs: trees of arrays that this program takes before the arguments.
             finite: whether to check the values.
 
         Raises:

@@ -82,10 +82,10 @@ class Scorer:
         self.params = backend.ops.tree_map(self._array, dict(params))
         found: list[Sites] = []
 
-        def look(*args: Any, **kwargs: Any) -> None:
-            found.append(describe(backend.host, *self.pair.run(backend.ops.key(0), args, kwargs, self.params)))
+        def look(params: Any, *args: Any, **kwargs: Any) -> None:
+            found.append(describe(backend.host, *self.pair.run(backend.ops.key(0), args, kwargs, params)))
 
-        self.data: Data = probed(backend, look, args, kwargs, found)
+        self.data: Data = probed(backend, look, args, kwargs, (self.params,), found)
         self.sites = found[-1]
         self.at_once = backend.engine.runs_at_once(self.pair.score, self.data, self.params)
 
@@ -151,11 +151,18 @@ class Scorer:
         return found
 
 
-def probed(backend: Backend, look: Callable[..., Any], args: tuple, kwargs: Mapping, found: list) -> Data:
-    """Arguments as the framework takes them, after `look`, which reports to `found`, has run on them once."""
-    data = backend.engine.data(tuple(args), dict(kwargs), look, finite=False)
+def probed(
+    backend: Backend, look: Callable[..., Any], args: tuple, kwargs: Mapping, inputs: tuple, found: list
+) -> Data:
+    """Arguments as the framework takes them, after a program has run on them once.
+
+    Args:
+        look: the program, of the inputs and the arguments; it reports to `found`.
+        inputs: trees of arrays.
+    """
+    data = backend.engine.data(tuple(args), dict(kwargs), look, inputs=inputs, finite=False)
     if not found:  # the framework compiles nothing, and asked no one
-        backend.tracer.shapes(lambda key: look(*data.args, **data.kwargs))
+        backend.tracer.shapes(lambda key: look(*inputs, *data.args, **data.kwargs))
     return data
 
 

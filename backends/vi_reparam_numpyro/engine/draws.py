@@ -46,16 +46,24 @@ class Draws:
             return jax.random.key(int(seed))
         raise ArgumentError(f"seed is {seed!r}; give an int of at most 64 bits or a jax.random.key")
 
-    def data(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], model: Any = None, *, finite: bool = True) -> Data:
+    def data(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        model: Any = None,
+        *,
+        inputs: tuple[Any, ...] = (),
+        finite: bool = True,
+    ) -> Data:
         if finite:
             check_data(args, dict(kwargs))
         found = Arguments.of(args, dict(kwargs))
         if model is not None:
             try:
-                _trace(model, found)
+                _trace(model, found, inputs)
             except self.reads_values:
                 found = Arguments.of(*jax.tree.map(_values, (args, dict(kwargs))), closed=True)
-                _trace(model, found)
+                _trace(model, found, inputs)
         return Data(*found.join(found.arrays), form=found.key, arrays=found.arrays, join=found.join)
 
     def call(self, fn: Callable[..., Any], data: Data, *inputs: Any, name: Hashable) -> Any:
@@ -120,13 +128,13 @@ def in_chunks(one: Callable[[jax.Array], Any], key: jax.Array, num: int, size: i
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num], out)
 
 
-def _trace(program: Callable[..., Any], arguments: Arguments) -> None:
-    def traced(arrays: Any) -> jax.Array:
+def _trace(program: Callable[..., Any], arguments: Arguments, inputs: tuple[Any, ...]) -> None:
+    def traced(arrays: Any, inputs: Any) -> jax.Array:
         args, kwargs = arguments.join(arrays)
-        program(*args, **kwargs)
+        program(*inputs, *args, **kwargs)
         return jnp.zeros(())
 
-    jax.eval_shape(traced, arguments.arrays)
+    jax.eval_shape(traced, arguments.arrays, inputs)
 
 
 def _values(leaf: Any) -> Any:

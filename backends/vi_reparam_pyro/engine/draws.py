@@ -38,7 +38,15 @@ class Draws:
             return mix(int(seed) & ((1 << 63) - 1))
         raise ArgumentError(f"seed is {seed!r}; give an int of at most 64 bits")
 
-    def data(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], model: Any = None, *, finite: bool = True) -> Data:
+    def data(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        model: Any = None,
+        *,
+        inputs: tuple[Any, ...] = (),
+        finite: bool = True,
+    ) -> Data:
         if finite:
             check_data(args, dict(kwargs))
         call = as_tensors(args, dict(kwargs))
