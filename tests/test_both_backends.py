@@ -543,6 +543,33 @@ def test_predictions_of_no_sites_are_none(backend):
     assert draws_of(backend).predict(num_draws=2, return_sites=[]) == {}
 
 
+def mask(b, seen):
+    """The mask handler of the framework."""
+    if b.name == "numpyro":
+        import numpyro
+
+        return numpyro.handlers.mask(mask=b.xp.asarray(seen))
+    import pyro
+
+    return pyro.poutine.mask(mask=b.xp.asarray(seen))
+
+
+def test_rows_under_a_mask_have_no_likelihood(backend):
+    """Prior and likelihood make up the joint density."""
+    b, y = backend, np.array([1.0, 2.0, 300.0])
+
+    def model(y):
+        z = b.host.sample("z", b.dist.Normal(b.array(0.0), b.array(1.0)))
+        with b.host.plate("rows", 3), mask(b, y < 100.0):
+            b.host.sample("y", b.dist.Normal(z, b.array(1.0)), obs=b.array(y))
+
+    data = unfitted(b, mean_field(b, model), y).to_arviz(5)
+    z = data.posterior["z"].values[0]
+    prior = -0.5 * z**2 - 0.5 * np.log(2.0 * np.pi)
+    likelihood = data.log_likelihood["y"].values[0].sum(-1)
+    np.testing.assert_allclose(prior + likelihood, data.sample_stats["lp"].values[0], rtol=1e-9)
+
+
 def test_the_expectation_of_a_constant(backend):
     assert draws_of(backend).expectation(lambda values: 3.0, 5) == (3.0, 0.0)
 
