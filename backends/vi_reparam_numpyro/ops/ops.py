@@ -46,7 +46,8 @@ class JaxOps:
         return key
 
     def fold_in(self, key: Any, number: int) -> Any:
-        return jax.random.fold_in(_plain(key), number)
+        # by itself JAX's fold_in(key, n) is split(key, num)[n]
+        return jax.random.fold_in(jax.random.fold_in(_plain(key), 20161116), number)
 
     def split(self, key: Any, num: int) -> list[Any]:
         if isinstance(key, noise.CounterStream):

@@ -147,7 +147,9 @@ class TorchOps:
     def vmap(self, fn: Any, in_axes: Any = 0) -> Any:
         def rows(*arguments: Any) -> Any:
             axes = (in_axes,) * len(arguments) if isinstance(in_axes, int) else in_axes
-            leaves = [leaf for a, axis in zip(arguments, axes, strict=True) if axis == 0 for leaf in self.tree_leaves(a)]
+            leaves = [
+                leaf for a, axis in zip(arguments, axes, strict=True) if axis == 0 for leaf in self.tree_leaves(a)
+            ]
             with lanes.without_validation():
                 return lanes.mapped(fn, torch.arange(leaves[0].shape[0]), *arguments, in_dims=tuple(axes))
 
