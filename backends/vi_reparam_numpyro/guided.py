@@ -14,12 +14,13 @@ from jax.core import Tracer
 from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators import Auto
 from vi_reparam.guides import Escalate, GuideFamily, JointFamily, MeanField
+from vi_reparam.sites.choice import as_mapping
 from vi_reparam_numpyro.arguments import Arguments, jit_once
 from vi_reparam_numpyro.dependence import first_params
 from vi_reparam_numpyro.escalate import climb
 from vi_reparam_numpyro.fit import Fitter, as_key
 from vi_reparam_numpyro.guides import build_guide
-from vi_reparam_numpyro.host.handlers import as_mapping, estimate
+from vi_reparam_numpyro.host.handlers import estimate
 from vi_reparam_numpyro.host.objectives import ELBO
 
 _OWN = ("num_steps", "num_particles", "optimizer", "seed", "progress", "checkpoint")

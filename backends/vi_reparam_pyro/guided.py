@@ -13,11 +13,12 @@ import torch
 from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators import Auto
 from vi_reparam.guides import Escalate, GuideFamily, JointFamily, MeanField
+from vi_reparam.sites.choice import as_mapping
 from vi_reparam_pyro.arguments import as_tensors
 from vi_reparam_pyro.escalate import climb
 from vi_reparam_pyro.fit import Fitter, as_key
 from vi_reparam_pyro.guides import build_guide
-from vi_reparam_pyro.host.handlers import as_mapping, estimate
+from vi_reparam_pyro.host.handlers import estimate
 from vi_reparam_pyro.host.objectives import ELBO
 from vi_reparam_pyro.host.params import first_parameters, isolated
 from vi_reparam_pyro.ops.ops import mix
