@@ -8,6 +8,7 @@ from typing import Any
 
 from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.data import Data
+from vi_reparam.backend.ops import Ops
 from vi_reparam.gaussians import path_gradient as path
 from vi_reparam.gaussians.bases import Base, Diagonal
 from vi_reparam.gaussians.preconditioner import Preconditioner
@@ -15,8 +16,6 @@ from vi_reparam.guides.gaussian import Gaussian
 from vi_reparam.programs.joint import Array, Draws, JointGuide, Key, Layout, Params
 from vi_reparam.programs.searcher import Searcher
 from vi_reparam.programs.vector import Vector
-
-_NO_DATA = Data((), {}, form=(), join=lambda arrays: ((), {}))
 
 
 class GaussianGuide(JointGuide):
@@ -86,19 +85,27 @@ def take_gaussian(backend: Backend, params: Params, spec: Base) -> Params:
 
 
 def fold(backend: Backend, center: Array, root: Array, params: Params) -> Params:
-    """`Preconditioner.fold`, as one program: operation by operation it would be compiled for long."""
-
-    def run(args: Any, kwargs: Any, center: Array, root: Array, params: Params) -> Params:
-        return Preconditioner(center, root).fold(backend.ops, params)
-
-    return backend.engine.call(run, _NO_DATA, center, root, params, name="fold a Gaussian")
+    """`Preconditioner.fold`."""
+    return _fold(backend.ops)(center, root, params)
 
 
 def frame_of(backend: Backend, params: Params) -> Preconditioner:
-    """`Preconditioner.of`, as one program."""
+    """`Preconditioner.of`."""
+    return Preconditioner(*_frame_of(backend.ops)(params))
 
-    def run(args: Any, kwargs: Any, params: Params) -> tuple[Array, Array]:
-        found = Preconditioner.of(backend.ops, params)
+
+# as one program each: operation by operation they would be compiled for long
+
+
+@functools.cache
+def _fold(ops: Ops) -> Callable[..., Params]:
+    return ops.compiled(lambda center, root, params: Preconditioner(center, root).fold(ops, params))
+
+
+@functools.cache
+def _frame_of(ops: Ops) -> Callable[[Params], tuple[Array, Array]]:
+    def run(params: Params) -> tuple[Array, Array]:
+        found = Preconditioner.of(ops, params)
         return found.center, found.root
 
-    return Preconditioner(*backend.engine.call(run, _NO_DATA, params, name="frame of a Gaussian"))
+    return ops.compiled(run)

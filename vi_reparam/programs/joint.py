@@ -5,12 +5,11 @@ from __future__ import annotations
 import abc
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar
 
 from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.data import Data
-from vi_reparam.backend.tracer import Record
 from vi_reparam.gaussians import skew as skewing
 from vi_reparam.gaussians.bases import Base, Mixture
 from vi_reparam.gaussians.preconditioner import Preconditioner
@@ -21,6 +20,7 @@ from vi_reparam.programs.layout import Layout
 from vi_reparam.programs.plates import enter
 from vi_reparam.programs.starts import starting_values
 from vi_reparam.programs.vector import SITE
+from vi_reparam.sites.totals import total_log_prob
 
 Array = Any
 Key = Any
@@ -56,23 +56,23 @@ class JointGuide(abc.ABC):
         self.selection = selection
         self.prefix, self.site = selection.named(self.kind), selection.named(SITE)
         self.scope = self.host.scope()
-        self._known: dict[int, tuple[Any, Layout]] = {}
+        self._known: dict[Hashable, Layout] = {}
 
     def layout(self, args: Any, kwargs: Any) -> Layout:
-        """Where the model's latents lie; laid out once for every new shape of the arguments.
+        """Where the model's latents lie; laid out once for every new form of the arguments.
 
         Raises:
             SiteError: for a latent that no joint family covers.
         """
-        latents = self.latents.sites(args, kwargs)
-        if id(latents) not in self._known:  # they are kept here, so that their id stays theirs
-            sites, plate = self.selection.pick(latents), None
+        form = self.ops.form((args, kwargs))
+        if form not in self._known:
+            sites, plate = self.selection.pick(self.latents.sites(args, kwargs)), None
             if self.family.is_local:
                 plate = plate_of([s.plates for s in sites.values()], len(self._given(args, kwargs)))
             made = Layout.of(self.backend, sites, type(self.family).__name__, plate=plate)
             self.family.check_size(made.size)
-            self._known[id(latents)] = latents, made
-        return self._known[id(latents)][1]
+            self._known[form] = made
+        return self._known[form]
 
     def start(self, layout: Layout, args: Any, kwargs: Any) -> Callable[[], Array]:
         """Computes, once it is asked, a sensible vector to start from; the mean over a plate's elements."""
@@ -132,7 +132,7 @@ class JointGuide(abc.ABC):
         return wanted if self.host.differentiating() else "reparameterization"
 
     def log_joint(self, layout: Layout, params: Params, args: Any, kwargs: Any) -> Callable[[Array], Array]:
-        """log p of a latent vector on all of the data, with the change of volume; differentiable in the vector.
+        """log p of a latent vector on all of the data, with the change of volume; data and parameters are live.
 
         Args:
             params: values of the model's own parameters.
@@ -142,10 +142,9 @@ class JointGuide(abc.ABC):
         def at(vector: Array) -> Array:
             sites = layout.unpack(vector)
             values = {name: value for name, (value, _) in sites.items()}
-            records = tracer.run(
-                self.model, args, kwargs, ops.key(0), params=params, values=values, full_data=True, alone=True
-            )
-            return total_log_prob(ops, records) + sum(ops.xp.sum(log_det) for _, log_det in sites.values())
+            key = ops.key(0)
+            found = tracer.run(self.model, args, kwargs, key, params=params, values=values, full_data=True, alone=True)
+            return total_log_prob(ops, found) + sum(ops.xp.sum(log_det) for _, log_det in sites.values())
 
         return at
 
@@ -282,16 +281,3 @@ class JointGuide(abc.ABC):
         place = base.num_components * ops.uniform(choice, (*lead, 1), ops.float_dtype())  # in (0, components]
         index = ops.xp.arange(base.num_components, dtype=place.dtype).reshape(*(1 for _ in lead), -1)
         return key, ((place > index) & (place <= index + 1.0)) * ops.xp.ones_like(place)
-
-
-def total_log_prob(ops: Any, records: Mapping[str, Record]) -> Array:
-    """Sum of a run's log densities, factors, scales and masks included."""
-    total = ops.xp.zeros((), dtype=ops.float_dtype())
-    for record in records.values():
-        if record.log_prob is None:
-            continue
-        log_prob = ops.asarray(record.log_prob())
-        if record.mask is not None:
-            log_prob = ops.xp.where(ops.asarray(record.mask), log_prob, ops.xp.zeros_like(log_prob))
-        total = total + ops.xp.sum(log_prob if record.scale is None else record.scale * log_prob)
-    return total

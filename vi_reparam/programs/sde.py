@@ -43,7 +43,6 @@ class SDEGuide(JointGuide):
         super().__init__(backend, model, family, selection)
         self.steps = steps
         self._said: set[str] = set()
-        self._structures: dict[int, tuple[bool, bool, list[str]]] = {}
 
     def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> Any:
         ops, size, dtype = self.ops, layout.size, self.ops.float_dtype()
@@ -101,26 +100,22 @@ class SDEGuide(JointGuide):
 
     def _target(self, layout: Layout, args: Any, kwargs: Any) -> Callable[[Array], Array] | None:
         """log p of a latent vector, all data and parameters live; None where the drift goes without."""
-        spec, tracer = self.family.network, self.backend.tracer
+        spec = self.family.network
         wanted = spec.target if isinstance(spec, MLP) else "off"
         if wanted == "off" or self.selection != ALL or layout.plate is not None:  # other latents are not at hand
             return None
-        if id(layout) not in self._structures:
-            found = tracer.shapes(lambda key: tracer.run(self.model, args, kwargs, key, alone=True))
-            kinds = {record.kind for record in found.values()}
-            smaller = {p.name: None for r in found.values() for p in r.plates if p.is_subsampled}
-            self._structures[id(layout)] = "param" in kinds, "mutable" in kinds, list(smaller)
-        learns, mutable, subsampled = self._structures[id(layout)]
-        if mutable:
+        structure = self.latents.structure(args, kwargs)
+        if structure.mutable:
             self._say("the model holds mutable state, so the drift goes without the gradient of log p")
             return None
-        if subsampled and wanted == "auto":
+        if structure.subsampled and wanted == "auto":
             self._say(
-                f"plate {subsampled[0]!r} is subsampled, so the drift goes without the gradient of log p (it would be "
-                "a minibatch's); MLP(target='full') takes it from all of the data, MLP(target='off') says no more"
+                f"plate {structure.subsampled[0]!r} is subsampled, so the drift goes without the gradient of log p (it "
+                "would be a minibatch's); MLP(target='full') takes it from all of the data, MLP(target='off') says no "
+                "more"
             )
             return None
-        params = tracer.outer_params(self.model, args, kwargs) if learns else {}
+        params = self.backend.tracer.outer_params(self.model, args, kwargs) if structure.params else {}
         return self.log_joint(layout, params, args, kwargs)
 
     def _say(self, what: str) -> None:

@@ -1,15 +1,13 @@
-"""A draw of all latents of a guide as one vector: its parts, and what it tells the objective that runs."""
+"""A draw of all latents of a guide as one vector."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from vi_reparam.backend.ops import Ops
-from vi_reparam.draw import Draw
 from vi_reparam.errors import SiteError
-from vi_reparam.estimators import ScoreFunction
 
 Array = Any
 Key = Any
@@ -37,27 +35,6 @@ class Vector:
     frozen: bool = False
 
 
-@dataclass(frozen=True)
-class _Whole:
-    """The family of a draw of the vector."""
-
-    name: ClassVar[str] = "joint"
-    kinds: ClassVar[frozenset[str]] = frozenset({"score_function"})
-
-
-@dataclass(frozen=True)
-class HostObjectives:
-    """What a framework's own objectives do with a draw, by their class names.
-
-    Attributes:
-        single_sample: they are linear in log q, so that its parameters may be constants there.
-        drop_deltas: they drop the density that a Delta carries.
-    """
-
-    single_sample: tuple[str, ...]
-    drop_deltas: tuple[str, ...] = ()
-
-
 def drawer(
     ops: Ops,
     size: int,
@@ -83,62 +60,6 @@ def drawer(
         return Vector(value, ops.xp.reshape(log_q, batch_shape), frozen=frozen[0])
 
     return rows
-
-
-def emit(
-    site: str,
-    made: Vector,
-    *,
-    recorder: Any,
-    objective: str | None,
-    known: HostObjectives,
-    refuse: Callable[..., Array],
-    sampled: Callable[..., Any],
-) -> tuple[Array, Array]:
-    """Tell of a draw, or refuse a gradient that would be wrong.
-
-    Args:
-        recorder: the running `vi_reparam.sites.recorder.Recorder`; None for none.
-        objective: the class of the framework's own objective that runs; None for none.
-        refuse: ``refuse(message, value, *operands)`` is the value, and raises if it is differentiated.
-        sampled: makes what the recorder is told.
-
-    Returns:
-        (the value that the program goes on with, log q).
-    """
-    value, log_q = made.value, made.log_q
-    if recorder is not None:
-        recorder.frozen[site] = made.frozen
-        if made.score_term is None:
-            return value, log_q
-        draw = Draw(value=value, log_prob=log_q, score_term=made.score_term)
-        value = recorder.report(site, sampled(draw, _Whole(), ScoreFunction(baseline="leave_one_out"), ()))
-        recorder.consume(site)
-        if site in recorder.altered:  # log q goes with the draw, for those who ask what depends on it
-            log_q = log_q + 0.0 * value.sum()
-        return value, log_q
-    if made.score_term is not None:
-        message = (
-            f"site {site!r}: this guide's gradient='log_variance' leaves a score term that "
-            f"{objective or 'this computation'} would drop, and the gradient would be wrong; use vr.ELBO(), or "
-            "gradient='path'"
-        )
-        return refuse(message, value, made.score_term), log_q
-    if objective is None or objective in known.single_sample:
-        return value, log_q
-    if made.frozen:
-        message = (
-            f"this guide's path gradient takes its parameters inside log q as constants, which is right for an "
-            f"ELBO and biased under {objective}; use vr.ELBO(), or gradient='reparameterization'"
-        )
-        return refuse(message, value, log_q), log_q
-    if objective in known.drop_deltas:
-        message = (
-            f"{objective} drops the density that a Delta carries, and with it the change of volume of this guide's "
-            "latents; use vr.ELBO() or Trace_ELBO()"
-        )
-        return refuse(message, value, log_q), log_q
-    return value, log_q
 
 
 def lost_path(site: str) -> SiteError:

@@ -10,17 +10,16 @@ import numpyro.distributions as dist
 from jax import random
 from numpyro.distributions import constraints
 
-from vi_reparam.programs.vector import HostObjectives, Noise, Vector, drawer, emit, lost_path
-from vi_reparam_numpyro import listener
-from vi_reparam_numpyro.host.distributions import Sampled
-from vi_reparam_numpyro.host.guard import refuse_gradient, running_objective
+from vi_reparam.programs.vector import Noise, Vector, drawer, lost_path
+from vi_reparam.sites.emission import ALONE, emit_vector
+from vi_reparam.sites.recorder import current
+from vi_reparam_numpyro.host.guard import running_objective
 from vi_reparam_numpyro.ops.ops import ops
 
 Array = Any
 
-OBJECTIVES = HostObjectives(single_sample=("ELBO", "Trace_ELBO", "TraceMeanField_ELBO"))
-ALONE = "this computation"
-"""What `running_objective` says where no objective runs."""
+LINEAR = ("ELBO", "Trace_ELBO", "TraceMeanField_ELBO")
+"""NumPyro's objectives that are linear in log q."""
 
 
 class JointVector(dist.Distribution):
@@ -58,16 +57,7 @@ class JointVector(dist.Distribution):
                 drawn = jax.vmap(drawn)
             value, log_q = drawn(random.split(key, sample_shape))
             return value, [log_q]
-        name = running_objective()
-        value, log_q = emit(
-            self.site,
-            self.make(key),
-            recorder=listener.current(),
-            objective=None if name == ALONE else name,
-            known=OBJECTIVES,
-            refuse=refuse_gradient,
-            sampled=Sampled,
-        )
+        value, log_q = emit_vector(ops, self.site, self.make(key), running_objective, linear=LINEAR)
         return value, [log_q]
 
     def log_prob(self, value: Array, intermediates: Any = None) -> Array:
@@ -91,4 +81,4 @@ def vector(
 
 def differentiating() -> bool:
     """Whether an objective runs, whose gradient may be asked for."""
-    return listener.current() is not None or running_objective() != ALONE
+    return current() is not None or running_objective() != ALONE

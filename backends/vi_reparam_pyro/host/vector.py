@@ -10,15 +10,17 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.ops.provenance import extract_provenance, get_provenance, track_provenance
 
-from vi_reparam.programs.vector import HostObjectives, Noise, Vector, drawer, emit, lost_path
-from vi_reparam_pyro import listener
-from vi_reparam_pyro.host.distributions import Sampled
-from vi_reparam_pyro.host.guard import refuse_gradient, running_objective
+from vi_reparam.programs.vector import Noise, Vector, drawer, lost_path
+from vi_reparam.sites.emission import ALONE, emit_vector
+from vi_reparam_pyro.host.guard import running_objective
 from vi_reparam_pyro.ops.ops import ops
 
 Array = Any
 
-OBJECTIVES = HostObjectives(single_sample=("ELBO", "Trace_ELBO"), drop_deltas=("TraceMeanField_ELBO",))
+LINEAR = ("ELBO", "Trace_ELBO")
+"""Pyro's objectives that are linear in log q."""
+
+DROP_DELTAS = ("TraceMeanField_ELBO",)
 
 
 class JointVector(TorchDistribution):
@@ -53,15 +55,8 @@ class JointVector(TorchDistribution):
         if tuple(sample_shape):
             flat = [self.make(ops.root_key()).value for _ in range(torch.Size(sample_shape).numel())]
             return torch.stack(flat).reshape((*sample_shape, *self.batch_shape, *self.event_shape))
-        objective = running_objective()
-        self._last = emit(
-            self.site,
-            self.make(ops.root_key()),
-            recorder=listener.current(),
-            objective=None if objective is None else type(objective).__name__,
-            known=OBJECTIVES,
-            refuse=refuse_gradient,
-            sampled=Sampled,
+        self._last = emit_vector(
+            ops, self.site, self.make(ops.root_key()), _objective, linear=LINEAR, drop_deltas=DROP_DELTAS
         )
         return self._last[0]
 
@@ -69,6 +64,11 @@ class JointVector(TorchDistribution):
         if self._last is None or extract_provenance(value)[0] is not extract_provenance(self._last[0])[0]:
             raise lost_path(self.site)
         return track_provenance(self._last[1], get_provenance(value))
+
+
+def _objective() -> str:
+    running = running_objective()
+    return ALONE if running is None else type(running).__name__
 
 
 def vector(
