@@ -8,7 +8,7 @@ backend to the same laws.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 Array = Any
@@ -173,8 +173,20 @@ class Ops(Protocol):
         """The gradient of a scalar function in its first argument, a tree of arrays."""
         ...
 
-    def jacobian(self, fn: Callable[[Array], Any]) -> Callable[[Array], Any]:
-        """The Jacobian of a function of a vector, at a vector."""
+    def jacobian(self, fn: Callable[[Array], Any], *, has_aux: bool = False) -> Callable[[Array], Any]:
+        """The Jacobian of a function of a vector, at a vector.
+
+        Args:
+            has_aux: `fn` gives (value, what is to be given on), and the result is (Jacobian, that).
+        """
+        ...
+
+    def compiled(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """`fn` as one program, traced once for all its uses, where the framework traces; itself elsewhere."""
+        ...
+
+    def form(self, tree: Any) -> Hashable:
+        """Equal for trees of equal structure, shapes, dtypes and other values, at one default floating-point type."""
         ...
 
     def tree_map(self, fn: Callable[..., Any], tree: Any, *others: Any) -> Any:

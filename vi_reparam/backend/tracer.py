@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -122,6 +123,10 @@ class Tracer(Protocol):
 
     def shapes(self, fn: Callable[[Key], T]) -> T:
         """``fn(key)`` without computing an array, where the framework can: only shapes and dtypes of it hold."""
+        ...
+
+    def constants(self) -> AbstractContextManager[None]:
+        """Inside, what depends on no traced array is computed at once, also where a program is being compiled."""
         ...
 
     def depends(

@@ -78,6 +78,9 @@ class NumpyroTracer:
         jax.eval_shape(look, random.key(0))
         return found[0]
 
+    def constants(self) -> contextlib.AbstractContextManager[None]:
+        return jax.ensure_compile_time_eval()
+
     def depends(
         self, fn: Callable[[Mapping[str, Array]], Mapping[Any, Array]], inputs: Mapping[str, Array]
     ) -> dict[Any, frozenset[str]]:

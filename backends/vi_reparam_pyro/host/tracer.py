@@ -79,6 +79,9 @@ class PyroTracer:
         with torch.no_grad(), isolated():
             return fn(mix(0))
 
+    def constants(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     def depends(
         self, fn: Callable[[Mapping[str, Array]], Mapping[Any, Array]], inputs: Mapping[str, Array]
     ) -> dict[Any, frozenset[str]]:
