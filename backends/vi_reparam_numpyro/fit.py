@@ -229,7 +229,7 @@ class Fitter:
             self._rivals = posterior.record["rivals"]
             return posterior
 
-        return self.guided.written.warm_starts(fit, arguments, random.fold_in(key, 1))
+        return self.guided.written.warm_starts(fit, data_of(arguments), random.fold_in(key, 1))
 
     def _compare(self, runs: list[Course]) -> tuple[Course, list[float]]:
         """The best of several runs, and by how many nats those that ended elsewhere are below it."""

@@ -242,7 +242,7 @@ class Fitter:
             self._rivals = list(posterior.record["rivals"])
             return posterior
 
-        return self.guided.written.warm_starts(fit, args, kwargs, mix(key) >> 32)
+        return self.guided.written.warm_starts(fit, data_of(args, kwargs), mix(key) >> 32)
 
     def _compare(self, runs: list[Course]) -> tuple[Course, list[float]]:
         """The best of several runs, and by how many nats those that ended elsewhere are below it."""
