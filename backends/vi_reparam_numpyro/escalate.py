@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from vi_reparam.estimators import Auto
 from vi_reparam.fit import escalation
 from vi_reparam.guides import FullRank, GuideFamily, MeanField
+from vi_reparam.programs.latents import Latents
+from vi_reparam.programs.layout import Layout
 from vi_reparam_numpyro.arguments import Arguments
+from vi_reparam_numpyro.backend import backend, data_of
 from vi_reparam_numpyro.fit import as_key, check_options
-from vi_reparam_numpyro.layout import Layout
-from vi_reparam_numpyro.prototype import prototype
 
 if TYPE_CHECKING:
     from vi_reparam_numpyro.guided import Guided
@@ -53,10 +53,9 @@ def _ladder(guided: Guided, args: Any, kwargs: Any) -> list[GuideFamily]:
 def size_of(model: Any, args: Any, kwargs: Any) -> tuple[int | None, bool]:
     """Coordinates of the latents, None where no joint family covers them; and whether a plate is subsampled."""
     try:
-        with jax.ensure_compile_time_eval():
-            sites = prototype(model, args, kwargs)
+        sites = Latents(backend, model).sites(args, kwargs)
         subsampled = any(p.size != p.subsample_size for site in sites.values() for p in site.plates)
-        return Layout.of(sites, "Escalate").size, subsampled
+        return Layout.of(backend, sites, "Escalate").size, subsampled
     except Exception:  # the mean field covers supports without a bijection, and its fit says what is wrong
         return None, False
 
@@ -64,5 +63,5 @@ def size_of(model: Any, args: Any, kwargs: Any) -> tuple[int | None, bool]:
 def _mean_field_loss(rung: Guided, arguments: Arguments, seed: Any) -> float:
     """Nats that correlations cost a mean field, by the best Gaussian that the search finds."""
     layout = rung.written.layout(*arguments.join(arguments.arrays))
-    found = rung.written.searcher.run(layout, arguments, as_key(seed))
+    found = rung.written.searcher.run(layout, data_of(arguments), as_key(seed))
     return escalation.mean_field_loss(found[0].root, np.linalg.inv(found[0].root)) if found else 0.0

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax import lax, random
 from jax.flatten_util import ravel_pytree
-from numpyro.handlers import block, substitute, trace
+from numpyro.handlers import substitute
 from numpyro.infer import SVI
 from tqdm.auto import tqdm
 
@@ -22,14 +22,14 @@ from vi_reparam.errors import ArgumentError, NonFiniteError, ViReparamError
 from vi_reparam.fit.convergence import BLOCK, Convergence
 from vi_reparam.gaussians.pathfinder import FAR, MOST_RUNS, distance
 from vi_reparam.guides import JointFamily, Sites
+from vi_reparam.objectives.subsampling import check_subsampling
 from vi_reparam_numpyro import checkpoint as checkpoints
 from vi_reparam_numpyro.arguments import Arguments, check_data
+from vi_reparam_numpyro.backend import backend, data_of
 from vi_reparam_numpyro.engine.optimizers import family_optimizer, fingerprint
 from vi_reparam_numpyro.host.objectives import ELBO
-from vi_reparam_numpyro.prototype import drawable
 from vi_reparam_numpyro.run import run
 from vi_reparam_numpyro.select import choose
-from vi_reparam_numpyro.subsampling import check_subsampling
 
 Array = Any
 
@@ -229,7 +229,7 @@ class Fitter:
             self._rivals = posterior.record["rivals"]
             return posterior
 
-        return self.guided.written.warm_starts(fit, arguments, random.fold_in(key, 1))
+        return self.guided.written.warm_starts(fit, data_of(arguments), random.fold_in(key, 1))
 
     def _compare(self, runs: list[Course]) -> tuple[Course, list[float]]:
         """The best of several runs, and by how many nats those that ended elsewhere are below it."""
@@ -259,7 +259,7 @@ class Fitter:
             return
         start = functools.partial(self.guided.start_at, arguments)
         try:
-            check_subsampling(self.guided.model, args, kwargs)
+            check_subsampling(backend, self.guided.model, data_of(arguments))
             objective.check_at(start, self.guided.model, self.guided.guide, args, kwargs)
         except ViReparamError:
             raise
@@ -277,8 +277,7 @@ class Fitter:
 
         def traced(arrays: Any) -> None:
             args, kwargs = arguments.join(arrays)
-            with block():
-                trace(drawable(self.guided.model, random.key(0))).get_trace(*args, **kwargs)
+            backend.tracer.run(self.guided.model, args, kwargs, random.key(0), alone=True)
 
         try:
             jax.eval_shape(traced, arguments.arrays)

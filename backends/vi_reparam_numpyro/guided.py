@@ -14,12 +14,13 @@ from jax.core import Tracer
 from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators import Auto
 from vi_reparam.guides import Escalate, GuideFamily, JointFamily, MeanField
+from vi_reparam.programs.builder import build_guide
 from vi_reparam.sites.choice import as_mapping
 from vi_reparam_numpyro.arguments import Arguments, jit_once
 from vi_reparam_numpyro.dependence import first_params
+from vi_reparam_numpyro.backend import backend
 from vi_reparam_numpyro.escalate import climb
 from vi_reparam_numpyro.fit import Fitter, as_key
-from vi_reparam_numpyro.guides import build_guide
 from vi_reparam_numpyro.host.handlers import estimate
 from vi_reparam_numpyro.host.objectives import ELBO
 
@@ -93,7 +94,7 @@ class Guided:
             self.family = Escalate() if guide is None else guide
             self.family.check_estimators(mapping)
             first = MeanField() if isinstance(self.family, Escalate) else self.family
-            written = build_guide(first, model, mapping)
+            written = build_guide(backend, first, model, mapping)
             if not isinstance(self.family, JointFamily):
                 mapping = {"*": Auto(), **mapping}
         else:

@@ -10,9 +10,11 @@ import torch
 from vi_reparam.estimators import Auto
 from vi_reparam.fit import escalation
 from vi_reparam.guides import FullRank, GuideFamily
+from vi_reparam.programs.latents import Latents
+from vi_reparam.programs.layout import Layout
 from vi_reparam_pyro.arguments import as_tensors, check_data, to_numpy
+from vi_reparam_pyro.backend import backend, data_of
 from vi_reparam_pyro.fit import as_key, check_options
-from vi_reparam_pyro.joint import layout_of
 
 if TYPE_CHECKING:
     from vi_reparam_pyro.guided import Guided
@@ -56,15 +58,17 @@ def _ladder(guided: Guided, args: Any, kwargs: Any) -> list[GuideFamily]:
 def size_of(model: Any, args: Any, kwargs: Any) -> tuple[int | None, bool]:
     """Coordinates of the latents, None where no joint family covers them; and whether a plate is subsampled."""
     try:
-        layout = layout_of(model, "Escalate", args, kwargs)
+        latents = Latents(backend, model)
+        layout = Layout.of(backend, latents.sites(args, kwargs), "Escalate")
+        subsampled = bool(latents.structure(args, kwargs).subsampled)
     except Exception:  # the mean field covers supports without a bijection, and its fit says what is wrong
         return None, False
-    return layout.size, layout.subsampled is not None
+    return layout.size, subsampled
 
 
 def _mean_field_loss(rung: Guided, args: Any, kwargs: Any, key: int) -> float:
     """Nats that correlations cost a mean field, by the best Gaussian that the search finds."""
-    found = rung.written.searcher.run(rung.written.layout(args, kwargs), args, kwargs, key)
+    found = rung.written.searcher.run(rung.written.layout(args, kwargs), data_of(args, kwargs), key)
     if not found:
         return 0.0
     root = to_numpy(found[0].root)

@@ -18,8 +18,10 @@ from vi_reparam.fit import convergence
 from vi_reparam.fit.convergence import Convergence
 from vi_reparam.gaussians.pathfinder import FAR, distance
 from vi_reparam.guides import JointFamily, Sites
+from vi_reparam.objectives.subsampling import check_subsampling
 from vi_reparam_pyro import checkpoint as checkpoints
 from vi_reparam_pyro.arguments import as_tensors, check_data, signature, to_numpy
+from vi_reparam_pyro.backend import backend, data_of
 from vi_reparam_pyro.engine.gradient import PROGRAM_KEY, Gradient
 from vi_reparam_pyro.engine.optimizers import ByName, built, family_optimizer
 from vi_reparam_pyro.host.objectives import ELBO
@@ -29,7 +31,6 @@ from vi_reparam_pyro.lanes.vmap import without_validation
 from vi_reparam_pyro.ops.ops import mix
 from vi_reparam_pyro.run import runner_of
 from vi_reparam_pyro.select import choose
-from vi_reparam_pyro.subsampling import check_subsampling
 
 Array = Any
 
@@ -241,7 +242,7 @@ class Fitter:
             self._rivals = list(posterior.record["rivals"])
             return posterior
 
-        return self.guided.written.warm_starts(fit, args, kwargs, mix(key) >> 32)
+        return self.guided.written.warm_starts(fit, data_of(args, kwargs), mix(key) >> 32)
 
     def _compare(self, runs: list[Course]) -> tuple[Course, list[float]]:
         """The best of several runs, and by how many nats those that ended elsewhere are below it."""
@@ -280,7 +281,7 @@ class Fitter:
 
     def _first(self, objective: ELBO, key: int, args: Any, kwargs: Any) -> Parameters:
         guided = self.guided
-        check_subsampling(guided.model, args, kwargs)
+        check_subsampling(backend, guided.model, data_of(args, kwargs))
         params = first_parameters(guided.model, guided.guide, args, kwargs, key=mix(key))
         with using(params.values()):
             objective.structure(guided.model, guided.guide, args, kwargs)

@@ -14,8 +14,8 @@ from jax import random
 from numpyro.infer import SVI, RenyiELBO, Trace_ELBO
 
 import vi_reparam_numpyro as vr
+from vi_reparam.programs.vector import SITE
 from vi_reparam_numpyro.dependence import first_params
-from vi_reparam_numpyro.joint import SITE
 from vi_reparam_numpyro.ops.ops import ops
 
 SMALL = vr.SDE(num_steps=4, network=vr.MLP(width=8), warm_start=200)

@@ -13,8 +13,8 @@ from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from pyro.optim import Adam
 
 import vi_reparam_pyro as vr
+from vi_reparam.programs.vector import SITE
 from vi_reparam_pyro.host.params import first_parameters, using
-from vi_reparam_pyro.joint import SITE
 
 SMALL = vr.SDE(num_steps=3, network=vr.MLP(width=8), warm_start=100)
 Y = np.array([1.2, -0.3, 0.8, 2.1])
