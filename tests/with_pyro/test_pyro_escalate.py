@@ -9,7 +9,8 @@ from scipy.stats import multivariate_normal
 
 import vi_reparam_pyro as vr
 from vi_reparam_pyro import fit as fitting
-from vi_reparam_pyro import search
+from vi_reparam_pyro.backend import data_of
+from vi_reparam_pyro.ops.ops import TorchOps
 
 RNG = np.random.default_rng(3)
 X = RNG.normal(size=(30, 3)) @ np.array([[1.0, 0.9, 0.0], [0.0, 0.5, 0.7], [0.0, 0.0, 0.6]])
@@ -110,9 +111,9 @@ def test_two_places_are_fitted_apart_and_the_other_is_a_rival():
 @pytest.mark.parametrize("together", [True, False])
 def test_the_search_finds_a_scale_where_there_is_no_mode(monkeypatch, together):
     if not together:
-        monkeypatch.setattr(search, "_together", _refuse)
+        monkeypatch.setattr(TorchOps, "many", _refuse)
     guided = vr.guide(vr.FullRank())(funnel)
-    (frame, *_) = guided.written.searcher.run(guided.written.layout((), {}), (), {}, 5)
+    (frame, *_) = guided.written.searcher.run(guided.written.layout((), {}), data_of((), {}), 5)
     assert frame.center.shape == (3,) and frame.root.shape == (3, 3)
     assert abs(float(frame.center[0])) < 3.0 and bool((frame.root.diagonal() > 0.3).all())
 

@@ -7,8 +7,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from vi_reparam.backend.backend import Backend
 from vi_reparam.errors import SiteError
 from vi_reparam.guides.elements import elements_of
@@ -85,9 +83,9 @@ class Layout:
         """Coordinates in all."""
         return self.parts[-1].offset + self.parts[-1].size
 
-    def positive(self) -> np.ndarray:
-        """Which coordinates are a positive site's. Shape ``[size]``."""
-        return np.concatenate([np.full(part.size, part.site.kind == "positive") for part in self.parts])
+    def positive(self) -> tuple[bool, ...]:
+        """Which coordinates are a positive site's."""
+        return tuple(part.site.kind == "positive" for part in self.parts for _ in range(part.size))
 
     def elements(self, plate: str) -> tuple[tuple[int, ...], ...]:
         """As `elements_of`."""

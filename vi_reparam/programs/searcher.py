@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
-
-import numpy as np
 
 from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.data import Data
@@ -51,7 +50,7 @@ class Searcher:
 
         state = self.backend.engine.call(paths, data, key, name=self)
         found = {name: ops.to_numpy(value) for name, value in state.items()}
-        if not np.isfinite(found["value"]).any():
+        if not any(math.isfinite(value) for value in found["value"]):
             raise NonFiniteError(
                 f"log p of the model is not finite at any of {pathfinder.NUM_STARTS} starts (near its prior's center, "
                 "at draws of the prior, and within 2 of the unconstrained origin): look at its densities and data "
@@ -59,9 +58,9 @@ class Searcher:
                 step=0,
                 sites={},
                 params={},
-                losses=np.zeros(0),
+                losses=found["value"][:0],
             )
-        chosen = pathfinder.worth_a_run(found["bound"], found["center"], found["root"], np.linalg.solve)
+        chosen = pathfinder.worth_a_run(found["bound"], found["center"], found["root"], _solve)
         return [Preconditioner(ops.asarray(found["center"][i]), ops.asarray(found["root"][i])) for i in chosen]
 
     def _paths(self, runs: Any, layout: Layout, args: Any, kwargs: Any, key: Any) -> pathfinder.State:
@@ -104,3 +103,11 @@ class Searcher:
         shape = (pathfinder.NUM_STARTS - 1 - num, layout.size)
         near = 4.0 * ops.uniform(near_key, shape, first.dtype) - 2.0
         return ops.xp.concat([first[None], runs.many(draw, prior_key, num), near])
+
+
+def _solve(root: Array, move: Array) -> Array:
+    """y of root y = move, by forward substitution; the root is lower triangular, both are arrays on the host."""
+    found = move.copy()
+    for i in range(len(move)):
+        found[i] = (move[i] - root[i, :i] @ found[:i]) / root[i, i]
+    return found

@@ -66,7 +66,9 @@ def _candidates(backend: Backend, draws: Array, site: Site) -> Array:
     xp = backend.ops.xp
     floats = xp.astype(draws, backend.ops.float_dtype())
     transform = bijection(backend.host, site.support) if site.kind == "other" else None
-    floats = floats if transform is None else transform.inv(floats)  # of an unusual support, in unconstrained coordinates
+    floats = (
+        floats if transform is None else transform.inv(floats)
+    )  # of an unusual support, in unconstrained coordinates
     centers = [_median(xp, floats), _mean(xp, floats)]
     if transform is not None:
         centers = [transform(center) for center in centers]

@@ -13,11 +13,12 @@ from vi_reparam.backend.host import Host
 from vi_reparam_numpyro.host.distributions import VonMisesFisher
 from vi_reparam_numpyro.host.drift_module import drift
 from vi_reparam_numpyro.host.networks import network
+from vi_reparam_numpyro.host.families import NumpyroReader
 from vi_reparam_numpyro.host.supports import Supports
 from vi_reparam_numpyro.host.vector import differentiating, vector
 
 
-class NumpyroHost(Supports):
+class NumpyroHost(Supports, NumpyroReader):
     """`vi_reparam.backend.host.Host` on NumPyro's primitives."""
 
     name = "numpyro"

@@ -14,13 +14,14 @@ from vi_reparam.backend.host import Host
 from vi_reparam_pyro.host.distributions import VonMisesFisher
 from vi_reparam_pyro.host.drift_module import drift
 from vi_reparam_pyro.host.networks import network
+from vi_reparam_pyro.host.families import PyroReader
 from vi_reparam_pyro.host.params import new_scope
 from vi_reparam_pyro.host.supports import Supports
 from vi_reparam_pyro.host.vector import differentiating, vector
 from vi_reparam_pyro.ops.ops import ops
 
 
-class PyroHost(Supports):
+class PyroHost(Supports, PyroReader):
     """`vi_reparam.backend.host.Host` on Pyro's primitives."""
 
     name = "pyro"
