@@ -252,7 +252,7 @@ class JointGuide(abc.ABC):
     def bends(self, layout: Layout, features: Array | None) -> Bends:
         """The one-sided tails of positive sites' coordinates, as parameters, if the family learns any."""
         mask = layout.positive()
-        if not self.family.skew or not mask.any():
+        if not self.family.skew or not any(mask):
             return lambda row: None
         params = self.drawn_params(skewing.shapes(layout.size, 0 if features is None else features.shape[1]))
         held = self.ops.asarray(mask, self.ops.float_dtype())
@@ -261,14 +261,15 @@ class JointGuide(abc.ABC):
     def match_draws(self, layout: Layout, draws: Draws, *, bends: bool) -> tuple[Array, Array, Array]:
         """Location, scale and bend of each coordinate, as draws by site have them; without `bends` those are zero."""
         vectors = self.ops.vmap(layout.pack)({p.site.name: draws[p.site.name] for p in layout.parts})
-        return skewing.match(self.ops, vectors, self.ops.asarray(layout.positive() & bends, vectors.dtype))
+        mask = [bends and positive for positive in layout.positive()]
+        return skewing.match(self.ops, vectors, self.ops.asarray(mask, vectors.dtype))
 
     def matched_frame(self, layout: Layout, draws: Draws, *, bends: bool, dense: bool) -> Params:
         """Start values of a frame, and of the bends if any, that are near these draws; by full name."""
         center, scale, bend = self.match_draws(layout, draws, bends=bends)
         root = scale[:, None] * self.ops.xp.eye(layout.size, dtype=scale.dtype) if dense else scale
         found = {"center": center, "root": root}
-        if bends and layout.positive().any():
+        if bends and any(layout.positive()):
             found["skew"] = bend
         return self.named(found)
 

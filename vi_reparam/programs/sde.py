@@ -139,7 +139,7 @@ class SDEGuide(JointGuide):
         family: SDE = self.family.resolve(layout)
         center, scale, bend = self.match_draws(layout, draws, bends=family.skew)
         found = family.base.parameters(self.ops, self.ops.key(0), center, scale)
-        if family.skew and layout.positive().any():
+        if family.skew and any(layout.positive()):
             found["skew"] = bend
         return self.named(found)
 
