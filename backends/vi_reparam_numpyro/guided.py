@@ -19,6 +19,7 @@ from vi_reparam.sites.choice import as_mapping
 from vi_reparam_numpyro.arguments import Arguments, jit_once
 from vi_reparam_numpyro.backend import backend
 from vi_reparam_numpyro.dependence import first_params
+from vi_reparam_numpyro.backend import backend
 from vi_reparam_numpyro.escalate import climb
 from vi_reparam_numpyro.fit import Fitter, as_key
 from vi_reparam_numpyro.host.handlers import estimate

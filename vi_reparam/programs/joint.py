@@ -261,9 +261,8 @@ class JointGuide(abc.ABC):
     def match_draws(self, layout: Layout, draws: Draws, *, bends: bool) -> tuple[Array, Array, Array]:
         """Location, scale and bend of each coordinate, as draws by site have them; without `bends` those are zero."""
         vectors = self.ops.vmap(layout.pack)({p.site.name: draws[p.site.name] for p in layout.parts})
-        return skewing.match(
-            self.ops, vectors, self.ops.asarray([bends and p for p in layout.positive()], vectors.dtype)
-        )
+        mask = [bends and positive for positive in layout.positive()]
+        return skewing.match(self.ops, vectors, self.ops.asarray(mask, vectors.dtype))
 
     def matched_frame(self, layout: Layout, draws: Draws, *, bends: bool, dense: bool) -> Params:
         """Start values of a frame, and of the bends if any, that are near these draws; by full name."""
