@@ -112,8 +112,8 @@ class Tracer(Protocol):
             full_data: switch the subsampling of plates off.
             frozen: take the parameters as constants of differentiation.
             resample: draw observed sites afresh, in the shape of what was observed; factors stay.
-            alone: hide the run from all handlers around the call, with parameters at their initial values in a store
-                of its own, and improper latents (which cannot be drawn) at the origin; nothing is differentiated.
+            alone: hide the run from the handlers and the parameter store around the call: parameters that are not given
+                have their initial values, and improper latents (which cannot be drawn) are at the origin.
 
         Raises:
             ArgumentError: for a parameter without a value, where `params` are given.
