@@ -14,6 +14,7 @@ import numpyro
 import numpyro.distributions as dist
 from jax import experimental, lax, random
 
+from vi_reparam.backend.data import Data
 from vi_reparam.errors import BackendError
 from vi_reparam.gaussians import path_gradient as path
 from vi_reparam.gaussians.bases import Diagonal
@@ -22,7 +23,7 @@ from vi_reparam.guides import Flow, FullRank, Gaussian
 from vi_reparam.guides.flow import CHEAP_INVERSES, INTERVAL, KINDS, NUM_KNOTS
 from vi_reparam.guides.selection import ALL, SiteSelection
 from vi_reparam_numpyro import listener
-from vi_reparam_numpyro.arguments import Arguments, jit_once
+from vi_reparam_numpyro.engine.arguments import jit_once
 from vi_reparam_numpyro.host.guard import running_objective
 from vi_reparam_numpyro.joint import (
     ALONE,
@@ -106,10 +107,10 @@ class FlowGuide(JointGuide):
             self._made[known] = made[0]
         return self._made[known]
 
-    def warm_starts(self, fit: Callable[..., Any], arguments: Arguments, key: Any) -> list[dict[str, Array]]:
+    def warm_starts(self, fit: Callable[..., Any], data: Data, key: Any) -> list[dict[str, Array]]:
         if self.family.is_local:
             return [{}]
-        size = self.layout(*arguments.join(arguments.arrays)).size
+        size = self.layout(*data.call).size
         spec = FullRank() if size <= LARGEST else Gaussian(Diagonal())
         params = dict(fit(spec, None, key).params)
         found = frame_of(take_gaussian(params, spec.gaussian))

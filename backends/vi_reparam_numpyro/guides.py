@@ -13,12 +13,12 @@ import numpyro.distributions as dist
 from jax import random
 from numpyro.distributions import biject_to, constraints
 
+from vi_reparam.backend.data import Data
 from vi_reparam.errors import SiteError
 from vi_reparam.estimators import Auto, Estimator
 from vi_reparam.guides import SDE, Flow, GaussianFamily, GuideFamily, MeanField, Sites
 from vi_reparam.guides.selection import ALL, SiteSelection
 from vi_reparam.guides.sites import start_from
-from vi_reparam_numpyro.arguments import Arguments
 from vi_reparam_numpyro.flow import FlowGuide
 from vi_reparam_numpyro.host.distributions import VonMisesFisher
 from vi_reparam_numpyro.joint import GaussianGuide
@@ -65,13 +65,13 @@ class SitesGuide:
     def __init__(self, family: Sites, parts: list[Any]) -> None:
         self.family, self.parts = family, parts
 
-    def warm_starts(self, fit: Callable[..., Any], arguments: Arguments, key: Any) -> list[dict[str, Array]]:
+    def warm_starts(self, fit: Callable[..., Any], data: Data, key: Any) -> list[dict[str, Array]]:
         """As `JointGuide.warm_starts`, by a fit in which these parts are mean fields."""
         found = self.family.simpler()
         if found is None:
             return [{}]
         simpler, steps = found
-        args, kwargs = arguments.join(arguments.arrays)
+        args, kwargs = data.call
         pairs = zip(self.parts, simpler.families, strict=True)
         new = [(part, part.layout(args, kwargs)) for part, (_, family) in pairs if family != part.family]
         return [start_from(fit(simpler, steps, key), new, key)]

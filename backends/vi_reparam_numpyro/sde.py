@@ -13,6 +13,7 @@ import numpyro.distributions as dist
 from jax import lax, random
 from numpyro.handlers import block, trace
 
+from vi_reparam.backend.data import Data
 from vi_reparam.errors import ArgumentError
 from vi_reparam.gaussians.bases import Diagonal, Mixture
 from vi_reparam.guides import SDE
@@ -20,7 +21,6 @@ from vi_reparam.guides.gaussian import Gaussian
 from vi_reparam.guides.selection import ALL, SiteSelection
 from vi_reparam.sde import latent
 from vi_reparam.sde.network import MLP
-from vi_reparam_numpyro.arguments import Arguments
 from vi_reparam_numpyro.joint import (
     Joint,
     JointGuide,
@@ -138,8 +138,8 @@ class SDEGuide(JointGuide):
             self._said.add(what)
             warnings.warn(what, stacklevel=2)
 
-    def warm_starts(self, fit: Callable[..., Any], arguments: Arguments, key: Any) -> list[dict[str, Array]]:
-        family: SDE = self.family.resolve(self.layout(*arguments.join(arguments.arrays)))
+    def warm_starts(self, fit: Callable[..., Any], data: Data, key: Any) -> list[dict[str, Array]]:
+        family: SDE = self.family.resolve(self.layout(*data.call))
         if not family.warm_start or family.is_local:
             return [{}]
         spec = Diagonal() if isinstance(family.base, Mixture) else family.base

@@ -13,7 +13,8 @@ from numpyro.handlers import block, trace
 from vi_reparam.errors import NonFiniteError
 from vi_reparam.gaussians import pathfinder as search
 from vi_reparam.gaussians.preconditioner import Preconditioner
-from vi_reparam_numpyro.arguments import Arguments, jit_once
+from vi_reparam.backend.data import Data
+from vi_reparam_numpyro.engine.arguments import jit_once
 from vi_reparam_numpyro.layout import Layout
 from vi_reparam_numpyro.ops.ops import ops
 from vi_reparam_numpyro.prototype import drawable
@@ -36,21 +37,21 @@ class Searcher:
         self.guide = guide
         self._compiled: dict[Any, Any] = {}
 
-    def run(self, layout: Layout, arguments: Arguments, key: Any) -> list[Preconditioner]:
+    def run(self, layout: Layout, data: Data, key: Any) -> list[Preconditioner]:
         """The frames worth a fit of their own, the best first; none for a model with parameters to learn.
 
         Raises:
             NonFiniteError: if log p is not finite at any start.
         """
-        known = arguments.key, jax.config.read("jax_enable_x64")
+        known = data.form
         if known not in self._compiled:
             paths = jit_once(
-                lambda key, arrays: self._paths(layout, arguments, key, arrays), (arguments.arrays, arguments.rest)
+                lambda key, arrays: self._paths(layout, data, key, arrays), data.call
             )
-            self._compiled[known] = None if self._learns(arguments) else paths
+            self._compiled[known] = None if self._learns(data) else paths
         if self._compiled[known] is None:
             return []
-        found = jax.tree.map(np.asarray, self._compiled[known](key, arguments.arrays))
+        found = jax.tree.map(np.asarray, self._compiled[known](key, data.arrays))
         if not np.isfinite(found["value"]).any():
             raise NonFiniteError(
                 f"log p of the model is not finite at any of {search.NUM_STARTS} starts (near its prior's center, at "
@@ -63,22 +64,22 @@ class Searcher:
         chosen = search.worth_a_run(found["bound"], found["center"], found["root"], np.linalg.solve)
         return [Preconditioner(found["center"][i], found["root"][i]) for i in chosen]
 
-    def _learns(self, arguments: Arguments) -> bool:
+    def _learns(self, data: Data) -> bool:
         """Whether the model holds parameters or state, whose values the search does not know yet."""
         kinds: set[str] = set()
 
         def look(arrays: Any) -> Array:
-            args, kwargs = arguments.join(arrays)
+            args, kwargs = data.join(arrays)
             with block():
                 found = trace(drawable(self.guide.model, random.key(0))).get_trace(*args, **kwargs)
             kinds.update(site["type"] for site in found.values())
             return jnp.zeros(())
 
-        jax.eval_shape(look, arguments.arrays)
+        jax.eval_shape(look, data.arrays)
         return bool(kinds & {"param", "mutable"})
 
-    def _paths(self, layout: Layout, arguments: Arguments, key: Any, arrays: Any) -> search.State:
-        args, kwargs = arguments.join(arrays)
+    def _paths(self, layout: Layout, data: Data, key: Any, arrays: Any) -> search.State:
+        args, kwargs = data.join(arrays)
         log_p = jax.jit(self.guide.log_joint(layout, {}, args, kwargs))  # the model is traced once for all its uses
         slope = jax.grad(log_p)
 

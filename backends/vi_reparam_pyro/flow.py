@@ -12,6 +12,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch.distributions import Transform, constraints
 
+from vi_reparam.backend.data import Data
 from vi_reparam.errors import BackendError
 from vi_reparam.gaussians import path_gradient as path
 from vi_reparam.gaussians.bases import Diagonal
@@ -99,10 +100,10 @@ class FlowGuide(JointGuide):
             self._made[key] = bijection(self.family, size, 0, num_features)
         return self._made[key]
 
-    def warm_starts(self, fit: Callable[..., Any], args: Any, kwargs: Any, key: int) -> list[dict[str, Array]]:
+    def warm_starts(self, fit: Callable[..., Any], data: Data, key: int) -> list[dict[str, Array]]:
         if self.family.is_local:
             return [{}]
-        size = self.layout(args, kwargs).size
+        size = self.layout(*data.call).size
         spec = FullRank() if size <= LARGEST else Gaussian(Diagonal())
         params = dict(fit(spec, None, key).params)
         found = Preconditioner.of(ops, take_gaussian(params, spec.gaussian))

@@ -12,12 +12,13 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 
+from vi_reparam.backend.data import Data
 from vi_reparam.errors import SiteError
 from vi_reparam.estimators import Auto, Estimator
 from vi_reparam.guides import SDE, Flow, GaussianFamily, GuideFamily, MeanField, Sites
 from vi_reparam.guides.selection import ALL, SiteSelection
 from vi_reparam.guides.sites import start_from
-from vi_reparam_pyro.arguments import signature
+from vi_reparam_pyro.engine.arguments import signature
 from vi_reparam_pyro.flow import FlowGuide
 from vi_reparam_pyro.host.distributions import VonMisesFisher
 from vi_reparam_pyro.host.params import new_scope
@@ -78,14 +79,14 @@ class SitesGuide:
             values.update(part.draw(args, kwargs, plates))
         return values
 
-    def warm_starts(self, fit: Callable[..., Any], args: Any, kwargs: Any, key: int) -> list[dict[str, Array]]:
+    def warm_starts(self, fit: Callable[..., Any], data: Data, key: int) -> list[dict[str, Array]]:
         """As `JointGuide.warm_starts`, by a fit in which these parts are mean fields."""
         found = self.family.simpler()
         if found is None:
             return [{}]
         simpler, steps = found
         pairs = zip(self.parts, simpler.families, strict=True)
-        new = [(part, part.layout(args, kwargs)) for part, (_, family) in pairs if family != part.family]
+        new = [(part, part.layout(*data.call)) for part, (_, family) in pairs if family != part.family]
         return [start_from(fit(simpler, steps, key), new, key)]
 
 

@@ -18,6 +18,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.ops.provenance import extract_provenance, get_provenance, track_provenance
 
 from vi_reparam.draw import Draw
+from vi_reparam.backend.data import Data
 from vi_reparam.errors import GradientError, SiteError
 from vi_reparam.estimators import ScoreFunction
 from vi_reparam.gaussians import path_gradient as path
@@ -28,7 +29,7 @@ from vi_reparam.guides import Gaussian, GaussianFamily, JointFamily
 from vi_reparam.guides.condition import features_of, plate_of, saturated
 from vi_reparam.guides.selection import ALL, SiteSelection
 from vi_reparam_pyro import listener
-from vi_reparam_pyro.arguments import signature
+from vi_reparam_pyro.engine.arguments import signature
 from vi_reparam_pyro.host.distributions import Sampled
 from vi_reparam_pyro.host.guard import refuse_gradient, running_objective
 from vi_reparam_pyro.host.params import new_scope
@@ -276,12 +277,12 @@ class JointGuide(abc.ABC):
 
         return at
 
-    def warm_starts(self, fit: Callable[..., Any], args: Any, kwargs: Any, key: int) -> list[dict[str, Array]]:
+    def warm_starts(self, fit: Callable[..., Any], data: Data, key: int) -> list[dict[str, Array]]:
         """Values of some parameters to start a fit from, by name; several where runs should be kept apart.
 
         Args:
             fit: ``fit(family, num_steps, key)`` fits another family to this model and data, and returns its posterior.
-            args: the model's arguments; `kwargs`: its keyword arguments.
+            data: the model's arguments.
         """
         return [{}]
 
@@ -376,15 +377,15 @@ class GaussianGuide(JointGuide):
 
         return Joint(layout.size, make, self.site)
 
-    def warm_starts(self, fit: Callable[..., Any], args: Any, kwargs: Any, key: int) -> list[dict[str, Array]]:
-        layout = self.layout(args, kwargs)
+    def warm_starts(self, fit: Callable[..., Any], data: Data, key: int) -> list[dict[str, Array]]:
+        layout = self.layout(*data.call)
         if self.family.gaussian.diagonal_first:
             params = dict(fit(Gaussian(Diagonal(), self.family.init_scale), None, key).params)
             found = Preconditioner.of(ops, take_gaussian(params, Diagonal()))
             return [{**params, f"{self.prefix}_center": found.center, f"{self.prefix}_root": found.root}]
         if not self.family.is_dense(layout.size):
             return [{}]
-        found = self.searcher.run(layout, args, kwargs, key)
+        found = self.searcher.run(layout, data, key)
         return [{f"{self.prefix}_center": f.center, f"{self.prefix}_root": f.root} for f in found] or [{}]
 
     def matched(self, layout: Layout, draws: dict[str, Array]) -> dict[str, Array]:

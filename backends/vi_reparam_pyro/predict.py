@@ -11,7 +11,7 @@ from pyro.poutine.messenger import Messenger
 
 from vi_reparam.errors import ArgumentError, SiteError
 from vi_reparam.posterior.sites import Site
-from vi_reparam_pyro.arguments import as_tensors
+from vi_reparam_pyro.engine.arguments import as_tensors
 from vi_reparam_pyro.host.handlers import is_subsample
 from vi_reparam_pyro.lanes.vmap import keyed
 from vi_reparam_pyro.ops.ops import mix

@@ -17,7 +17,7 @@ from pyro.poutine.runtime import _DIM_ALLOCATOR
 from torch.distributions import biject_to
 
 from vi_reparam.errors import SiteError
-from vi_reparam_pyro.arguments import signature
+from vi_reparam_pyro.engine.arguments import signature
 from vi_reparam_pyro.host.handlers import is_subsample
 from vi_reparam_pyro.lanes.vmap import keyed
 from vi_reparam_pyro.ops.ops import mix

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from vi_reparam.errors import ArgumentError, SiteError
 from vi_reparam.posterior.sites import Scored, Site, Sites, bound_arguments
-from vi_reparam_pyro.arguments import as_tensors, is_array, to_numpy
+from vi_reparam_pyro.engine.arguments import as_tensors, is_array, to_numpy
 from vi_reparam_pyro.host.params import isolated, using
 from vi_reparam_pyro.lanes.vmap import drawing, keyed, vectorized
 from vi_reparam_pyro.ops.ops import mix

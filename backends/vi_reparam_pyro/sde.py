@@ -10,6 +10,7 @@ import pyro
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 
+from vi_reparam.backend.data import Data
 from vi_reparam.errors import ArgumentError
 from vi_reparam.gaussians.bases import Diagonal, Mixture
 from vi_reparam.guides import SDE
@@ -134,8 +135,8 @@ class SDEGuide(JointGuide):
             self._said.add(what)
             warnings.warn(what, stacklevel=2)
 
-    def warm_starts(self, fit: Callable[..., Any], args: Any, kwargs: Any, key: int) -> list[dict[str, Array]]:
-        family: SDE = self.family.resolve(self.layout(args, kwargs))
+    def warm_starts(self, fit: Callable[..., Any], data: Data, key: int) -> list[dict[str, Array]]:
+        family: SDE = self.family.resolve(self.layout(*data.call))
         if not family.warm_start or family.is_local:
             return [{}]
         spec = Diagonal() if isinstance(family.base, Mixture) else family.base

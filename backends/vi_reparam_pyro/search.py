@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from vi_reparam.backend.data import Data
 from vi_reparam.errors import NonFiniteError
 from vi_reparam.gaussians import pathfinder as search
 from vi_reparam.gaussians.preconditioner import Preconditioner
-from vi_reparam_pyro.arguments import to_numpy
+from vi_reparam_pyro.engine.arguments import to_numpy
 from vi_reparam_pyro.host.params import isolated
 from vi_reparam_pyro.lanes.vmap import keyed, without_validation
 from vi_reparam_pyro.layout import Layout
@@ -36,12 +37,13 @@ class Searcher:
     def __init__(self, guide: JointGuide) -> None:
         self.guide = guide
 
-    def run(self, layout: Layout, args: Any, kwargs: Any, key: int) -> list[Preconditioner]:
+    def run(self, layout: Layout, data: Data, key: int) -> list[Preconditioner]:
         """The frames worth a fit of their own, the best first; none for a model with parameters to learn.
 
         Raises:
             NonFiniteError: if log p is not finite at any start.
         """
+        args, kwargs = data.call
         with without_validation():
             if parameters_of(self.guide.model, args, kwargs):  # their values are not known yet
                 return []

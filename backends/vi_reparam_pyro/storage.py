@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from vi_reparam.posterior import storage
-from vi_reparam_pyro.arguments import to_numpy
+from vi_reparam_pyro.engine.arguments import to_numpy
 
 
 class Codec(storage.Codec):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from vi_reparam.backend.data import Data
 
@@ -28,6 +28,14 @@ class Task:
     guide: Callable[..., Any]
     objective: Any
     name: str
+
+
+class DrawInfo(NamedTuple):
+    """An estimated draw of a guide's site: its family, its estimator, and how many numbers it is."""
+
+    family: Any
+    estimator: Any
+    size: int
 
 
 class Program(Protocol[S]):
@@ -75,7 +83,7 @@ class Program(Protocol[S]):
         ...
 
     def restore(self, state: S, arrays: Mapping[str, Any]) -> S:
-        """A new state's values replaced by those of `arrays`."""
+        """A new state, its values replaced by those of `arrays`."""
         ...
 
     def non_finite(self, state: S) -> dict[str, str]:
@@ -138,6 +146,44 @@ class Engine(Protocol):
         """
         ...
 
+    def first_params(
+        self, model: Callable[..., Any], guide: Callable[..., Any], data: Data, key: Key, known: Params
+    ) -> dict[str, Array]:
+        """The initial values at the param and mutable sites of guide and model, constrained, by name.
+
+        Args:
+            known: values of some of them, returned as they are.
+
+        Raises:
+            ArgumentError: if the model's own parameter has the name of one of the guide's.
+        """
+        ...
+
+    def check(
+        self, task: Task, data: Data, start: Callable[[Key], Params], key: Key, *, known: bool
+    ) -> Params | None:
+        """Refuse what can be refused before the first step: sites, plates, minibatches, values outside a support.
+
+        Args:
+            start: computes the first parameters.
+            known: whether data of this form passed before.
+
+        Returns:
+            ``start(key)``, if it was needed.
+
+        Raises:
+            ViReparamError: saying what to do; or whatever the programs raise.
+        """
+        ...
+
+    def draws(self, task: Task, data: Data, params: Params | None) -> dict[str, DrawInfo]:
+        """The estimated draws of the task's guide, by site.
+
+        Args:
+            params: constrained parameters; None for the initial ones.
+        """
+        ...
+
     def optimizer(self, plan: Any) -> Any:
         """The optimizer of a `vi_reparam.fit.optimizers.OptimizerPlan`, or a user's own, checked.
 
@@ -147,7 +193,7 @@ class Engine(Protocol):
         ...
 
     def program(self, task: Task, data: Data, optimizer: Any, *, num_steps: int, watched: bool) -> Program:
-        """The steps of a fit; equal tasks, optimizers and forms of the data compile once.
+        """The steps of a fit. Where a framework compiles, equal tasks, optimizers and forms of the data do so once.
 
         Args:
             optimizer: from `optimizer`.
@@ -156,11 +202,13 @@ class Engine(Protocol):
         """
         ...
 
-    def gradients(self, task: Task, data: Data, params: Params, key: Key, num: int) -> Any:
-        """Independent gradients of the loss by the constrained parameters, in batches.
+    def gradients(
+        self, task: Task, data: Data, params: Params, key: Key, num: int
+    ) -> Iterator[tuple[Any, float]]:
+        """Independent gradients of the loss by the constrained parameters, in batches of one size, `num` or a few more.
 
         Args:
-            key: the i-th gradient's noise depends on it and on i alone.
+            key: equal keys give equal noise to tasks that differ in their estimators.
 
         Returns:
             An iterator of (NumPy array of shape ``[batch, parameters]``, seconds that it took, compilation left out);

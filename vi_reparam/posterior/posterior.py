@@ -235,7 +235,7 @@ class PosteriorBase(abc.ABC):
                 "use corrector=0 and tau above 0"
             )
         if steps not in self._scorers:
-            self._scorers[steps] = self.make_scorer(self.guided.written.with_steps(steps))
+            self._scorers[steps] = self.make_scorer(self.guided.base_guide.with_steps(steps))
         return self._scorers[steps]
 
     @property

@@ -15,7 +15,7 @@ from vi_reparam.objectives import multisample, score
 from vi_reparam.objectives.multisample import DOUBLY
 from vi_reparam.objectives.plates import PlateDims, plates_of
 from vi_reparam_pyro import dependence
-from vi_reparam_pyro.arguments import signature
+from vi_reparam_pyro.engine.arguments import signature
 from vi_reparam_pyro.host.distributions import Sampled
 from vi_reparam_pyro.lanes.vmap import vectorized
 from vi_reparam_pyro.listener import Listener

@@ -1,8 +1,8 @@
-"""Arguments of a fit: which are data, and whether they can be used at all."""
+"""Arguments of a call: which are data, and whether they can be used at all."""
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vi_reparam.backend.data import Data
 from vi_reparam.errors import ArgumentError
 
 Array = Any
@@ -22,7 +23,9 @@ def check_data(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ArgumentError: naming the argument and how many of its values are not finite.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path((args, kwargs)):
-        if not _is_array(leaf) or not np.issubdtype(np.asarray(leaf).dtype, np.floating):
+        if not _is_array(leaf) or isinstance(leaf, jax.core.Tracer):
+            continue
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) or not np.issubdtype(np.asarray(leaf).dtype, np.floating):
             continue
         bad = int(np.size(leaf) - np.isfinite(np.asarray(leaf)).sum())
         if bad:
@@ -44,33 +47,28 @@ def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, np.ndarray | jax.Array | np.generic)
 
 
-@dataclasses.dataclass(frozen=True)
-class Arguments:
-    """Arguments taken apart: arrays that a compiled step takes, and the rest that it closes over.
+def data_of(args: tuple[Any, ...], kwargs: dict[str, Any], *, closed: bool = False) -> Data:
+    """Arguments taken apart.
 
-    Attributes:
-        arrays: the data.
-        key: equal for arguments of equal structure, shapes, dtypes and other values.
+    Args:
+        closed: whether arrays are constants of what is compiled too. They are NumPy's then, which keep their values
+            under tracing.
     """
+    if closed:
+        args, kwargs = jax.tree.map(lambda x: np.asarray(x) if isinstance(x, jax.Array) else x, (args, kwargs))
+    else:
+        args, kwargs = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, (args, kwargs))
+    leaves, tree = jax.tree.flatten((tuple(args), dict(kwargs)), is_leaf=lambda x: x is None)
+    arrays = tuple(jnp.asarray(x) for x in leaves if _is_array(x) and not closed)
+    rest = tuple(_HOLE if _is_array(x) and not closed else x for x in leaves)
+    shapes = tuple((a.shape, str(a.dtype)) for a in arrays)
+    form = tree, tuple(_key(x) for x in rest), shapes, bool(jax.config.read("jax_enable_x64"))
+    return Data(tuple(args), dict(kwargs), form, arrays, functools.partial(_join, tree, rest))
 
-    arrays: tuple[Array, ...]
-    tree: Any
-    rest: tuple[Any, ...]
-    key: Hashable
 
-    @classmethod
-    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any], *, closed: bool = False) -> Arguments:
-        """Take arguments apart; with `closed` all of them are closed over."""
-        leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=lambda x: x is None)
-        arrays = tuple(jnp.asarray(x) for x in leaves if _is_array(x) and not closed)
-        rest = tuple(_HOLE if _is_array(x) and not closed else x for x in leaves)
-        key = tree, tuple(_key(x) for x in rest), tuple((a.shape, str(a.dtype)) for a in arrays)
-        return cls(arrays, tree, rest, key)
-
-    def join(self, arrays: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments again, with these arrays for the data."""
-        taken = iter(arrays)
-        return jax.tree.unflatten(self.tree, [next(taken) if x is _HOLE else x for x in self.rest])
+def _join(tree: Any, rest: tuple[Any, ...], arrays: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    taken = iter(arrays)
+    return jax.tree.unflatten(tree, [next(taken) if x is _HOLE else x for x in rest])
 
 
 SMALL = 10_000

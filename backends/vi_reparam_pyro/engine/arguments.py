@@ -1,4 +1,4 @@
-"""Arguments of a fit: which are data, and whether they can be used at all."""
+"""Arguments of a call: which are data, and whether they can be used at all."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
+from vi_reparam.backend.data import Data
 from vi_reparam.errors import ArgumentError
 
 Array = Any
@@ -61,6 +62,19 @@ def as_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any
         return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
 
     return pytree.tree_map(convert, (tuple(args), dict(kwargs)))
+
+
+def data_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Data:
+    """Arguments as tensors, taken apart."""
+    args, kwargs = as_tensors(args, kwargs)
+    leaves, tree = pytree.tree_flatten((args, kwargs))
+    arrays = tuple(leaf for leaf in leaves if is_array(leaf))
+
+    def join(arrays: tuple[Array, ...]) -> Any:
+        taken = iter(arrays)
+        return pytree.tree_unflatten([next(taken) if is_array(leaf) else leaf for leaf in leaves], tree)
+
+    return Data(args, kwargs, (signature(args, kwargs), torch.get_default_dtype()), arrays, join)
 
 
 def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
