@@ -47,7 +47,7 @@ def _draw(guided, params, key):
 
 @pytest.mark.parametrize("kind", KIND_ROWS)
 def test_every_kind_goes_there_and_back(kind):
-    template, join = vr.guide(vr.Flow(kind=kind, num_layers=2, hidden=8))(banana).written._parts(3, None)
+    template, join = vr.guide(vr.Flow(kind=kind, num_layers=2, hidden=8))(banana).base_guide._parts(3, None)
     layers, x = join(template), jnp.array([0.3, -1.2, 2.0])
     y, log_det = jax.jit(lambda x: layers.transform_and_log_det(x))(x)
     assert jnp.isfinite(log_det)
