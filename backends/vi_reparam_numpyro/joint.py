@@ -17,8 +17,8 @@ from jax import lax, random
 from numpyro.distributions import constraints
 from numpyro.handlers import block, seed, substitute, trace
 
-from vi_reparam.draw import Draw
 from vi_reparam.backend.data import Data
+from vi_reparam.draw import Draw
 from vi_reparam.errors import SiteError
 from vi_reparam.estimators import ScoreFunction
 from vi_reparam.gaussians import path_gradient as path

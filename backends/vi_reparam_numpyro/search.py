@@ -10,10 +10,10 @@ import numpy as np
 from jax import lax, random
 from numpyro.handlers import block, trace
 
+from vi_reparam.backend.data import Data
 from vi_reparam.errors import NonFiniteError
 from vi_reparam.gaussians import pathfinder as search
 from vi_reparam.gaussians.preconditioner import Preconditioner
-from vi_reparam.backend.data import Data
 from vi_reparam_numpyro.engine.arguments import jit_once
 from vi_reparam_numpyro.layout import Layout
 from vi_reparam_numpyro.ops.ops import ops
@@ -45,9 +45,7 @@ class Searcher:
         """
         known = data.form
         if known not in self._compiled:
-            paths = jit_once(
-                lambda key, arrays: self._paths(layout, data, key, arrays), data.call
-            )
+            paths = jit_once(lambda key, arrays: self._paths(layout, data, key, arrays), data.call)
             self._compiled[known] = None if self._learns(data) else paths
         if self._compiled[known] is None:
             return []

@@ -23,7 +23,7 @@ from vi_reparam_pyro.storage import load
 host, ops = _backend.host, _backend.ops
 
 
-class Guided(api.Guided):
+class Guided(api.Guided):  # noqa: D101  (the docstring is inherited)
     __doc__ = api.Guided.__doc__
     backend, elbo, posterior_type = _backend, ELBO, Posterior
     estimate, as_mapping, build_guide = staticmethod(estimate), staticmethod(as_mapping), staticmethod(build_guide)

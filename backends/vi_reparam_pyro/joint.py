@@ -17,8 +17,8 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.ops.provenance import extract_provenance, get_provenance, track_provenance
 
-from vi_reparam.draw import Draw
 from vi_reparam.backend.data import Data
+from vi_reparam.draw import Draw
 from vi_reparam.errors import GradientError, SiteError
 from vi_reparam.estimators import ScoreFunction
 from vi_reparam.gaussians import path_gradient as path

@@ -44,8 +44,10 @@ class Program(Protocol[S]):
     A state is consumed by what it is given to: it may be changed in place.
     """
 
-    execution: str
-    """``"compiled"``, ``"captured"``, or why it is neither."""
+    @property
+    def execution(self) -> str:
+        """``"compiled"``, ``"captured"``, or why it is neither; known after the first steps."""
+        ...
 
     def init(self, key: Key, values: Params, data: Data) -> S:
         """The state before the first step.
@@ -159,9 +161,7 @@ class Engine(Protocol):
         """
         ...
 
-    def check(
-        self, task: Task, data: Data, start: Callable[[Key], Params], key: Key, *, known: bool
-    ) -> Params | None:
+    def check(self, task: Task, data: Data, start: Callable[[Key], Params], key: Key, *, known: bool) -> Params | None:
         """Refuse what can be refused before the first step: sites, plates, minibatches, values outside a support.
 
         Args:
@@ -202,9 +202,7 @@ class Engine(Protocol):
         """
         ...
 
-    def gradients(
-        self, task: Task, data: Data, params: Params, key: Key, num: int
-    ) -> Iterator[tuple[Any, float]]:
+    def gradients(self, task: Task, data: Data, params: Params, key: Key, num: int) -> Iterator[tuple[Any, float]]:
         """Independent gradients of the loss by the constrained parameters, in batches of one size, `num` or a few more.
 
         Args:

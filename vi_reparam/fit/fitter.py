@@ -237,18 +237,17 @@ class Fitter:
         Args:
             about: fields of its `FitSignature`.
         """
-        losses, done, save = np.full(about["num_steps"], np.nan), 0, None
-        if checkpoint is not None:
-            signature = FitSignature(**about, state=form_of(program.arrays(state)))
-            stored = checkpoints.load(checkpoint, signature, course)
-            if stored is not None:
-                arrays, done, losses = stored
-                state = program.restore(state, arrays)
+        losses, done, name = np.full(about["num_steps"], np.nan), 0, self.guided.name
+        signature = None if checkpoint is None else FitSignature(**about, state=form_of(program.arrays(state)))
+        stored = None if signature is None else checkpoints.load(checkpoint, signature, course)
+        if stored is not None:
+            arrays, done, losses = stored
+            state = program.restore(state, arrays)
 
-            def save(state: Any, done: int) -> None:
+        def save(state: Any, done: int) -> None:
+            if signature is not None:
                 checkpoints.save(checkpoint, signature, program.arrays(state), done, losses, course)
 
-        name = self.guided.name
         state, done = run_steps(program, state, losses, done, name=name, course=course, progress=progress, save=save)
         return Restart(program.params(state), losses[:done], course, program.execution)
 

@@ -70,20 +70,22 @@ class Guided:
     backend: ClassVar[Backend]
     """The framework; set by the subclass that a backend's package exports."""
 
-    posterior_type: ClassVar[type]
+    posterior_type: ClassVar[Any]
     """The class of what a fit gives."""
 
-    elbo: ClassVar[type]
+    elbo: ClassVar[Any]
     """The class of objectives that honour score terms."""
 
-    estimate: ClassVar[Callable[..., Any]]
+    estimate: ClassVar[Any]
     """The handler that draws a guide's sites by estimators."""
 
-    as_mapping: ClassVar[Callable[[Any], dict[str, Any]]]
+    as_mapping: ClassVar[Any]
     """Checks estimators, and makes them a mapping by site."""
 
-    build_guide: ClassVar[Callable[..., Any]]
+    build_guide: ClassVar[Any]
     """``build_guide(family, model, estimators)`` makes the guide of a family."""
+
+    name: str
 
     def __init__(
         self, model: Callable[..., Any], guide: Any = None, *, estimators: Any = None, objective: Any = None
@@ -113,7 +115,7 @@ class Guided:
         self._families: dict[Any, Self] = {}
         # of an object, its attributes are its own
         functools.update_wrapper(self, model, updated=("__dict__",) if inspect.isroutine(model) else ())
-        self.name = getattr(model, "__name__", type(model).__name__)
+        self.name = str(getattr(model, "__name__", type(model).__name__))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)
@@ -160,7 +162,7 @@ class Guided:
     def start(self, *args: Any, seed: Any = 0, **kwargs: Any) -> dict[str, Any]:
         """The initial values at the param and mutable sites, constrained, by name."""
         engine = self.backend.engine
-        return self.start_at(engine.data(args, kwargs), engine.key(seed))
+        return self.start_at(engine.data(args, kwargs, self.model), engine.key(seed))
 
     def start_at(self, data: Data, key: Any, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """As `start`, compiled once for every form of the data.

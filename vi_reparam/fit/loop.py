@@ -57,7 +57,7 @@ def run_steps(
     name: str,
     course: Convergence | None,
     progress: bool,
-    save: Callable[[Any, int], None] | None,
+    save: Callable[[Any, int], None],
 ) -> tuple[Any, int]:
     """Go on from step `done` to the end.
 
@@ -93,7 +93,7 @@ def run_steps(
             seconds = time.perf_counter() - begun
             chunk = int(np.clip(len(values) * LOOK_EVERY / max(seconds, 1e-4), 1, CHUNK))
             ended = done == total or (course is not None and course.finished)
-            if save is not None and (ended or time.perf_counter() - saved > SAVE_EVERY):
+            if ended or time.perf_counter() - saved > SAVE_EVERY:
                 save(state, done)
                 saved = time.perf_counter()
     return state, done

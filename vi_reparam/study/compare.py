@@ -62,8 +62,8 @@ def compare_estimators(
     """
     _check(estimators, num_replicates, num_particles, stages, reference)
     engine, ops = bound.backend.engine, bound.backend.ops
-    data, key = engine.data(args, kwargs), engine.key(seed)
     guided = bound.of(guided)
+    data, key = engine.data(args, kwargs, guided.model), engine.key(seed)
     places = {"start": engine.data((), params).kwargs if params else guided.start_at(data, key)}
     if "fitted" in stages:
         posterior = guided.fit(*args, num_steps=fit_steps, seed=seed, progress=progress, **kwargs)
@@ -112,9 +112,7 @@ def compare_estimators(
     )
 
 
-def _check(
-    estimators: Any, num_replicates: Any, num_particles: Any, stages: Sequence[str], reference: Any
-) -> None:
+def _check(estimators: Any, num_replicates: Any, num_particles: Any, stages: Sequence[str], reference: Any) -> None:
     if not estimators or not all(isinstance(e, Estimator) for e in estimators):
         raise ArgumentError(
             f"compare_estimators(estimators={estimators!r}): expected a list such as [vr.Implicit(), vr.Rejection()]"

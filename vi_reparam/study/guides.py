@@ -137,9 +137,11 @@ def compare_sde(
             posterior = guided.fit(*args, num_steps=num_steps, seed=seed, progress=False, **kwargs)
             seconds = time.perf_counter() - begun
             spread = gradient_variance(guided, OWN, posterior, num_replicates, seed)
-            rows.append(FormRow(*form, *posterior.elbo(), spread, seconds))
-    settings = {"num_steps": num_steps, "num_particles": num_particles, "num_replicates": num_replicates}
-    return Study(FormRow, rows, **settings, seed=seed)
+            elbo, error = posterior.elbo()
+            rows.append(FormRow(*form, elbo, error, spread, seconds))
+    return Study(
+        FormRow, rows, num_steps=num_steps, num_particles=num_particles, num_replicates=num_replicates, seed=seed
+    )
 
 
 def compare_guides(
@@ -195,11 +197,12 @@ def compare_guides(
             begun = time.perf_counter()
             posterior = guided.fit(*args, **options, **kwargs)
             seconds = time.perf_counter() - begun
+            elbo, error = posterior.elbo()
             own = tuple(f"{site}_" for site in posterior.draws(1)) if isinstance(family, MeanField) else OWN
             for gradient in gradients:
                 other = _with_gradient(bound, model, family, gradient, num_particles)
                 spread = gradient_variance(other, own, posterior, num_replicates, seed)
-                rows.append(FamilyRow(repr(family), gradient, *posterior.elbo(), posterior.khat, spread, seconds))
+                rows.append(FamilyRow(repr(family), gradient, elbo, error, posterior.khat, spread, seconds))
     return Study(FamilyRow, rows, num_replicates=num_replicates, seed=seed)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from vi_reparam.backend.engine import Engine, Task
 from vi_reparam.backend.data import Data
+from vi_reparam.backend.engine import Engine, Task
 
 Array = Any
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from vi_reparam.backend.data import Data
 from vi_reparam.errors import ArgumentError
@@ -23,7 +24,7 @@ def check_data(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ArgumentError: naming the argument and how many of its values are not finite.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path((args, kwargs)):
-        if not _is_array(leaf) or isinstance(leaf, jax.core.Tracer):
+        if not _is_array(leaf) or isinstance(leaf, Tracer):
             continue
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) or not np.issubdtype(np.asarray(leaf).dtype, np.floating):
             continue

@@ -138,9 +138,7 @@ class JaxEngine:
         name = "first_params", _Same(model), _Same(guide), tuple(sorted(known))
         return self.call(values, data, key, dict(known), name=name)
 
-    def check(
-        self, task: Task, data: Data, start: Callable[[Any], Params], key: Any, *, known: bool
-    ) -> Params | None:
+    def check(self, task: Task, data: Data, start: Callable[[Any], Params], key: Any, *, known: bool) -> Params | None:
         if not known:
             check_subsampling(task.model, *data.call)
             task.objective.check_at(start, task.model, task.guide, *data.call)

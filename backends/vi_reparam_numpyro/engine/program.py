@@ -78,7 +78,9 @@ class Program:
         """The loss, and the mutable sites after it. The objective is called here alone."""
         args, kwargs = self._join(arrays)
         values = self._constrained(params, mutable)
-        out = self.task.objective.loss_with_mutable_state(key, values, self.task.model, self.task.guide, *args, **kwargs)
+        out = self.task.objective.loss_with_mutable_state(
+            key, values, self.task.model, self.task.guide, *args, **kwargs
+        )
         return out["loss"], mutable if out["mutable_state"] is None else {**(mutable or {}), **out["mutable_state"]}
 
     def _step(self, carry: Any) -> Any:
@@ -119,9 +121,9 @@ class Program:
 
     def moments(self, state: State) -> tuple[State, np.ndarray, np.ndarray]:
         watch = state.tree["watch"]
-        means = [np.asarray(self._flat(watch[name])) / state.seen for name in ("sum", "square")]
+        mean, square = (np.asarray(self._flat(watch[name])) / state.seen for name in ("sum", "square"))
         empty = {name: jax.tree.map(jnp.zeros_like, watch[name]) for name in ("sum", "square")}
-        return State({**state.tree, "watch": {**watch, **empty}}, state.data), *means
+        return State({**state.tree, "watch": {**watch, **empty}}, state.data), mean, square
 
     def move(self, state: State, vector: np.ndarray | None, rate: float) -> State:
         tree, watch = state.tree, state.tree["watch"]

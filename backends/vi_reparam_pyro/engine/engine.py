@@ -81,9 +81,7 @@ class TorchEngine:
             found = first_parameters(model, guide, *data.call, key=mix(key), known=known).values()
         return {**found, **known}
 
-    def check(
-        self, task: Task, data: Data, start: Callable[[int], Params], key: int, *, known: bool
-    ) -> Params | None:
+    def check(self, task: Task, data: Data, start: Callable[[int], Params], key: int, *, known: bool) -> Params | None:
         try:
             return self._checked(task, data, start, key)
         except ValueError as error:

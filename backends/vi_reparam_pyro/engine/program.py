@@ -122,7 +122,7 @@ class Program:
         self.gradient = Gradient(task, data, num_steps)
 
     @property
-    def execution(self) -> str:
+    def execution(self) -> str:  # it is known after a few steps
         return self.gradient.how
 
     def init(self, key: int, values: Mapping[str, Array], data: Data) -> State:
