@@ -14,7 +14,7 @@ from vi_reparam.api import *  # noqa: F403  (the names that all backends share)
 from vi_reparam_numpyro.backend import backend as _backend
 from vi_reparam_numpyro.guides import build_guide
 from vi_reparam_numpyro.host.distributions import FromSampler, VonMisesFisher, annotate
-from vi_reparam_numpyro.host.handlers import as_mapping, estimate
+from vi_reparam_numpyro.host.handlers import estimate
 from vi_reparam_numpyro.host.objectives import ELBO, IWELBO
 from vi_reparam_numpyro.posterior import Posterior
 from vi_reparam_numpyro.sampling import random
@@ -27,7 +27,7 @@ host, ops = _backend.host, _backend.ops
 class Guided(api.Guided):  # noqa: D101  (the docstring is inherited)
     __doc__ = api.Guided.__doc__
     backend, elbo, posterior_type = _backend, ELBO, Posterior
-    estimate, as_mapping, build_guide = staticmethod(estimate), staticmethod(as_mapping), staticmethod(build_guide)
+    estimate, build_guide = staticmethod(estimate), staticmethod(build_guide)
 
 
 guide = api.bound(api.guide, Guided)

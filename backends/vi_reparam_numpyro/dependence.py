@@ -17,7 +17,7 @@ from numpyro.ops.provenance import eval_provenance
 
 from vi_reparam.errors import GradientError
 from vi_reparam.objectives.plates import plates_of
-from vi_reparam_numpyro.listener import Listener
+from vi_reparam.sites.recorder import Recorder as Listener
 from vi_reparam_numpyro.run import Place, Run
 
 Array = Any

@@ -22,7 +22,7 @@ from vi_reparam.gaussians.pathfinder import LARGEST
 from vi_reparam.guides import Flow, FullRank, Gaussian
 from vi_reparam.guides.flow import CHEAP_INVERSES, INTERVAL, KINDS, NUM_KNOTS
 from vi_reparam.guides.selection import ALL, SiteSelection
-from vi_reparam_numpyro import listener
+from vi_reparam.sites import recorder as listener
 from vi_reparam_numpyro.engine.arguments import jit_once
 from vi_reparam_numpyro.host.guard import running_objective
 from vi_reparam_numpyro.joint import (

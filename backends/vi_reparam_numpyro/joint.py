@@ -28,11 +28,12 @@ from vi_reparam.gaussians.preconditioner import Preconditioner
 from vi_reparam.guides import Gaussian, GaussianFamily, JointFamily
 from vi_reparam.guides.condition import features_of, plate_of, saturated
 from vi_reparam.guides.selection import ALL, SiteSelection
-from vi_reparam_numpyro import listener
-from vi_reparam_numpyro.host.distributions import Sampled
-from vi_reparam_numpyro.host.guard import refuse_gradient, running_objective
+from vi_reparam.sites import recorder as listener
+from vi_reparam.sites.draw import Sampled
+from vi_reparam_numpyro.host.guard import running_objective
 from vi_reparam_numpyro.layout import Layout
 from vi_reparam_numpyro.ops.ops import ops
+from vi_reparam_numpyro.ops.refusal import refuse_gradient
 from vi_reparam_numpyro.plates import enter
 from vi_reparam_numpyro.prototype import Latents, Plate, form_of
 from vi_reparam_numpyro.scoring import full_data, total_log_prob

@@ -13,8 +13,10 @@ from numpyro.primitives import Messenger
 
 from vi_reparam.errors import SiteError
 from vi_reparam.objectives.plates import PlateDims
-from vi_reparam_numpyro.host.distributions import Estimated, Sampled, entropy_of, precise_log_prob
-from vi_reparam_numpyro.listener import Listener, listening
+from vi_reparam.sites.draw import Sampled
+from vi_reparam.sites.recorder import Recorder as Listener
+from vi_reparam.sites.recorder import recording as listening
+from vi_reparam_numpyro.host.distributions import Estimated, entropy_of, precise_log_prob
 
 Array = Any
 Place = tuple[str, str]

@@ -15,8 +15,9 @@ from numpyro.primitives import Messenger
 
 from vi_reparam.errors import ArgumentError, SiteError
 from vi_reparam.posterior.sites import Scored, Site, Sites, bound_arguments
+from vi_reparam.sites.draw import Sampled
 from vi_reparam_numpyro.engine.arguments import jit_once
-from vi_reparam_numpyro.host.distributions import Estimated, Sampled
+from vi_reparam_numpyro.host.distributions import Estimated
 from vi_reparam_numpyro.run import model_log_prob
 
 CHUNK_BUDGET = 2**22  # scalars of sites held at once

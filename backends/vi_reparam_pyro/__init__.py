@@ -14,7 +14,7 @@ from vi_reparam.api import *  # noqa: F403  (the names that all backends share)
 from vi_reparam_pyro.backend import backend as _backend
 from vi_reparam_pyro.guides import build_guide
 from vi_reparam_pyro.host.distributions import FromSampler, TruncatedNormal, VonMisesFisher, annotate
-from vi_reparam_pyro.host.handlers import as_mapping, estimate
+from vi_reparam_pyro.host.handlers import estimate
 from vi_reparam_pyro.host.objectives import ELBO, IWELBO
 from vi_reparam_pyro.posterior import Posterior
 from vi_reparam_pyro.sampling import random
@@ -26,7 +26,7 @@ host, ops = _backend.host, _backend.ops
 class Guided(api.Guided):  # noqa: D101  (the docstring is inherited)
     __doc__ = api.Guided.__doc__
     backend, elbo, posterior_type = _backend, ELBO, Posterior
-    estimate, as_mapping, build_guide = staticmethod(estimate), staticmethod(as_mapping), staticmethod(build_guide)
+    estimate, build_guide = staticmethod(estimate), staticmethod(build_guide)
 
 
 guide = api.bound(api.guide, Guided)

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from pyro.ops.provenance import get_provenance
+from pyro.ops.provenance import get_provenance, track_provenance
 
 from vi_reparam.errors import GradientError
 from vi_reparam.objectives.plates import plates_of
-from vi_reparam_pyro.host.distributions import Sampled
+from vi_reparam.sites.draw import Sampled
+from vi_reparam.sites.recorder import Recorder as Listener
 from vi_reparam_pyro.lanes.vmap import vectorized
-from vi_reparam_pyro.listener import Listener
 from vi_reparam_pyro.ops.ops import mix
 from vi_reparam_pyro.run import Place, Run, Runner
 
@@ -28,10 +28,13 @@ def dependents(runner: Runner, key: int, scored: frozenset[str]) -> dict[str, fr
     Two marks are followed, and a cost that bears either depends: Pyro's provenance, which
     discrete values carry too, and the autograd graph, which a custom function does not lose.
     """
-    listener = Listener(traced=scored)
+    with torch.no_grad():
+        values = {name: sampled.draw.value for name, sampled in runner(key).draws.items() if name in scored}
+    tags = {n: torch.zeros_like(v, requires_grad=v.is_floating_point()) for n, v in values.items()}
+    shifts = {name: track_provenance(tag, frozenset({name})) for name, tag in tags.items()}
     with torch.enable_grad():
-        found = runner(key, listener=listener)
-    reached = {place: _reached(cost, listener.tags) for place, cost in found.costs.items()}
+        found = runner(key, listener=Listener(shifts=shifts))
+    reached = {place: _reached(cost, tags) for place, cost in found.costs.items()}
     tagged = {place: get_provenance(cost) for place, cost in found.costs.items()}
     return {name: frozenset(p for p in found.costs if name in tagged[p] or name in reached[p]) for name in scored}
 

@@ -28,14 +28,15 @@ from vi_reparam.gaussians.preconditioner import Preconditioner
 from vi_reparam.guides import Gaussian, GaussianFamily, JointFamily
 from vi_reparam.guides.condition import features_of, plate_of, saturated
 from vi_reparam.guides.selection import ALL, SiteSelection
-from vi_reparam_pyro import listener
+from vi_reparam.sites import recorder as listener
+from vi_reparam.sites.draw import Sampled
 from vi_reparam_pyro.engine.arguments import signature
-from vi_reparam_pyro.host.distributions import Sampled
-from vi_reparam_pyro.host.guard import refuse_gradient, running_objective
+from vi_reparam_pyro.host.guard import running_objective
 from vi_reparam_pyro.host.params import new_scope
 from vi_reparam_pyro.lanes import vmap as lanes
 from vi_reparam_pyro.layout import Layout
 from vi_reparam_pyro.ops.ops import mix, ops
+from vi_reparam_pyro.ops.refusal import refuse_gradient
 from vi_reparam_pyro.plates import enter
 from vi_reparam_pyro.prototype import Latents, Plate, look, prototype
 from vi_reparam_pyro.run import sample_sites

@@ -14,11 +14,13 @@ from pyro.poutine.messenger import Messenger
 
 from vi_reparam.errors import SiteError
 from vi_reparam.objectives.plates import PlateDims
+from vi_reparam.sites.draw import Sampled
+from vi_reparam.sites.recorder import Recorder as Listener
+from vi_reparam.sites.recorder import recording as listening
 from vi_reparam_pyro.host.densities import log_prob
-from vi_reparam_pyro.host.distributions import Estimated, Sampled, entropy_of, precise_log_prob
+from vi_reparam_pyro.host.distributions import Estimated, entropy_of, precise_log_prob
 from vi_reparam_pyro.host.handlers import is_subsample
 from vi_reparam_pyro.lanes.vmap import drawing, keyed
-from vi_reparam_pyro.listener import Listener, listening
 from vi_reparam_pyro.ops.ops import ops
 
 Array = Any

@@ -12,8 +12,8 @@ from harness import ops_or_skip, quickly
 from scipy import special
 
 from vi_reparam import Implicit, Rejection, load
-from vi_reparam.estimators.base import Primitive
 from vi_reparam.families import FAMILIES
+from vi_reparam.samplers.primitive import Primitive
 
 CONCENTRATIONS = (1e-3, 1e-2, 0.3, 1.0, 1e3, 1e6)
 NUM = {"gamma": 1_000_000, "von_mises": 400_000}

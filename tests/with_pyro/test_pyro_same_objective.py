@@ -43,7 +43,7 @@ class Fixed:
 @pytest.fixture(autouse=True)
 def same_noise(monkeypatch):
     for package in ("vi_reparam_numpyro", "vi_reparam_pyro"):
-        module = __import__(f"{package}.distributions", fromlist=["ops"])
+        module = __import__(f"{package}.host.distributions", fromlist=["ops"])
         monkeypatch.setattr(module, "ops", Fixed(module.ops))
 
 

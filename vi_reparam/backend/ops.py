@@ -49,6 +49,13 @@ class Ops(Protocol):
         """The same value, seen as a constant by differentiation."""
         ...
 
+    def refuse_gradient(self, message: str, value: Array, *operands: Any) -> Array:
+        """`value`, which raises a `GradientError` if it is differentiated in anything behind it or `operands`.
+
+        Evaluation and prediction work as ever.
+        """
+        ...
+
     def concrete(self, x: Array) -> Array | None:
         """The value of `x` if Python can know it now, differentiated or not; None inside jit or vmap."""
         ...

@@ -12,7 +12,6 @@ from vi_reparam.errors import SiteError
 
 if TYPE_CHECKING:
     from vi_reparam.families.base import Family
-    from vi_reparam.samplers.base import RejectionSampler
 
 Array = Any
 
@@ -89,30 +88,6 @@ class Estimator(abc.ABC):
     def __repr__(self) -> str:
         inside = ", ".join(f"{k}={v!r}" for k, v in self.options().items())
         return f"{type(self).__name__}({inside})"
-
-
-class Primitive(abc.ABC):
-    """How one rejection sampler inside a family is drawn: the part in which estimators differ.
-
-    Attributes:
-        boost: shape augmentations of the gamma draws.
-        density: whether the draw's log_prob is wanted; where it is not, a family may leave it None.
-    """
-
-    boost: int = 1
-    density: bool = True
-
-    @abc.abstractmethod
-    def __call__(
-        self,
-        ops: Ops,
-        key: Any,
-        sampler: RejectionSampler,
-        shape: tuple[int, ...],
-        *params: Array,
-        value: Array | None = None,
-    ) -> tuple[Array, Array | None, Any]:
-        """A value of the sampler (`value` itself if given), its score term or None, its noise."""
 
 
 _NAMES = {

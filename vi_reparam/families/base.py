@@ -11,7 +11,7 @@ from vi_reparam.draw import Draw
 from vi_reparam.errors import SiteError
 
 if TYPE_CHECKING:
-    from vi_reparam.estimators.base import Primitive
+    from vi_reparam.samplers.primitive import Primitive
 
 Array = Any
 

@@ -10,7 +10,7 @@ from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family, WeakDerivative
 
 if TYPE_CHECKING:
-    from vi_reparam.estimators.base import Primitive
+    from vi_reparam.samplers.primitive import Primitive
 
 Array = Any
 

@@ -12,7 +12,7 @@ from vi_reparam.numerics import special
 from vi_reparam.samplers.gamma import LogGamma
 
 if TYPE_CHECKING:
-    from vi_reparam.estimators.base import Primitive
+    from vi_reparam.samplers.primitive import Primitive
 
 Array = Any
 

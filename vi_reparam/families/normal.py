@@ -11,7 +11,7 @@ from vi_reparam.families.base import Family, WeakDerivative, same_rank
 from vi_reparam.numerics import special
 
 if TYPE_CHECKING:
-    from vi_reparam.estimators.base import Primitive
+    from vi_reparam.samplers.primitive import Primitive
 
 Array = Any
 

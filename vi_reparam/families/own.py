@@ -13,7 +13,7 @@ from vi_reparam.families.base import Family
 from vi_reparam.samplers.base import RejectionSampler
 
 if TYPE_CHECKING:
-    from vi_reparam.estimators.base import Primitive
+    from vi_reparam.samplers.primitive import Primitive
 
 Array = Any
 

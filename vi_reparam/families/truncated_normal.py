@@ -12,7 +12,7 @@ from vi_reparam.numerics import mills
 from vi_reparam.samplers.truncated_normal import TruncatedNormalOffset
 
 if TYPE_CHECKING:
-    from vi_reparam.estimators.base import Primitive
+    from vi_reparam.samplers.primitive import Primitive
 
 Array = Any
 

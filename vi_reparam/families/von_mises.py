@@ -13,7 +13,7 @@ from vi_reparam.numerics import bessel, special
 from vi_reparam.samplers.von_mises import VonMisesDeviation
 
 if TYPE_CHECKING:
-    from vi_reparam.estimators.base import Primitive
+    from vi_reparam.samplers.primitive import Primitive
 
 Array = Any
 

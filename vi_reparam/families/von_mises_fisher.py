@@ -13,7 +13,7 @@ from vi_reparam.numerics import bessel
 from vi_reparam.samplers.von_mises_fisher import PolarLogit
 
 if TYPE_CHECKING:
-    from vi_reparam.estimators.base import Primitive
+    from vi_reparam.samplers.primitive import Primitive
 
 Array = Any
 

@@ -15,6 +15,7 @@ from vi_reparam.fit.escalation import escalate
 from vi_reparam.fit.fitter import Fitter
 from vi_reparam.fit.options import NAMES
 from vi_reparam.guides import Escalate, GuideFamily, JointFamily, MeanField
+from vi_reparam.sites.choice import as_mapping
 
 if TYPE_CHECKING:
     from vi_reparam.backend.backend import Backend
@@ -79,9 +80,6 @@ class Guided:
     estimate: ClassVar[Any]
     """The handler that draws a guide's sites by estimators."""
 
-    as_mapping: ClassVar[Any]
-    """Checks estimators, and makes them a mapping by site."""
-
     build_guide: ClassVar[Any]
     """``build_guide(family, model, estimators)`` makes the guide of a family."""
 
@@ -98,7 +96,7 @@ class Guided:
                 f"objective={objective!r} would drop the score terms of this guide's estimators: use vr.ELBO()"
             )
         _refuse_names(model)
-        mapping = self.as_mapping(estimators)
+        mapping = as_mapping(estimators)
         if guide is None or isinstance(guide, GuideFamily):
             self.family = Escalate() if guide is None else guide
             self.family.check_estimators(mapping)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from vi_reparam.backend.ops import Ops
-from vi_reparam.estimators.base import Primitive
 from vi_reparam.samplers.base import RejectionSampler, accepted_noise
 from vi_reparam.samplers.gamma import LogGamma
+from vi_reparam.samplers.primitive import Primitive
 
 Array = Any
 

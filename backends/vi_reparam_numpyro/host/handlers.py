@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 from numpyro.distributions import Delta
 from numpyro.primitives import Messenger, mutable
 
-from vi_reparam.errors import ArgumentError, SiteError
-from vi_reparam.estimators import Auto, Estimator
-from vi_reparam_numpyro.host.distributions import Estimated, annotate, resolve
+from vi_reparam.errors import SiteError
+from vi_reparam.sites.choice import Chooser, as_mapping
+from vi_reparam_numpyro.host.distributions import annotate
+from vi_reparam_numpyro.host.families import reader
 from vi_reparam_numpyro.host.guard import initializing_a_host
+from vi_reparam_numpyro.ops.ops import ops
 
 BASELINE = "vr.baseline"
 """The mutable site that holds the decaying averages."""
@@ -38,10 +38,7 @@ class estimate(Messenger):  # noqa: N801  (handlers are lower case in NumPyro)
     def __init__(self, fn: Any = None, estimators: Any = None) -> None:
         super().__init__(fn)
         self.estimators = as_mapping(estimators)
-        self._scored: dict[str, tuple[int, ...]] = {}
-        self._seen: set[str] = set()
-        self._unserved: list[SiteError] = []
-        self._served = False
+        self._chooser = Chooser(reader, self.estimators)
 
     def process_message(self, msg: Any) -> None:
         if msg["type"] == "control_flow":
@@ -52,65 +49,19 @@ class estimate(Messenger):  # noqa: N801  (handlers are lower case in NumPyro)
         if msg["type"] != "sample" or msg["is_observed"]:
             return
         name, fn = msg["name"], msg["fn"]
-        self._seen.add(name)
-        own = fn.estimator if isinstance(fn, Estimated) else msg["infer"].get("estimator")
-        chosen = self.estimators.get(name) or own or self._wildcard(name, fn)
-        if chosen is None:
-            return
-        if not isinstance(chosen, Estimator):
-            raise ArgumentError(
-                f"site {name!r}: infer['estimator'] is {chosen!r}, expected an estimator such as vr.Implicit()"
-            )
-        msg["fn"] = annotate(fn, chosen, name)
-        if getattr(msg["fn"].estimator, "baseline", None) in ("auto", "decaying_average"):
+        chosen = self._chooser.choose(name, fn, msg["infer"], is_point=isinstance(fn, Delta))
+        if chosen is not None:
+            msg["fn"] = made = annotate(fn, chosen, name)
             plates = {frame.dim for frame in msg["cond_indep_stack"]}
-            batch = msg["fn"].batch_shape
-            self._scored[name] = tuple(n if axis - len(batch) in plates else 1 for axis, n in enumerate(batch))
-
-    def _wildcard(self, name: str, fn: Any) -> Estimator | None:
-        chosen = self.estimators.get("*")
-        if chosen is None or isinstance(fn, Delta) or getattr(fn, "known_by_draws", False):
-            return None
-        try:
-            resolve(chosen, fn, name)
-        except SiteError as error:
-            self._unserved.append(error)
-            return Auto()
-        self._served = True
-        return chosen
+            self._chooser.note(name, made.estimator, made.batch_shape, plates)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.fn is None:
             return super().__call__(*args, **kwargs)
-        self._scored, self._seen, self._unserved, self._served = {}, set(), [], False
+        self._chooser = Chooser(reader, self.estimators)
         result = super().__call__(*args, **kwargs)
-        unknown = set(self.estimators) - self._seen - {"*"}
-        if unknown:
-            raise ArgumentError(
-                f"estimators name {sorted(unknown)}, which the guide does not draw: it draws {sorted(self._seen)}"
-            )
-        if self._unserved and not self._served:
-            raise self._unserved[0]
-        if self._scored and not initializing_a_host():
-            averages: Any = {n: {"mean": jnp.zeros(s), "count": jnp.zeros(())} for n, s in self._scored.items()}
+        self._chooser.finish()
+        averages: Any = self._chooser.averages(ops)
+        if averages and not initializing_a_host():
             mutable(BASELINE, averages)
         return result
-
-
-def as_mapping(estimators: Any) -> dict[str, Estimator]:
-    """One estimator or a mapping of them, as a mapping.
-
-    Raises:
-        ArgumentError: if a value is not an estimator.
-    """
-    if estimators is None:
-        return {}
-    if not isinstance(estimators, Estimator | Mapping):
-        raise ArgumentError(
-            f"estimators={estimators!r}: expected an estimator such as vr.Implicit(), or a mapping from site names"
-        )
-    mapping = {"*": estimators} if isinstance(estimators, Estimator) else dict(estimators)
-    for name, value in mapping.items():
-        if not isinstance(value, Estimator):
-            raise ArgumentError(f"estimators[{name!r}] is {value!r}: expected an estimator such as vr.Implicit()")
-    return mapping

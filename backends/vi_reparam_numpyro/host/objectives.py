@@ -15,10 +15,10 @@ from vi_reparam.errors import ArgumentError
 from vi_reparam.objectives import multisample, score
 from vi_reparam.objectives.multisample import DOUBLY
 from vi_reparam.objectives.plates import PlateDims, plates_of
+from vi_reparam.sites.draw import Sampled
+from vi_reparam.sites.recorder import Recorder as Listener
 from vi_reparam_numpyro import dependence
-from vi_reparam_numpyro.host.distributions import Sampled
 from vi_reparam_numpyro.host.handlers import BASELINE
-from vi_reparam_numpyro.listener import Listener
 from vi_reparam_numpyro.ops.ops import ops
 from vi_reparam_numpyro.run import Place, Run, run, stopped
 

@@ -17,8 +17,8 @@ from numpyro.primitives import Messenger
 
 from vi_reparam.backend.tracer import Given, PlateInfo, Record, Statement
 from vi_reparam.errors import ArgumentError
+from vi_reparam.sites.recorder import Recorder, recording
 from vi_reparam_numpyro.host.distributions import Estimated
-from vi_reparam_numpyro.listener import Listener, listening
 
 Array = Any
 T = TypeVar("T")
@@ -36,7 +36,7 @@ class NumpyroTracer:
         *,
         params: Mapping[str, Array] | None = None,
         values: Given | None = None,
-        recorder: Listener | None = None,
+        recorder: Recorder | None = None,
         full_data: bool = False,
         frozen: bool = False,
         resample: bool = False,
@@ -61,7 +61,7 @@ class NumpyroTracer:
             fn = _Frozen(fn)
         if recorder is not None:
             fn = _Collect(fn, recorder, given_key)
-        with block() if alone else contextlib.nullcontext(), _recording(recorder):
+        with block() if alone else contextlib.nullcontext(), recording(recorder):
             sites = trace(fn).get_trace(*args, **kwargs)
         if params is not None:
             _require_params(sites, params)
@@ -132,7 +132,7 @@ class _Frozen(Messenger):
 class _Collect(Messenger):
     """Outermost around the guide: gives every estimated site its name and takes note of its draw."""
 
-    def __init__(self, fn: Any, recorder: Listener, key: Any) -> None:
+    def __init__(self, fn: Any, recorder: Recorder, key: Any) -> None:
         super().__init__(fn)
         self.recorder = recorder
         self.key = key
@@ -151,10 +151,6 @@ class _Collect(Messenger):
         if msg["value"] is not None:  # replayed or substituted: give it its gradient back
             self.key, key = random.split(self.key)
             msg["value"] = msg["fn"].emit(msg["fn"].draw(key, value=msg["value"]))
-
-
-def _recording(recorder: Listener | None) -> Any:
-    return contextlib.nullcontext() if recorder is None else listening(recorder)
 
 
 def _given(values: Callable[[Statement], Array | None], msg: Any) -> Array | None:

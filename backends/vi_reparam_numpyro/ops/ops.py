@@ -14,6 +14,7 @@ from jax.scipy import special
 
 from vi_reparam.errors import ArgumentError
 from vi_reparam_numpyro.ops import noise
+from vi_reparam_numpyro.ops.refusal import refuse_gradient
 from vi_reparam_numpyro.ops.retry import retry
 
 
@@ -28,6 +29,7 @@ class JaxOps:
     log_ndtr = staticmethod(special.log_ndtr)
     ndtri = staticmethod(special.ndtri)
     stop_gradient = staticmethod(lax.stop_gradient)
+    refuse_gradient = staticmethod(refuse_gradient)
 
     def concrete(self, x: Any) -> Any:
         while isinstance(x, Tracer):  # the tracers of grad hold a value, those of jit and vmap none

@@ -1,4 +1,4 @@
-"""A derivative rule that raises: for gradients that would silently be wrong."""
+"""Who is asking: what of Pyro's runs on the call stack."""
 
 from __future__ import annotations
 
@@ -9,34 +9,8 @@ import torch
 from pyro.infer import ELBO as HOST_ELBO
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 
-from vi_reparam.errors import GradientError
-
 HONOURING: tuple[type, ...] = (Trace_ELBO, TraceGraph_ELBO, TraceEnum_ELBO)
 """Pyro's objectives that multiply a site's ``score_function`` with its cost."""
-
-
-class _Refuse(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(value: Any, message: str, *operands: Any) -> Any:
-        return value.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.message = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        raise GradientError(ctx.message)
-
-
-def refuse_gradient(message: str, value: Any, *operands: Any) -> Any:
-    """`value`, which raises if it is differentiated with respect to anything behind it or `operands`.
-
-    Evaluation and prediction work as ever.
-    """
-    return _Refuse.apply(value, message, *operands)
 
 
 def running_objective() -> Any:

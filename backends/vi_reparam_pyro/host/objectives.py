@@ -14,11 +14,11 @@ from vi_reparam.errors import ArgumentError, GradientError
 from vi_reparam.objectives import multisample, score
 from vi_reparam.objectives.multisample import DOUBLY
 from vi_reparam.objectives.plates import PlateDims, plates_of
+from vi_reparam.sites.draw import Sampled
+from vi_reparam.sites.recorder import Recorder as Listener
 from vi_reparam_pyro import dependence
 from vi_reparam_pyro.engine.arguments import signature
-from vi_reparam_pyro.host.distributions import Sampled
 from vi_reparam_pyro.lanes.vmap import vectorized
-from vi_reparam_pyro.listener import Listener
 from vi_reparam_pyro.ops.ops import mix, ops
 from vi_reparam_pyro.run import Place, Run, Runner, runner_of
 

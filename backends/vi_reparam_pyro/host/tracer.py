@@ -17,13 +17,13 @@ from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch.distributions import biject_to
 
 from vi_reparam.backend.tracer import Given, PlateInfo, Record, Statement
+from vi_reparam.sites.recorder import Recorder, recording
 from vi_reparam_pyro.host.densities import log_prob
 from vi_reparam_pyro.host.distributions import Estimated
 from vi_reparam_pyro.host.handlers import is_subsample
 from vi_reparam_pyro.host.params import clean, isolated, using
 from vi_reparam_pyro.lanes.seeding import mix
 from vi_reparam_pyro.lanes.vmap import drawing, keyed
-from vi_reparam_pyro.listener import Listener, listening
 from vi_reparam_pyro.ops.ops import ops
 
 Array = Any
@@ -42,7 +42,7 @@ class PyroTracer:
         *,
         params: Mapping[str, Array] | None = None,
         values: Given | None = None,
-        recorder: Listener | None = None,
+        recorder: Recorder | None = None,
         full_data: bool = False,
         frozen: bool = False,
         resample: bool = False,
@@ -64,7 +64,7 @@ class PyroTracer:
             # innermost first: what is entered earlier sees what the others left
             tracing = enter(poutine.trace())
             if recorder is not None:
-                enter(listening(recorder))
+                enter(recording(recorder))
                 enter(_Collect(recorder))
             if alone:
                 enter(_Origin())
@@ -169,7 +169,7 @@ class _Frozen(Messenger):
 class _Collect(Messenger):
     """Outermost around the guide: gives every estimated site its name and takes note of its draw."""
 
-    def __init__(self, recorder: Listener) -> None:
+    def __init__(self, recorder: Recorder) -> None:
         super().__init__()
         self.recorder = recorder
 

@@ -15,6 +15,7 @@ from vi_reparam_pyro.lanes.recompute import Recomputed
 from vi_reparam_pyro.lanes.seeding import MASK, mix
 from vi_reparam_pyro.ops import noise
 from vi_reparam_pyro.ops.gamma_slope import as_operator, has_own, in_blocks
+from vi_reparam_pyro.ops.refusal import refuse_gradient
 from vi_reparam_pyro.ops.retry import LaneKey, retry
 
 _functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
@@ -48,6 +49,7 @@ class TorchOps:
     gammaln: Any = staticmethod(torch.lgamma)
     digamma: Any = staticmethod(torch.digamma)
     ndtri: Any = staticmethod(torch.special.ndtri)
+    refuse_gradient: Any = staticmethod(refuse_gradient)
 
     def log_ndtr(self, x: Any) -> Any:
         # torch's own has no rule for lanes
