@@ -12,9 +12,9 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Data:
-    """A call's arguments, made the framework's own and checked.
+    """A call's arguments, made the framework's own and checked. What is compiled for them is kept as long as they are.
 
     Attributes:
         args: positional arguments; `kwargs`: keyword arguments.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -113,38 +113,66 @@ class Engine(Protocol):
         """
         ...
 
-    def data(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], model: Callable[..., Any] | None = None) -> Data:
+    def data(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        model: Callable[..., Any] | None = None,
+        *,
+        inputs: tuple[Any, ...] = (),
+        finite: bool = True,
+    ) -> Data:
         """A call's arguments as the framework takes them.
 
         Args:
-            model: if given, arrays that it reads in Python become constants of what is compiled, with a warning.
+            model: if given, arrays that this program reads in Python become constants of what is compiled. A framework
+                that compiles runs it to find out, without computing an array; others need not.
+            inputs: trees of arrays that the program takes before the arguments; only where `finite` is False.
+            finite: whether to check the values, and to warn of a model that reads them in Python.
 
         Raises:
             ArgumentError: for data that are not finite.
         """
         ...
 
-    def call(self, fn: Callable[..., Any], data: Data, *inputs: Any, name: Any) -> Any:
-        """``fn(args, kwargs, *inputs)``, compiled once for each name and form of the data, if the framework compiles.
+    def call(self, fn: Callable[..., Any], data: Data, *inputs: Any, name: Hashable = None) -> Any:
+        """``fn(args, kwargs, *inputs)``, out of differentiation in torch; compiled, if the framework compiles.
 
         Args:
             inputs: trees of arrays, and keys.
-            name: hashable: equal for calls of the same function.
+            name: equal for calls of the same function on any data, which then compiles once for each form of the data:
+                it holds the objects that the function is of. None to compile anew.
+        """
+        ...
+
+    def runs_at_once(self, fn: Callable[..., Any], data: Data, *inputs: Any) -> bool:
+        """Whether `many` can run `fn` for many keys at once; a program that reads values in Python may need to run
+        for one after another.
         """
         ...
 
     def many(
-        self, fn: Callable[..., Any], data: Data, key: Key, num: int, *inputs: Any, size: int, name: Any = None
+        self,
+        fn: Callable[..., Any],
+        data: Data,
+        key: Key,
+        num: int,
+        *inputs: Any,
+        size: int,
+        name: Hashable = None,
+        at_once: bool = True,
     ) -> Any:
-        """``fn(key, args, kwargs, *inputs)`` for `num` keys, many at once and in chunks; results have a leading axis.
+        """``fn(key, args, kwargs, *inputs)`` for `num` keys, out of differentiation; results have a leading axis.
 
         Args:
             key: the i-th run's noise depends on it and on i alone, not on `num`.
             size: numbers that one run holds.
-            name: hashable: equal for calls of the same function, which then compiles once; None to compile anew.
+            name: equal for calls of the same function with the same `data`, which then compiles once; None to compile
+                anew. `fn` must not hold `data`, with which what was compiled goes.
+            at_once: `runs_at_once`; many keys then go in chunks.
 
         Raises:
-            One of `reads_values`: if the function reads a value in Python.
+            One of `reads_values`: if `fn` reads a value in Python, though it should run at once.
         """
         ...
 

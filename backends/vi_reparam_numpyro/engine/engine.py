@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -31,14 +32,14 @@ from vi_reparam_numpyro.subsampling import check_subsampling
 Array = Any
 Params = Mapping[str, Array]
 
-BUDGET = 2_000_000
+BUDGET, CHUNK_BUDGET = 2_000_000, 2**22
 """Numbers held at once by one batch of gradients (draws, costs and gradients), and by one chunk of runs."""
 
 LANES, PARTICLES = 512, 1024
 """Most gradients of a batch, and most particles."""
 
-PROGRAMS, CALLS = 64, 256
-"""Compiled fits and calls that are kept."""
+PROGRAMS, CALLS, CALLS_OF_DATA = 64, 64, 32
+"""Compiled fits and calls that are kept, and those kept with one call's data."""
 
 
 class JaxEngine:
@@ -57,33 +58,51 @@ class JaxEngine:
     def __init__(self) -> None:
         self.programs: Cache[Program] = Cache(PROGRAMS)
         self.calls: Cache[Any] = Cache(CALLS)
+        self._of_data: weakref.WeakKeyDictionary[Data, Cache[Any]] = weakref.WeakKeyDictionary()
         self._readers: list[Any] = []  # models that read their data
 
     def key(self, seed: Any) -> Any:
-        if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
+        if isinstance(seed, int | np.integer) and not isinstance(seed, bool) and -(2**63) <= seed < 2**63:
             return random.key(int(seed))
         if isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
             return seed
         if isinstance(seed, jax.Array) and seed.dtype == jnp.uint32 and seed.ndim == 1:
             return random.wrap_key_data(seed)
-        raise ArgumentError(f"seed={seed!r}: expected an int or a jax.random.key")
+        raise ArgumentError(f"seed={seed!r}: expected an int of at most 64 bits, or a jax.random.key")
 
-    def data(self, args: tuple, kwargs: Mapping[str, Any], model: Callable[..., Any] | None = None) -> Data:
-        check_data(args, dict(kwargs))
+    def data(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        model: Callable[..., Any] | None = None,
+        *,
+        inputs: tuple[Any, ...] = (),
+        finite: bool = True,
+    ) -> Data:
+        if finite:
+            check_data(args, dict(kwargs))
         made = data_of(args, dict(kwargs))
-        if model is not None and not any(model is reader for reader in self._readers):
+        if model is None:
+            return made
+        if not finite:
+            try:
+                _trace(model, made, inputs)
+            except self.reads_values:
+                made = data_of(*made.call, closed=True)
+                _trace(model, made, inputs)
+            return made
+        if not any(model is reader for reader in self._readers):
             self._note_reading(made, model)
-        reads = model is not None and any(model is reader for reader in self._readers)
-        return data_of(*made.call, closed=True) if reads else made
+        return data_of(*made.call, closed=True) if any(model is reader for reader in self._readers) else made
 
     def _note_reading(self, data: Data, model: Callable[..., Any]) -> None:
         """Find out whether the model reads its data in Python, which a compiled step cannot do."""
 
-        def traced(arrays: Any) -> None:
-            tracer.run(model, *data.join(arrays), random.key(0), alone=True)
+        def alone(*args: Any, **kwargs: Any) -> None:
+            tracer.run(model, args, kwargs, random.key(0), alone=True)
 
         try:
-            jax.eval_shape(traced, data.arrays)
+            _trace(alone, data, ())
         except self.reads_values as error:
             self._readers.append(model)
             reason = str(error).strip().splitlines()[0]
@@ -96,40 +115,44 @@ class JaxEngine:
         except Exception:  # whatever else is wrong with the arguments is reported by the check that follows
             return
 
-    def call(self, fn: Callable[..., Any], data: Data, *inputs: Any, name: Any) -> Any:
+    def call(self, fn: Callable[..., Any], data: Data, *inputs: Any, name: Hashable = None) -> Any:
         join = data.join
 
         def compile_it() -> Any:
             traced = jax.jit(lambda arrays, *inputs: fn(*join(arrays), *inputs))
-            return traced, jit_once(traced, (data.args, data.kwargs))
+            return traced, jit_once(traced, data.call)
 
-        traced, compiled = self.calls.get((name, data.form), compile_it)
+        traced, compiled = compile_it() if name is None else self.calls.get((name, data.form), compile_it)
         within = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(inputs))
         return (traced if within else compiled)(data.arrays, *inputs)
 
+    def runs_at_once(self, fn: Callable[..., Any], data: Data, *inputs: Any) -> bool:
+        return True
+
     def many(
-        self, fn: Callable[..., Any], data: Data, key: Any, num: int, *inputs: Any, size: int, name: Any = None
+        self,
+        fn: Callable[..., Any],
+        data: Data,
+        key: Any,
+        num: int,
+        *inputs: Any,
+        size: int,
+        name: Hashable = None,
+        at_once: bool = True,
     ) -> Any:
         join = data.join
-        chunk = max(1, min(num, BUDGET // max(size, 1)))
-        num_chunks = -(-num // chunk)
-        chunk = -(-num // num_chunks)  # even chunks: one body, few draws thrown away
 
-        def runs(arrays: Any, key: Any, *inputs: Any) -> Any:
+        def all_of_them(key: Any, arrays: Any, *inputs: Any) -> Any:
             args, kwargs = join(arrays)
+            return in_chunks(lambda one: fn(one, args, kwargs, *inputs), key, num, size)
 
-            def one(key: Any) -> Any:
-                return fn(key, args, kwargs, *inputs)
-
-            keys = jax.vmap(lambda i: random.fold_in(key, i))(jnp.arange(num_chunks * chunk))
-            if num_chunks == 1:
-                return jax.vmap(one)(keys)
-            out = jax.lax.map(jax.vmap(one), keys.reshape(num_chunks, chunk))
-            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num], out)
+        def compile_it() -> Any:
+            return jit_once(all_of_them, data.call, size=size)
 
         if name is None:
-            return jax.jit(runs)(data.arrays, key, *inputs)
-        return self.calls.get((name, num, chunk, data.form), lambda: jax.jit(runs))(data.arrays, key, *inputs)
+            return compile_it()(key, data.arrays, *inputs)
+        kept = self._of_data.setdefault(data, Cache(CALLS_OF_DATA))
+        return kept.get((name, num), compile_it)(key, data.arrays, *inputs)
 
     def first_params(self, model: Any, guide: Any, data: Data, key: Any, known: Params) -> dict[str, Array]:
         def values(args: Any, kwargs: Any, key: Any, known: Any) -> dict[str, Any]:
@@ -198,6 +221,34 @@ class JaxEngine:
 
     def versions(self) -> dict[str, str]:
         return {name: version(name) for name in ("vi-reparam", "numpyro", "jax", "optax")}
+
+
+def in_chunks(one: Callable[[Any], Any], key: Any, num: int, size: int) -> Any:
+    """Runs `one` for `num` keys, vectorized as far as the memory budget goes.
+
+    Args:
+        one: a function of a key; the i-th call gets `key` with i folded in.
+        size: numbers that one call holds.
+
+    Returns:
+        The results, stacked.
+    """
+    chunk = max(1, min(num, CHUNK_BUDGET // max(size, 1)))
+    num_chunks = -(-num // chunk)
+    chunk = -(-num // num_chunks)  # even chunks: one body, few draws thrown away
+    keys = jax.vmap(lambda i: random.fold_in(key, i))(jnp.arange(num_chunks * chunk))
+    if num_chunks == 1:
+        return jax.vmap(one)(keys)
+    out = jax.lax.map(jax.vmap(one), keys.reshape(num_chunks, chunk))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num], out)
+
+
+def _trace(program: Callable[..., Any], data: Data, inputs: tuple[Any, ...]) -> None:
+    def traced(arrays: Any, inputs: Any) -> None:
+        args, kwargs = data.join(arrays)
+        program(*inputs, *args, **kwargs)
+
+    jax.eval_shape(traced, data.arrays, inputs)
 
 
 class _Same:

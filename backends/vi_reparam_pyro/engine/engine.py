@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -35,7 +35,7 @@ BUDGET = 2_000_000
 LANES, PARTICLES = 256, 1024
 """Most gradients of a batch, and most particles."""
 
-RUNS_BUDGET, MOST_RUNS = 2**22, 500
+CHUNK_BUDGET, MOST_RUNS = 2**22, 500
 """Numbers held at once by one chunk of runs, and the most runs of it."""
 
 
@@ -47,34 +47,56 @@ class TorchEngine:
     codec: Any = Codec()
 
     def key(self, seed: Any) -> int:
-        if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
+        if isinstance(seed, int | np.integer) and not isinstance(seed, bool) and -(2**63) <= seed < 2**63:
             return mix(int(seed) & MASK)
-        raise ArgumentError(f"seed={seed!r}: expected an int")
+        raise ArgumentError(f"seed={seed!r}: expected an int of at most 64 bits")
 
-    def data(self, args: tuple, kwargs: Mapping[str, Any], model: Callable[..., Any] | None = None) -> Data:
-        check_data(args, dict(kwargs))
+    def data(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        model: Callable[..., Any] | None = None,
+        *,
+        inputs: tuple[Any, ...] = (),
+        finite: bool = True,
+    ) -> Data:
+        if finite:
+            check_data(args, dict(kwargs))
         return data_of(args, dict(kwargs))
 
-    def call(self, fn: Callable[..., Any], data: Data, *inputs: Any, name: Any) -> Any:
+    def call(self, fn: Callable[..., Any], data: Data, *inputs: Any, name: Hashable = None) -> Any:
         with torch.no_grad():
             return fn(*data.call, *inputs)
 
+    def runs_at_once(self, fn: Callable[..., Any], data: Data, *inputs: Any) -> bool:
+        try:
+            _at_once(lambda key: fn(key, *data.call, *inputs), 2, mix(0))
+        except (ReadsValuesError, RuntimeError, ValueError, TypeError, NotImplementedError, IndexError):
+            return False
+        return True
+
     def many(
-        self, fn: Callable[..., Any], data: Data, key: int, num: int, *inputs: Any, size: int, name: Any = None
+        self,
+        fn: Callable[..., Any],
+        data: Data,
+        key: int,
+        num: int,
+        *inputs: Any,
+        size: int,
+        name: Hashable = None,
+        at_once: bool = True,
     ) -> Any:
+        def one(key: int) -> Any:
+            return fn(key, *data.call, *inputs)
+
+        if not at_once:
+            with torch.no_grad():
+                runs = [pytree.tree_map(torch.as_tensor, one(mix(key ^ mix(i + 1)))) for i in range(num)]
+            return pytree.tree_map(lambda *xs: torch.stack(xs), runs[0], *runs[1:])
         # chunks of one size, so that the noise of a run does not depend on how many there are
-        chunk = int(np.clip(RUNS_BUDGET // max(size, 1), 1, MOST_RUNS))
-        found = []
-        for i in range(-(-num // chunk)):
-            own = mix(key ^ mix(i + 1))
-            try:
-                with torch.no_grad():
-                    found.append(vectorized(lambda own=own: fn(own, *data.call, *inputs), chunk, own))
-            except RuntimeError as error:
-                if "vmap" in str(error) or ".item()" in str(error):
-                    raise ReadsValuesError(str(error)) from error
-                raise
-        return pytree.tree_map(lambda *xs: torch.cat(xs)[:num], found[0], *found[1:])
+        chunk = int(np.clip(CHUNK_BUDGET // max(size, 1), 1, MOST_RUNS))
+        chunks = [_at_once(one, chunk, mix(key ^ mix(i + 1))) for i in range(-(-num // chunk))]
+        return pytree.tree_map(lambda *xs: torch.cat(xs)[:num], chunks[0], *chunks[1:])
 
     def first_params(self, model: Any, guide: Any, data: Data, key: int, known: Params) -> dict[str, Array]:
         with isolated(), without_validation():
@@ -154,6 +176,21 @@ class TorchEngine:
             except PackageNotFoundError:  # run from its source
                 found[name] = "unknown"
         return found
+
+
+def _at_once(one: Callable[[int], Any], num: int, key: int) -> Any:
+    """Runs at once, each with noise of its own.
+
+    Raises:
+        ReadsValuesError: if `one` reads a value in Python.
+    """
+    try:
+        with torch.no_grad():
+            return vectorized(lambda: one(key), num, key)
+    except RuntimeError as error:
+        if "vmap" in str(error) or ".item()" in str(error):
+            raise ReadsValuesError(str(error)) from error
+        raise
 
 
 def _gradients(task: Task, data: Data, params: Params, batch: int, key: int) -> np.ndarray:
