@@ -34,7 +34,7 @@ from vi_reparam import (
     surrogate,
 )
 from vi_reparam.fit.guided import Guided as Guided
-from vi_reparam.fit.guided import guide as guide
+from vi_reparam.fit.guided import guide
 from vi_reparam.guides import SDE, Escalate, Flow, FullRank, GuideFamily, LowRank, MeanField, Sites
 from vi_reparam.sde import (
     MLP,
@@ -50,10 +50,9 @@ from vi_reparam.sde import (
     Window,
 )
 from vi_reparam.study import Study
-from vi_reparam.study.compare import compare_estimators as compare_estimators
+from vi_reparam.study.compare import compare_estimators
 from vi_reparam.study.comparison import Comparison
-from vi_reparam.study.guides import compare_guides as compare_guides
-from vi_reparam.study.guides import compare_sde as compare_sde
+from vi_reparam.study.guides import compare_guides, compare_sde
 
 C = TypeVar("C")
 P = ParamSpec("P")
@@ -114,3 +113,13 @@ def bound(fn: Callable[Concatenate[C, P], R], first: C) -> Callable[P, R]:
     whole = inspect.signature(fn)
     call.__signature__ = whole.replace(parameters=list(whole.parameters.values())[1:])  # type: ignore[attr-defined]
     return call
+
+
+def functions_of(guided: type[Guided]):  # the functions' own signatures are inferred
+    """``guide``, ``compare_estimators``, ``compare_guides`` and ``compare_sde`` for a backend's `Guided`."""
+    return (
+        bound(guide, guided),
+        bound(compare_estimators, guided),
+        bound(compare_guides, guided),
+        bound(compare_sde, guided),
+    )

@@ -2,11 +2,7 @@
 
 import vi_reparam_pyro as vr
 
-@vr.guide
-def model(x, y=None): ...
-
-posterior = model.fit(x, y=y)
-print(posterior.summary())
+posterior = vr.guide(model).fit(x, y=y)
 """
 
 from vi_reparam import api
@@ -29,28 +25,8 @@ class Guided(api.Guided):  # noqa: D101  (the docstring is inherited)
     estimate, build_guide = staticmethod(estimate), staticmethod(build_guide)
 
 
-guide = api.bound(api.guide, Guided)
-compare_estimators = api.bound(api.compare_estimators, Guided)
-compare_guides = api.bound(api.compare_guides, Guided)
-compare_sde = api.bound(api.compare_sde, Guided)
+guide, compare_estimators, compare_guides, compare_sde = api.functions_of(Guided)
 
-__all__ = [
-    "ELBO",
-    "IWELBO",
-    "FromSampler",
-    "Guided",
-    "Posterior",
-    "TruncatedNormal",
-    "VonMisesFisher",
-    "annotate",
-    "compare_estimators",
-    "compare_guides",
-    "compare_sde",
-    "estimate",
-    "guide",
-    "host",
-    "load",
-    "ops",
-    "random",
-]
+__all__ = ["ELBO", "IWELBO", "FromSampler", "Guided", "Posterior", "VonMisesFisher", "annotate", "compare_estimators"]
+__all__ += ["TruncatedNormal", "compare_guides", "compare_sde", "estimate", "guide", "host", "load", "ops", "random"]
 __all__ += api.__all__

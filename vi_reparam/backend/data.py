@@ -35,6 +35,15 @@ class Data:
         return self.args, self.kwargs
 
 
+def hashable(leaf: Any) -> Hashable:
+    """A key for a leaf that is no array: equal for equal leaves of one type, else for the same one."""
+    try:
+        hash(leaf)
+    except TypeError:
+        return id(leaf)
+    return type(leaf), leaf
+
+
 def bound_arguments(model: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
     """A call's arguments by the names of the model's signature, numbered where it has none."""
     try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from vi_reparam.backend.engine import Engine
 from vi_reparam.errors import ArgumentError
 
@@ -27,3 +29,22 @@ def check_options(
     if not isinstance(progress, bool):
         raise ArgumentError(f"fit(progress={progress!r}): expected True or False")
     engine.key(seed)
+
+
+def check_finite(name: str, array: np.ndarray) -> None:
+    """Refuse data that hold NaN or infinite values.
+
+    Args:
+        name: of the argument, for the message.
+
+    Raises:
+        ArgumentError: naming the argument and how many of its values are not finite.
+    """
+    if not np.issubdtype(array.dtype, np.floating):
+        return
+    bad = int(array.size - np.isfinite(array).sum())
+    if bad:
+        raise ArgumentError(
+            f"argument {name} holds {bad} NaN or infinite values of {array.size}: drop those rows, or model them with "
+            "a mask"
+        )

@@ -11,37 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from vi_reparam.backend.data import Data
-from vi_reparam.errors import ArgumentError
+from vi_reparam.backend.data import Data, hashable
+from vi_reparam.fit.options import check_finite
 
 Array = Any
 
 
 def check_data(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse NaN and infinite data before anything runs.
-
-    Raises:
-        ArgumentError: naming the argument and how many of its values are not finite.
-    """
-    for path, leaf in jax.tree_util.tree_leaves_with_path((args, kwargs)):
-        if not _is_array(leaf) or isinstance(leaf, Tracer):
-            continue
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) or not np.issubdtype(np.asarray(leaf).dtype, np.floating):
-            continue
-        bad = int(np.size(leaf) - np.isfinite(np.asarray(leaf)).sum())
-        if bad:
-            raise ArgumentError(
-                f"{_name(path)} holds {bad} NaN or infinite values of {np.size(leaf)}: drop those rows, or model them "
-                "with a mask"
-            )
-
-
-def _name(path: Any) -> str:
-    which, *rest = path
-    first = rest[0] if rest else which
-    if which.idx == 0:
-        return f"argument {first.idx}{jax.tree_util.keystr(tuple(rest[1:]))}"
-    return f"argument {first.key!r}{jax.tree_util.keystr(tuple(rest[1:]))}"
+    """As `check_finite`, for every array that is known."""
+    for (which, first, *rest), leaf in jax.tree_util.tree_leaves_with_path((args, kwargs)):
+        if _is_array(leaf) and not isinstance(leaf, Tracer) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            key = first.idx if which.idx == 0 else repr(first.key)
+            check_finite(f"{key}{jax.tree_util.keystr(tuple(rest))}", np.asarray(leaf))
 
 
 def _is_array(leaf: Any) -> bool:
@@ -100,8 +81,4 @@ def _key(leaf: Any) -> Hashable:
     if _is_array(leaf):
         array = np.asarray(leaf)
         return array.shape, str(array.dtype), array.tobytes()
-    try:
-        hash(leaf)
-    except TypeError:
-        return id(leaf)
-    return type(leaf), leaf
+    return hashable(leaf)

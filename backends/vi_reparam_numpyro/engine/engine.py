@@ -70,15 +70,7 @@ class JaxEngine:
             return random.wrap_key_data(seed)
         raise ArgumentError(f"seed={seed!r}: expected an int of at most 64 bits, or a jax.random.key")
 
-    def data(
-        self,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        model: Callable[..., Any] | None = None,
-        *,
-        inputs: tuple[Any, ...] = (),
-        finite: bool = True,
-    ) -> Data:
+    def data(self, args: tuple, kwargs: Mapping, model: Any = None, *, inputs: tuple = (), finite: bool = True) -> Data:
         if finite:
             check_data(args, dict(kwargs))
         made = data_of(args, dict(kwargs))
@@ -131,13 +123,13 @@ class JaxEngine:
 
     def many(
         self,
-        fn: Callable[..., Any],
+        fn: Callable,
         data: Data,
         key: Any,
         num: int,
         *inputs: Any,
         size: int,
-        name: Hashable = None,
+        name: Any = None,
         at_once: bool = True,
     ) -> Any:
         join = data.join

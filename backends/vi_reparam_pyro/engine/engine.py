@@ -51,15 +51,7 @@ class TorchEngine:
             return mix(int(seed) & MASK)
         raise ArgumentError(f"seed={seed!r}: expected an int of at most 64 bits")
 
-    def data(
-        self,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        model: Callable[..., Any] | None = None,
-        *,
-        inputs: tuple[Any, ...] = (),
-        finite: bool = True,
-    ) -> Data:
+    def data(self, args: tuple, kwargs: Mapping, model: Any = None, *, inputs: tuple = (), finite: bool = True) -> Data:
         if finite:
             check_data(args, dict(kwargs))
         return data_of(args, dict(kwargs))
@@ -77,13 +69,13 @@ class TorchEngine:
 
     def many(
         self,
-        fn: Callable[..., Any],
+        fn: Callable,
         data: Data,
-        key: int,
+        key: Any,
         num: int,
         *inputs: Any,
         size: int,
-        name: Hashable = None,
+        name: Any = None,
         at_once: bool = True,
     ) -> Any:
         def one(key: int) -> Any:
