@@ -36,6 +36,7 @@ from vi_reparam import (
 from vi_reparam.fit.guided import Guided as Guided
 from vi_reparam.fit.guided import guide
 from vi_reparam.guides import SDE, Escalate, Flow, FullRank, GuideFamily, LowRank, MeanField, Sites
+from vi_reparam.posterior.posterior import Posterior as Posterior
 from vi_reparam.sde import (
     MLP,
     Adams,

@@ -12,12 +12,15 @@ from vi_reparam_numpyro.guides import build_guide
 from vi_reparam_numpyro.host.distributions import FromSampler, VonMisesFisher, annotate
 from vi_reparam_numpyro.host.handlers import estimate
 from vi_reparam_numpyro.host.objectives import ELBO, IWELBO
-from vi_reparam_numpyro.posterior import Posterior
 from vi_reparam_numpyro.sampling import random
 from vi_reparam_numpyro.sampling.fast_samplers import fast_samplers
-from vi_reparam_numpyro.storage import load
 
 host, ops = _backend.host, _backend.ops
+
+
+class Posterior(api.Posterior):  # noqa: D101
+    __doc__ = api.Posterior.__doc__
+    backend = _backend
 
 
 class Guided(api.Guided):  # noqa: D101  (the docstring is inherited)
@@ -27,6 +30,7 @@ class Guided(api.Guided):  # noqa: D101  (the docstring is inherited)
 
 
 guide, compare_estimators, compare_guides, compare_sde = api.functions_of(Guided)
+load = Posterior.load
 
 __all__ = ["ELBO", "IWELBO", "FromSampler", "Guided", "Posterior", "VonMisesFisher", "annotate", "compare_estimators"]
 __all__ += ["compare_guides", "compare_sde", "estimate", "fast_samplers", "guide", "host", "load", "ops", "random"]

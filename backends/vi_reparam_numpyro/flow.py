@@ -22,6 +22,7 @@ from vi_reparam.gaussians.pathfinder import LARGEST
 from vi_reparam.guides import Flow, FullRank, Gaussian
 from vi_reparam.guides.flow import CHEAP_INVERSES, INTERVAL, KINDS, NUM_KNOTS
 from vi_reparam.guides.selection import ALL, SiteSelection
+from vi_reparam.programs.layout import Layout
 from vi_reparam.sites import recorder as listener
 from vi_reparam_numpyro.engine.arguments import jit_once
 from vi_reparam_numpyro.host.guard import running_objective
@@ -37,7 +38,6 @@ from vi_reparam_numpyro.joint import (
     tail_param,
     take_gaussian,
 )
-from vi_reparam_numpyro.layout import Layout
 from vi_reparam_numpyro.ops.ops import ops
 
 Array = Any
@@ -120,7 +120,7 @@ class FlowGuide(JointGuide):
         center, scale, bend = match_draws(layout, draws, bends=self.family.skew)
         root = jnp.diag(scale) if layout.size <= LARGEST else scale
         values = {f"{self.prefix}_center": center, f"{self.prefix}_root": root}
-        if self.family.skew and layout.positive().any():
+        if self.family.skew and any(layout.positive()):
             values[f"{self.prefix}_skew"] = bend
         return values
 

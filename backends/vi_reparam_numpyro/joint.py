@@ -28,17 +28,18 @@ from vi_reparam.gaussians.preconditioner import Preconditioner
 from vi_reparam.guides import Gaussian, GaussianFamily, JointFamily
 from vi_reparam.guides.condition import features_of, plate_of, saturated
 from vi_reparam.guides.selection import ALL, SiteSelection
+from vi_reparam.programs.latents import Latents, Plate
+from vi_reparam.programs.layout import Layout
+from vi_reparam.programs.plates import enter
+from vi_reparam.programs.searcher import Searcher
+from vi_reparam.programs.starts import starting_values
 from vi_reparam.sites import recorder as listener
 from vi_reparam.sites.draw import Sampled
+from vi_reparam_numpyro.backend import backend
 from vi_reparam_numpyro.host.guard import running_objective
-from vi_reparam_numpyro.layout import Layout
 from vi_reparam_numpyro.ops.ops import ops
 from vi_reparam_numpyro.ops.refusal import refuse_gradient
-from vi_reparam_numpyro.plates import enter
-from vi_reparam_numpyro.prototype import Latents, Plate, form_of
 from vi_reparam_numpyro.scoring import full_data, total_log_prob
-from vi_reparam_numpyro.search import Searcher
-from vi_reparam_numpyro.starts import starting_values
 
 Array = Any
 
@@ -193,7 +194,7 @@ class JointGuide(abc.ABC):
 
     def __init__(self, model: Any, family: JointFamily, cover: SiteSelection = ALL) -> None:
         self.model = model
-        self.latents = Latents(model)
+        self.latents = Latents(backend, model)
         self.family: Any = family
         self.cover = cover
         self.prefix, self.site = cover.named(self.kind), cover.named(SITE)
@@ -205,14 +206,13 @@ class JointGuide(abc.ABC):
         Raises:
             SiteError: for a latent that no joint family covers.
         """
-        shapes = form_of(args, kwargs)
+        shapes = ops.form((args, kwargs))
         known = self._known.get(shapes)
         if known is None:
             sites, plate = self.cover.pick(self.latents.sites(args, kwargs)), None
             if self.family.is_local:
                 plate = plate_of([s.plates for s in sites.values()], len(self._given(args, kwargs)))
-            with jax.ensure_compile_time_eval():
-                known = Layout.of(sites, type(self.family).__name__, plate=plate)
+            known = Layout.of(backend, sites, type(self.family).__name__, plate=plate)
             self.family.check_size(known.size)
             self._known[shapes] = known
         return known
@@ -221,7 +221,7 @@ class JointGuide(abc.ABC):
         """Computes, once it is asked, a sensible vector to start from; the mean over a plate's elements."""
 
         def compute() -> Array:
-            values = starting_values(self.model, args, kwargs, self.latents.sites(args, kwargs))
+            values = starting_values(backend, self.model, args, kwargs, self.latents.sites(args, kwargs))
             return layout.pack(values) if layout.plate is None else jnp.mean(layout.pack_each(values), axis=0)
 
         return functools.cache(compute)
@@ -252,7 +252,7 @@ class JointGuide(abc.ABC):
         """
 
     def log_joint(self, layout: Layout, params: dict[str, Array], args: Any, kwargs: Any) -> Callable[[Array], Array]:
-        """log p of a latent vector on all of the data, with the change of volume; data and parameters are live."""
+        """Log p of a latent vector on all of the data, with the change of volume; data and parameters are live."""
 
         def at(vector: Array) -> Array:
             sites = layout.unpack(vector)
@@ -298,7 +298,7 @@ class JointGuide(abc.ABC):
         with contextlib.ExitStack() as stack:
             features = None
             if layout.plate is not None:
-                features = self.features(args, kwargs, enter(stack, plates, layout.plate))
+                features = self.features(args, kwargs, enter(backend.host, stack, plates, layout.plate))
             distribution = self.distribution(layout, args, kwargs, features)
             vector: Any = numpyro.sample(self.site, distribution, infer={"is_auxiliary": True})
         found = layout.unpack(vector) if features is None else layout.unpack_each(vector.reshape(-1, layout.size))
@@ -308,7 +308,7 @@ class JointGuide(abc.ABC):
             value, log_det = found[site.name]
             with contextlib.ExitStack() as stack:
                 for plate in site.plates:
-                    indices = enter(stack, plates, plate)
+                    indices = enter(backend.host, stack, plates, plate)
                     whole = plate != layout.plate and len(indices) != plate.size
                     if whole and plate.size != plate.subsample_size:
                         axis = len(site.shape) - site.event_dim + plate.dim
@@ -362,7 +362,7 @@ class GaussianGuide(JointGuide):
     @functools.cached_property
     def searcher(self) -> Searcher:
         """Finds a frame."""
-        return Searcher(self)
+        return Searcher(backend, self)
 
     def location(self, params: dict[str, Array]) -> Preconditioner | None:
         own = {n: params[f"{self.prefix}_{n}"] for n in self.family.gaussian.names}
@@ -395,14 +395,14 @@ def _frame_of(params: dict[str, Array]) -> tuple[Array, Array]:
 
 
 def tail_param(prefix: str) -> Array:
-    """h of `vi_reparam.gaussians.tails`, as a `numpyro.param` site that no gradient moves."""
+    """H of `vi_reparam.gaussians.tails`, as a `numpyro.param` site that no gradient moves."""
     return lax.stop_gradient(numpyro.param(f"{prefix}_tail", jnp.zeros((), jnp.result_type(float))))
 
 
 def match_draws(layout: Layout, draws: dict[str, Array], *, bends: bool) -> tuple[Array, Array, Array]:
     """Location, scale and bend of each coordinate, as draws by site have them; without `bends` those are zero."""
     vectors = jax.vmap(layout.pack)({p.site.name: draws[p.site.name] for p in layout.parts})
-    return skewing.match(ops, vectors, jnp.asarray(layout.positive() & bends, vectors.dtype))
+    return skewing.match(ops, vectors, jnp.asarray([bends and p for p in layout.positive()], vectors.dtype))
 
 
 def bends(prefix: str, layout: Layout, features: Array | None) -> Callable[[Array | None], Array | None]:
@@ -412,7 +412,7 @@ def bends(prefix: str, layout: Layout, features: Array | None) -> Callable[[Arra
         features: of all elements, shape ``[B, F]``; None without a plate.
     """
     mask = layout.positive()
-    if not mask.any():
+    if not any(mask):
         return lambda row: None
     shapes = skewing.shapes(layout.size, 0 if features is None else features.shape[1])
     params: Any = {n: numpyro.param(f"{prefix}_{n}", normal_start(*own)) for n, own in shapes.items()}

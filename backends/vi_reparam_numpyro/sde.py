@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 from jax import lax, random
-from numpyro.handlers import block, trace
+from numpyro.handlers import block
 
 from vi_reparam.backend.data import Data
 from vi_reparam.errors import ArgumentError
@@ -19,8 +19,11 @@ from vi_reparam.gaussians.bases import Diagonal, Mixture
 from vi_reparam.guides import SDE
 from vi_reparam.guides.gaussian import Gaussian
 from vi_reparam.guides.selection import ALL, SiteSelection
+from vi_reparam.programs.latents import origin
+from vi_reparam.programs.layout import Layout
 from vi_reparam.sde import latent
 from vi_reparam.sde.network import MLP
+from vi_reparam_numpyro.backend import backend
 from vi_reparam_numpyro.joint import (
     Joint,
     JointGuide,
@@ -32,9 +35,7 @@ from vi_reparam_numpyro.joint import (
     normal_start,
     take_gaussian,
 )
-from vi_reparam_numpyro.layout import Layout
 from vi_reparam_numpyro.ops.ops import ops
-from vi_reparam_numpyro.prototype import drawable
 
 Array = jax.Array
 
@@ -111,16 +112,13 @@ class SDEGuide(JointGuide):
         return lambda component, row: latent.MLPResidual(ops, spec, params, span, component, row)
 
     def _target(self, layout: Layout, args: Any, kwargs: Any) -> Callable[[Array], Array] | None:
-        """log p of a latent vector, all data and parameters live; None where the drift goes without."""
+        """Log p of a latent vector, all data and parameters live; None where the drift goes without."""
         spec = self.family.network
         wanted = spec.target if isinstance(spec, MLP) else "off"
         if wanted == "off" or self.cover != ALL or layout.plate is not None:  # other latents are not at hand
             return None
-        look = drawable(self.model, random.key(0))
-        with block(hide_fn=lambda msg: msg["type"] != "param"):  # the parameters come from outside, as they are now
-            found = trace(look).get_trace(*args, **kwargs)
-        plates = [n for n, s in found.items() if s["type"] == "plate" and s["args"][1] not in (None, s["args"][0])]
-        if any(s["type"] == "mutable" for s in found.values()):
+        learned, mutable, plates = self.latents.structure(args, kwargs)
+        if mutable:
             self._say("the model holds mutable state, so the drift goes without the gradient of log p")
             return None
         if plates and wanted == "auto":
@@ -129,7 +127,10 @@ class SDEGuide(JointGuide):
                 "minibatch's); MLP(target='full') takes it from all of the data, MLP(target='off') says no more"
             )
             return None
-        params = {n: s["value"] for n, s in found.items() if s["type"] == "param"}
+        with block(hide_fn=lambda msg: msg["type"] != "param"):  # the parameters come from outside, as they are now
+            values = {n: origin(backend, s.support, s.shape) for n, s in self.latents.sites(args, kwargs).items()}
+            found = backend.tracer.run(self.model, args, kwargs, random.key(0), values=values, full_data=True)
+        params = {n: found[n].value for n in learned}
 
         return self.log_joint(layout, params, args, kwargs)
 
@@ -153,7 +154,7 @@ class SDEGuide(JointGuide):
         family: SDE = self.family.resolve(layout)
         center, scale, bend = match_draws(layout, draws, bends=family.skew)
         found = family.base.parameters(ops, random.key(0), center, scale)
-        if family.skew and layout.positive().any():
+        if family.skew and any(layout.positive()):
             found["skew"] = bend
         return {f"{self.prefix}_{name}": value for name, value in found.items()}
 

@@ -12,11 +12,14 @@ from vi_reparam_pyro.guides import build_guide
 from vi_reparam_pyro.host.distributions import FromSampler, TruncatedNormal, VonMisesFisher, annotate
 from vi_reparam_pyro.host.handlers import estimate
 from vi_reparam_pyro.host.objectives import ELBO, IWELBO
-from vi_reparam_pyro.posterior import Posterior
 from vi_reparam_pyro.sampling import random
-from vi_reparam_pyro.storage import load
 
 host, ops = _backend.host, _backend.ops
+
+
+class Posterior(api.Posterior):  # noqa: D101
+    __doc__ = api.Posterior.__doc__
+    backend = _backend
 
 
 class Guided(api.Guided):  # noqa: D101  (the docstring is inherited)
@@ -26,6 +29,7 @@ class Guided(api.Guided):  # noqa: D101  (the docstring is inherited)
 
 
 guide, compare_estimators, compare_guides, compare_sde = api.functions_of(Guided)
+load = Posterior.load
 
 __all__ = ["ELBO", "IWELBO", "FromSampler", "Guided", "Posterior", "VonMisesFisher", "annotate", "compare_estimators"]
 __all__ += ["TruncatedNormal", "compare_guides", "compare_sde", "estimate", "guide", "host", "load", "ops", "random"]

@@ -21,6 +21,7 @@ from vi_reparam.gaussians.preconditioner import Preconditioner
 from vi_reparam.guides import Flow, FullRank, Gaussian
 from vi_reparam.guides.flow import CHEAP_INVERSES, INTERVAL, KINDS, NUM_KNOTS
 from vi_reparam.guides.selection import ALL, SiteSelection
+from vi_reparam.programs.layout import Layout
 from vi_reparam_pyro.joint import (
     Joint,
     JointGuide,
@@ -31,7 +32,6 @@ from vi_reparam_pyro.joint import (
     tail_param,
     take_gaussian,
 )
-from vi_reparam_pyro.layout import Layout
 from vi_reparam_pyro.ops.ops import ops
 
 Array = Any
@@ -113,7 +113,7 @@ class FlowGuide(JointGuide):
         center, scale, bend = match_draws(layout, draws, bends=self.family.skew)
         root = torch.diag(scale) if layout.size <= LARGEST else scale
         values = {f"{self.prefix}_center": center, f"{self.prefix}_root": root}
-        if self.family.skew and layout.positive().any():
+        if self.family.skew and any(layout.positive()):
             values[f"{self.prefix}_skew"] = bend
         return values
 
@@ -146,11 +146,11 @@ class Bijection(torch.nn.Module):
         self._forward, self._inverse = forward, inverse
 
     def at(self, weights: dict[str, Array], x: Array, row: Array | None = None) -> tuple[Array, Array]:
-        """y and log|J| of x, with these weights."""
+        """Y and log|J| of x, with these weights."""
         return torch.func.functional_call(self, weights, (x, row))
 
     def inverse_at(self, weights: dict[str, Array], y: Array, row: Array | None = None) -> Array:
-        """x of y, with these weights."""
+        """X of y, with these weights."""
         return torch.func.functional_call(self, weights, (y, row, True))
 
     def forward(self, x: Array, row: Array | None, backwards: bool = False) -> Any:

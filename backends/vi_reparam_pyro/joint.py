@@ -28,21 +28,21 @@ from vi_reparam.gaussians.preconditioner import Preconditioner
 from vi_reparam.guides import Gaussian, GaussianFamily, JointFamily
 from vi_reparam.guides.condition import features_of, plate_of, saturated
 from vi_reparam.guides.selection import ALL, SiteSelection
+from vi_reparam.programs.latents import Latents, Plate
+from vi_reparam.programs.layout import Layout
+from vi_reparam.programs.plates import enter
+from vi_reparam.programs.searcher import Searcher
+from vi_reparam.programs.starts import starting_values
 from vi_reparam.sites import recorder as listener
 from vi_reparam.sites.draw import Sampled
-from vi_reparam_pyro.engine.arguments import signature
+from vi_reparam_pyro.backend import backend
 from vi_reparam_pyro.host.guard import running_objective
 from vi_reparam_pyro.host.params import new_scope
 from vi_reparam_pyro.lanes import vmap as lanes
-from vi_reparam_pyro.layout import Layout
 from vi_reparam_pyro.ops.ops import mix, ops
 from vi_reparam_pyro.ops.refusal import refuse_gradient
-from vi_reparam_pyro.plates import enter
-from vi_reparam_pyro.prototype import Latents, Plate, look, prototype
 from vi_reparam_pyro.run import sample_sites
 from vi_reparam_pyro.scoring import full_data, total_log_prob
-from vi_reparam_pyro.search import Searcher
-from vi_reparam_pyro.starts import starting_values
 
 Array = Any
 
@@ -207,7 +207,7 @@ class JointGuide(abc.ABC):
 
     def __init__(self, model: Any, family: JointFamily, cover: SiteSelection = ALL) -> None:
         self.model = model
-        self.latents = Latents(model)
+        self.latents = Latents(backend, model)
         self.family: Any = family
         self.cover = cover
         self.prefix, self.site = cover.named(self.kind), cover.named(SITE)
@@ -220,11 +220,13 @@ class JointGuide(abc.ABC):
         Raises:
             SiteError: for a latent that no joint family covers.
         """
-        key = signature(args, kwargs), torch.get_default_dtype()
+        key = ops.form((args, kwargs))
         known = self._known.get(key)
         if known is None:
-            given = self._given(args, kwargs) if self.family.is_local else None
-            known = layout_of(self.model, type(self.family).__name__, args, kwargs, self.cover, given)
+            sites, plate = self.cover.pick(self.latents.sites(args, kwargs)), None
+            if self.family.is_local:
+                plate = plate_of([s.plates for s in sites.values()], len(self._given(args, kwargs)))
+            known = Layout.of(backend, sites, type(self.family).__name__, plate=plate)
             self.family.check_size(known.size)
             self._known[key] = known
         return known
@@ -233,7 +235,7 @@ class JointGuide(abc.ABC):
         """Computes, once it is asked, a sensible vector to start from; the mean over a plate's elements."""
 
         def compute() -> Array:
-            values = starting_values(self.model, args, kwargs, self.latents.sites(args, kwargs))
+            values = starting_values(backend, self.model, args, kwargs, self.latents.sites(args, kwargs))
             return layout.pack(values) if layout.plate is None else layout.pack_each(values).mean(0)
 
         return functools.cache(compute)
@@ -263,10 +265,10 @@ class JointGuide(abc.ABC):
             features: of the elements of `layout.plate` at hand, shape ``[B, F]``; None without one.
         """
 
-    def log_joint(self, layout: Layout, args: Any, kwargs: Any) -> Callable[[Array], Array]:
-        """log p of a latent vector on all of the data, with the change of volume.
+    def log_joint(self, layout: Layout, params: dict[str, Array], args: Any, kwargs: Any) -> Callable[[Array], Array]:
+        """Log p of a latent vector on all of the data, with the change of volume.
 
-        Data are live, and so are parameters, which come from outside.
+        Data are live, and so are parameters, which come from outside (`params` are none of them).
         """
 
         def at(vector: Array) -> Array:
@@ -312,7 +314,7 @@ class JointGuide(abc.ABC):
         with contextlib.ExitStack() as stack:
             features = None
             if layout.plate is not None:
-                features = self.features(args, kwargs, enter(stack, plates, layout.plate))
+                features = self.features(args, kwargs, enter(backend.host, stack, plates, layout.plate))
             distribution = self.distribution(layout, args, kwargs, features)
             vector = pyro.sample(self.site, distribution, infer={"is_auxiliary": True})
         found = layout.unpack(vector) if features is None else layout.unpack_each(vector.reshape(-1, layout.size))
@@ -322,7 +324,7 @@ class JointGuide(abc.ABC):
             value, log_det = found[site.name]
             with contextlib.ExitStack() as stack:
                 for plate in site.plates:
-                    indices = enter(stack, plates, plate)
+                    indices = enter(backend.host, stack, plates, plate)
                     whole = plate != layout.plate and len(indices) != plate.size
                     if whole and plate.size != plate.subsample_size:
                         axis = len(site.shape) - site.event_dim + plate.dim
@@ -330,26 +332,6 @@ class JointGuide(abc.ABC):
                 delta = dist.Delta(value, log_density=-log_det, event_dim=site.event_dim)
                 values[site.name] = pyro.sample(site.name, delta)
         return values
-
-
-def layout_of(
-    model: Any, what: str, args: Any, kwargs: Any, cover: SiteSelection = ALL, features: Array | None = None
-) -> Layout:
-    """Where the latents of a model lie.
-
-    Args:
-        what: the family, for messages.
-        cover: which of them.
-        features: a row for each element of the plate that has a vector for each.
-
-    Raises:
-        SiteError: for a latent that no joint family covers.
-    """
-    frames = [f for s in look(model, args, kwargs, mix(0)).values() for f in s["cond_indep_stack"]]
-    smaller = [f.name for f in frames if f.vectorized and f.full_size is not None and f.size < f.full_size]
-    sites = cover.pick(prototype(model, args, kwargs))
-    plate = None if features is None else plate_of([site.plates for site in sites.values()], len(features))
-    return Layout.of(sites, what, subsampled=smaller[0] if smaller else None, plate=plate)
 
 
 class GaussianGuide(JointGuide):
@@ -397,7 +379,7 @@ class GaussianGuide(JointGuide):
     @functools.cached_property
     def searcher(self) -> Searcher:
         """Finds a frame."""
-        return Searcher(self)
+        return Searcher(backend, self)
 
     def location(self, params: dict[str, Array]) -> Preconditioner | None:
         own = {n: params[f"{self.prefix}_{n}"] for n in self.family.gaussian.names}
@@ -419,7 +401,7 @@ def _not_a_parameter(msg: Any) -> bool:
 def match_draws(layout: Layout, draws: dict[str, Array], *, bends: bool) -> tuple[Array, Array, Array]:
     """Location, scale and bend of each coordinate, as draws by site have them; without `bends` those are zero."""
     vectors = torch.func.vmap(layout.pack)({p.site.name: draws[p.site.name] for p in layout.parts})
-    mask = torch.as_tensor(layout.positive() & bends, dtype=vectors.dtype, device=vectors.device)
+    mask = torch.as_tensor([bends and p for p in layout.positive()], dtype=vectors.dtype, device=vectors.device)
     return skewing.match(ops, vectors, mask)
 
 
@@ -430,7 +412,7 @@ def bends(prefix: str, layout: Layout, features: Array | None) -> Callable[[Arra
         features: of all elements, shape ``[B, F]``; None without a plate.
     """
     mask = layout.positive()
-    if not mask.any():
+    if not any(mask):
         return lambda row: None
     shapes = skewing.shapes(layout.size, 0 if features is None else features.shape[1])
     params = {n: pyro.param(f"{prefix}_{n}", normal_start(*own, i)) for i, (n, own) in enumerate(shapes.items())}
@@ -453,7 +435,7 @@ def frame_params(prefix: str, size: int, dense: bool, scale: float, start: Calla
 
 
 def tail_param(prefix: str) -> Array:
-    """h of `vi_reparam.gaussians.tails`, as a `pyro.param` site that no gradient moves."""
+    """H of `vi_reparam.gaussians.tails`, as a `pyro.param` site that no gradient moves."""
     return pyro.param(f"{prefix}_tail", torch.zeros(())).detach()
 
 

@@ -16,6 +16,7 @@ from vi_reparam.gaussians.bases import Diagonal, Mixture
 from vi_reparam.guides import SDE
 from vi_reparam.guides.gaussian import Gaussian
 from vi_reparam.guides.selection import ALL, SiteSelection
+from vi_reparam.programs.layout import Layout
 from vi_reparam.sde import latent
 from vi_reparam.sde.network import MLP
 from vi_reparam_pyro.joint import (
@@ -30,7 +31,6 @@ from vi_reparam_pyro.joint import (
     take_gaussian,
 )
 from vi_reparam_pyro.lanes import vmap as lanes
-from vi_reparam_pyro.layout import Layout
 from vi_reparam_pyro.ops.ops import mix, ops
 
 Array = Any
@@ -116,19 +116,20 @@ class SDEGuide(JointGuide):
         return lambda component, row: latent.MLPResidual(ops, spec, params, span, component, row)
 
     def _target(self, layout: Layout, args: Any, kwargs: Any) -> Callable[[Array], Array] | None:
-        """log p of a latent vector, all data and parameters live; None where the drift goes without."""
+        """Log p of a latent vector, all data and parameters live; None where the drift goes without."""
         spec = self.family.network
         wanted = spec.target if isinstance(spec, MLP) else "off"
         if wanted == "off" or self.cover != ALL or layout.plate is not None:  # other latents are not at hand
             return None
-        if layout.subsampled is not None and wanted == "auto":
+        plates = self.latents.structure(args, kwargs).subsampled
+        if plates and wanted == "auto":
             self._say(
-                f"plate {layout.subsampled!r} is subsampled, so the drift goes without the gradient of log p (it would "
+                f"plate {plates[0]!r} is subsampled, so the drift goes without the gradient of log p (it would "
                 "be a minibatch's); MLP(target='full') takes it from all of the data, MLP(target='off') says no more"
             )
             return None
 
-        return self.log_joint(layout, args, kwargs)
+        return self.log_joint(layout, {}, args, kwargs)
 
     def _say(self, what: str) -> None:
         if what not in self._said:
@@ -150,7 +151,7 @@ class SDEGuide(JointGuide):
         family: SDE = self.family.resolve(layout)
         center, scale, bend = match_draws(layout, draws, bends=family.skew)
         found = family.base.parameters(ops, mix(0), center, scale)
-        if family.skew and layout.positive().any():
+        if family.skew and any(layout.positive()):
             found["skew"] = bend
         return {f"{self.prefix}_{name}": value for name, value in found.items()}
 

@@ -358,3 +358,19 @@ def test_the_start_is_near_the_data():
         numpyro.sample("y", dist.Normal(level, 10.0).expand([len(y)]).to_event(1), obs=y)
 
     assert abs(float(model.start(Y + 100.0)["level_loc"]) - 104.0) < 40.0
+
+
+def test_bounds_that_are_not_fixed_say_why():
+    def computed_from_a_draw(y):
+        z = numpyro.sample("z", dist.Gamma(2.0, 1.0))
+        numpyro.sample("u", dist.Uniform(0.0, 2.0 * z))
+
+    def computed_from_data(y):
+        numpyro.sample("u", dist.Uniform(0.0, jnp.max(y)))
+
+    with pytest.raises(vr.SiteError, match="change from draw to draw"):
+        handlers.seed(vr.guide(vr.MeanField())(computed_from_a_draw).guide, 0)(Y)
+    guide = vr.guide(vr.MeanField())(computed_from_data).guide
+    with pytest.raises(vr.SiteError, match="data whose values are not known while the program is compiled"):
+        jax.jit(handlers.seed(guide, 0))(Y)
+    assert handlers.seed(guide, 0)(Y)["u"] < Y.max()

@@ -9,8 +9,8 @@ from scipy.stats import multivariate_normal
 
 import vi_reparam_pyro as vr
 from vi_reparam.fit import loop
-from vi_reparam_pyro import search
 from vi_reparam_pyro.engine.program import Program
+from vi_reparam_pyro.ops.ops import TorchOps
 
 RNG = np.random.default_rng(3)
 X = RNG.normal(size=(30, 3)) @ np.array([[1.0, 0.9, 0.0], [0.0, 0.5, 0.7], [0.0, 0.0, 0.6]])
@@ -111,7 +111,7 @@ def test_two_places_are_fitted_apart_and_the_other_is_a_rival():
 @pytest.mark.parametrize("together", [True, False])
 def test_the_search_finds_a_scale_where_there_is_no_mode(monkeypatch, together):
     if not together:
-        monkeypatch.setattr(search, "_together", _refuse)
+        monkeypatch.setattr(TorchOps, "many", _refuse)
     guided = vr.guide(vr.FullRank())(funnel)
     data = guided.backend.engine.data((), {})
     (frame, *_) = guided.base_guide.searcher.run(guided.base_guide.layout((), {}), data, 5)

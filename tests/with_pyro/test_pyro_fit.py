@@ -194,7 +194,7 @@ def test_a_model_that_reads_its_data_and_its_draws_in_python():
     posterior = model.fit(COUNTS, num_steps=60, progress=False)
     assert float(posterior.params["rate_mean"]) == pytest.approx(3.29, rel=0.2)
     assert posterior.draws(20)["rate"].shape == (20,)
-    assert not posterior.scorer.in_lanes
+    assert not posterior.scorer.at_once
 
 
 @pytest.mark.parametrize("particles", [1, 4])

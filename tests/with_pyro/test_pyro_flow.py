@@ -43,7 +43,7 @@ def parameters(guided, *, noise=0.0, tail=0.0):
 
 def loss_of(guided, params, key=KEY):
     with using(params):
-        return guided.objective.surrogate(key, guided.model, guided.guide, (), {})
+        return guided.objective.surrogate(key, guided.model, guided.guide, (), {})[0]
 
 
 @pytest.mark.parametrize("kind", INVERTED)

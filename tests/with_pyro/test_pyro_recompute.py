@@ -64,7 +64,7 @@ def program(model, family, objective):
         own = [old if isinstance(old, torch.nn.Parameter) else x.detach().requires_grad_()
                for old, x in zip(params.free.values(), leaves, strict=True)]  # fmt: skip
         with using(Parameters(dict(zip(names, own, strict=True)), params.constraints).constrained()):
-            loss = guided.objective.surrogate(5, guided.model, guided.guide, (Y,), {}, {})
+            loss = guided.objective.surrogate(5, guided.model, guided.guide, (Y,), {}, averages={})[0]
         found = torch.autograd.grad(loss, own, allow_unused=True)
         return loss.detach(), *(torch.zeros_like(x) if g is None else g for x, g in zip(own, found, strict=True))
 

@@ -35,8 +35,8 @@ class Data:
         return self.args, self.kwargs
 
 
-def hashable(leaf: Any) -> Hashable:
-    """A key for a leaf that is no array: equal for equal leaves of one type, else for the same one."""
+def leaf_form(leaf: Any) -> Hashable:
+    """What a program is compiled for, of a leaf that is no array: equal for equal values."""
     try:
         hash(leaf)
     except TypeError:

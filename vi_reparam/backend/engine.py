@@ -103,7 +103,7 @@ class Engine(Protocol):
     """Where the framework's array functions are, for advice: ``"jax.numpy"``."""
 
     codec: Any
-    """How the framework's own values are stored in files: a `vi_reparam.posterior.storage.Codec`."""
+    """How the framework's own values are stored in files: a `vi_reparam.posterior.codec.Codec`."""
 
     def key(self, seed: Any) -> Key:
         """A key of an int, or of what the framework takes for a key.

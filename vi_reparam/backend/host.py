@@ -111,6 +111,10 @@ class Host(Reader, Protocol):
         """What the names of a new guide's parameters begin with, so that no two guides share a value; may be empty."""
         ...
 
+    def support_of(self, distribution: Any) -> Any:
+        """The support of a distribution, a mixture's as one of its components' where it can be; None for none."""
+        ...
+
     def support_kind(self, support: Any, distribution: Any = None) -> str:
         """The kind of a support, independent dimensions aside.
 

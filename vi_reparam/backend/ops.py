@@ -8,7 +8,8 @@ backend to the same laws.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 Array = Any
@@ -173,8 +174,37 @@ class Ops(Protocol):
         """The gradient of a scalar function in its first argument, a tree of arrays."""
         ...
 
-    def jacobian(self, fn: Callable[[Array], Any]) -> Callable[[Array], Any]:
-        """The Jacobian of a function of a vector, at a vector."""
+    def jacobian(self, fn: Callable[[Array], Any], *, has_aux: bool = False) -> Callable[[Array], Any]:
+        """The Jacobian of a function of a vector, at a vector.
+
+        Args:
+            has_aux: `fn` gives (value, what is to be given on), and the result is (Jacobian, that).
+        """
+        ...
+
+    def compiled(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """`fn` as one program, traced once for all its uses, where the framework traces; itself elsewhere."""
+        ...
+
+    def form(self, tree: Any) -> Hashable:
+        """Equal for trees of equal structure, shapes, dtypes and other values, at one default floating-point type."""
+        ...
+
+    def vjp(self, fn: Callable[..., tuple[Array, Any]], *trees: Any) -> tuple[Array, Callable[..., list[Any]], Any]:
+        """The value of a function, and its pull-back, which may be called more than once.
+
+        Args:
+            fn: of trees of arrays; gives (array, a tree of arrays that is not differentiated).
+
+        Returns:
+            (the array; ``slopes(i, cotangent, leaves)``; the other tree). The slopes are those in the leaves of the
+            i-th tree, None where there is none. A framework that differentiates by identity takes them in `leaves`,
+            the arrays of that tree as the function used them.
+        """
+        ...
+
+    def at_once(self) -> AbstractContextManager[Any]:
+        """What runs inside is computed now, though a program around it be traced, and is not differentiated."""
         ...
 
     def tree_map(self, fn: Callable[..., Any], tree: Any, *others: Any) -> Any:

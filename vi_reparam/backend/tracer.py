@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -100,6 +101,7 @@ class Tracer(Protocol):
         frozen: bool = False,
         resample: bool = False,
         alone: bool = False,
+        partial: bool = False,
     ) -> dict[str, Record]:
         """One run of a program; its sites in their order.
 
@@ -114,14 +116,19 @@ class Tracer(Protocol):
             resample: draw observed sites afresh, in the shape of what was observed; factors stay.
             alone: hide the run from the handlers and the parameter store around the call: parameters that are not given
                 have their initial values, and improper latents (which cannot be drawn) are at the origin.
+            partial: whether parameters that `params` lack have their initial values.
 
         Raises:
-            ArgumentError: for a parameter without a value, where `params` are given.
+            ArgumentError: for a parameter without a value, where `params` are given and not `partial`.
         """
         ...
 
     def shapes(self, fn: Callable[[Key], T]) -> T:
         """``fn(key)`` without computing an array, where the framework can: only shapes and dtypes of it hold."""
+        ...
+
+    def constants(self) -> AbstractContextManager[None]:
+        """Inside, what depends on no traced array is computed at once, also where a program is being compiled."""
         ...
 
     def depends(

@@ -22,7 +22,7 @@ from vi_reparam.fit.loop import Restart, run_steps
 from vi_reparam.fit.optimizers import plan_of
 from vi_reparam.fit.options import check_options
 from vi_reparam.fit.selection import choose
-from vi_reparam.gaussians.pathfinder import FAR, distance
+from vi_reparam.gaussians.pathfinder import APART, distance
 from vi_reparam.guides import JointFamily, Sites
 
 Array = Any
@@ -261,7 +261,7 @@ class Fitter:
         center, root = to_numpy(there.center), to_numpy(there.root)
         for other in runs:
             move = to_numpy(self.guided.base_guide.location(other.params).center) - center
-            if distance(move, root, np.linalg.solve) > FAR:
+            if distance(move, root, np.linalg.solve) > APART:
                 rivals.append(float(best.bound - other.bound))
         return best, rivals
 

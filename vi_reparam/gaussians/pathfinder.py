@@ -124,10 +124,10 @@ def _finite(xp: Any, x: Array) -> Array:
     return xp.where(xp.isfinite(x), x, xp.full_like(x, -math.inf))
 
 
-FAR = 4.0
+APART = 4.0
 """Standard deviations between places that are counted as two."""
 
-RIVAL = 10.0
+WORSE = 10.0
 """A place whose bound is lower by more than this many nats is not tried."""
 
 MOST_RUNS = 3
@@ -143,8 +143,8 @@ def worth_a_run(bounds: Any, centers: Any, roots: Any, solve: Callable[[Any, Any
     order = sorted((i for i in range(len(bounds)) if bounds[i] > -math.inf), key=lambda i: -float(bounds[i]))
     chosen: list[int] = []
     for i in order:
-        near = any(distance(centers[i] - centers[j], roots[j], solve) <= FAR for j in chosen)
-        if not near and float(bounds[i]) > float(bounds[order[0]]) - RIVAL and len(chosen) < MOST_RUNS:
+        near = any(distance(centers[i] - centers[j], roots[j], solve) <= APART for j in chosen)
+        if not near and float(bounds[i]) > float(bounds[order[0]]) - WORSE and len(chosen) < MOST_RUNS:
             chosen.append(i)
     return chosen
 

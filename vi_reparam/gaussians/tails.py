@@ -3,7 +3,7 @@
 x = n exp(h n^2 / 2) for standard normal n: the identity at h = 0, a tail of index 1/h above it
 (Tukey 1977). A guide that fits well can still have tails that are too light, and then a few
 importance weights carry the sum; a small h costs a few thousandths of a nat and gives weights of
-finite variance. It is chosen after training, by the weights (`PosteriorBase.fit_tail`).
+finite variance. It is chosen after training, by the weights (`vi_reparam.posterior.tail`).
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
+from vi_reparam.backend.data import bound_arguments
 from vi_reparam.backend.ops import Ops
 from vi_reparam.errors import ArgumentError, SiteError
-from vi_reparam.posterior.sites import bound_arguments
 
 Array = Any
 Condition = str | Callable[..., Array]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from vi_reparam.backend.registry import ops_of
+from vi_reparam.backend.tracer import Record
 
 Array = Any
 
 
 class PlateDims(NamedTuple):
-    """The plates around a site.
+    """The plates around a site, and where they stand in its batch.
 
     Attributes:
         dims: plate name -> dimension, negative, counted from the right of the batch shape.
@@ -21,11 +22,16 @@ class PlateDims(NamedTuple):
     batch_shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, site: dict[str, Any]) -> PlateDims:
-        """The frames of a site of a NumPyro or Pyro trace."""
+    def of(cls, record: Record) -> PlateDims:
+        """The plates around a sample."""
         # a plate that is a Python loop has no dimension
-        dims = {frame.name: frame.dim for frame in site["cond_indep_stack"] if frame.dim is not None}
-        return cls(dims, tuple(site["fn"].batch_shape))
+        dims = {plate.name: plate.dim for plate in record.plates if plate.dim is not None}
+        return cls(dims, tuple(record.distribution.batch_shape))
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of the plates that are dimensions of the site."""
+        return frozenset(name for name, dim in self.dims.items() if -dim <= len(self.batch_shape))
 
 
 def sum_to(cost: Array, source: PlateDims, target: PlateDims, plates: frozenset[str]) -> Array:
@@ -54,8 +60,3 @@ def sum_to(cost: Array, source: PlateDims, target: PlateDims, plates: frozenset[
     for name in by_target:
         shape[target.dims[name]] = source.batch_shape[source.dims[name]]
     return xp.reshape(summed, cost.shape[:lead] + tuple(shape))
-
-
-def plates_of(frames: PlateDims) -> frozenset[str]:
-    """Names of the plates that are dimensions of the site."""
-    return frozenset(name for name, dim in frames.dims.items() if -dim <= len(frames.batch_shape))

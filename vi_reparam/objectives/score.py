@@ -8,7 +8,7 @@ from typing import Any
 from vi_reparam.backend.ops import Ops
 from vi_reparam.errors import GradientError
 from vi_reparam.estimators import Estimator, ScoreFunction
-from vi_reparam.objectives.plates import PlateDims, plates_of, sum_to
+from vi_reparam.objectives.plates import PlateDims, sum_to
 
 Array = Any
 Scores = tuple[tuple[Array, Array], ...]
@@ -16,11 +16,14 @@ Scores = tuple[tuple[Array, Array], ...]
 
 DECAY = 0.9
 
+BASELINE = "vr.baseline"
+"""The mutable site that holds the decaying averages, where a framework has such sites."""
+
 
 def downstream(
     ops: Ops,
     costs: dict[Any, Array],
-    frames: dict[Any, PlateDims],
+    plate_dims: dict[Any, PlateDims],
     dependent: Any,
     target: PlateDims,
     plates: frozenset[str],
@@ -30,13 +33,13 @@ def downstream(
     Args:
         costs: by place, shape ``[particles, batch]``.
         dependent: places that depend on the draw.
-        target: frames of the draw.
+        plate_dims: of every place; `target`: of the draw.
         plates: names of the plates that may be kept apart.
     """
     first = next(iter(costs.values()))
     total = ops.xp.zeros((first.shape[0], *(1 for _ in target.batch_shape)), dtype=first.dtype)
     for place in sorted(dependent):
-        total = total + sum_to(ops.stop_gradient(costs[place]), frames[place], target, plates)
+        total = total + sum_to(ops.stop_gradient(costs[place]), plate_dims[place], target, plates)
     return total
 
 
@@ -125,6 +128,6 @@ def separate_lanes(shape: tuple[int, ...], target: PlateDims, plates: frozenset[
         The number of groups, and the shape of the group's index: 1 along what moves together.
     """
     rank = len(target.batch_shape)
-    together = {rank + target.dims[p] for p in plates & plates_of(target)}
+    together = {rank + target.dims[p] for p in plates & target.names}
     sizes = [1 if axis in together else size for axis, size in enumerate(shape)]
     return math.prod(sizes), sizes

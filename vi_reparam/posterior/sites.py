@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from vi_reparam.errors import ArgumentError
+import numpy as np
+
+from vi_reparam.backend.host import Reader
+from vi_reparam.backend.tracer import Record
+from vi_reparam.errors import ArgumentError, SiteError
+from vi_reparam.sites.wrappers import innermost
 
 Array = Any
 
@@ -53,14 +57,14 @@ class Site:
 
 @dataclass(frozen=True)
 class Sites:
-    """What the traces of a model and its guide hold.
+    """The sites of a model and its guide.
 
     Attributes:
         latents: the model's latent sites.
         observed: its observed sites, factors left out.
         deterministics: its deterministic sites.
         plate_sizes: the plates' full sizes.
-        scalars: scalars in both traces, a measure of the memory one draw takes.
+        scalars: in one run of both, a measure of the memory one draw takes.
         is_point: whether the guide is a point estimate: deltas, and nothing auxiliary under them.
     """
 
@@ -83,9 +87,54 @@ def check_count(name: str, value: Any) -> int:
     return int(value)
 
 
-def bound_arguments(model: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
-    """A call's arguments by the names of the model's signature, numbered where it has none."""
-    try:
-        return dict(inspect.signature(model).bind(*args, **kwargs).arguments)
-    except (TypeError, ValueError):
-        return {**{f"arg_{i}": arg for i, arg in enumerate(args)}, **kwargs}
+def describe(reader: Reader, records: Mapping[str, Record], drawn: Mapping[str, Record]) -> Sites:
+    """The form of a model's sites and its guide's, checked.
+
+    Args:
+        records: of the model, run with the guide's latents; `drawn`: of the guide.
+
+    Raises:
+        SiteError: if the two do not have the same latents, in the same shapes.
+    """
+    latents = {name: _form(r) for name, r in records.items() if r.is_latent}
+    draws = {name: r for name, r in drawn.items() if r.is_latent}
+    _check_pair(latents, draws)
+    is_delta = [type(innermost(reader, draws[name].distribution)).__name__ == "Delta" for name in latents]
+    both = [*records.values(), *drawn.values()]
+    return Sites(
+        latents=latents,
+        observed={name: _form(r) for name, r in records.items() if r.is_data},
+        deterministics={name: _form(r) for name, r in records.items() if r.kind == "deterministic"},
+        plate_sizes={name: r.plates[0].size for name, r in records.items() if r.kind == "plate"},
+        scalars=sum(math.prod(np.shape(r.value)) for r in both if r.kind in ("sample", "deterministic")),
+        is_point=any(is_delta) and not any(r.is_auxiliary for r in draws.values()),
+    )
+
+
+def _check_pair(latents: Mapping[str, Site], drawn: Mapping[str, Record]) -> None:
+    missing = [name for name in latents if name not in drawn]
+    if missing:
+        raise SiteError(f"the guide does not draw the model's {', '.join(missing)}; add a site of that name to it")
+    extra = [name for name, r in drawn.items() if name not in latents and not r.is_auxiliary]
+    if extra:
+        raise SiteError(f"the guide draws {', '.join(extra)}, not in the model; mark it infer={{'is_auxiliary': True}}")
+    for name, site in latents.items():
+        given = tuple(np.shape(drawn[name].value))
+        if given != site.shape:
+            raise SiteError(
+                f"site {name!r} has shape {given} in the guide and {site.shape} in the model; make them agree"
+            )
+
+
+def _form(record: Record) -> Site:
+    value = record.value if hasattr(record.value, "dtype") else np.asarray(record.value)
+    # of a latent what the model wants, to compare with what the guide gave
+    shape = tuple(record.distribution.shape() if record.is_latent else value.shape)
+    event_dim = record.distribution.event_dim if record.kind == "sample" else 0
+    plates = {}
+    for plate in record.plates:
+        dim = -1 if plate.dim is None else len(shape) - event_dim + plate.dim
+        # a deterministic site may have event dimensions of its own: the size tells
+        if dim >= 0 and shape[dim] == plate.subsample_size:
+            plates[dim] = plate.name
+    return Site(shape=shape, dtype=str(value.dtype).removeprefix("torch."), plates=plates)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import abc
 import json
 import os
 import zipfile
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from vi_reparam.errors import ArgumentError
+from vi_reparam.posterior.codec import Codec
 
 if TYPE_CHECKING:
-    from vi_reparam.posterior.posterior import PosteriorBase
+    from vi_reparam.backend.backend import Backend
+    from vi_reparam.posterior.posterior import Posterior
+
+P = TypeVar("P", bound="Posterior")
 
 FORMAT = "vi-reparam posterior"
 VERSION = 1
@@ -23,43 +26,7 @@ METADATA = "metadata"
 FIELDS = {"model", "form", "seed", "record", "params", "args", "kwargs"}
 
 
-class Codec(abc.ABC):
-    """What only a backend knows of its values, and of making a posterior again."""
-
-    @abc.abstractmethod
-    def array(self, value: Any) -> np.ndarray | None:
-        """An array of the backend, or NumPy's, as NumPy's; None if it is none."""
-
-    @abc.abstractmethod
-    def restore(self, array: np.ndarray, dtype: str) -> Any:
-        """The array as model and guide take it."""
-
-    def pack(self, value: Any) -> tuple[Any, str] | None:
-        """A value of the backend's own kind as (what can be stored, text about it); None if it is none."""
-        return None
-
-    def unpack(self, content: Any, about: str) -> Any:
-        """What was packed.
-
-        Raises:
-            ValueError: for what this backend never packs.
-        """
-        raise ValueError(f"a value of kind {about!r} was stored by another backend")
-
-    @abc.abstractmethod
-    def shapes(self, params: dict) -> dict[str, list[int]]:
-        """The parameters' shapes by name."""
-
-    @abc.abstractmethod
-    def prepare(self, model: Any, params: dict, args: tuple, kwargs: dict) -> None:
-        """Run the guide once: some learn the model's form in their first call."""
-
-    @abc.abstractmethod
-    def make(self, model: Any, **fields: Any) -> PosteriorBase:
-        """A posterior of the backend."""
-
-
-def save(posterior: PosteriorBase, path: str | os.PathLike) -> Path:
+def save(posterior: Posterior, path: str | os.PathLike) -> Path:
     """Writes a posterior: parameters, data, losses and the record of the fit.
 
     Args:
@@ -73,7 +40,7 @@ def save(posterior: PosteriorBase, path: str | os.PathLike) -> Path:
         ArgumentError: an argument of the fit is neither array, number, text nor a container of these.
     """
     arrays: dict[str, Any] = {}
-    codec = posterior.codec()
+    codec = posterior.backend.engine.codec
     metadata = {
         "format": FORMAT,
         "version": VERSION,
@@ -100,13 +67,13 @@ def save(posterior: PosteriorBase, path: str | os.PathLike) -> Path:
     return path
 
 
-def load(path: str | os.PathLike, model: Any, codec: Codec) -> Any:
+def load(path: str | os.PathLike, model: Any, make: type[P]) -> P:
     """Reads a posterior that `Posterior.save` wrote.
 
     Args:
         path: the file.
         model: the guided model that it was fitted with.
-        codec: the backend's.
+        make: the class of the posterior.
 
     Returns:
         The posterior.
@@ -118,6 +85,8 @@ def load(path: str | os.PathLike, model: Any, codec: Codec) -> Any:
     if missing:
         raise ArgumentError(f"the model has no .{missing[0]}; pass the guided model that the file was fitted with")
     metadata, arrays = _read(Path(path))
+    backend = getattr(model, "backend", None) or make.backend
+    codec = backend.engine.codec
     stored, given = metadata["model"], name_of(model)
     if stored != given:
         raise ArgumentError(
@@ -128,8 +97,8 @@ def load(path: str | os.PathLike, model: Any, codec: Codec) -> Any:
     fields = {key: _decode(metadata[key], arrays, codec) for key in ("seed", "record", "params", "args", "kwargs")}
     other = f"{path} holds a posterior of another {stored!r} than the given {given!r}"
     try:
-        codec.prepare(model, fields["params"], fields["args"], fields["kwargs"])
-        posterior = codec.make(model, losses=arrays["losses"], **fields)
+        _run_once(backend, model.guide, fields)
+        posterior = make(model, losses=arrays["losses"], **fields)
         form = form_of(posterior)
     except Exception as error:  # another model's code may fail in any way
         raise ArgumentError(f"{other}, which fails on the stored data: {_first_line(error)}") from error
@@ -143,14 +112,28 @@ def load(path: str | os.PathLike, model: Any, codec: Codec) -> Any:
     return posterior
 
 
-def form_of(posterior: PosteriorBase) -> dict[str, dict[str, list]]:
+def form_of(posterior: Posterior) -> dict[str, dict[str, list]]:
     """What makes a posterior's model that model: names and shapes of its sites and parameters."""
     sites = posterior.scorer.sites
     return {
         "latent site": {name: list(site.shape) for name, site in sites.latents.items()},
         "observed site": {name: list(site.shape) for name, site in sites.observed.items()},
-        "parameter": posterior.codec().shapes(posterior.params),
+        "parameter": _shapes(posterior.params),
     }
+
+
+def _shapes(value: Any, path: str = "") -> dict[str, list[int]]:
+    """The shapes of a tree's leaves, by their paths."""
+    if isinstance(value, dict | list | tuple):
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        return {k: shape for key, part in parts for k, shape in _shapes(part, f"{path}[{key!r}]").items()}
+    return {path: list(np.shape(value))}
+
+
+def _run_once(backend: Backend, guide: Any, fields: dict[str, Any]) -> None:
+    """Run the guide: some learn the model's form in their first call, which must not be an abstract one."""
+    key, params = backend.ops.key(0), fields["params"]
+    backend.tracer.run(guide, fields["args"], fields["kwargs"], key, params=params, alone=True)
 
 
 def _read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:

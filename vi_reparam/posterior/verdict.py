@@ -15,9 +15,9 @@ KHAT_USABLE = 0.7
 MAX_ELBO_ERROR = 0.1
 MAX_GAP = 1.0
 MANY_LATENTS = 100
-RIVAL = 4.6  # nats: a mode this far below holds about a hundredth of the mass
+NEGLIGIBLE_MODE = 4.6  # nats: a mode this far below holds about a hundredth of the mass
 NUM_BLOCKS = 10
-FAR = 1e15
+RUNAWAY = 1e15
 """No unit makes a latent as large: a guide that widens without end does, where the posterior is improper."""
 
 
@@ -39,7 +39,7 @@ class Figures:
         num_nan_losses: how many losses are not finite.
         rivals: nats by which other modes, found on the way, are below this one.
         is_point: whether the guide is a point estimate, which has no density.
-        runaway: latents whose draws lie beyond `FAR`.
+        runaway: latents whose draws lie beyond `RUNAWAY`.
     """
 
     khat: float
@@ -158,7 +158,7 @@ def _faults(f: Figures) -> list[str]:
         found.append(f"{f.num_nan_losses:,} losses of the fit are not finite")
     if f.runaway:
         found.append(
-            f"draws of {list(f.runaway)} lie beyond {FAR:.0e}: the posterior may be improper, a density without a "
+            f"draws of {list(f.runaway)} lie beyond {RUNAWAY:.0e}: the posterior may be improper, a density without a "
             "finite integral, to which no guide can be fitted; give these latents proper priors, or bounds"
         )
     elif not f.khat < KHAT_USABLE and not f.num_nan:
@@ -186,7 +186,7 @@ def _weaknesses(f: Figures) -> list[str]:
     if f.khat < KHAT_USABLE and gap > MAX_GAP:  # above, the evidence itself is not known
         found.append(f"the ELBO is {gap:.3g} nats below the log evidence: about the KL divergence that is left")
     for behind in f.rivals:
-        if behind < RIVAL:
+        if behind < NEGLIGIBLE_MODE:
             share = 100.0 / (1.0 + math.exp(behind))
             found.append(
                 f"another mode was found, {behind:.1f} nats below this one (about {share:.0f}% of the mass is there): "

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import random
 from jax.core import Tracer
 
-from vi_reparam.backend.data import Data, hashable
+from vi_reparam.backend.data import Data, leaf_form
 from vi_reparam.fit.options import check_finite
 
 Array = Any
@@ -26,7 +27,8 @@ def check_data(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
 
 
 def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, np.ndarray | jax.Array | np.generic)
+    numpys = isinstance(leaf, np.ndarray | np.generic)  # those of numbers, NumPy's own or JAX's
+    return leaf.dtype.kind in "biufcV" if numpys else isinstance(leaf, jax.Array)
 
 
 def data_of(args: tuple[Any, ...], kwargs: dict[str, Any], *, closed: bool = False) -> Data:
@@ -37,7 +39,7 @@ def data_of(args: tuple[Any, ...], kwargs: dict[str, Any], *, closed: bool = Fal
             under tracing.
     """
     if closed:
-        args, kwargs = jax.tree.map(lambda x: np.asarray(x) if isinstance(x, jax.Array) else x, (args, kwargs))
+        args, kwargs = jax.tree.map(_values, (args, kwargs))
     else:
         args, kwargs = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, (args, kwargs))
     leaves, tree = jax.tree.flatten((tuple(args), dict(kwargs)), is_leaf=lambda x: x is None)
@@ -46,6 +48,12 @@ def data_of(args: tuple[Any, ...], kwargs: dict[str, Any], *, closed: bool = Fal
     shapes = tuple((a.shape, str(a.dtype)) for a in arrays)
     form = tree, tuple(_key(x) for x in rest), shapes, bool(jax.config.read("jax_enable_x64"))
     return Data(tuple(args), dict(kwargs), form, arrays, functools.partial(_join, tree, rest))
+
+
+def _values(leaf: Any) -> Any:
+    """An array whose values can be read while others are traced."""
+    is_array = isinstance(leaf, jax.Array) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(leaf) if is_array else leaf
 
 
 def _join(tree: Any, rest: tuple[Any, ...], arrays: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -79,6 +87,7 @@ _HOLE = _Hole()
 
 def _key(leaf: Any) -> Hashable:
     if _is_array(leaf):
-        array = np.asarray(leaf)
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        array = np.asarray(random.key_data(leaf) if is_key else leaf)
         return array.shape, str(array.dtype), array.tobytes()
-    return hashable(leaf)
+    return leaf_form(leaf)

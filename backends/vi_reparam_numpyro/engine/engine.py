@@ -7,6 +7,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from importlib.metadata import version
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -15,19 +16,20 @@ import numpy as np
 from jax import random
 from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
+from numpyro.handlers import substitute
 
 from vi_reparam.backend.cache import Cache
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import DrawInfo, Task
 from vi_reparam.errors import ArgumentError
-from vi_reparam_numpyro.dependence import first_params
+from vi_reparam.objectives.run import Runner, first_params
+from vi_reparam.objectives.subsampling import check_subsampling
 from vi_reparam_numpyro.engine import optimizers
 from vi_reparam_numpyro.engine.arguments import check_data, data_of, jit_once
+from vi_reparam_numpyro.engine.codec import JaxCodec
 from vi_reparam_numpyro.engine.program import Program
 from vi_reparam_numpyro.host.tracer import tracer
-from vi_reparam_numpyro.run import run
-from vi_reparam_numpyro.storage import Codec
-from vi_reparam_numpyro.subsampling import check_subsampling
+from vi_reparam_numpyro.ops.ops import ops
 
 Array = Any
 Params = Mapping[str, Array]
@@ -42,6 +44,10 @@ PROGRAMS, CALLS, CALLS_OF_DATA = 64, 64, 32
 """Compiled fits and calls that are kept, and those kept with one call's data."""
 
 
+_RUNS: Any = SimpleNamespace(ops=ops, tracer=tracer)
+"""What a run asks of a backend."""
+
+
 class JaxEngine:
     """`vi_reparam.backend.engine.Engine` for JAX."""
 
@@ -53,7 +59,7 @@ class JaxEngine:
         jax.errors.TracerIntegerConversionError,
     )
     array_functions = "jax.numpy"
-    codec: Any = Codec()
+    codec: Any = JaxCodec()
 
     def __init__(self) -> None:
         self.programs: Cache[Program] = Cache(PROGRAMS)
@@ -148,14 +154,15 @@ class JaxEngine:
 
     def first_params(self, model: Any, guide: Any, data: Data, key: Any, known: Params) -> dict[str, Array]:
         def values(args: Any, kwargs: Any, key: Any, known: Any) -> dict[str, Any]:
-            return first_params(model, guide, args, kwargs, key=key, known=known)
+            with substitute(data=known):
+                return {**known, **first_params(_RUNS, key, model, guide, args, kwargs)}
 
         name = "first_params", _Same(model), _Same(guide), tuple(sorted(known))
         return self.call(values, data, key, dict(known), name=name)
 
     def check(self, task: Task, data: Data, start: Callable[[Any], Params], key: Any, *, known: bool) -> Params | None:
         if not known:
-            check_subsampling(task.model, *data.call)
+            check_subsampling(task.objective.backend, task.model, data)
             task.objective.check_at(start, task.model, task.guide, *data.call)
         return None
 
@@ -170,7 +177,8 @@ class JaxEngine:
         runs = []
 
         def abstract(key: Any, params: Any) -> None:
-            runs.append(run(key, params, task.model, task.guide, *data.call))
+            objective = task.objective
+            runs.append(Runner(objective.backend, task.model, task.guide, *data.call, objective.entropy, params)(key))
 
         jax.eval_shape(abstract, random.key(0), dict(params or {}))
         return runs[-1]

@@ -17,7 +17,7 @@ from numpyro.infer import SVI
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import Task
 from vi_reparam.fit.loop import CHUNK
-from vi_reparam_numpyro.run import run
+from vi_reparam.objectives.run import Runner
 
 Array = Any
 
@@ -153,12 +153,12 @@ class Program:
 
     def non_finite(self, state: State) -> dict[str, str]:
         objective, tree = self.task.objective, state.tree
-        model, guide, (args, kwargs) = self.task.model, self.task.guide, state.data.call
-        values = self.params(state)
+        model, guide, values = self.task.model, self.task.guide, self.params(state)
+        runner = Runner(objective.backend, model, guide, *state.data.call, objective.entropy, values)
         _, step_key = random.split(tree["key"])
         sites: dict[str, str] = {}
         for key in random.split(step_key, objective.num_particles):
-            result = run(key, values, model, guide, args, kwargs, entropy=objective.entropy)
+            result = runner(key)
             for name, sampled in result.draws.items():
                 if not bool(jnp.all(jnp.isfinite(sampled.draw.value))):
                     sites[name] = "its draw is not finite"

@@ -8,14 +8,12 @@ from numpyro.distributions import Delta
 from numpyro.primitives import Messenger, mutable
 
 from vi_reparam.errors import SiteError
+from vi_reparam.objectives.score import BASELINE
 from vi_reparam.sites.choice import Chooser, as_mapping
 from vi_reparam_numpyro.host.distributions import annotate
 from vi_reparam_numpyro.host.families import reader
 from vi_reparam_numpyro.host.guard import initializing_a_host
 from vi_reparam_numpyro.ops.ops import ops
-
-BASELINE = "vr.baseline"
-"""The mutable site that holds the decaying averages."""
 
 
 class estimate(Messenger):  # noqa: N801  (handlers are lower case in NumPyro)

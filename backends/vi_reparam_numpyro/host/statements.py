@@ -1,4 +1,4 @@
-"""NumPyro as the host of a model written once."""
+"""NumPyro as the host of programs written once."""
 
 from __future__ import annotations
 
@@ -10,20 +10,25 @@ import numpyro.distributions as dist
 import optax
 
 from vi_reparam.backend.host import Host
+from vi_reparam_numpyro.host.distributions import VonMisesFisher
+from vi_reparam_numpyro.host.families import NumpyroReader
+from vi_reparam_numpyro.host.supports import Supports
 
 
-class NumpyroHost:
+class NumpyroHost(Supports, NumpyroReader):
     """`vi_reparam.backend.host.Host` on NumPyro's primitives."""
 
     name = "numpyro"
+    title = "NumPyro"
     dist: Any = dist
     xp: Any = jnp
 
-    def sample(self, name: str, distribution: Any, *, obs: Any = None) -> Any:
-        return numpyro.sample(name, distribution, obs=obs)
+    def sample(self, name: str, distribution: Any, *, obs: Any = None, infer: Any = None) -> Any:
+        return numpyro.sample(name, distribution, obs=obs, infer=None if infer is None else dict(infer))
 
-    def param(self, name: str, init: Any, *, constraint: Any = None) -> Any:
-        return numpyro.param(name, init, constraint=dist.constraints.real if constraint is None else constraint)
+    def param(self, name: str, init: Any, *, constraint: Any = None, event_dim: int | None = None) -> Any:
+        constraint = dist.constraints.real if constraint is None else constraint
+        return numpyro.param(name, init, constraint=constraint, event_dim=event_dim)
 
     def plate(self, name: str, size: int, *, dim: int | None = None, subsample_size: int | None = None) -> Any:
         return numpyro.plate(name, size, subsample_size=subsample_size, dim=dim)
@@ -39,6 +44,12 @@ class NumpyroHost:
 
     def adam(self, learning_rate: float) -> optax.GradientTransformation:
         return optax.adam(learning_rate)
+
+    def scope(self) -> str:
+        return ""
+
+    def von_mises_fisher(self, direction: Any, concentration: Any) -> Any:
+        return VonMisesFisher(direction, concentration)
 
 
 host: Host = NumpyroHost()

@@ -41,6 +41,7 @@ class NumpyroTracer:
         frozen: bool = False,
         resample: bool = False,
         alone: bool = False,
+        partial: bool = False,
     ) -> dict[str, Record]:
         # innermost first: what comes later sees what the others left
         fn: Any = _FullData(program) if full_data else program
@@ -63,7 +64,7 @@ class NumpyroTracer:
             fn = _Collect(fn, recorder, given_key)
         with block() if alone else contextlib.nullcontext(), recording(recorder):
             sites = trace(fn).get_trace(*args, **kwargs)
-        if params is not None:
+        if params is not None and not partial:
             _require_params(sites, params)
         sizes = {n: s["args"] for n, s in sites.items() if s["type"] == "plate"}
         return {n: _record(s, sizes) for n, s in sites.items() if s["type"] in _KINDS}
@@ -77,6 +78,9 @@ class NumpyroTracer:
 
         jax.eval_shape(look, random.key(0))
         return found[0]
+
+    def constants(self) -> contextlib.AbstractContextManager[None]:
+        return jax.ensure_compile_time_eval()
 
     def depends(
         self, fn: Callable[[Mapping[str, Array]], Mapping[Any, Array]], inputs: Mapping[str, Array]
@@ -161,7 +165,9 @@ def _given(values: Callable[[Statement], Array | None], msg: Any) -> Array | Non
 
 def _origin(msg: Any) -> Array | None:
     """Improper latents, which cannot be drawn, sit where the unconstrained origin is."""
-    if msg["type"] != "sample" or msg["is_observed"] or _innermost(msg["fn"]) != ImproperUniform.__name__:
+    if msg["type"] != "sample" or msg["is_observed"] or msg["value"] is not None:
+        return None
+    if _innermost(msg["fn"]) != ImproperUniform.__name__:
         return None
     transform = biject_to(msg["fn"].support)
     return transform(jnp.zeros(transform.inverse_shape(tuple(msg["fn"].shape()))))

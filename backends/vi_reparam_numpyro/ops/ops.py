@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.scipy import special
 
+from vi_reparam.backend.data import leaf_form
 from vi_reparam.errors import ArgumentError
 from vi_reparam_numpyro.ops import noise
 from vi_reparam_numpyro.ops.refusal import refuse_gradient
@@ -115,8 +117,28 @@ class JaxOps:
     def grad(self, fn: Any) -> Any:
         return jax.grad(fn)
 
-    def jacobian(self, fn: Any) -> Any:
-        return jax.jacfwd(fn)
+    def jacobian(self, fn: Any, *, has_aux: bool = False) -> Any:
+        return jax.jacfwd(fn, has_aux=has_aux)
+
+    def compiled(self, fn: Any) -> Any:
+        return jax.jit(fn)
+
+    def form(self, tree: Any) -> Hashable:
+        leaves, structure = jax.tree.flatten(tree)
+        own = ((jnp.shape(x), str(jnp.result_type(x))) if hasattr(x, "shape") else leaf_form(x) for x in leaves)
+        return structure, tuple(own), str(self.float_dtype())
+
+    def vjp(self, fn: Any, *trees: Any) -> Any:
+        value, pull, aux = jax.vjp(fn, *jax.tree.map(lax.stop_gradient, trees), has_aux=True)
+
+        def slopes(which: int, cotangent: Any, leaves: Any) -> list[Any]:
+            found = jax.tree.leaves(pull(cotangent)[which])
+            return [None if slope.dtype == jax.dtypes.float0 else slope for slope in found]
+
+        return value, slopes, aux
+
+    def at_once(self) -> Any:
+        return jax.ensure_compile_time_eval()
 
     def tree_map(self, fn: Any, tree: Any, *others: Any) -> Any:
         return jax.tree.map(fn, tree, *others)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from vi_reparam.backend.data import Data, hashable
+from vi_reparam.backend.data import Data, leaf_form
 from vi_reparam.fit.options import check_finite
 
 Array = Any
@@ -69,4 +69,4 @@ def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
 def _key(leaf: Any) -> Hashable:
     if is_array(leaf):
         return tuple(leaf.shape), str(leaf.dtype)
-    return hashable(leaf)
+    return leaf_form(leaf)

@@ -14,17 +14,16 @@ from torch.utils import _pytree as pytree
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import DrawInfo, Task
 from vi_reparam.errors import ArgumentError
+from vi_reparam.objectives.run import Runner
+from vi_reparam.objectives.subsampling import check_subsampling
 from vi_reparam_pyro.engine import optimizers
 from vi_reparam_pyro.engine.arguments import check_data, data_of, to_numpy
+from vi_reparam_pyro.engine.codec import TorchCodec
 from vi_reparam_pyro.engine.program import Program
 from vi_reparam_pyro.host.params import first_parameters, isolated, using
 from vi_reparam_pyro.lanes.seeding import MASK
 from vi_reparam_pyro.lanes.vmap import keyed, vectorized, without_validation
 from vi_reparam_pyro.ops.ops import mix
-from vi_reparam_pyro.run import runner_of
-from vi_reparam_pyro.scoring import ReadsValuesError
-from vi_reparam_pyro.storage import Codec
-from vi_reparam_pyro.subsampling import check_subsampling
 
 Array = Any
 Params = Mapping[str, Array]
@@ -39,12 +38,16 @@ CHUNK_BUDGET, MOST_RUNS = 2**22, 500
 """Numbers held at once by one chunk of runs, and the most runs of it."""
 
 
+class ReadsValuesError(Exception):
+    """A function or program reads a draw's value in Python."""
+
+
 class TorchEngine:
     """`vi_reparam.backend.engine.Engine` for torch."""
 
     reads_values: tuple[type[Exception], ...] = (ReadsValuesError,)
     array_functions = "torch"
-    codec: Any = Codec()
+    codec: Any = TorchCodec()
 
     def key(self, seed: Any) -> int:
         if isinstance(seed, int | np.integer) and not isinstance(seed, bool) and -(2**63) <= seed < 2**63:
@@ -106,7 +109,7 @@ class TorchEngine:
 
     def _checked(self, task: Task, data: Data, start: Callable[[int], Params], key: int) -> Params:
         with isolated():
-            check_subsampling(task.model, *data.call)
+            check_subsampling(task.objective.backend, task.model, data)
             params = start(key)
             with using(dict(params)):
                 task.objective.structure(task.model, task.guide, *data.call)
@@ -114,8 +117,9 @@ class TorchEngine:
         return params
 
     def _run(self, task: Task, data: Data) -> Any:
+        objective = task.objective
         with torch.no_grad():
-            return runner_of(task.model, task.guide, *data.call, task.objective.entropy)(mix(0))
+            return Runner(objective.backend, task.model, task.guide, *data.call, objective.entropy)(mix(0))
 
     def draws(self, task: Task, data: Data, params: Params | None) -> dict[str, DrawInfo]:
         if params is None:
@@ -191,7 +195,7 @@ def _gradients(task: Task, data: Data, params: Params, batch: int, key: int) -> 
 
     def loss(*values: Array) -> Array:
         with using(dict(zip(names, values, strict=True))) as given:
-            value = task.objective.surrogate(key, task.model, task.guide, *data.call)
+            value = task.objective.surrogate(key, task.model, task.guide, *data.call)[0]
             weights.update({name: leaf for name, (leaf, _) in given.modules.items()})
         return value
 

@@ -109,7 +109,8 @@ class Gradient:
         """The loss by the handlers. The objective is called here alone."""
         task = self.task
         with using(params.constrained()):
-            return task.objective.surrogate(PROGRAM_KEY, task.model, task.guide, *self.data.call, averages)
+            call = PROGRAM_KEY, task.model, task.guide, *self.data.call
+            return task.objective.surrogate(*call, averages=averages)[0]
 
     def _try(self, params: Parameters, key: int, step: int, averages: dict[str, Any]) -> Array:
         """A step by the handlers, and its capture beside it."""

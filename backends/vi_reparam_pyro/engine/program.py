@@ -13,6 +13,7 @@ import torch
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import Task
 from vi_reparam.errors import ArgumentError
+from vi_reparam.objectives.run import Runner
 from vi_reparam_pyro.engine.arguments import to_numpy
 from vi_reparam_pyro.engine.gradient import PROGRAM_KEY, Gradient, salt
 from vi_reparam_pyro.engine.optimizers import Maker
@@ -20,7 +21,6 @@ from vi_reparam_pyro.host.params import Parameters, first_parameters, isolated, 
 from vi_reparam_pyro.lanes.seeding import salted
 from vi_reparam_pyro.lanes.vmap import without_validation
 from vi_reparam_pyro.ops.ops import mix
-from vi_reparam_pyro.run import runner_of
 
 Array = Any
 
@@ -216,11 +216,11 @@ class Program:
     def non_finite(self, state: State) -> dict[str, str]:
         task, call = self.task, self.gradient.data.call
         objective, sites = task.objective, {}
-        runner = runner_of(task.model, task.guide, *call, objective.entropy)
+        runner = Runner(objective.backend, task.model, task.guide, *call, objective.entropy)
         with isolated(), without_validation(), torch.no_grad(), using(state.params.values()):
             structure = objective.structure(task.model, task.guide, *call)
             with salted(salt(state.key, state.step)):
-                result = objective.particles(PROGRAM_KEY, runner, structure, dict(state.averages))
+                result = objective.particles(PROGRAM_KEY, runner, lambda: structure, dict(state.averages))
         for name, value in result.values.items():
             if not bool(torch.isfinite(value).all()):
                 sites[name] = "its draw is not finite"

@@ -141,10 +141,10 @@ class Estimated(TorchDistribution):
         return drawer(self.estimator, self.site)
 
     def log_prob(self, value: Array) -> Array:
-        sampled = self._recorded(value)
+        sampled = self.drawn(value)
         return self.base.log_prob(value) if sampled is None else _tagged(sampled.draw.log_prob, value)
 
-    def _recorded(self, value: Array) -> Sampled | None:
+    def drawn(self, value: Array) -> Sampled | None:
         """The draw whose value this is, if it is the last one."""
         if self._last is not None and extract_provenance(value)[0] is extract_provenance(self._last[0])[0]:
             return self._last[1]
@@ -156,7 +156,7 @@ class Estimated(TorchDistribution):
         Raises:
             GradientError: for a value that this distribution did not draw.
         """
-        sampled = self._recorded(x)
+        sampled = self.drawn(x)
         log_prob = self.log_prob(x)
         if self.has_rsample:
             return ScoreParts(log_prob, _ZERO, log_prob)

@@ -124,26 +124,36 @@ class using(Messenger):  # noqa: N801  (handlers are lower case in Pyro)
 
     Args:
         values: by name.
+        partial: whether parameters without a value are left alone.
+
+    Raises:
+        ArgumentError: at the end, for all parameters that have none.
     """
 
-    def __init__(self, values: dict[str, Array]) -> None:
+    def __init__(self, values: dict[str, Array], *, partial: bool = False) -> None:
         super().__init__()
-        self.values = values
+        self.values, self.partial = values, partial
+        self.missing: set[str] = set()
         self.modules: dict[str, tuple[Array, Array]] = {}
 
     def __exit__(self, *args: Any) -> Any:
         for leaf, data in self.modules.values():
             leaf.data = data
         self.modules = {}
-        return super().__exit__(*args)
+        done, missing, self.missing = super().__exit__(*args), self.missing, set()
+        if missing and args[0] is None:
+            raise ArgumentError(
+                f"no value for the parameters {', '.join(sorted(missing))}; pass the params of this model's own fit, "
+                f"whose parameters are {sorted(self.values)}"
+            )
+        return done
 
     def _pyro_param(self, msg: Any) -> None:
         name = clean(msg["name"])
         if name not in self.values:
-            raise ArgumentError(
-                f"no value for the parameters {name}; pass the params of this model's own fit, whose parameters are "
-                f"{sorted(self.values)}"
-            )
+            if not self.partial:
+                self.missing.add(name)
+            return
         value = self.values[name]
         init = msg["args"][1] if len(msg["args"]) > 1 else None
         if isinstance(init, torch.nn.Parameter):  # a module reads its own weight, whatever is returned here

@@ -47,6 +47,7 @@ class PyroTracer:
         frozen: bool = False,
         resample: bool = False,
         alone: bool = False,
+        partial: bool = False,
     ) -> dict[str, Record]:
         with contextlib.ExitStack() as stack:
             enter = stack.enter_context
@@ -58,7 +59,7 @@ class PyroTracer:
             if full_data:
                 enter(_full_data())
             if params is not None:
-                enter(using(dict(params)))
+                enter(using(dict(params), partial=partial))
             if frozen:
                 enter(_Frozen())
             # innermost first: what is entered earlier sees what the others left
@@ -78,6 +79,9 @@ class PyroTracer:
     def shapes(self, fn: Callable[[int], T]) -> T:
         with torch.no_grad(), isolated():
             return fn(mix(0))
+
+    def constants(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def depends(
         self, fn: Callable[[Mapping[str, Array]], Mapping[Any, Array]], inputs: Mapping[str, Array]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -10,6 +11,7 @@ import torch
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.utils import _pytree as pytree
 
+from vi_reparam.backend.data import leaf_form
 from vi_reparam_pyro.lanes import vmap as lanes
 from vi_reparam_pyro.lanes.recompute import Recomputed
 from vi_reparam_pyro.lanes.seeding import MASK, mix
@@ -18,6 +20,7 @@ from vi_reparam_pyro.ops.gamma_slope import as_operator, has_own, in_blocks
 from vi_reparam_pyro.ops.refusal import refuse_gradient
 from vi_reparam_pyro.ops.retry import LaneKey, retry
 
+_ARRAYS = (torch.Tensor, np.ndarray, np.generic)
 _functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
 
 
@@ -178,16 +181,47 @@ class TorchOps:
 
         return gradient
 
-    def jacobian(self, fn: Any) -> Any:
-        by_transform = torch.func.jacrev(fn)  # type: ignore[attr-defined]
+    def jacobian(self, fn: Any, *, has_aux: bool = False) -> Any:
+        by_transform = torch.func.jacrev(fn, has_aux=has_aux)  # type: ignore[attr-defined]
 
         def matrix(x: Any) -> Any:
             if retrieve_all_functorch_interpreters():
                 return by_transform(x)
+            beside = []
+
+            def value(x: Any) -> Any:
+                found = fn(x)
+                beside[:] = found[1:] if has_aux else ()
+                return found[0] if has_aux else found
+
             with torch.enable_grad():
-                return torch.autograd.functional.jacobian(fn, x, create_graph=_differentiated(x))
+                again = _differentiated(x)
+                found = torch.autograd.functional.jacobian(value, x, create_graph=again)
+            return (found, beside[0] if again else beside[0].detach()) if has_aux else found
 
         return matrix
+
+    def compiled(self, fn: Any) -> Any:
+        return fn
+
+    def form(self, tree: Any) -> Hashable:
+        leaves, structure = pytree.tree_flatten(tree)
+        own = ((tuple(x.shape), str(x.dtype)) if isinstance(x, _ARRAYS) else leaf_form(x) for x in leaves)
+        return str(structure), tuple(own), torch.get_default_dtype()
+
+    def vjp(self, fn: Any, *trees: Any) -> Any:
+        value, aux = fn(*trees)
+
+        def slopes(which: int, cotangent: Any, leaves: Any) -> list[Any]:
+            moving = [leaf for leaf in leaves if leaf.requires_grad and value.requires_grad]
+            found = torch.autograd.grad(value, moving, cotangent, retain_graph=True, allow_unused=True) if moving else ()
+            by_leaf = dict(zip(map(id, moving), found, strict=True))
+            return [by_leaf.get(id(leaf)) for leaf in leaves]
+
+        return value, slopes, aux
+
+    def at_once(self) -> Any:
+        return torch.no_grad()
 
     def tree_map(self, fn: Any, tree: Any, *others: Any) -> Any:
         return pytree.tree_map(lambda x, *rest: None if x is None else fn(x, *rest), tree, *others)

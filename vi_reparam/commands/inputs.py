@@ -1,0 +1,73 @@
+"""What is typed on the command line, read."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import vi_reparam
+from vi_reparam.errors import ArgumentError, ViReparamError
+
+
+def read_options(pairs: list[str]) -> dict[str, Any]:
+    """``name=value`` pairs; values are JSON where they can be, else text."""
+    options = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise ArgumentError(f"--set {pair!r}: expected NAME=VALUE, such as centered=true")
+        try:
+            options[name] = json.loads(text)
+        except json.JSONDecodeError:
+            options[name] = text
+    return options
+
+
+def read_estimator(text: str) -> Any:
+    """An estimator written as its constructor: a name, and keywords with literal values."""
+    advice = f"--estimator {text!r}: expected such as Implicit or 'Rejection(boost=3)'"
+    try:
+        node = ast.parse(text, mode="eval").body
+        name, keywords = (node.func, node.keywords) if isinstance(node, ast.Call) else (node, [])
+        if not isinstance(name, ast.Name) or (isinstance(node, ast.Call) and node.args):
+            raise ArgumentError(advice)
+        values = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in keywords}
+        kind = getattr(vi_reparam, name.id, None)
+        if not (inspect.isclass(kind) and issubclass(kind, vi_reparam.Estimator)):
+            raise ArgumentError(advice)
+        return kind(**values)
+    except (SyntaxError, TypeError, ValueError) as error:
+        if isinstance(error, ViReparamError):
+            raise
+        raise ArgumentError(f"{advice} ({error})") from error
+
+
+def read_data(path: Path) -> dict[str, Any]:
+    """Keyword arguments from a file."""
+    import numpy as np
+
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as stored:
+                return dict(stored)
+        if path.suffix == ".json":
+            content = json.loads(path.read_text())
+            if not isinstance(content, dict):
+                raise ArgumentError(f"--data {path}: expected a JSON object of keyword arguments")
+            return {name: np.asarray(item) if isinstance(item, list) else item for name, item in content.items()}
+    except (OSError, ValueError) as error:
+        if isinstance(error, ViReparamError):
+            raise
+        raise ArgumentError(f"--data {path}: cannot be read ({error})") from error
+    raise ArgumentError(f"--data {path}: expected a file that ends in .npz or .json")
+
+
+def read_stages(text: str) -> tuple[str, ...]:
+    """The stages of a comparison, separated by commas."""
+    stages = tuple(part.strip() for part in text.split(","))
+    if not set(stages) <= {"start", "fitted"}:
+        raise ArgumentError(f"--stages {text!r}: expected start, fitted or start,fitted")
+    return stages

@@ -1,0 +1,104 @@
+"""What a command works on: a ready model or a user's own, with its data."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import vi_reparam
+from vi_reparam.backend import registry
+from vi_reparam.commands.inputs import read_data
+from vi_reparam.errors import ArgumentError, BackendError
+
+
+@dataclass
+class Job:
+    """A guided model with its data and its settings."""
+
+    name: str
+    vr: Any
+    guided: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    settings: dict[str, Any]
+    estimators: list[Any]
+    focus: str | None = None
+
+
+def package_of(backend: str) -> Any:
+    """The public face of a backend that can fit."""
+    vr = registry.load_package(backend)
+    missing = [name for name in ("host", "guide", "Guided", "ELBO") if not hasattr(vr, name)]
+    if missing:
+        raise BackendError(
+            f"backend {backend!r} cannot fit models: it has no {', '.join(missing)}; use another backend"
+        )
+    return vr
+
+
+def imported(target: str) -> Any:
+    """The object behind ``module:attribute``, looked for in the working folder too."""
+    module, _, attribute = target.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:  # a user's module may fail in any way
+        raise ArgumentError(f"cannot import {module!r}: {type(error).__name__}: {error}") from error
+    if not hasattr(found, attribute):
+        raise ArgumentError(f"module {module!r} has no attribute {attribute!r}")
+    guided = getattr(found, attribute)
+    if not hasattr(guided, "fit"):
+        raise ArgumentError(f"{target} is no guided model: decorate it with vr.guide")
+    return guided
+
+
+def make_job(
+    target: str,
+    backend: str,
+    *,
+    options: dict[str, Any],
+    data: Path | None = None,
+    num_steps: int | None = None,
+    num_particles: int | None = None,
+) -> Job:
+    """A registry model or a user's own, ready to run.
+
+    Raises:
+        ViReparamError: for anything that cannot be used, before any compute.
+    """
+    if ":" in target:
+        if options:
+            raise ArgumentError("--set is for ready models; give a module:attribute model its data with --data")
+        kwargs = {} if data is None else read_data(data)
+        vr, guided = package_of(backend), imported(target)
+        try:
+            inspect.signature(getattr(guided, "model", guided)).bind(**kwargs)
+        except TypeError as error:
+            raise ArgumentError(f"{target} does not take this data: {error}; see --data") from error
+        given = {"num_steps": num_steps, "num_particles": num_particles}
+        return Job(
+            target.partition(":")[2], vr, guided, (), kwargs, given, [vi_reparam.Auto(), vi_reparam.ScoreFunction()]
+        )
+    if data is not None:
+        raise ArgumentError(f"--data is for a module:attribute model; {target!r} has its own data (options: --set)")
+    import vi_reparam_models
+
+    model = vi_reparam_models.get(target, **options)
+    vr = package_of(backend)
+    program, guide = model.model(vr.host), model.guide(vr.host)
+    objective = vr.ELBO(entropy=model.entropy)
+    guided = vr.guide(objective=objective)(program) if guide is None else vr.Guided(program, guide, objective=objective)
+    defaults = model.fit_defaults
+    settings = {
+        "num_steps": num_steps or defaults.get("num_steps"),
+        "num_particles": num_particles or defaults.get("num_particles"),
+        "optimizer": vr.host.adam(defaults["learning_rate"]) if "learning_rate" in defaults else None,
+    }
+    args, kwargs = model.data()
+    return Job(model.name, vr, guided, args, kwargs, settings, list(model.estimators), model.focus)

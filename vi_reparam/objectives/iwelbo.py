@@ -1,0 +1,91 @@
+"""The importance-weighted bound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vi_reparam.backend.ops import Ops
+from vi_reparam.objectives import multisample
+from vi_reparam.objectives.elbo import Elbo
+from vi_reparam.objectives.multisample import DOUBLY
+from vi_reparam.objectives.particles import Particles, total
+from vi_reparam.objectives.run import Params, Run
+
+Array = Any
+Key = Any
+
+
+class Iwelbo(Elbo):
+    """-E[log mean_k w_k] with w_k = p/q of each of K particles, the importance-weighted bound (Burda et al. 2016).
+
+    A backend's own class adds what its framework calls.
+
+    Args:
+        num_particles: K.
+        gradient: ``"doubly_reparameterized"`` or ``"reparameterization"``.
+    """
+
+    gradient: str
+
+    def __repr__(self) -> str:
+        return f"IWELBO(num_particles={self.num_particles}, gradient={self.gradient!r})"
+
+    def require(self, result: Run) -> None:
+        multisample.check_run(result.draws, result.frozen, result.subsampled, self.gradient)
+
+    def surrogate(
+        self,
+        key: Key,
+        model: Any,
+        guide: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        *,
+        params: Params | None = None,
+        averages: dict[str, Any] | None = None,
+    ) -> tuple[Array, dict[str, Any]]:
+        """The negative bound, with its gradient.
+
+        The doubly reparameterized gradient weighs the two sides' parameters differently: those of the guide by the
+        square of a particle's normalized weight, those of the model by the weight.
+
+        Args: as of `Elbo.surrogate`.
+
+        Raises:
+            SiteError: if the guide misses a latent of the model.
+            GradientError: for a score term, a minibatch, or a guide whose gradient does not fit.
+        """
+        ops, runner = self.backend.ops, self._runner(model, guide, args, kwargs, params)
+        structure = self._structure_of(runner)
+
+        def log_weights(guide_params: Params | None, model_params: Params | None) -> Any:
+            found = self.particles(key, runner.at(guide_params, model_params), structure, averages)
+            used = () if params is not None else tuple(_used(found, side) for side in ("guide", "model"))
+            return total(ops, list(found.costs.values())), (found.state, used)
+
+        if self.gradient != DOUBLY:
+            log_w, (state, _) = log_weights(params, params)
+            return -_log_mean_exp(ops, log_w), state
+        log_w, slopes_of, (state, used) = ops.vjp(log_weights, params, params)
+        log_w = ops.stop_gradient(log_w)
+        value = _log_mean_exp(ops, log_w)
+        weights = ops.xp.exp(log_w - value) / self.num_particles
+        for side, weight in enumerate((weights**2, weights)):
+            live = ops.tree_leaves(params) if params is not None else used[side]
+            for slope, param in zip(slopes_of(side, weight, live), live, strict=True):
+                if slope is not None:
+                    value = value + ops.xp.sum(ops.stop_gradient(slope) * (param - ops.stop_gradient(param)))
+        return -value, state
+
+
+def _used(found: Particles, side: str) -> list[Array]:
+    """The parameters of a side as the particles used them, each array once."""
+    return list({id(p): p for held in found.params for (own, _), p in held.items() if own == side}.values())
+
+
+def _log_mean_exp(ops: Ops, x: Array) -> Array:
+    xp = ops.xp
+    largest = ops.stop_gradient(xp.max(x))
+    largest = xp.where(xp.isfinite(largest), largest, xp.zeros_like(largest))
+    return xp.log(xp.mean(xp.exp(x - largest))) + largest

@@ -1,0 +1,244 @@
+"""One particle: a run of the guide, the model at its draws, and every cost that they leave."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vi_reparam.backend.backend import Backend
+from vi_reparam.backend.host import Reader
+from vi_reparam.backend.tracer import Record
+from vi_reparam.errors import SiteError
+from vi_reparam.objectives.plates import PlateDims
+from vi_reparam.sites.density import entropy_of, precise_log_prob
+from vi_reparam.sites.draw import Sampled
+from vi_reparam.sites.recorder import Recorder
+from vi_reparam.sites.totals import scaled
+
+Array = Any
+Key = Any
+Params = Mapping[str, Array]
+Records = Mapping[str, Record]
+Place = tuple[str, str]
+"""Where a cost stands: ``("model" or "guide", site name)``."""
+
+ENTROPIES = ("monte_carlo", "path", "analytic")
+
+
+@dataclasses.dataclass
+class Run:
+    """What one particle leaves behind.
+
+    Attributes:
+        costs: log p of every model site and -log q (or the entropy) of every guide site, scaled
+            by their plates, each of its site's batch shape.
+        plate_dims: the plates of every cost, and of every draw under ``("guide", site)``.
+        draws: the estimated draws of the guide, by site.
+        sites: names of the latent sites, in the guide's order.
+        state: the values at mutable sites.
+        averages: the decaying averages that the guide holds itself, by site.
+        frozen: whether a joint guide's log q leaves its own parameters out, by site.
+        subsampled: names of the model's plates that see minibatches.
+        params: the values of the guide's and the model's parameters, by side and name.
+    """
+
+    costs: dict[Place, Array]
+    plate_dims: dict[Place, PlateDims]
+    draws: dict[str, Sampled]
+    sites: list[str]
+    state: dict[str, Any]
+    averages: dict[str, Any]
+    frozen: dict[str, bool]
+    subsampled: frozenset[str]
+    params: dict[Place, Any]
+
+    @property
+    def scored(self) -> dict[str, Sampled]:
+        """The draws that are not pathwise."""
+        return {name: sampled for name, sampled in self.draws.items() if not sampled.draw.is_pathwise}
+
+    def plates_of_scored(self) -> frozenset[str]:
+        """The plates around draws that are not pathwise: elements of their costs may be kept apart."""
+        return frozenset(plate for name in self.scored for plate in self.plate_dims["guide", name].names)
+
+
+def run(
+    backend: Backend,
+    key: Key,
+    model: Any,
+    guide: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    params: Params | None = None,
+    entropy: str = "monte_carlo",
+    recorder: Recorder | None = None,
+    model_params: Params | None = None,
+    frozen: bool = False,
+) -> Run:
+    """Run the guide and the model at its draws, and collect the costs.
+
+    Args:
+        key: from which all noise follows.
+        params: constrained values of both sides' parameters, and of mutable sites. Those that are missing have their
+            initial values; None for those that the surroundings give.
+        entropy: how log q counts: ``"monte_carlo"``, ``"path"`` (its parameters are constants) or ``"analytic"``.
+        recorder: of the guide's draws; one of its own unless given.
+        model_params: the model's, where they are other arrays than the guide's.
+        frozen: take all parameters as constants of differentiation.
+
+    Raises:
+        SiteError: if the guide misses a latent of the model, or draws another shape.
+        GradientError: if a draw's score term would be lost.
+    """
+    recorder = Recorder() if recorder is None else recorder
+    guide_key, model_key = backend.ops.split(key, 2)
+
+    def visit(program: Any, own_key: Key, given: Params | None, **options: Any) -> dict[str, Record]:
+        return backend.tracer.run(program, args, kwargs, own_key, params=given, partial=True, **options)
+
+    ours = visit(guide, guide_key, params, recorder=recorder, frozen=frozen)
+    recorder.finish()
+    values = _values(ours)
+    given = params if model_params is None else model_params
+    state = _of_kind(ours, "mutable")
+    if given is not None and state:
+        given = {**given, **state}
+    theirs = visit(model, model_key, given, values=values, frozen=frozen)
+    held = ours
+    if entropy == "path":  # the same draws, under constants: only they move log q, also where one rests on another
+        held = visit(guide, guide_key, params, values=values, frozen=True)
+    check_sites(theirs, ours)
+
+    found = Run(
+        costs={},
+        plate_dims={},
+        draws=recorder.draws,
+        sites=[],
+        state={**_of_kind(theirs, "mutable"), **state},
+        averages={} if recorder.averages is None else recorder.averages,
+        frozen=recorder.frozen,
+        subsampled=frozenset(n for n, r in theirs.items() if r.kind == "plate" and r.plates[0].is_subsampled),
+        params={(side, n): v for side, of in (("guide", ours), ("model", theirs)) for n, v in _params(of)},
+    )
+    for name, record in theirs.items():
+        if record.kind == "sample":
+            known = record.is_latent and name not in recorder.altered
+            drawn = recorder.draws.get(name) if known else None
+            found.costs["model", name] = scaled(record, log_prob(backend.host, record, drawn))
+            found.plate_dims["model", name] = PlateDims.of(record)
+    for name, record in ours.items():
+        if record.is_latent:
+            found.sites.append(name)
+            term = _entropy(backend.host, record, entropy, held[name], recorder.draws.get(name))
+            found.costs["guide", name] = scaled(record, term)
+            found.plate_dims["guide", name] = PlateDims.of(record)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Runner:
+    """`run` with its program bound.
+
+    Attributes:
+        params: of both sides; None for those that the surroundings give.
+        model_params: the model's, where they are other arrays than the guide's.
+    """
+
+    backend: Backend
+    model: Any
+    guide: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    entropy: str = "monte_carlo"
+    params: Params | None = None
+    model_params: Params | None = None
+
+    def __call__(self, key: Key, *, recorder: Recorder | None = None, frozen: bool = False) -> Run:
+        return run(
+            self.backend,
+            key,
+            self.model,
+            self.guide,
+            self.args,
+            self.kwargs,
+            params=self.params,
+            entropy=self.entropy,
+            recorder=recorder,
+            model_params=self.model_params,
+            frozen=frozen,
+        )
+
+    def at(self, params: Params | None, model_params: Params | None = None) -> Runner:
+        """The same program at other parameters."""
+        return dataclasses.replace(self, params=params, model_params=model_params)
+
+
+def first_params(
+    backend: Backend, key: Key, model: Any, guide: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The initial values at the param and mutable sites of guide and model, unless the surroundings give others."""
+    guide_key, model_key = backend.ops.split(key, 2)
+    ours = backend.tracer.run(guide, args, kwargs, guide_key)
+    theirs = backend.tracer.run(model, args, kwargs, model_key, values=_values(ours))
+    return {n: r.value for of in (theirs, ours) for n, r in of.items() if r.kind in ("param", "mutable")}
+
+
+def _values(records: Records) -> dict[str, Array]:
+    """What a run of the model takes over from one of the guide: draws, and plates' indices."""
+    return {name: r.value for name, r in records.items() if r.kind == "plate" or r.is_latent}
+
+
+def _of_kind(records: Records, kind: str) -> dict[str, Any]:
+    return {name: r.value for name, r in records.items() if r.kind == kind}
+
+
+def _params(records: Records) -> list[tuple[str, Any]]:
+    return [(name, r.value) for name, r in records.items() if r.kind == "param"]
+
+
+def check_sites(model: Records, guide: Records) -> None:
+    """Check that a guide draws the model's latents, in shapes that fit.
+
+    Raises:
+        SiteError: for one that is missing or has another shape.
+    """
+    for name, record in model.items():
+        if not record.is_latent:
+            continue
+        if name not in guide or guide[name].kind != "sample":
+            drawn = [n for n, r in guide.items() if r.kind == "sample"]
+            raise SiteError(f"the guide misses the latent site {name!r} of the model: it draws {drawn}")
+        given, expected = tuple(np.shape(guide[name].value)), tuple(record.distribution.shape())
+        if given != expected and not _broadcasts(given, expected):
+            raise SiteError(f"site {name!r}: the guide draws shape {given}, the model expects {expected}")
+
+
+def _broadcasts(given: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    try:
+        return np.broadcast_shapes(given, expected) == expected
+    except ValueError:
+        return False
+
+
+def log_prob(reader: Reader, record: Record, drawn: Sampled | None) -> Array:
+    """Log density at a site, from the precise logarithms of the guide's draw where there are some."""
+    if drawn is None or drawn.draw.logs is None:
+        return record.log_prob()  # type: ignore[misc]
+    return precise_log_prob(reader, record.distribution, record.value, drawn.family, drawn.draw.logs)
+
+
+def _entropy(reader: Reader, record: Record, kind: str, held: Record, drawn: Sampled | None) -> Array:
+    """The entropy of a guide's site, or the term that stands for it.
+
+    Args:
+        held: the site under constant parameters, for ``"path"``.
+    """
+    if kind == "analytic":
+        return entropy_of(reader, record.distribution)
+    if kind == "path" and not getattr(record.distribution, "known_by_draws", False):
+        return -log_prob(reader, held, drawn)
+    return -record.log_prob()  # type: ignore[misc]

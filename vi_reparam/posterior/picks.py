@@ -1,0 +1,41 @@
+"""What is taken from each scored draw. They stay the same objects from call to call, so that each compiles once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vi_reparam.posterior.sites import Scored
+from vi_reparam.posterior.summary import ROWS_PER_SITE
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class Expect:
+    """Applies a function to a draw; equal for equal functions, so that it compiles once."""
+
+    fn: Callable
+
+    def __call__(self, scored: Scored) -> tuple[Any, Array]:
+        return self.fn({**scored.latents, **scored.deterministics}), scored.log_p - scored.log_q
+
+
+def values_of(scored: Scored) -> dict[str, Array]:
+    """Latents and deterministic sites."""
+    return {**scored.latents, **scored.deterministics}
+
+
+def with_log_weight(scored: Scored) -> tuple[dict[str, Array], Array]:
+    """The same, and the log weight."""
+    return values_of(scored), scored.log_p - scored.log_q
+
+
+def densities(scored: Scored) -> tuple[Array, Array, dict[str, Array]]:
+    """log p, log q and the first values of each site, which tables and pictures show: one compilation serves all."""
+    heads = {}
+    for name, value in values_of(scored).items():
+        flat = value.reshape(-1)
+        heads[name] = flat if flat.shape[0] <= ROWS_PER_SITE else flat[: ROWS_PER_SITE - 2]
+    return scored.log_p, scored.log_q, heads

@@ -1,0 +1,137 @@
+"""Posterior predictive draws for new inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vi_reparam.backend.tracer import Statement
+from vi_reparam.errors import ArgumentError, SiteError
+from vi_reparam.posterior.scorer import Pair, Scorer, probed
+from vi_reparam.posterior.sites import Sites
+from vi_reparam.sites.wrappers import innermost
+
+Array = Any
+
+
+class Predictor(NamedTuple):
+    """Runs the model for new inputs, with the guide's draws of what the fit has learned.
+
+    Attributes:
+        pair: the model and its guide.
+        sites: of the fit.
+        fresh: latents that the model draws.
+    """
+
+    pair: Pair
+    sites: Sites
+    fresh: frozenset[str]
+
+    def run(self, key: Any, args: Any, kwargs: Any, params: Any, new_args: Any, new_kwargs: Any) -> dict[str, Any]:
+        """All that is drawn or determined, the data too, as records.
+
+        Args:
+            args: of the fit; `kwargs`: likewise.
+            new_args: of the new inputs; `new_kwargs`: likewise.
+        """
+        backend = self.pair.backend
+        guide_key, model_key = backend.ops.split(key, 2)
+        drawn = self.pair.run_guide(guide_key, args, kwargs, params)
+        values = {name: r.value for name, r in drawn.items() if r.is_latent and name in self.sites.latents}
+        records = backend.tracer.run(
+            self.pair.model,
+            new_args,
+            new_kwargs,
+            model_key,
+            params=params,
+            values=lambda statement: self._value(statement, values),
+            full_data=True,
+            resample=True,
+            alone=True,
+        )
+        return {name: r for name, r in records.items() if r.is_latent or r.kind == "deterministic"}
+
+    def _value(self, statement: Statement, values: Mapping[str, Array]) -> Array | None:
+        """The guide's draw of a latent; None for one that belongs to other data."""
+        name, distribution, plates = statement
+        if name in values and name not in self.fresh:
+            shape, fitted = tuple(distribution.shape()), self.sites.latents[name].shape
+            if shape == fitted:
+                return values[name]
+            if all(self.sites.plate_sizes.get(plate.name) == plate.subsample_size for plate in plates):
+                raise SiteError(
+                    f"site {name!r} has shape {shape} for these inputs and {fitted} in the fit, and no plate of it "
+                    "changed its size; give inputs of the form of the fit's"
+                )
+        if type(innermost(self.pair.backend.host, distribution)).__name__ == "ImproperUniform":
+            raise SiteError(f"site {name!r} has an improper prior, which cannot be drawn; give it a proper one")
+        return None
+
+
+def predict(
+    scorer: Scorer,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    *,
+    num_draws: int,
+    key: Any,
+    return_sites: Collection[str] | None,
+    fresh_sites: Collection[str],
+) -> dict[str, Array]:
+    """Draws from the posterior predictive distribution.
+
+    Args:
+        scorer: the fitted model and guide.
+        args: positional arguments of the model for the new inputs; `kwargs`: keyword arguments.
+        num_draws: how many.
+        key: from which all draws follow.
+        return_sites: names of sites to return; None for all that are neither latent nor deterministic.
+        fresh_sites: latents to draw from the model instead of the guide.
+
+    Returns:
+        Draws by site, each with a leading dimension of `num_draws`.
+
+    Raises:
+        ArgumentError: if a name is not a site of the model.
+        SiteError: if a latent has another shape for these inputs, and no plate explains it; or it cannot be drawn.
+    """
+    sites, params, fit = scorer.sites, scorer.params, scorer.data
+    fresh = _known(fresh_sites, sites.latents, "fresh_sites", "a latent site of the model")
+    wanted = None if return_sites is None else _names(return_sites)
+    predictor = Predictor(scorer.pair, sites, fresh)
+    found: list[dict[str, Any]] = []
+
+    def look(params: Any, arrays: Any, *args: Any, **kwargs: Any) -> None:
+        found.append(predictor.run(key, *fit.join(arrays), params, args, kwargs))
+
+    new = probed(scorer.backend, look, args, kwargs, (params, fit.arrays), found)
+    if wanted is not None:
+        _known(wanted, found[-1], "return_sites", "a site that the model draws")
+    names = wanted
+    if names is None:
+        names = frozenset(name for name, r in found[-1].items() if r.is_latent and name not in sites.latents)
+    if not names:
+        return {}
+    join = new.join
+
+    def one(key: Any, args: Any, kwargs: Any, params: Any, arrays: Any) -> dict[str, Array]:
+        records = predictor.run(key, args, kwargs, params, *join(arrays))
+        return {name: records[name].value for name in sorted(names)}
+
+    size = sum(math.prod(np.shape(found[-1][name].value)) for name in names)
+    return scorer.many(one, num_draws, key, new.arrays, name=("predict", new.form, wanted, fresh), size=size)
+
+
+def _known(names: Collection[str], sites: Collection[str], option: str, what: str) -> frozenset[str]:
+    names = _names(names)
+    unknown = sorted(names - set(sites))
+    if unknown:
+        raise ArgumentError(f"{option} names {', '.join(unknown)}, not {what}; there are: {', '.join(sorted(sites))}")
+    return names
+
+
+def _names(names: Collection[str]) -> frozenset[str]:
+    return frozenset([names] if isinstance(names, str) else names)

@@ -1,0 +1,179 @@
+"""Draws from a fitted guide, scored under the guide and the model, on all of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vi_reparam.backend.backend import Backend
+from vi_reparam.backend.data import Data, bound_arguments
+from vi_reparam.backend.tracer import Record
+from vi_reparam.posterior.sites import Scored, Sites, describe
+from vi_reparam.sites.totals import total_log_prob
+
+Array = Any
+Records = dict[str, Record]
+
+
+class Pair(NamedTuple):
+    """A model and its guide, run on all of the data: the subsampling of plates is switched off.
+
+    Attributes:
+        backend: their framework.
+        model: a program of it; `guide`: another one, which takes the same arguments.
+    """
+
+    backend: Backend
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+
+    def run_guide(self, key: Any, args: Any, kwargs: Any, params: Any) -> Records:
+        """The guide's sites, drawn."""
+        return self.backend.tracer.run(self.guide, args, kwargs, key, params=params, full_data=True, alone=True)
+
+    def run(self, key: Any, args: Any, kwargs: Any, params: Any) -> tuple[Records, Records]:
+        """The model's sites at the guide's draws, and the guide's."""
+        guide_key, model_key = self.backend.ops.split(key, 2)
+        drawn = self.run_guide(guide_key, args, kwargs, params)
+        values = {name: r.value for name, r in drawn.items() if r.is_latent}
+        records = self.backend.tracer.run(
+            self.model, args, kwargs, model_key, params=params, values=values, full_data=True, alone=True
+        )
+        return records, drawn
+
+    def score(self, key: Any, args: Any, kwargs: Any, params: Any) -> Scored:
+        """One draw with its log densities."""
+        records, drawn = self.run(key, args, kwargs, params)
+        return Scored(
+            latents={name: r.value for name, r in records.items() if r.is_latent},
+            deterministics={name: r.value for name, r in records.items() if r.kind == "deterministic"},
+            log_likelihood={name: r.log_prob() for name, r in records.items() if r.is_data},
+            log_p=total_log_prob(self.backend, records, drawn),
+            log_q=total_log_prob(self.backend, drawn),
+        )
+
+
+class Scorer:
+    """Draws from the guide and scores, many draws at once where the programs allow it.
+
+    Args:
+        backend: the framework of model and guide.
+        model: a program; `guide`: its guide.
+        params: constrained values of both's parameters.
+        args: positional arguments of the fit; `kwargs`: keyword arguments.
+
+    Attributes:
+        sites: the form of both's sites.
+        data: the fit's arguments.
+        at_once: whether many draws are made at once; else the programs read values in Python.
+
+    Raises:
+        ArgumentError: if a parameter is missing.
+        SiteError: if guide and model do not have the same latent sites, in the same shapes.
+    """
+
+    def __init__(
+        self, backend: Backend, model: Callable, guide: Callable, params: Mapping, args: tuple, kwargs: Mapping
+    ) -> None:
+        self.backend = backend
+        self.pair = Pair(backend, model, guide)
+        self.params = backend.ops.tree_map(self._array, dict(params))
+        found: list[Sites] = []
+
+        def look(params: Any, *args: Any, **kwargs: Any) -> None:
+            found.append(describe(backend.host, *self.pair.run(backend.ops.key(0), args, kwargs, params)))
+
+        self.data: Data = probed(backend, look, args, kwargs, (self.params,), found)
+        self.sites = found[-1]
+        self.at_once = backend.engine.runs_at_once(self.pair.score, self.data, self.params)
+
+    def _array(self, value: Any) -> Any:
+        if isinstance(value, np.ndarray | np.generic | float | int):
+            return self.backend.engine.codec.restore(np.asarray(value), np.asarray(value).dtype.name)
+        return value
+
+    def run(self, pick: Callable[[Scored], Any], num_draws: int, key: Any) -> Any:
+        """What `pick` takes from each of `num_draws` scored draws, stacked.
+
+        Args:
+            pick: equal functions compile once.
+            num_draws: how many.
+            key: the i-th draw depends on this key and i alone, not on `num_draws`.
+
+        Returns:
+            The result of `pick` with a leading dimension of `num_draws`.
+
+        Raises:
+            One of the engine's `reads_values`: if `pick` reads a value in Python.
+        """
+        pair = self.pair
+        return self.many(lambda *inputs: pick(pair.score(*inputs)), num_draws, key, name=pick)
+
+    def many(self, fn: Callable[..., Any], num: int, key: Any, *inputs: Any, name: Any, size: int = 0) -> Any:
+        """``fn(key, args, kwargs, params, *inputs)`` of the fit's arguments for many keys, stacked.
+
+        Args:
+            name: equal for calls of the same function.
+            size: numbers that a run holds beyond model and guide.
+        """
+        return self.backend.engine.many(
+            fn,
+            self.data,
+            key,
+            num,
+            self.params,
+            *inputs,
+            size=self.sites.scalars + size,
+            name=name,
+            at_once=self.at_once,
+        )
+
+    def observed(self) -> dict[str, np.ndarray]:
+        """The observed sites' values."""
+        ops, pair = self.backend.ops, self.pair
+
+        def values(args: Any, kwargs: Any, params: Any) -> dict[str, Array]:
+            records, _ = pair.run(ops.key(0), args, kwargs, params)
+            return {name: r.value for name, r in records.items() if r.is_data}
+
+        found = self.backend.engine.call(values, self.data, self.params)
+        return {name: np.asarray(ops.to_numpy(value)) for name, value in found.items()}
+
+    def named_arrays(self) -> dict[str, np.ndarray]:
+        """The arrays among the fit's arguments, named after the model's signature."""
+        codec, found = self.backend.engine.codec, {}
+        for path, leaf in _leaves(bound_arguments(self.pair.model, *self.data.call)):
+            array = codec.array(leaf) if codec.pack(leaf) is None else None
+            if array is not None and array.dtype.kind in "biufc":
+                found["_".join(path)] = array
+        return found
+
+
+def probed(
+    backend: Backend, look: Callable[..., Any], args: tuple, kwargs: Mapping, inputs: tuple, found: list
+) -> Data:
+    """Arguments as the framework takes them, after a program has run on them once.
+
+    Args:
+        look: the program, of the inputs and the arguments; it reports to `found`.
+        inputs: trees of arrays.
+    """
+    data = backend.engine.data(tuple(args), dict(kwargs), look, inputs=inputs, finite=False)
+    if not found:  # the framework compiles nothing, and asked no one
+        backend.tracer.shapes(lambda key: look(*inputs, *data.args, **data.kwargs))
+    return data
+
+
+def _leaves(tree: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    """The leaves of a tree of containers, each with its path."""
+    if isinstance(tree, Mapping):
+        parts = list(tree.items())
+    elif hasattr(tree, "_fields"):
+        parts = [(name, getattr(tree, name)) for name in tree._fields]
+    elif isinstance(tree, list | tuple):
+        parts = list(enumerate(tree))
+    else:
+        return [(path, tree)]
+    return [leaf for name, part in parts for leaf in _leaves(part, (*path, str(name)))]

@@ -1,0 +1,91 @@
+"""A posterior's table: a row a scalar, and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vi_reparam.posterior import inference_data
+from vi_reparam.posterior.sites import Sites
+from vi_reparam.posterior.verdict import Verdict
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ROWS_PER_SITE = 12
+MAX_ROWS = 60
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A posterior's table and verdict.
+
+    Attributes:
+        table: a row a scalar: mean, sd and highest-density interval.
+        verdict: whether to trust it.
+        num_hidden: by site, how many scalars have no row.
+        tried: what `Escalate` tried, a line a family; empty where one family was asked for.
+    """
+
+    table: pd.DataFrame
+    verdict: Verdict
+    num_hidden: dict[str, int]
+    tried: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = [self.table.to_string()]
+        if self.num_hidden:
+            sites = ", ".join(f"{name} {count:,}" for name, count in self.num_hidden.items())
+            parts.append(f"... {sum(self.num_hidden.values()):,} more rows not shown ({sites})")
+        return "\n".join([*parts, *self.tried, str(self.verdict)])
+
+
+def summarize(posterior: Any, hdi_prob: float) -> Summary:
+    """The summary of a `vi_reparam.posterior.posterior.Posterior`."""
+    values, hidden = posterior.rows()
+    arviz = inference_data.import_arviz()
+    data = arviz.from_dict(posterior={str(i): value[None] for i, value in enumerate(values.values())})
+    table = arviz.summary(data, kind="stats", hdi_prob=hdi_prob, round_to="none")
+    table = table.loc[[str(i) for i in range(len(values))]]
+    table.index = list(values)
+    tried = tried_lines(posterior.tried, posterior.record.get("family"), posterior.why)
+    return Summary(table=_rounded(table), verdict=posterior.verdict, num_hidden=hidden, tried=tried)
+
+
+def first_rows(sites: Sites, heads: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """The first scalars of each site.
+
+    Args:
+        heads: draws of them by site, shape ``[num_draws, some]``.
+
+    Returns:
+        Draws by name (``"theta[3]"``), and by site how many scalars are left out.
+    """
+    values, hidden = {}, {}
+    for name, site in {**sites.latents, **sites.deterministics}.items():
+        shown = min(heads[name].shape[1], MAX_ROWS - len(values))
+        for i in range(shown):
+            index = ", ".join(str(int(j)) for j in np.unravel_index(i, site.shape))
+            values[f"{name}[{index}]" if site.shape else name] = heads[name][:, i]
+        if site.size > shown:
+            hidden[name] = site.size - shown
+    return values, hidden
+
+
+def tried_lines(tried: list[dict[str, Any]], family: Any, why: str) -> tuple[str, ...]:
+    """What `Escalate` tried, a line a family, the chosen one marked; then why it ended."""
+    lines = []
+    for a in tried:
+        figures = a["note"]
+        if not figures:
+            bound = f"ELBO {a['elbo']:,.3f} ± {a['error']:.3f}"
+            figures = f"{bound}, k-hat {a['khat']:.2f}, {a['steps']:,} steps, {a['seconds']:.1f} s"
+        lines.append(f"{'*' if a['family'] == family else ' '} {a['family']}: {figures}")
+    return (*lines, f"  {why}") if lines else ()
+
+
+def _rounded(table: pd.DataFrame) -> pd.DataFrame:
+    return table.map(lambda x: float(f"{x:.3g}") if abs(x) < 100 else round(x, 1))

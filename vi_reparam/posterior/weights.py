@@ -1,0 +1,102 @@
+"""Figures from log weights: their mean, the evidence, Pareto smoothing, weighted means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from vi_reparam.posterior import inference_data
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """Importance weights of draws of a guide.
+
+    Attributes:
+        log_p: log joint densities, in nats, shape ``[num_draws]``; `log_q`: of the guide.
+        epsilon: relative rounding of either.
+    """
+
+    log_p: np.ndarray
+    log_q: np.ndarray
+    epsilon: float = 0.0
+
+    @cached_property
+    def log(self) -> np.ndarray:
+        """log p - log q."""
+        with np.errstate(invalid="ignore"):
+            return self.log_p - self.log_q
+
+    def elbo(self) -> tuple[float, float]:
+        """Their mean and its standard error, in nats; a log weight of NaN makes both NaN."""
+        return mean_and_error(self.log)
+
+    @cached_property
+    def smoothed(self) -> tuple[np.ndarray, float]:
+        """Log weights, Pareto-smoothed, and k-hat."""
+        largest = max(np.abs(x[np.isfinite(x)]).max(initial=0.0) for x in (self.log_p, self.log_q))
+        return inference_data.pareto_smooth(self.log, 16 * self.epsilon * float(largest))
+
+    @property
+    def khat(self) -> float:
+        """Pareto shape of their tail."""
+        return self.smoothed[1]
+
+    @property
+    def are_usable(self) -> bool:
+        """Whether a weighted mean exists."""
+        return not np.isnan(self.khat) and bool(np.isfinite(self.smoothed[0]).any())
+
+    def normalized(self) -> np.ndarray:
+        """The smoothed weights, which sum to 1."""
+        weights = np.exp(self.smoothed[0] - self.smoothed[0].max())
+        return weights / weights.sum()
+
+    def log_evidence(self) -> tuple[float, float]:
+        """Log of the mean smoothed weight and its standard error by the delta method, in nats."""
+        if not self.are_usable:
+            return float("nan") if np.isnan(self.khat) else float("-inf"), float("nan")
+        largest = self.smoothed[0].max()
+        mean, error = mean_and_error(np.exp(self.smoothed[0] - largest))
+        return float(largest + np.log(mean)), error / mean
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its Monte Carlo standard error; a leaf of trees."""
+
+    mean: Any
+    error: Any
+
+
+def mean_and_error(x: np.ndarray) -> tuple[float, float]:
+    """The mean of numbers and its standard error."""
+    pair = mean_and_error_of_rows(x)
+    return float(pair.mean), float(pair.error)
+
+
+def mean_and_error_of_rows(x: np.ndarray) -> Estimate:
+    """The mean over the leading dimension, by element; one row has no error."""
+    with np.errstate(all="ignore"):
+        if len(x) < 2:
+            return Estimate(x.mean(axis=0), np.full(x.shape[1:], np.nan))
+        return Estimate(x.mean(axis=0), x.std(axis=0, ddof=1) / np.sqrt(len(x)))
+
+
+def shift(x: np.ndarray, weights: np.ndarray) -> float:
+    """The most that weights move a column's mean or log standard deviation, in its standard deviations."""
+    mean = weights @ x
+    spread = np.sqrt(weights @ (x - mean) ** 2)
+    with np.errstate(all="ignore"):
+        moved = np.abs(x.mean(axis=0) - mean) / spread, np.abs(np.log(x.std(axis=0) / spread))
+    return float(np.max(moved, initial=0.0))
+
+
+def weighted_mean_and_error(x: np.ndarray, weights: np.ndarray) -> Estimate:
+    """The mean over the leading dimension under weights that sum to 1."""
+    weights = weights.reshape(-1, *[1] * (x.ndim - 1))
+    mean = (weights * x).sum(axis=0)
+    return Estimate(mean, np.sqrt((weights**2 * (x - mean) ** 2).sum(axis=0)))

@@ -1,0 +1,147 @@
+"""All continuous latents as one unconstrained vector, and back, with the change of volume."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from vi_reparam.backend.backend import Backend
+from vi_reparam.errors import SiteError
+from vi_reparam.guides.elements import elements_of
+from vi_reparam.programs.latents import Plate, Site, bijection
+from vi_reparam.programs.rows import NOT_AT_ONCE, OneByOne
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where a site lies in the vector.
+
+    Attributes:
+        site: the site.
+        shape: of its value in unconstrained coordinates.
+        offset: of its first coordinate.
+    """
+
+    site: Site
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """Coordinates it takes."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The latents of a model end to end, subsampled plates at their full size.
+
+    Attributes:
+        parts: one a site, in the model's order.
+        plate: None; or the plate each of whose elements has such a vector of its own. In the parts it has size one.
+    """
+
+    backend: Backend = field(repr=False, compare=False)
+    parts: tuple[Part, ...]
+    plate: Plate | None = None
+
+    @classmethod
+    def of(cls, backend: Backend, sites: dict[str, Site], what: str, *, plate: Plate | None = None) -> Layout:
+        """Lay out these sites.
+
+        Args:
+            what: the family, for messages.
+
+        Raises:
+            SiteError: for a discrete latent, a support without a bijection, or no latent at all.
+        """
+        parts, offset = [], 0
+        with backend.tracer.constants():
+            for site in sites.values():
+                if site.support.is_discrete:
+                    raise SiteError(
+                        f"site {site.name!r} is discrete, and {what} covers continuous latents: marginalize it in the "
+                        "model, or use vr.MeanField with estimators={'" + site.name + "': vr.ScoreFunction()}"
+                    )
+                if plate is not None:
+                    lengths = list(site.shape)
+                    lengths[_axis(site, plate)] = 1
+                    site = dataclasses.replace(site, shape=tuple(lengths))
+                shape = tuple(bijection(backend.host, site.support).inverse_shape(site.shape))
+                parts.append(Part(site, shape, offset))
+                offset += math.prod(shape)
+        if not offset:
+            raise SiteError(f"the model has no latent site for {what} to draw")
+        return cls(backend, tuple(parts), plate)
+
+    @property
+    def size(self) -> int:
+        """Coordinates in all."""
+        return self.parts[-1].offset + self.parts[-1].size
+
+    def positive(self) -> tuple[bool, ...]:
+        """Which coordinates are a positive site's."""
+        return tuple(part.site.kind == "positive" for part in self.parts for _ in range(part.size))
+
+    def elements(self, plate: str) -> tuple[tuple[int, ...], ...]:
+        """As `elements_of`."""
+        return elements_of(self.parts, plate)
+
+    def pack(self, values: dict[str, Array]) -> Array:
+        """The vector of these values by site; coordinates at infinity become zero. Shape ``[size]``."""
+        ops, host = self.backend.ops, self.backend.host
+        xp, dtype = ops.xp, ops.float_dtype()
+        given = {p.site.name: ops.asarray(values[p.site.name], dtype) for p in self.parts}
+        flat = [xp.reshape(bijection(host, p.site.support).inv(given[p.site.name]), (-1,)) for p in self.parts]
+        vector = xp.concat(flat)
+        return xp.where(xp.isfinite(vector), vector, xp.zeros_like(vector))
+
+    def unpack(self, vector: Array) -> dict[str, tuple[Array, Array]]:
+        """By site: its value on its support, and log|det| of the way there, of its batch shape."""
+        xp, out = self.backend.ops.xp, {}
+        for part in self.parts:
+            site = part.site
+            flat = xp.reshape(vector[part.offset : part.offset + part.size], part.shape)
+            transform = bijection(self.backend.host, site.support)
+            value = transform(flat)
+            if site.kind == "positive":  # neither rounded to zero, where densities may be infinite, nor to infinity
+                info = xp.finfo(value.dtype)
+                value = xp.clip(value, info.tiny if hasattr(info, "tiny") else info.smallest_normal, info.max)
+            log_det = transform.log_abs_det_jacobian(flat, value)
+            events = tuple(range(len(site.shape) - site.event_dim, log_det.ndim))
+            out[site.name] = value, xp.sum(log_det, axis=events) if events else log_det
+        return out
+
+    def pack_each(self, values: dict[str, Array]) -> Array:
+        """The vectors of the plate's elements, of values over all of it. Shape ``[elements, size]``."""
+        assert self.plate is not None
+        ops, rows = self.backend.ops, {}
+        for part in self.parts:
+            axis = _axis(part.site, self.plate)
+            value = ops.asarray(values[part.site.name])
+            rows[part.site.name] = ops.xp.expand_dims(ops.xp.moveaxis(value, axis, 0), axis=axis + 1)
+        try:
+            return ops.vmap(self.pack)(rows)
+        except NOT_AT_ONCE:  # a bijection that has no such rule
+            return OneByOne(ops).vmap(self.pack)(rows)
+
+    def unpack_each(self, vectors: Array) -> dict[str, tuple[Array, Array]]:
+        """As `unpack`, of a vector for each element; values and log|det| have the plate's axis again."""
+        assert self.plate is not None
+        xp, found = self.backend.ops.xp, self.backend.ops.vmap(self.unpack)(vectors)
+        axes = {part.site.name: _axis(part.site, self.plate) for part in self.parts}
+
+        def restored(x: Array, axis: int) -> Array:
+            return xp.moveaxis(xp.squeeze(x, axis=axis + 1), 0, axis)
+
+        return {n: (restored(value, axes[n]), restored(log_det, axes[n])) for n, (value, log_det) in found.items()}
+
+
+def _axis(site: Site, plate: Plate) -> int:
+    """Of the plate in the site's value."""
+    assert plate.dim is not None
+    return len(site.shape) - site.event_dim + plate.dim

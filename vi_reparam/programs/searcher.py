@@ -1,0 +1,113 @@
+"""The search for coordinates: Newton paths from several starts, all at once where the model allows it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from vi_reparam.backend.backend import Backend
+from vi_reparam.backend.data import Data
+from vi_reparam.errors import NonFiniteError
+from vi_reparam.gaussians import pathfinder
+from vi_reparam.gaussians.preconditioner import Preconditioner
+from vi_reparam.programs.layout import Layout
+from vi_reparam.programs.rows import NOT_AT_ONCE, OneByOne
+
+Array = Any
+Function = Callable[[Array], Array]
+
+
+class Searcher:
+    """Newton paths from several starts, for one guide.
+
+    Args:
+        backend: the guide's.
+        guide: whose latents: it has a `model`, `latents`, ``start(layout, args, kwargs)`` and
+            ``log_joint(layout, params, args, kwargs)``.
+    """
+
+    def __init__(self, backend: Backend, guide: Any) -> None:
+        self.backend = backend
+        self.guide = guide
+
+    def run(self, layout: Layout, data: Data, key: Any) -> list[Preconditioner]:
+        """The coordinates worth a fit of their own, the best first; none for a model with parameters to learn.
+
+        Raises:
+            NonFiniteError: if log p is not finite at any start.
+        """
+        ops = self.backend.ops
+        structure = self.guide.latents.structure(*data.call)
+        if structure.params or structure.mutable:  # their values are not known yet
+            return []
+
+        def paths(args: Any, kwargs: Any, key: Any) -> pathfinder.State:
+            try:
+                return self._paths(ops, layout, args, kwargs, key)
+            except NOT_AT_ONCE:
+                return self._paths(OneByOne(ops), layout, args, kwargs, key)
+
+        state = self.backend.engine.call(paths, data, key, name=self)
+        found = {name: ops.to_numpy(value) for name, value in state.items()}
+        if not any(math.isfinite(value) for value in found["value"]):
+            raise NonFiniteError(
+                f"log p of the model is not finite at any of {pathfinder.NUM_STARTS} starts (near its prior's center, "
+                "at draws of the prior, and within 2 of the unconstrained origin): look at its densities and data "
+                "there",
+                step=0,
+                sites={},
+                params={},
+                losses=found["value"][:0],
+            )
+        chosen = pathfinder.worth_a_run(found["bound"], found["center"], found["root"], _solve)
+        return [Preconditioner(ops.asarray(found["center"][i]), ops.asarray(found["root"][i])) for i in chosen]
+
+    def _paths(self, runs: Any, layout: Layout, args: Any, kwargs: Any, key: Any) -> pathfinder.State:
+        """The ends of all paths. `runs` has `vmap` and `many`."""
+        ops = self.backend.ops
+        log_p = ops.compiled(self.guide.log_joint(layout, {}, args, kwargs))
+        slope = ops.grad(log_p)
+        derivatives = ops.jacobian(lambda at: (slope(at),) * 2, has_aux=True)
+
+        def curvature(at: Array) -> tuple[Array, Array]:
+            hessian, found = derivatives(at)
+            return found, hessian
+
+        density = pathfinder.Density(runs.vmap(log_p), curvature)
+        start_key, noise_key = ops.split(key, 2)
+        starts = self._starts(runs, layout, args, kwargs, start_key)
+        noise = ops.normal(noise_key, (pathfinder.NUM_DRAWS, layout.size), starts.dtype)
+        advance = runs.vmap(lambda state: pathfinder.advance(ops, density, noise, state))
+
+        def step(paths: tuple[Array, Array, pathfinder.State]) -> tuple[Array, Array, pathfinder.State]:
+            count, _, state = paths
+            after = advance(state)
+            return count + 1, ops.xp.any(after["at"] != state["at"]), after
+
+        begun = (ops.xp.asarray(0), ops.xp.asarray(True), runs.vmap(lambda start: pathfinder.begin(ops, start))(starts))
+        # where no path moves, the next step would be the same one
+        return ops.while_loop(lambda s: (s[0] < pathfinder.NUM_ITERATIONS) & s[1], step, begun)[2]
+
+    def _starts(self, runs: Any, layout: Layout, args: Any, kwargs: Any, key: Any) -> Array:
+        """A sensible vector, draws of the prior, and vectors near the origin. Shape ``[S, D]``."""
+        ops, tracer = self.backend.ops, self.backend.tracer
+        first = self.guide.start(layout, args, kwargs)()
+        prior_key, near_key = ops.split(key, 2)
+        num = (pathfinder.NUM_STARTS - 1) // 2
+
+        def draw(key: Any) -> Array:
+            found = tracer.run(self.guide.model, args, kwargs, key, full_data=True, alone=True)
+            return layout.pack({part.site.name: found[part.site.name].value for part in layout.parts})
+
+        shape = (pathfinder.NUM_STARTS - 1 - num, layout.size)
+        near = 4.0 * ops.uniform(near_key, shape, first.dtype) - 2.0
+        return ops.xp.concat([first[None], runs.many(draw, prior_key, num), near])
+
+
+def _solve(root: Array, move: Array) -> Array:
+    """y of root y = move, by forward substitution; the root is lower triangular, both are arrays on the host."""
+    found = move.copy()
+    for i in range(len(move)):
+        found[i] = (move[i] - root[i, :i] @ found[:i]) / root[i, i]
+    return found

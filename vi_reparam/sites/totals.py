@@ -1,0 +1,60 @@
+"""Log densities of whole runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vi_reparam.backend.backend import Backend
+from vi_reparam.backend.registry import ops_of
+from vi_reparam.backend.tracer import Record
+from vi_reparam.families.base import broadcast_shapes
+from vi_reparam.sites.density import precise_log_prob
+
+Array = Any
+
+
+def scaled(record: Record, term: Array) -> Array:
+    """A site's term, broadcast to its batch shape, masked by its handlers and scaled by its plates."""
+    xp = ops_of(term).xp
+    shape = broadcast_shapes(tuple(term.shape), tuple(record.distribution.batch_shape))
+    if record.mask is not None:
+        mask = record.mask if hasattr(record.mask, "shape") else xp.asarray(record.mask)
+        shape = broadcast_shapes(shape, tuple(mask.shape))
+        zero = xp.zeros((), dtype=term.dtype)
+        term = xp.where(xp.broadcast_to(mask, shape), xp.broadcast_to(term, shape), zero)
+    term = xp.broadcast_to(term, shape)
+    plain = record.scale is None or (isinstance(record.scale, int | float) and record.scale == 1)
+    return term if plain else record.scale * term
+
+
+def total_log_prob(
+    backend: Backend, records: Mapping[str, Record], guide_records: Mapping[str, Record] | None = None
+) -> Array:
+    """Sum of the log densities of a run, factors, masks and scales included.
+
+    Args:
+        records: of the guide or the model.
+        guide_records: of the guide, where `records` are the model's under its draws: these remember their precise
+            logarithms, which a draw in single precision has lost.
+
+    Returns:
+        A scalar, in nats.
+    """
+    ops = backend.ops
+    total = ops.xp.zeros((), dtype=ops.float_dtype())
+    for name, record in records.items():
+        if record.kind == "sample":
+            total = total + ops.xp.sum(scaled(record, _log_prob(backend, record, (guide_records or {}).get(name))))
+    return total
+
+
+def _log_prob(backend: Backend, record: Record, guide_record: Record | None) -> Array:
+    drawn = None
+    if guide_record is not None and record.is_latent and hasattr(guide_record.distribution, "estimator"):
+        drawn = guide_record.distribution.drawn(guide_record.value)
+    if drawn is None:
+        term = record.log_prob()
+    else:
+        term = precise_log_prob(backend.host, record.distribution, record.value, drawn.family, drawn.draw.logs)
+    return term if hasattr(term, "dtype") else backend.ops.asarray(term)
