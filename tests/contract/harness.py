@@ -18,7 +18,7 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
 
 def ops_or_skip(backend: str) -> Any:
     try:
-        return load(backend)
+        return load(backend).ops
     except BackendError as error:
         pytest.skip(f"{backend}: {error}")
 
@@ -42,7 +42,7 @@ def _compiled(estimator: Any, family: Any, cost: Any, moving: tuple[int, ...], n
     import jax
     import jax.numpy as jnp
 
-    ops = load("numpyro")
+    ops = load("numpyro").ops
     lanes = 100
 
     def costs(draw: Any) -> Any:
@@ -97,7 +97,7 @@ def torch_gradients(estimator: Any, row: Any, num: int) -> Any:
     """The same by reverse mode, every draw with parameters of its own."""
     import torch
 
-    ops = load("pyro")
+    ops = load("pyro").ops
     wanted = sorted({index for _, index, _ in row.directions})
 
     def gradients(seed: int) -> Any:

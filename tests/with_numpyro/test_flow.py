@@ -13,7 +13,8 @@ from numpyro.handlers import seed, substitute, trace
 
 import vi_reparam_numpyro as vr
 from vi_reparam.guides.flow import KINDS
-from vi_reparam_numpyro.dependence import first_params
+from vi_reparam.objectives.run import first_params
+from vi_reparam_numpyro.backend import backend
 from vi_reparam_numpyro.host.statements import host
 from vi_reparam_numpyro.ops.ops import ops
 
@@ -34,7 +35,7 @@ def banana():
 
 
 def _params(guided, *, moved=0.0):
-    params = first_params(guided.model, guided.guide, (), {}, key=jax.random.key(0))
+    params = first_params(backend, jax.random.key(0), guided.model, guided.guide, (), {})
     params["flow_root"] = jnp.linalg.cholesky(jnp.eye(3) + 0.5)
     rng = np.random.default_rng(1)
     weights = {n: w + moved * rng.standard_normal(w.shape) for n, w in params.items() if n.startswith("flow_weight")}
@@ -119,7 +120,7 @@ def test_the_path_gradient_vanishes_at_the_posterior(kind):
         numpyro.sample("z", dist.MultivariateNormal(jnp.array([1.0, -2.0]), jnp.array([[1.0, 0.4], [0.4, 2.0]])))
 
     guided = vr.guide(vr.Flow(kind=kind, num_layers=2, hidden=4), objective=vr.ELBO(1))(standard)
-    params = first_params(guided.model, guided.guide, (), {}, key=jax.random.key(0))
+    params = first_params(backend, jax.random.key(0), guided.model, guided.guide, (), {})
     params["flow_center"] = jnp.array([1.0, -2.0])
     params["flow_root"] = jnp.linalg.cholesky(jnp.array([[1.0, 0.4], [0.4, 2.0]]))
     assert np.abs(_gradients(guided, params, 20)).max() < 1e-9

@@ -59,7 +59,7 @@ def test_it_starts_as_the_gaussian(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_log_q_is_the_change_of_variables(kind):
     guided = vr.guide(small(kind))(banana)
-    params, layout = parameters(guided, noise=0.4, tail=0.03), guided.written.layout((), {})
+    params, layout = parameters(guided, noise=0.4, tail=0.03), guided.base_guide.layout((), {})
     network = host.bijection(small(kind), 3, None)
     bijection = network.bind({name: params[f"flow_{name}"] for name in network.names})
 
@@ -68,7 +68,7 @@ def test_log_q_is_the_change_of_variables(kind):
         return params["flow_center"] + params["flow_root"] @ bijection.at(x, None)[0]
 
     with using(params), torch.no_grad():
-        made = guided.written.distribution(layout, (), {}).make(KEY)
+        made = guided.base_guide.distribution(layout, (), {}).make(KEY)
     noise, step = vr.ops.normal(KEY, (3,), torch.float64), 1e-4
     torch.testing.assert_close(made.value, place(noise), rtol=1e-12, atol=1e-12)
     columns = []

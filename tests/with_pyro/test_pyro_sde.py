@@ -115,9 +115,9 @@ def test_minibatches():
         warnings.simplefilter("error")
         values = full.guide(y, 2)
     assert values["z"].shape == (2,)
-    layout = full.written.layout((y, 2), {})
+    layout = full.base_guide.layout((y, 2), {})
     vector = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5])
-    slope = torch.func.grad(full.written._target(layout, (y, 2), {}))(vector)
+    slope = torch.func.grad(full.base_guide._target(layout, (y, 2), {}))(vector)
     assert np.allclose(slope[1:], (0.1 - vector[1:]) + (y - vector[1:]) / 0.25)
 
 

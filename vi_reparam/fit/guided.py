@@ -5,30 +5,24 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import jax
-from jax.core import Tracer
-
+from vi_reparam.backend.data import Data
 from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators import Auto
+from vi_reparam.fit.escalation import escalate
+from vi_reparam.fit.fitter import Fitter
+from vi_reparam.fit.options import NAMES
 from vi_reparam.guides import Escalate, GuideFamily, JointFamily, MeanField
 from vi_reparam.programs.builder import build_guide
 from vi_reparam.sites.choice import as_mapping
-from vi_reparam_numpyro.arguments import Arguments, jit_once
-from vi_reparam_numpyro.backend import backend
-from vi_reparam_numpyro.dependence import first_params
-from vi_reparam_numpyro.backend import backend
-from vi_reparam_numpyro.escalate import climb
-from vi_reparam_numpyro.fit import Fitter, as_key
-from vi_reparam_numpyro.host.handlers import estimate
-from vi_reparam_numpyro.host.objectives import ELBO
 
-_OWN = ("num_steps", "num_particles", "optimizer", "seed", "progress", "checkpoint")
+if TYPE_CHECKING:
+    from vi_reparam.backend.backend import Backend
 
 
-def guide(family: Any = None, *, estimators: Any = None, objective: Any = None) -> Any:
+def guide(bound: type[Guided], family: Any = None, *, estimators: Any = None, objective: Any = None) -> Any:
     """Give a model a guide. A decorator, also bare: ``@vr.guide``.
 
     Args:
@@ -46,31 +40,27 @@ def guide(family: Any = None, *, estimators: Any = None, objective: Any = None) 
             like one of fit's.
     """
     if callable(family) and not isinstance(family, GuideFamily):
-        return Guided(family, Escalate(), estimators=estimators, objective=objective)
+        return bound(family, Escalate(), estimators=estimators, objective=objective)
     chosen = Escalate() if family is None else family
     if not isinstance(chosen, GuideFamily):
         raise ArgumentError(f"vr.guide({family!r}): expected a guide family such as vr.MeanField()")
-    return functools.partial(_decorate, chosen, estimators, objective)
-
-
-def _decorate(family: GuideFamily, estimators: Any, objective: Any, model: Callable[..., Any]) -> Guided:
-    return Guided(model, family, estimators=estimators, objective=objective)
+    return functools.partial(bound, guide=chosen, estimators=estimators, objective=objective)
 
 
 class Guided:
     """A model and its guide, ready to fit; called, it is the model.
 
     Args:
-        model: a NumPyro model.
-        guide: a guide family (`Escalate` unless given), or a NumPyro guide written by hand.
+        model: a model of the framework.
+        guide: a guide family (`Escalate` unless given), or a guide of the framework written by hand.
         estimators: as in `guide`; for a hand-written guide, as in `estimate`.
         objective: as in `guide`.
 
     Attributes:
         model: the model itself.
-        guide: a plain NumPyro guide, for ``SVI(m.model, m.guide, optim, m.objective)``; of `Escalate` the first
-            family's, `MeanField`.
-        written: the guide before estimators act on it.
+        guide: a plain guide of the framework, for ``SVI(m.model, m.guide, optim, m.objective)``; of `Escalate` the
+            first family's, `MeanField`.
+        base_guide: the guide before estimators act on it.
         objective: the objective.
         family: the guide family; None for a guide written by hand.
         name: of the model.
@@ -79,13 +69,27 @@ class Guided:
         ArgumentError: as `guide`.
     """
 
+    backend: ClassVar[Backend]
+    """The framework; set by the subclass that a backend's package exports."""
+
+    posterior_type: ClassVar[Any]
+    """The class of what a fit gives."""
+
+    elbo: ClassVar[Any]
+    """The class of objectives that honour score terms."""
+
+    estimate: ClassVar[Any]
+    """The handler that draws a guide's sites by estimators."""
+
+    name: str
+
     def __init__(
         self, model: Callable[..., Any], guide: Any = None, *, estimators: Any = None, objective: Any = None
     ) -> None:
-        given = objective is not None
+        self._given_objective = objective
         if objective is None:
-            objective = ELBO(num_particles=guide.num_particles if isinstance(guide, GuideFamily) else 8)
-        if not isinstance(objective, ELBO):
+            objective = self.elbo(num_particles=guide.num_particles if isinstance(guide, GuideFamily) else 8)
+        if not isinstance(objective, self.elbo):
             raise ArgumentError(
                 f"objective={objective!r} would drop the score terms of this guide's estimators: use vr.ELBO()"
             )
@@ -95,22 +99,19 @@ class Guided:
             self.family = Escalate() if guide is None else guide
             self.family.check_estimators(mapping)
             first = MeanField() if isinstance(self.family, Escalate) else self.family
-            written = build_guide(backend, first, model, mapping)
+            self.base_guide = build_guide(self.backend, first, model, mapping)
             if not isinstance(self.family, JointFamily):
                 mapping = {"*": Auto(), **mapping}
         else:
-            self.family, written = None, guide
-        self.written = written
+            self.family, self.base_guide = None, guide
         self.estimators = mapping
         self.model = model
-        self.guide = estimate(written, mapping)
+        self.guide = self.estimate(self.base_guide, mapping)
         self.objective = objective
-        self._given_objective = objective if given else None
-        self._fitter: Fitter | None = None
-        self._rungs: dict[Any, Guided] = {}
-        self._starts: dict[Any, Any] = {}
-        functools.update_wrapper(self, model)
-        self.name = getattr(model, "__name__", type(model).__name__)
+        self._families: dict[Any, Self] = {}
+        # of an object, its attributes are its own
+        functools.update_wrapper(self, model, updated=("__dict__",) if inspect.isroutine(model) else ())
+        self.name = str(getattr(model, "__name__", type(model).__name__))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)
@@ -120,10 +121,7 @@ class Guided:
             return self
         made = instance.__dict__.setdefault("_vr_guided", {})
         if self.name not in made:
-            bound = self.model.__get__(instance, owner)
-            made[self.name] = Guided(
-                bound, self.family or self.written, estimators=self.estimators, objective=self.objective
-            )
+            made[self.name] = self._with(model=self.model.__get__(instance, owner))
         return made[self.name]
 
     def __repr__(self) -> str:
@@ -131,22 +129,27 @@ class Guided:
 
     def __reduce__(self) -> Any:
         module, path = getattr(self, "__module__", None), getattr(self, "__qualname__", None)
-        if module and path and _resolve(module, path) is self:
-            return _resolve, (module, path)
-        return Guided._remake, (self.model, self.family or self.written, self.estimators, self.objective)
+        if module and path and _named(module, path) is self:
+            return _named, (module, path)
+        return type(self)._remake, (self.model, self.family or self.base_guide, self.estimators, self.objective)
 
-    @staticmethod
-    def _remake(model: Any, guide: Any, estimators: Any, objective: Any) -> Guided:
-        return Guided(model, guide, estimators=estimators, objective=objective)
+    @classmethod
+    def _remake(cls, model: Any, guide: Any, estimators: Any, objective: Any) -> Self:
+        return cls(model, guide, estimators=estimators, objective=objective)
 
-    @staticmethod
-    def of(thing: Any) -> Guided:
+    def _with(self, **changes: Any) -> Self:
+        """Another of the same parts but for these."""
+        parts = {"guide": self.family or self.base_guide, "estimators": self.estimators, "objective": self.objective}
+        return type(self)(**{"model": self.model, **parts, **changes})
+
+    @classmethod
+    def of(cls, thing: Any) -> Self:
         """`thing` itself, checked.
 
         Raises:
             ArgumentError: if it is no `Guided`.
         """
-        if isinstance(thing, Guided):
+        if isinstance(thing, cls):
             return thing
         raise ArgumentError(
             f"{thing!r} has no guide: decorate the model with vr.guide, or give vr.Guided(model, guide)"
@@ -154,30 +157,20 @@ class Guided:
 
     def start(self, *args: Any, seed: Any = 0, **kwargs: Any) -> dict[str, Any]:
         """The initial values at the param and mutable sites, constrained, by name."""
-        return self.start_at(Arguments.of(args, kwargs), as_key(seed))
+        engine = self.backend.engine
+        return self.start_at(engine.data(args, kwargs, self.model), engine.key(seed))
 
-    def start_at(self, arguments: Arguments, key: Any, known: dict[str, Any] | None = None) -> dict[str, Any]:
-        """As `start`, compiled once for every shape of the arguments.
+    def start_at(self, data: Data, key: Any, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """As `start`, compiled once for every form of the data.
 
         Args:
             known: values of some of them, returned as they are.
         """
-        known = known or {}
-        case = arguments.key, jax.config.read("jax_enable_x64"), tuple(sorted(known))
-        if case not in self._starts:
+        return self.backend.engine.first_params(self.model, self.guide, data, key, dict(known or {}))
 
-            def values(key: Any, known: Any, arrays: Any) -> dict[str, Any]:
-                args, kwargs = arguments.join(arrays)
-                return first_params(self.model, self.guide, args, kwargs, key=key, known=known)
-
-            traced = jax.jit(values)
-            self._starts[case] = traced, jit_once(traced, (arguments.arrays, arguments.rest))
-        traced, compiled = self._starts[case]
-        return (traced if isinstance(key, Tracer) else compiled)(key, known, arguments.arrays)
-
-    def with_estimators(self, estimators: Any) -> Guided:
+    def with_estimators(self, estimators: Any) -> Self:
         """The same model and guide with other estimators."""
-        return Guided(self.model, self.family or self.written, estimators=estimators, objective=self.objective)
+        return self._with(estimators=estimators)
 
     def fit(
         self,
@@ -192,14 +185,19 @@ class Guided:
     ) -> Any:
         """Fit the guide to the model's posterior given these arguments.
 
+        Every fit starts anew, with parameters of its own: Pyro's store is left as it is. Pyro's networks
+        in the model are the exception: they are trained in place, from the weights they have.
+
         Args:
             args: the model's arguments; `kwargs`: its keyword arguments.
             num_steps: optimization steps; unless given, until the fit has converged or its family's `max_steps`
                 are done (`SDE`: always these).
             num_particles: draws a step; the objective's unless given.
-            optimizer: an optax transformation; Adam unless given, with a cosine schedule over `num_steps`, or at
-                falling rates until it has converged.
-            seed: an int or a `jax.random.key`.
+            optimizer: in NumPyro an optax transformation; in Pyro a torch.optim factory, such as
+                ``lambda params: torch.optim.Adam(params, lr=0.01)``, which may also give a pair of an optimizer and
+                its schedule. Adam unless given, with a cosine schedule over `num_steps`, or at falling rates until
+                it has converged.
+            seed: an int (in NumPyro also a `jax.random.key`), which governs the whole fit.
             progress: whether to show a progress bar.
             checkpoint: a file to save the state to, and to go on from if it exists; `Escalate` adds the family's
                 name to it.
@@ -222,30 +220,28 @@ class Guided:
             "checkpoint": checkpoint,
         }
         if isinstance(self.family, Escalate):
-            return climb(self, args, kwargs, options)
+            return escalate(self, args, kwargs, options)
         return self.fitter.fit(args, kwargs, **options)
 
-    @property
+    @functools.cached_property
     def fitter(self) -> Fitter:
-        """Fits this guide, and keeps what it compiled."""
-        if self._fitter is None:
-            self._fitter = Fitter(self)
-        return self._fitter
+        """Fits this guide, and keeps what it measured."""
+        return Fitter(self)
 
-    def rung(self, family: GuideFamily) -> Guided:
+    def for_family(self, family: GuideFamily) -> Self:
         """The same model with one family of the ladder."""
-        if family not in self._rungs:
+        if family not in self._families:
             joint = isinstance(family, JointFamily)  # no site's own estimator, particles as it needs
             mapping, objective = ({}, None) if joint else (self.estimators, self._given_objective)
-            made = Guided(self.model, family, estimators=mapping, objective=objective)
+            made = type(self)(self.model, family, estimators=mapping, objective=objective)
             made.name = self.name
-            self._rungs[family] = made
-        return self._rungs[family]
+            self._families[family] = made
+        return self._families[family]
 
-    def keeping(self, family: str | None) -> Guided:
+    def for_family_named(self, family: str | None) -> Self:
         """The same model with the family that is written so, where this one is a ladder; else itself."""
-        found = self.family.named(family) if isinstance(self.family, Escalate) and family else None
-        return self if found is None else self.rung(found)
+        named = self.family.named(family) if isinstance(self.family, Escalate) and family else None
+        return self if named is None else self.for_family(named)
 
 
 def _refuse_names(model: Callable[..., Any]) -> None:
@@ -255,17 +251,17 @@ def _refuse_names(model: Callable[..., Any]) -> None:
         names = inspect.signature(model).parameters
     except (TypeError, ValueError):
         return
-    clash = [name for name in _OWN if name in names]
+    clash = [name for name in NAMES if name in names]
     if clash:
         raise ArgumentError(
             f"the model's argument {clash[0]!r} has the name of an option of fit: rename it in the model"
         )
 
 
-def _resolve(module: str, path: str) -> Any:
-    found: Any = importlib.import_module(module)
+def _named(module: str, path: str) -> Any:
+    thing: Any = importlib.import_module(module)
     for part in path.split("."):
-        found = getattr(found, part, None)
-        if found is None:
+        thing = getattr(thing, part, None)
+        if thing is None:
             return None
-    return found
+    return thing

@@ -1,4 +1,4 @@
-"""Arguments of a fit: which are data, and whether they can be used at all."""
+"""Arguments of a call: which are data, and whether they can be used at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from vi_reparam.errors import ArgumentError
+from vi_reparam.backend.data import Data, leaf_form
+from vi_reparam.fit.options import check_finite
 
 Array = Any
 
@@ -25,29 +26,12 @@ def to_numpy(x: Any) -> np.ndarray:
 
 
 def check_data(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse NaN and infinite data before anything runs.
-
-    Raises:
-        ArgumentError: naming the argument and how many of its values are not finite.
-    """
-    for path, leaf in pytree.tree_flatten_with_path((args, kwargs))[0]:
-        if not is_array(leaf):
-            continue
-        array = to_numpy(leaf)
-        if not np.issubdtype(array.dtype, np.floating):
-            continue
-        bad = int(array.size - np.isfinite(array).sum())
-        if bad:
-            raise ArgumentError(
-                f"{_name(path)} holds {bad} NaN or infinite values of {array.size}: drop those rows, or model them "
-                "with a mask"
-            )
-
-
-def _name(path: Any) -> str:
-    which, first, *rest = path
-    key = first.idx if which.idx == 0 else repr(first.key)
-    return f"argument {key}{pytree.keystr(tuple(rest))}"
+    """As `check_finite`, for every array."""
+    leaves: Any = pytree.tree_flatten_with_path((args, kwargs))[0]
+    for (which, first, *rest), leaf in leaves:
+        if is_array(leaf):
+            key = first.idx if which.idx == 0 else repr(first.key)
+            check_finite(f"{key}{pytree.keystr(tuple(rest))}", to_numpy(leaf))
 
 
 def as_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -63,6 +47,19 @@ def as_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any
     return pytree.tree_map(convert, (tuple(args), dict(kwargs)))
 
 
+def data_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Data:
+    """Arguments as tensors, taken apart."""
+    args, kwargs = as_tensors(args, kwargs)
+    leaves, tree = pytree.tree_flatten((args, kwargs))
+    arrays = tuple(leaf for leaf in leaves if is_array(leaf))
+
+    def join(arrays: tuple[Array, ...]) -> Any:
+        taken = iter(arrays)
+        return pytree.tree_unflatten([next(taken) if is_array(leaf) else leaf for leaf in leaves], tree)
+
+    return Data(args, kwargs, (signature(args, kwargs), torch.get_default_dtype()), arrays, join)
+
+
 def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
     """Equal for arguments of equal structure, shapes, dtypes and other values."""
     leaves, tree = pytree.tree_flatten((args, kwargs))
@@ -72,8 +69,4 @@ def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
 def _key(leaf: Any) -> Hashable:
     if is_array(leaf):
         return tuple(leaf.shape), str(leaf.dtype)
-    try:
-        hash(leaf)
-    except TypeError:
-        return id(leaf)
-    return type(leaf), leaf
+    return leaf_form(leaf)
