@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 from vi_reparam.backend.engine import Task
 from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators import Auto, Estimator
+from vi_reparam.fit.measure import Moments, coordinates, leaves_of, measure
 from vi_reparam.study.comparison import Comparison, build, everywhere, z_scores
-from vi_reparam.study.measure import Moments, coordinates, leaves_of, measure
 
 if TYPE_CHECKING:
     from vi_reparam.fit.guided import Guided

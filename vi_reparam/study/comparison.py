@@ -12,7 +12,7 @@ import xarray as xr
 from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators import Auto, Estimator
 from vi_reparam.families import Family
-from vi_reparam.study.measure import Moments
+from vi_reparam.fit.measure import Moments
 
 if TYPE_CHECKING:
     import pandas as pd

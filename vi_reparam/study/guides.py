@@ -14,11 +14,11 @@ from tqdm.auto import tqdm
 from vi_reparam.backend.engine import Task
 from vi_reparam.errors import ArgumentError
 from vi_reparam.fit.escalation import size_of
+from vi_reparam.fit.measure import coordinates, measure
 from vi_reparam.gaussians.pathfinder import LARGEST
 from vi_reparam.guides import SDE, Flow, FullRank, GaussianFamily, GuideFamily, LowRank, MeanField
 from vi_reparam.guides.escalate import LARGEST_FLOW
 from vi_reparam.guides.gaussian import GRADIENTS
-from vi_reparam.study.measure import coordinates, measure
 from vi_reparam.study.table import Study
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -59,22 +59,6 @@ def _values(leaf: Any) -> Any:
 def _join(tree: Any, rest: tuple[Any, ...], arrays: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     taken = iter(arrays)
     return jax.tree.unflatten(tree, [next(taken) if x is _HOLE else x for x in rest])
-
-
-SMALL = 10_000
-"""Numbers of data up to which a program that runs once is compiled longer than it runs."""
-
-
-def jit_once(fn: Callable[..., Any], data: Any, *, size: int = 0) -> Any:
-    """`jax.jit` for what runs a few times: on a CPU, and with few numbers, it is compiled without optimization.
-
-    Args:
-        data: a tree; its arrays are what counts.
-        size: other numbers that it computes with.
-    """
-    count = size + sum(np.size(x) for x in jax.tree.leaves(data) if _is_array(x))
-    small = jax.default_backend() == "cpu" and count <= SMALL
-    return jax.jit(fn, compiler_options={"xla_backend_optimization_level": 0} if small else None)
 
 
 class _Hole:

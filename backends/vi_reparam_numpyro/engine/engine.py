@@ -25,10 +25,11 @@ from vi_reparam.errors import ArgumentError
 from vi_reparam.objectives.run import Runner, first_params
 from vi_reparam.objectives.subsampling import check_subsampling
 from vi_reparam_numpyro.engine import optimizers
-from vi_reparam_numpyro.engine.arguments import check_data, data_of, jit_once
+from vi_reparam_numpyro.engine.arguments import check_data, data_of
 from vi_reparam_numpyro.engine.codec import JaxCodec
 from vi_reparam_numpyro.engine.program import Program
 from vi_reparam_numpyro.host.tracer import tracer
+from vi_reparam_numpyro.ops.jit import jit_once
 from vi_reparam_numpyro.ops.ops import ops
 
 Array = Any
