@@ -139,30 +139,15 @@ class Host(Reader, Protocol):
         """The von Mises-Fisher distribution on the unit sphere."""
         ...
 
-    def vector(
-        self,
-        size: int,
-        noise: Callable[[Key, tuple[int, ...]], Any],
-        draw: Callable[[Any, Array | None], Any],
-        *,
-        site: str,
-        features: Array | None = None,
-        batch_shape: tuple[int, ...] = (),
-    ) -> Any:
+    def vector(self, size: int, make: Callable[[Key], Any], *, site: str, batch_shape: tuple[int, ...] = ()) -> Any:
         """The distribution of a vector that is known by its draws: only they can be scored.
 
         Args:
             size: D, coordinates of the vector.
-            noise: noise of draws with these leading dimensions, from a key: a tree of arrays.
-            draw: a `vi_reparam.programs.vector.Vector` from the noise of one draw and its row of features, if any.
+            make: a draw from a key, a `vi_reparam.programs.vector.Vector`.
             site: the site's name.
-            features: a row for each element of a plate, each of which has a vector of its own. Shape ``[B, F]``.
-            batch_shape: of the plate, with B elements in all.
+            batch_shape: of the plate each of whose elements has a vector of its own.
         """
-        ...
-
-    def differentiating(self) -> bool:
-        """Whether a derivative may be asked of what runs now; where one cannot be, cheaper formulas serve."""
         ...
 
     def bijection(self, family: Any, size: int, num_features: int | None) -> Any:

@@ -129,15 +129,7 @@ class JaxEngine:
         return True
 
     def many(
-        self,
-        fn: Callable,
-        data: Data,
-        key: Any,
-        num: int,
-        *inputs: Any,
-        size: int,
-        name: Any = None,
-        at_once: bool = True,
+        self, fn: Any, data: Data, key: Any, num: int, *inputs: Any, size: int, name: Any = None, at_once: bool = True
     ) -> Any:
         join = data.join
 
