@@ -1,7 +1,4 @@
-"""A backend in NumPy that compiles nothing, with autograd's derivatives: the proof that the protocols are small.
-
-Its programs know normals, points and factors, and its engine takes its steps in plain Python.
-"""
+"""A backend in NumPy that compiles nothing, with autograd's derivatives: the proof that the protocols are small."""
 
 import contextlib
 import functools

@@ -1,4 +1,4 @@
-"""The workflow on a backend of 300 lines that compiles nothing: what stands in the core needs no more of a framework."""
+"""The workflow on a backend of 300 lines that compiles nothing: the core needs no more of a framework."""
 
 import numpy as np
 import pytest
