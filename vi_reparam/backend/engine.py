@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from vi_reparam.backend.data import Data
+from vi_reparam.backend.ops import Array, Key
 
-Array = Any
-Key = Any
 Params = Mapping[str, Array]
 S = TypeVar("S")
 
@@ -47,7 +46,6 @@ class Program(Protocol[S]):
     @property
     def execution(self) -> str:
         """``"compiled"``, ``"captured"``, or why it is neither; known after the first steps."""
-        ...
 
     def init(self, key: Key, values: Params, data: Data) -> S:
         """The state before the first step.
@@ -56,7 +54,6 @@ class Program(Protocol[S]):
             key: from which the noise of all steps follows.
             values: constrained values of all parameters.
         """
-        ...
 
     def advance(self, state: S, steps: int) -> tuple[S, Any, bool]:
         """Up to this many steps.
@@ -66,31 +63,24 @@ class Program(Protocol[S]):
             or a gradient is not finite, that step is the last, its loss is the last one, and the state is the one
             before it.
         """
-        ...
 
     def params(self, state: S) -> dict[str, Array]:
         """The constrained values of all parameters, as constants of their own, mutable sites included."""
-        ...
 
     def moments(self, state: S) -> tuple[S, Any, Any]:
         """Means of the unconstrained parameters and of their squares over the steps since the last call, as vectors."""
-        ...
 
     def move(self, state: S, vector: Any | None, rate: float) -> S:
         """Go on from these unconstrained parameters (None: from where they are), at this part of the rate."""
-        ...
 
     def arrays(self, state: S) -> dict[str, Any]:
         """The state as NumPy arrays by name."""
-        ...
 
     def restore(self, state: S, arrays: Mapping[str, Any]) -> S:
         """A new state, its values replaced by those of `arrays`."""
-        ...
 
     def non_finite(self, state: S) -> dict[str, str]:
         """What is not finite in the next step, by site or parameter; empty if it does not come again."""
-        ...
 
 
 class Engine(Protocol):
@@ -111,7 +101,6 @@ class Engine(Protocol):
         Raises:
             ArgumentError: if it is neither.
         """
-        ...
 
     def data(
         self,
@@ -133,7 +122,6 @@ class Engine(Protocol):
         Raises:
             ArgumentError: for data that are not finite.
         """
-        ...
 
     def call(self, fn: Callable[..., Any], data: Data, *inputs: Any, name: Hashable = None) -> Any:
         """``fn(args, kwargs, *inputs)``, out of differentiation in torch; compiled, if the framework compiles.
@@ -143,13 +131,11 @@ class Engine(Protocol):
             name: equal for calls of the same function on any data, which then compiles once for each form of the data:
                 it holds the objects that the function is of. None to compile anew.
         """
-        ...
 
     def runs_at_once(self, fn: Callable[..., Any], data: Data, *inputs: Any) -> bool:
         """Whether `many` can run `fn` for many keys at once; a program that reads values in Python may need to run
         for one after another.
         """
-        ...
 
     def many(
         self,
@@ -174,7 +160,6 @@ class Engine(Protocol):
         Raises:
             One of `reads_values`: if `fn` reads a value in Python, though it should run at once.
         """
-        ...
 
     def first_params(
         self, model: Callable[..., Any], guide: Callable[..., Any], data: Data, key: Key, known: Params
@@ -187,7 +172,6 @@ class Engine(Protocol):
         Raises:
             ArgumentError: if the model's own parameter has the name of one of the guide's.
         """
-        ...
 
     def check(self, task: Task, data: Data, start: Callable[[Key], Params], key: Key, *, known: bool) -> Params | None:
         """Refuse what can be refused before the first step: sites, plates, minibatches, values outside a support.
@@ -202,7 +186,6 @@ class Engine(Protocol):
         Raises:
             ViReparamError: saying what to do; or whatever the programs raise.
         """
-        ...
 
     def draws(self, task: Task, data: Data, params: Params | None) -> dict[str, DrawInfo]:
         """The estimated draws of the task's guide, by site.
@@ -210,7 +193,6 @@ class Engine(Protocol):
         Args:
             params: constrained parameters; None for the initial ones.
         """
-        ...
 
     def optimizer(self, plan: Any) -> Any:
         """The optimizer of a `vi_reparam.fit.optimizers.OptimizerPlan`, or a user's own, checked.
@@ -218,7 +200,6 @@ class Engine(Protocol):
         Raises:
             ArgumentError: for what is no optimizer of this framework.
         """
-        ...
 
     def program(self, task: Task, data: Data, optimizer: Any, *, num_steps: int, watched: bool) -> Program:
         """The steps of a fit. Where a framework compiles, equal tasks, optimizers and forms of the data do so once.
@@ -228,7 +209,6 @@ class Engine(Protocol):
             num_steps: of the whole fit, at the most.
             watched: whether `moments` and `move` will be called.
         """
-        ...
 
     def gradients(self, task: Task, data: Data, params: Params, key: Key, num: int) -> Iterator[tuple[Any, float]]:
         """Independent gradients of the loss by the constrained parameters, in batches of one size, `num` or a few more.
@@ -240,12 +220,9 @@ class Engine(Protocol):
             An iterator of (NumPy array of shape ``[batch, parameters]``, seconds that it took, compilation left out);
             parameters by sorted name, each flattened; mutable sites are held and left out.
         """
-        ...
 
     def settle(self, posterior: Any) -> None:
         """Give networks that train in place this posterior's weights."""
-        ...
 
     def versions(self) -> dict[str, str]:
         """The framework's packages and their versions, for records."""
-        ...

@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-Array = Any
-Key = Any
+from vi_reparam.backend.ops import Array, Key, Shape
 
 
 class Wrapping(NamedTuple):
@@ -34,17 +33,14 @@ class Reader(Protocol):
 
     def unwrap(self, distribution: Any) -> Wrapping | None:
         """How a distribution wraps another; None if it wraps none."""
-        ...
 
     def read(self, distribution: Any) -> tuple[Any, tuple[Array, ...]] | None:
         """An unwrapped distribution as a family of the core, and its parameters in one floating-point type; None where
         it is none.
         """
-        ...
 
     def draw(self, distribution: Any, key: Key) -> Array:
         """A draw by a distribution's own sampler."""
-        ...
 
 
 @runtime_checkable
@@ -67,15 +63,9 @@ class Host(Reader, Protocol):
         self, name: str, distribution: Any, *, obs: Array | None = None, infer: Mapping[str, Any] | None = None
     ) -> Array:
         """A random variable, observed if `obs` is given."""
-        ...
 
     def param(
-        self,
-        name: str,
-        init: Array | Callable[[Key], Array],
-        *,
-        constraint: Any = None,
-        event_dim: int | None = None,
+        self, name: str, init: Array | Callable[[Key], Array], *, constraint: Any = None, event_dim: int | None = None
     ) -> Array:
         """A learned parameter that starts at `init`; on the reals unless constrained.
 
@@ -83,37 +73,29 @@ class Host(Reader, Protocol):
             init: a value; or what computes it from a key, called only if the parameter is new.
             event_dim: trailing dimensions that no plate is one of; all of them unless given.
         """
-        ...
 
     def plate(
         self, name: str, size: int, *, dim: int | None = None, subsample_size: int | None = None
     ) -> AbstractContextManager[Array]:
         """Conditionally independent elements along `dim`; yields their indices, a random subset if asked for."""
-        ...
 
     def deterministic(self, name: str, value: Array) -> Array:
         """Record a quantity that other sites determine."""
-        ...
 
     def factor(self, name: str, log_factor: Array) -> None:
         """Add a term to the log joint density."""
-        ...
 
     def array(self, x: Any) -> Array:
         """Data as this framework's array, in its default floating-point type."""
-        ...
 
     def adam(self, learning_rate: float) -> Any:
         """The Adam optimizer in the form that this backend's ``fit`` takes."""
-        ...
 
     def scope(self) -> str:
         """What the names of a new guide's parameters begin with, so that no two guides share a value; may be empty."""
-        ...
 
     def support_of(self, distribution: Any) -> Any:
         """The support of a distribution, a mixture's as one of its components' where it can be; None for none."""
-        ...
 
     def support_kind(self, support: Any, distribution: Any = None) -> str:
         """The kind of a support, independent dimensions aside.
@@ -125,7 +107,6 @@ class Host(Reader, Protocol):
             ``"real"``, ``"positive"``, ``"unit_interval"``, ``"simplex"``, ``"sphere"``, ``"circular"``,
             ``"boolean"``, ``"count"``, ``"discrete"`` (others), ``"other"``.
         """
-        ...
 
     def biject_to(self, support: Any) -> Any:
         """The bijection from the reals to a support: callable, with `inv`, `log_abs_det_jacobian`, `inverse_shape`.
@@ -133,21 +114,19 @@ class Host(Reader, Protocol):
         Raises:
             NotImplementedError: if the framework has none.
         """
-        ...
 
     def von_mises_fisher(self, direction: Array, concentration: Array) -> Any:
         """The von Mises-Fisher distribution on the unit sphere."""
-        ...
 
     def vector(
         self,
         size: int,
-        noise: Callable[[Key, tuple[int, ...]], Any],
+        noise: Callable[[Key, Shape], Any],
         draw: Callable[[Any, Array | None], Any],
         *,
         site: str,
         features: Array | None = None,
-        batch_shape: tuple[int, ...] = (),
+        batch_shape: Shape = (),
     ) -> Any:
         """The distribution of a vector that is known by its draws: only they can be scored.
 
@@ -159,11 +138,9 @@ class Host(Reader, Protocol):
             features: a row for each element of a plate, each of which has a vector of its own. Shape ``[B, F]``.
             batch_shape: of the plate, with B elements in all.
         """
-        ...
 
     def differentiating(self) -> bool:
         """Whether a derivative may be asked of what runs now; where one cannot be, cheaper formulas serve."""
-        ...
 
     def bijection(self, family: Any, size: int, num_features: int | None) -> Any:
         """The network of a flow, as the framework's libraries have it.
@@ -174,7 +151,6 @@ class Host(Reader, Protocol):
         Raises:
             BackendError: if the library is missing.
         """
-        ...
 
     def drift(self, module: Any, name: str) -> Any:
         """A user's own drift network, its weights registered as parameters under this name.
@@ -182,4 +158,3 @@ class Host(Reader, Protocol):
         Returns:
             (live, frozen): functions of (x, lambda, features...), the second with its weights as constants.
         """
-        ...

@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-Array = Any
-Key = Any
+from vi_reparam.backend.ops import Array, Key
+
 T = TypeVar("T")
 
 
@@ -121,11 +121,9 @@ class Tracer(Protocol):
         Raises:
             ArgumentError: for a parameter without a value, where `params` are given and not `partial`.
         """
-        ...
 
     def shapes(self, fn: Callable[[Key], T]) -> T:
         """``fn(key)`` without computing an array, where the framework can: only shapes and dtypes of it hold."""
-        ...
 
     def outer_params(
         self, program: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -134,11 +132,9 @@ class Tracer(Protocol):
 
         Nothing else of the program is seen there.
         """
-        ...
 
     def constants(self) -> AbstractContextManager[None]:
         """Inside, what depends on no traced array is computed at once, also where a program is being compiled."""
-        ...
 
     def depends(
         self, fn: Callable[[Mapping[str, Array]], Mapping[Any, Array]], inputs: Mapping[str, Array]
@@ -147,8 +143,6 @@ class Tracer(Protocol):
 
         What a program reads in Python leaves no trace.
         """
-        ...
 
     def arrays_of(self, support: Any) -> list[Array]:
         """The arrays of which a support is made: its bounds."""
-        ...

@@ -42,10 +42,7 @@ def run_fit(job: Job, report: Report, *, seed: int, picture: bool = True) -> dic
         "khat": posterior.khat,
         "verdict": {"grade": posterior.verdict.grade, "reasons": posterior.verdict.reasons},
         "posterior": {
-            name: {
-                "mean": draws[name].mean(("chain", "draw")).values,
-                "sd": draws[name].std(("chain", "draw")).values,
-            }
+            name: {"mean": draws[name].mean(("chain", "draw")).values, "sd": draws[name].std(("chain", "draw")).values}
             for name in small
         },
     }

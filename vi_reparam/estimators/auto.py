@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.draw import Draw
 from vi_reparam.estimators.base import Estimator
 from vi_reparam.estimators.implicit import Implicit
@@ -13,8 +13,6 @@ from vi_reparam.estimators.pathwise import Pathwise
 from vi_reparam.estimators.rejection import Rejection
 from vi_reparam.estimators.score_function import ScoreFunction
 from vi_reparam.families.base import Family
-
-Array = Any
 
 ORDER: tuple[Estimator, ...] = (Pathwise(), Implicit(), Rejection(), ScoreFunction(), MeasureValued())
 """By variance x time, as measured (`benchmarks/results/estimators.json`); weak derivatives come
@@ -43,6 +41,6 @@ class Auto(Estimator):
         return [estimator for estimator in ORDER if estimator.applies_to(family)]
 
     def draw(
-        self, ops: Ops, key: Any, family: Family, shape: tuple[int, ...], *params: Array, value: Array | None = None
+        self, ops: Ops, key: Any, family: Family, shape: Shape, *params: Array, value: Array | None = None
     ) -> Draw:
         return self.choose(family).draw(ops, key, family, shape, *params, value=value)

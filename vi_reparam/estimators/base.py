@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import abc
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.backend.registry import host_package
 from vi_reparam.draw import Draw
 from vi_reparam.errors import SiteError
-
-if TYPE_CHECKING:
-    from vi_reparam.families.base import Family
-
-Array = Any
+from vi_reparam.families.base import Family
 
 
 class Estimator(abc.ABC):
@@ -50,7 +46,7 @@ class Estimator(abc.ABC):
 
     @abc.abstractmethod
     def draw(
-        self, ops: Ops, key: Any, family: Family, shape: tuple[int, ...], *params: Array, value: Array | None = None
+        self, ops: Ops, key: Any, family: Family, shape: Shape, *params: Array, value: Array | None = None
     ) -> Draw:
         """Draw `shape` values of the family, with this estimator's gradient.
 

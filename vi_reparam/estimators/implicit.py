@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.draw import Draw
 from vi_reparam.estimators.base import Estimator
 from vi_reparam.families.base import Family
 from vi_reparam.samplers.primitives import ImplicitGradient
-
-Array = Any
 
 
 class Implicit(Estimator):
@@ -19,7 +17,7 @@ class Implicit(Estimator):
     kind = "implicit"
 
     def draw(
-        self, ops: Ops, key: Any, family: Family, shape: tuple[int, ...], *params: Array, value: Array | None = None
+        self, ops: Ops, key: Any, family: Family, shape: Shape, *params: Array, value: Array | None = None
     ) -> Draw:
         self.require(family)
         return family.build(ImplicitGradient(), ops, key, shape, *params, value=value)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.draw import Draw
 from vi_reparam.errors import ArgumentError, GradientError
 from vi_reparam.estimators.base import Estimator
 from vi_reparam.estimators.baselines import Baseline, check_baseline
 from vi_reparam.families.base import Family
 from vi_reparam.samplers.primitives import AcceptedNoise
-
-Array = Any
 
 
 class Rejection(Estimator):
@@ -42,11 +40,7 @@ class Rejection(Estimator):
     default_boost: ClassVar[int] = 3
 
     def __init__(
-        self,
-        *,
-        boost: int = default_boost,
-        baseline: Baseline | str = "auto",
-        min_concentration: float | None = None,
+        self, *, boost: int = default_boost, baseline: Baseline | str = "auto", min_concentration: float | None = None
     ) -> None:
         if not isinstance(boost, int) or boost < 0:
             raise ArgumentError(f"Rejection(boost={boost!r}): expected an integer of at least 0")
@@ -67,7 +61,7 @@ class Rejection(Estimator):
         return options
 
     def draw(
-        self, ops: Ops, key: Any, family: Family, shape: tuple[int, ...], *params: Array, value: Array | None = None
+        self, ops: Ops, key: Any, family: Family, shape: Shape, *params: Array, value: Array | None = None
     ) -> Draw:
         self.require(family)
         if self.boost == 0:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.draw import Draw
 from vi_reparam.estimators.base import Estimator
 from vi_reparam.estimators.baselines import BASELINES, Baseline, check_baseline
 from vi_reparam.families.base import Family
 from vi_reparam.samplers.primitives import Constant
-
-Array = Any
 
 
 class ScoreFunction(Estimator):
@@ -40,7 +38,7 @@ class ScoreFunction(Estimator):
         return {} if self.baseline == "auto" else {"baseline": self.baseline}
 
     def draw(
-        self, ops: Ops, key: Any, family: Family, shape: tuple[int, ...], *params: Array, value: Array | None = None
+        self, ops: Ops, key: Any, family: Family, shape: Shape, *params: Array, value: Array | None = None
     ) -> Draw:
         self.require(family)
         stop = ops.stop_gradient

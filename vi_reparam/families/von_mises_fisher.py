@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family, broadcast_shapes
 from vi_reparam.numerics import bessel
+from vi_reparam.samplers.primitive import Primitive
 from vi_reparam.samplers.von_mises_fisher import PolarLogit
-
-if TYPE_CHECKING:
-    from vi_reparam.samplers.primitive import Primitive
-
-Array = Any
 
 
 def _log_area(dim: int) -> float:
@@ -57,13 +53,7 @@ class VonMisesFisher(Family):
     kinds = frozenset({"implicit", "rejection", "score_function"})
 
     def build(
-        self,
-        primitive: Primitive,
-        ops: Ops,
-        key: Any,
-        shape: tuple[int, ...],
-        *params: Array,
-        value: Array | None = None,
+        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
     ) -> Draw:
         xp, stop = ops.xp, ops.stop_gradient
         dim = params[0].shape[-1]

@@ -13,11 +13,10 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, ClassVar, Protocol
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.errors import ArgumentError
 from vi_reparam.numerics.special import LOG_2PI
 
-Array = Any
 Params = dict[str, Array]
 
 
@@ -27,11 +26,9 @@ class Layout(Protocol):
     @property
     def size(self) -> int:
         """Coordinates in all."""
-        ...
 
     def elements(self, plate: str) -> tuple[tuple[int, ...], ...]:
         """The coordinates of each element of a plate."""
-        ...
 
 
 class Base(abc.ABC):

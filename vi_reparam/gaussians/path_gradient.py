@@ -7,9 +7,9 @@ needs only the slope of log q at the draw, which follows from the noise: no dens
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.gaussians.bases import Base, Params
 from vi_reparam.gaussians.preconditioner import Preconditioner
 from vi_reparam.gaussians.skew import skew
@@ -17,8 +17,6 @@ from vi_reparam.gaussians.tails import widen
 
 if TYPE_CHECKING:
     from vi_reparam.programs.network import Bijection
-
-Array = Any
 
 
 def moving(ops: Ops, log_q: Array, value: Array, slope: Array) -> Array:

@@ -13,10 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.numerics.special import LOG_2PI
 
-Array = Any
 State = dict[str, Array]
 
 NUM_ITERATIONS = 40

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.gaussians.bases import Params
-
-Array = Any
 
 
 @dataclass(frozen=True)

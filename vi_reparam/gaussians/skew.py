@@ -14,12 +14,10 @@ every a from 0.05 on. A negative ``raw`` bends to the other side, as an inverse 
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.numerics.special import LOG_2PI
 
-Array = Any
 Params = dict[str, Array]
 
 HIDDEN = 64

@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from vi_reparam.backend.data import bound_arguments
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.errors import ArgumentError, SiteError
 
-Array = Any
 Condition = str | Callable[..., Array]
 
 

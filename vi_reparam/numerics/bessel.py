@@ -8,13 +8,10 @@ from the mode (1 - cos t = 2 sin^2(t/2)), so a concentration of 1e6 keeps its di
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.numerics import special
-
-Array = Any
 
 
 def _rule(ops: Ops, x: Array, dim: int) -> tuple[float, Array, Array]:

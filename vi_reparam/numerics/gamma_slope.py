@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
+from vi_reparam.backend.ops import Array
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.numerics import special
-
-Array = Any
 
 RULE = (
     (0.0739240574, 0.1857083, 0.0860773727, 0.214783336),

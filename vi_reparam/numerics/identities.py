@@ -7,11 +7,9 @@ any framework is needed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
+from vi_reparam.backend.ops import Array
 from vi_reparam.backend.registry import ops_of
-
-Array = Any
 
 
 def surrogate(cost: Array, log_weight: Array) -> Array:

@@ -11,9 +11,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from vi_reparam.backend.ops import Array
 from vi_reparam.backend.registry import ops_of
-
-Array = Any
 
 AT_ONCE = 4_096
 """Numbers up to which a quadrature's nodes share an axis: fewer, larger operations. Above, memory counts."""

@@ -7,10 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.errors import GradientError
-
-Array = Any
 
 
 class RejectionSampler(abc.ABC):
@@ -33,7 +31,7 @@ class RejectionSampler(abc.ABC):
     """
 
     noise: ClassVar[str] = "normal"
-    noise_shape: tuple[int, ...] = ()
+    noise_shape: Shape = ()
     event_dim: int = 0
     max_rounds: int = 2_000
 
@@ -84,7 +82,7 @@ class RejectionSampler(abc.ABC):
         """
         return None
 
-    def auxiliary(self, ops: Ops, key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+    def auxiliary(self, ops: Ops, key: Any, shape: Shape, dtype: Any) -> Any:
         """Further noise that is not subject to rejection; None if there is none."""
         return None
 
@@ -105,7 +103,7 @@ class RejectionSampler(abc.ABC):
         """Whether `attach` is defined."""
         return type(self).attach is not RejectionSampler.attach
 
-    def raw_noise(self, ops: Ops, key: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+    def raw_noise(self, ops: Ops, key: Any, shape: Shape, dtype: Any) -> Array:
         draw = {"normal": ops.normal, "uniform": ops.uniform}[self.noise]
         return draw(key, (*shape, *self.noise_shape), dtype)
 
@@ -118,12 +116,12 @@ class Attempt:
     sampler: RejectionSampler
     dtype: Any
 
-    def __call__(self, key: Any, lanes: tuple[int, ...], *params: Array) -> tuple[Array, Array]:
+    def __call__(self, key: Any, lanes: Shape, *params: Array) -> tuple[Array, Array]:
         """The noise of a proposal, and whether it is accepted."""
         noise, u = self.propose(key, lanes, *params)
         return noise, self.accepts(noise, u, *params)
 
-    def propose(self, key: Any, lanes: tuple[int, ...], *params: Array) -> tuple[Array, Array]:
+    def propose(self, key: Any, lanes: Shape, *params: Array) -> tuple[Array, Array]:
         """The noise of a proposal, and the uniform that decides on it."""
         proposal, coin = self.ops.split(key, 2)
         noise = self.sampler.propose(self.sampler.raw_noise(self.ops, proposal, lanes, self.dtype), *params)
@@ -134,7 +132,7 @@ class Attempt:
         return self.ops.xp.log(u) < self.sampler.log_accept(noise, *params)
 
 
-def accepted_noise(ops: Ops, key: Any, sampler: RejectionSampler, shape: tuple[int, ...], *params: Array) -> Any:
+def accepted_noise(ops: Ops, key: Any, sampler: RejectionSampler, shape: Shape, *params: Array) -> Any:
     """Noise of accepted proposals, as constants: batch first, masked, bounded.
 
     Args:
@@ -152,12 +150,7 @@ def accepted_noise(ops: Ops, key: Any, sampler: RejectionSampler, shape: tuple[i
 
 
 def plain_rejection_loop(
-    ops: Ops,
-    attempt: Callable[..., tuple[Array, Array]],
-    key: Any,
-    shape: tuple[int, ...],
-    params: tuple[Array, ...],
-    most: int,
+    ops: Ops, attempt: Callable[..., tuple[Array, Array]], key: Any, shape: Shape, params: tuple[Array, ...], most: int
 ) -> Array:
     """`Ops.rejection_loop` in its plainest form: every round proposes for all lanes."""
     xp = ops.xp
@@ -181,6 +174,6 @@ def plain_rejection_loop(
     return xp.where(of(done, noise), noise, float("nan"))
 
 
-def broadcast(ops: Ops, shape: tuple[int, ...], *params: Array) -> tuple[Array, ...]:
+def broadcast(ops: Ops, shape: Shape, *params: Array) -> tuple[Array, ...]:
     """The parameters, each broadcast to the lanes' shape."""
     return tuple(ops.xp.broadcast_to(p, shape) for p in params)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import abc
 from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.samplers.base import RejectionSampler
-
-Array = Any
 
 
 class Primitive(abc.ABC):
@@ -24,12 +22,6 @@ class Primitive(abc.ABC):
 
     @abc.abstractmethod
     def __call__(
-        self,
-        ops: Ops,
-        key: Any,
-        sampler: RejectionSampler,
-        shape: tuple[int, ...],
-        *params: Array,
-        value: Array | None = None,
+        self, ops: Ops, key: Any, sampler: RejectionSampler, shape: Shape, *params: Array, value: Array | None = None
     ) -> tuple[Array, Array | None, Any]:
         """A value of the sampler (`value` itself if given), its score term or None, its noise."""

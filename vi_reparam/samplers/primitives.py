@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.samplers.base import RejectionSampler, accepted_noise
 from vi_reparam.samplers.gamma import LogGamma
 from vi_reparam.samplers.primitive import Primitive
 
-Array = Any
-
 
 def _constant(
-    ops: Ops, key: Any, sampler: RejectionSampler, shape: tuple[int, ...], value: Array | None, *params: Array
+    ops: Ops, key: Any, sampler: RejectionSampler, shape: Shape, value: Array | None, *params: Array
 ) -> tuple[Array, Any]:
     stop = ops.stop_gradient
     if value is not None:
@@ -27,13 +25,7 @@ class Constant(Primitive):
     """No gradient at all."""
 
     def __call__(
-        self,
-        ops: Ops,
-        key: Any,
-        sampler: RejectionSampler,
-        shape: tuple[int, ...],
-        *params: Array,
-        value: Array | None = None,
+        self, ops: Ops, key: Any, sampler: RejectionSampler, shape: Shape, *params: Array, value: Array | None = None
     ) -> tuple[Array, Array | None, Any]:
         value, noise = _constant(ops, key, sampler, shape, value, *params)
         return value, None, noise
@@ -46,13 +38,7 @@ class ImplicitGradient(Primitive):
         self.density = density
 
     def __call__(
-        self,
-        ops: Ops,
-        key: Any,
-        sampler: RejectionSampler,
-        shape: tuple[int, ...],
-        *params: Array,
-        value: Array | None = None,
+        self, ops: Ops, key: Any, sampler: RejectionSampler, shape: Shape, *params: Array, value: Array | None = None
     ) -> tuple[Array, Array | None, Any]:
         value, noise = _constant(ops, key, sampler, shape, value, *params)
         params = tuple(ops.xp.broadcast_to(p, shape) for p in params)
@@ -66,13 +52,7 @@ class AcceptedNoise(Primitive):
         self.boost = boost
 
     def __call__(
-        self,
-        ops: Ops,
-        key: Any,
-        sampler: RejectionSampler,
-        shape: tuple[int, ...],
-        *params: Array,
-        value: Array | None = None,
+        self, ops: Ops, key: Any, sampler: RejectionSampler, shape: Shape, *params: Array, value: Array | None = None
     ) -> tuple[Array, Array | None, Any]:
         params = tuple(ops.xp.broadcast_to(p, shape) for p in params)
         if value is None:

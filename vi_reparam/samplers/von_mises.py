@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
+from vi_reparam.backend.ops import Array
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.numerics import bessel, special
 from vi_reparam.numerics.identities import attach
 from vi_reparam.samplers.base import RejectionSampler
-
-Array = Any
 
 
 class VonMisesDeviation(RejectionSampler):

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.errors import ArgumentError
 from vi_reparam.numerics import bessel, special
 from vi_reparam.numerics.identities import attach
 from vi_reparam.samplers.base import RejectionSampler
-
-Array = Any
 
 
 class PolarLogit(RejectionSampler):
@@ -34,7 +32,7 @@ class PolarLogit(RejectionSampler):
             raise ArgumentError(f"a direction with {dim} coordinates: von Mises-Fisher needs at least 2")
         self.dim = dim
 
-    def raw_noise(self, ops: Ops, key: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+    def raw_noise(self, ops: Ops, key: Any, shape: Shape, dtype: Any) -> Array:
         """logit of a symmetric beta, (1 + R cos A) / 2 (Ulrich 1984), with neither end cancelled."""
         xp = ops.xp
         pair = ops.uniform(key, (2, *shape), dtype)

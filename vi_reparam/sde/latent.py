@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.errors import ArgumentError
 from vi_reparam.gaussians.bases import Mixture
 from vi_reparam.gaussians.skew import skew
@@ -22,7 +22,6 @@ from vi_reparam.sde.variances import kernel_variances
 if TYPE_CHECKING:
     from vi_reparam.guides.sde import SDE
 
-Array = Any
 Params = dict[str, Array]
 Slope = Callable[[Callable[[Array], Array]], Callable[[Array], Array]]
 """``slope(fn)``: the gradient of a function of a vector, as the backend takes it."""
@@ -33,11 +32,9 @@ class Residual(Protocol):
 
     def rows(self, lambdas: tuple[float, ...], dtype: Any, *, frozen: bool) -> Any:
         """What it precomputes, leading axis over the lambdas."""
-        ...
 
     def at(self, x: Array, row: Any, *, frozen: bool) -> tuple[Array, Array | None]:
         """r at x, and the gate of the target's gradient or None."""
-        ...
 
 
 @dataclass(frozen=True)

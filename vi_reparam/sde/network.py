@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.errors import ArgumentError
 from vi_reparam.sde.parameterizations import residual_scale
 from vi_reparam.sde.schedules import Schedule
 
-Array = Any
 Params = dict[str, Array]
 
 TARGETS = ("auto", "full", "off")

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from vi_reparam.backend.ops import Array
 from vi_reparam.errors import ArgumentError
-
-Array = Any
 
 PARAMETERIZATIONS = ("data", "noise", "score", "velocity")
 

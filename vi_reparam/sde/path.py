@@ -16,15 +16,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.errors import ArgumentError
 from vi_reparam.numerics.special import LOG_2PI
 from vi_reparam.sde.schedules import Schedule
 from vi_reparam.sde.solver import Adams, in_form, rows, tables
 from vi_reparam.sde.tau import Tau
 from vi_reparam.sde.transition import noising
-
-Array = Any
 
 GRADIENTS = ("path", "reparameterization", "log_variance")
 

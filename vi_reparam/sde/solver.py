@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.errors import ArgumentError
 from vi_reparam.sde.parameterizations import from_data
 from vi_reparam.sde.schedules import Schedule
 from vi_reparam.sde.tau import Tau
 from vi_reparam.sde.transition import FORMS, exact_step
 
-Array = Any
 Row = dict[str, Any]
 Predict = Callable[[Array, Row], Array]
 """``predict(x, row)``: the data x0 that the drift expects at x. A row holds ``lam``, ``alpha``, ``sigma`` of its

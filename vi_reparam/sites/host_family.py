@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vi_reparam.backend.host import Reader
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.draw import Draw
 from vi_reparam.errors import GradientError, SiteError
 from vi_reparam.estimators import Estimator
 from vi_reparam.families import FAMILIES, Family
 from vi_reparam.samplers import Primitive
 
-Array = Any
 Reading = tuple[Family, tuple[Array, ...]]
 Row = Callable[[Any], Reading | None]
 
@@ -39,13 +38,7 @@ class HostFamily(Family):
         self.kinds = frozenset({"score_function"} | ({"pathwise"} if differentiable else set()))  # type: ignore[misc]
 
     def build(
-        self,
-        primitive: Primitive,
-        ops: Ops,
-        key: Any,
-        shape: tuple[int, ...],
-        *params: Array,
-        value: Array | None = None,
+        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
     ) -> Draw:
         shape_type = type(self.distribution.batch_shape)  # torch has its own, which some distributions insist on
         lanes = self.distribution.expand(shape_type(shape))

@@ -6,11 +6,10 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from vi_reparam.backend.ops import Array
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.errors import GradientError
 from vi_reparam.sites.draw import Sampled
-
-Array = Any
 
 
 class Recorder:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from vi_reparam.backend.backend import Backend
+from vi_reparam.backend.ops import Array
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.backend.tracer import Record
 from vi_reparam.families.base import broadcast_shapes
 from vi_reparam.sites.density import precise_log_prob
-
-Array = Any
 
 
 def scaled(record: Record, term: Array) -> Array:
