@@ -1,9 +1,11 @@
 """What a model written once asks of the framework that hosts it.
 
-A ready model takes a `Host` and returns a plain model function for that framework: NumPyro or
-Pyro then sees a model like any other. Distribution names and their arguments are those that
-`numpyro.distributions` and `pyro.distributions` share.
+A ready model takes a `Host` and returns a plain model function for that framework. Distributions and their arguments
+have the names that `numpyro.distributions` and `pyro.distributions` share.
 """
+
+# The docstring of a protocol's method is its body.
+# pyright: reportReturnType=false
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ class Wrapping(NamedTuple):
     Attributes:
         kind: ``"masked"``, ``"expanded"``, ``"independent"``, ``"transformed"`` or ``"estimated"``.
         inner: the distribution inside.
-        detail: the mask; the batch shape; the number of reinterpreted dimensions; the list of transforms; the estimator.
+        detail: the mask; the batch shape; the number of reinterpreted dimensions; the transforms; the estimator.
     """
 
     kind: str
@@ -35,9 +37,7 @@ class Reader(Protocol):
         """How a distribution wraps another; None if it wraps none."""
 
     def read(self, distribution: Any) -> tuple[Any, tuple[Array, ...]] | None:
-        """An unwrapped distribution as a family of the core, and its parameters in one floating-point type; None where
-        it is none.
-        """
+        """An unwrapped distribution as (family of the core, parameters in one float dtype); None where it is none."""
 
     def draw(self, distribution: Any, key: Key) -> Array:
         """A draw by a distribution's own sampler."""

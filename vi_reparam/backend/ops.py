@@ -1,10 +1,11 @@
 """All that the core asks of a framework, on one page.
 
-The core is pure functions of (parameters, noise). It never imports a framework: an ``Ops``
-reaches it either as an argument, where noise is drawn, or through `ops_of`, which reads the
-type of an array. A backend is one object with these attributes; `tests/contract` holds every
-backend to the same laws.
+The core never imports a framework: an `Ops` reaches it as an argument, where noise is drawn, or by `ops_of`, from the
+type of an array. `tests/contract` holds every backend to the same laws.
 """
+
+# The docstring of a protocol's method is its body.
+# pyright: reportReturnType=false
 
 from __future__ import annotations
 
@@ -47,10 +48,7 @@ class Ops(Protocol):
         """The same value, seen as a constant by differentiation."""
 
     def refuse_gradient(self, message: str, value: Array, *operands: Any) -> Array:
-        """`value`, which raises a `GradientError` if it is differentiated in anything behind it or `operands`.
-
-        Evaluation and prediction work as ever.
-        """
+        """`value`, which raises a `GradientError` if it is differentiated in anything behind it or `operands`."""
 
     def concrete(self, x: Array) -> Array | None:
         """The value of `x` if Python can know it now, differentiated or not; None inside jit or vmap."""
@@ -103,10 +101,7 @@ class Ops(Protocol):
         """``x`` in twice its precision, differentiably; None where that is not to be had, or costs much."""
 
     def with_slope(self, value: Array, parameter: Array, slope: Callable[[Array, Array], Array]) -> Array:
-        """``value``, with the derivative ``slope(value, parameter)`` in `parameter`, of the same shape.
-
-        The slope is computed only where a derivative is asked for.
-        """
+        """``value``, with the derivative ``slope(value, parameter)`` in `parameter`; computed only where asked for."""
 
     def scan(
         self,
@@ -132,11 +127,7 @@ class Ops(Protocol):
         """The array as NumPy's, out of differentiation."""
 
     def vmap(self, fn: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
-        """`fn` for each row of its arguments, trees of arrays; results have a leading axis.
-
-        Args:
-            in_axes: 0, or a tuple with 0 or None (the same for all rows) for each argument.
-        """
+        """`fn` for each row of its arguments, trees of arrays; one with None in `in_axes` is the same for all rows."""
 
     def many(self, fn: Callable[[Key], Any], key: Key, num: int) -> Any:
         """`num` runs of ``fn(key)`` at once, each with its own noise; results have a leading axis."""
@@ -145,11 +136,7 @@ class Ops(Protocol):
         """The gradient of a scalar function in its first argument, a tree of arrays."""
 
     def jacobian(self, fn: Callable[[Array], Any], *, has_aux: bool = False) -> Callable[[Array], Any]:
-        """The Jacobian of a function of a vector, at a vector.
-
-        Args:
-            has_aux: `fn` gives (value, what is to be given on), and the result is (Jacobian, that).
-        """
+        """The Jacobian of a function of a vector; with `has_aux`, `fn` gives (value, aux), and this (Jacobian, aux)."""
 
     def compiled(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """`fn` as one program, traced once for all its uses, where the framework traces; itself elsewhere."""

@@ -7,9 +7,8 @@ from typing import Any
 from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.draw import Draw
 from vi_reparam.estimators.base import Estimator
-from vi_reparam.estimators.implicit import Implicit
 from vi_reparam.estimators.measure_valued import MeasureValued
-from vi_reparam.estimators.pathwise import Pathwise
+from vi_reparam.estimators.pathwise import Implicit, Pathwise
 from vi_reparam.estimators.rejection import Rejection
 from vi_reparam.estimators.score_function import ScoreFunction
 from vi_reparam.families.base import Family
@@ -22,9 +21,8 @@ last because their cost grows with the number of parameters."""
 class Auto(Estimator):
     """The smallest variance x time among the unbiased estimators that apply.
 
-    At a site alone the order of `ORDER` decides, which is the measured one. A fit measures on
-    the model itself wherever two candidates are close (gamma-like sites: `Implicit` and
-    `Rejection`), once, before its first step.
+    At a site alone `ORDER` decides. A fit measures on the model itself, once, before its first step, where two
+    candidates are close (gamma-like sites: `Implicit` and `Rejection`).
     """
 
     kind = "auto"

@@ -18,12 +18,10 @@ class Estimator(abc.ABC):
     Attributes:
         kind: the name by which a family says that it is served.
         has_score_term: whether its draws leave a term for the objective to honour.
-        unbiased: whether the mean of its gradient is the gradient of the mean.
     """
 
     kind: ClassVar[str]
     has_score_term: ClassVar[bool] = False
-    unbiased: ClassVar[bool] = True
 
     def options(self) -> dict[str, Any]:
         """The constructor's keywords that differ from their defaults."""
@@ -64,8 +62,8 @@ class Estimator(abc.ABC):
     def __call__(self, distribution: Any) -> Any:
         """Annotate a host distribution, so that its draws carry this estimator's gradient.
 
-        The annotation stays outermost under expand, to_event and mask, and is guarded everywhere:
-        differentiating its draws under an objective that would drop their score term raises.
+        It stays outermost under expand, to_event and mask. Differentiating its draws under an objective that would
+        drop their score term raises.
 
         Raises:
             BackendError: if this is not a distribution of an installed backend.

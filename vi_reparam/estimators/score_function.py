@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from vi_reparam.backend.ops import Array, Ops, Shape
+from vi_reparam.checks import check_choice
 from vi_reparam.draw import Draw
 from vi_reparam.estimators.base import Estimator
-from vi_reparam.estimators.baselines import BASELINES, Baseline, check_baseline
+from vi_reparam.estimators.baselines import BASELINES, Baseline
 from vi_reparam.families.base import Family
 from vi_reparam.samplers.primitives import Constant
 
@@ -31,7 +32,7 @@ class ScoreFunction(Estimator):
 
     def __init__(self, *, baseline: Baseline | str = "auto") -> None:
         if baseline != "auto":
-            check_baseline("ScoreFunction", baseline, BASELINES)
+            check_choice("baseline", baseline, BASELINES, "ScoreFunction")
         self.baseline = baseline
 
     def options(self) -> dict[str, Any]:

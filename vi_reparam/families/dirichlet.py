@@ -16,11 +16,6 @@ from vi_reparam.samplers.primitive import Primitive
 from vi_reparam.samplers.primitives import Constant
 
 
-def _log_sum_exp(ops: Ops, x: Array) -> Array:
-    top = ops.stop_gradient(ops.xp.max(x, axis=-1, keepdims=True))
-    return top + ops.xp.log(ops.xp.sum(ops.xp.exp(x - top), axis=-1, keepdims=True))
-
-
 def _from_ratios(ops: Ops, w: Array, a: Array) -> tuple[Array, Array]:
     """log x and log density of x = z / sum z, from w = log(z / a), along the last axis.
 
@@ -31,7 +26,8 @@ def _from_ratios(ops: Ops, w: Array, a: Array) -> tuple[Array, Array]:
     t = xp.sum(a / total * xp.expm1(w), axis=-1, keepdims=True)
     near = xp.abs(t) < 0.5
     t = xp.where(near, t, 0.0 * t)
-    shift = xp.where(near, xp.log1p(t), _log_sum_exp(ops, w + xp.log(a)) - xp.log(total))
+    log_sum = special.log_sum_exp(ops, w + xp.log(a), axis=-1, keepdims=True)
+    shift = xp.where(near, xp.log1p(t), log_sum - xp.log(total))
     from_mean = w - shift
     log_x = from_mean + xp.log(a) - xp.log(total)
     centred = xp.where(near, w, 0.0 * w)

@@ -19,7 +19,8 @@ def _names(sampler: RejectionSampler) -> tuple[str, ...]:
     arguments = list(inspect.signature(sampler.transform).parameters.values())[1:]
     if any(argument.kind is argument.VAR_POSITIONAL for argument in arguments):
         raise ArgumentError(
-            f"{type(sampler).__name__}.transform takes *params: name them, as in SamplerFamily(sampler, parameters=('scale',))"
+            f"{type(sampler).__name__}.transform takes *params: name them, as in "
+            "SamplerFamily(sampler, parameters=('scale',))"
         )
     return tuple(argument.name for argument in arguments)
 

@@ -30,14 +30,10 @@ def _reflect(ops: Ops, direction: Array, x: Array) -> Array:
     first = direction[..., :1]
     sign = xp.where(first < 0.0, 0.0 * first - 1.0, 0.0 * first + 1.0)
     sign = ops.stop_gradient(sign)
-    normal = sign * direction + ops.stop_gradient(_axis(ops, direction))
+    zero = 0.0 * ops.stop_gradient(direction)
+    normal = sign * direction + xp.concat([zero[..., :1] + 1.0, zero[..., 1:]], axis=-1)
     scale = 2.0 * xp.sum(normal * x, axis=-1, keepdims=True) / xp.sum(normal * normal, axis=-1, keepdims=True)
     return -sign * (x - scale * normal)
-
-
-def _axis(ops: Ops, like: Array) -> Array:
-    zero = 0.0 * like
-    return ops.xp.concat([zero[..., :1] + 1.0, zero[..., 1:]], axis=-1)
 
 
 class VonMisesFisher(Family):

@@ -36,7 +36,7 @@ _FEW = 64
 
 
 def log_slope(w: Array, a: Array) -> Array:
-    """d log z / da of z ~ Gamma(a, 1) at constant F(z; a).
+    """d log z / da of z ~ Gamma(a, 1) at constant F(z; a): a constant, not meant to be differentiated.
 
     With w = log(z / a) and e(x) = exp(x) - 1 - x, substituting t = z exp(-u) in the lower and
     t = z exp(u) in the upper incomplete gamma integral gives, with s the sign of w,
@@ -48,9 +48,6 @@ def log_slope(w: Array, a: Array) -> Array:
 
     Args:
         w: log(z / a), any shape; `a`: the concentration, same shape, both of one float dtype.
-
-    Returns:
-        The slope; a constant (not meant to be differentiated).
     """
     ops = ops_of(w, a)
     xp = ops.xp

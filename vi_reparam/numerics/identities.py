@@ -1,8 +1,4 @@
-"""The two stop-gradient identities from which every gradient here is built.
-
-Both leave the value as it is and are exact to first order, so no custom-gradient machinery of
-any framework is needed.
-"""
+"""The two stop-gradient identities from which every gradient here is built, exact to first order."""
 
 from __future__ import annotations
 

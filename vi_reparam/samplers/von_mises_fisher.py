@@ -59,14 +59,14 @@ class PolarLogit(RejectionSampler):
         size = xp.abs(value)
         return -0.5 * (self.dim - 1) * (size + 2.0 * xp.log1p(xp.exp(-size)))
 
-    def transform(self, noise: Array, *params: Array) -> Array:
-        return noise + self._shift(params[0])
+    def transform(self, noise: Array, kappa: Array) -> Array:
+        return noise + self._shift(kappa)
 
-    def inverse(self, value: Array, *params: Array) -> Array:
-        return value - self._shift(params[0])
+    def inverse(self, value: Array, kappa: Array) -> Array:
+        return value - self._shift(kappa)
 
-    def log_proposal(self, value: Array, *params: Array) -> Array:
-        return self._power(self.inverse(value, *params)) - self._log_beta()
+    def log_proposal(self, value: Array, kappa: Array) -> Array:
+        return self._power(self.inverse(value, kappa)) - self._log_beta()
 
     def _log_beta(self) -> float:
         a = 0.5 * (self.dim - 1)
@@ -76,8 +76,7 @@ class PolarLogit(RejectionSampler):
         """log of INT_0^pi exp(-concentration (1 - cos t)) sin^(p - 2) t dt."""
         return bessel.normalizer(kappa, self.dim)[0]
 
-    def log_target(self, value: Array, *params: Array) -> Array:
-        (kappa,) = params
+    def log_target(self, value: Array, kappa: Array) -> Array:
         log_mass = self.log_normalizer(kappa) - (self.dim - 2) * math.log(2.0)
         return -2.0 * kappa * self._square(value) + self._power(value) - log_mass
 
@@ -86,25 +85,22 @@ class PolarLogit(RejectionSampler):
         shift = self._shift(kappa)
         return self._square(shift), shift
 
-    def log_bound(self, *params: Array) -> Array:
-        (kappa,) = params
+    def log_bound(self, kappa: Array) -> Array:
         xp = ops_of(kappa).xp
         best, shift = self._best(kappa)
         n = self.dim - 1
         peak = n * (math.log(2.0) - xp.log1p(xp.exp(shift)) + 0.5 * shift) - 2.0 * kappa * best
         return peak - self.log_normalizer(kappa) + (self.dim - 2) * math.log(2.0) + self._log_beta()
 
-    def log_accept(self, noise: Array, *params: Array) -> Array:
-        (kappa,) = params
+    def log_accept(self, noise: Array, kappa: Array) -> Array:
         best, shift = self._best(kappa)
         n = self.dim - 1
         return -n * special.minus_log1p(2.0 / n * kappa * (self._square(noise + shift) - best))
 
-    def log_noise_density(self, noise: Array, *params: Array) -> Array:
-        return self.log_accept(noise, *params) + self.log_bound(*params)
+    def log_noise_density(self, noise: Array, kappa: Array) -> Array:
+        return self.log_accept(noise, kappa) + self.log_bound(kappa)
 
-    def attach(self, value: Array, *params: Array) -> Array:
-        (kappa,) = params
+    def attach(self, value: Array, kappa: Array) -> Array:
         return attach(ops_of(kappa).stop_gradient(value), kappa, self._slope)
 
     def _slope(self, value: Array, kappa: Array) -> Array:

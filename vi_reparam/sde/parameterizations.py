@@ -5,23 +5,10 @@ With x = alpha x0 + sigma eps: score = -eps / sigma, velocity = alpha eps - sigm
 
 from __future__ import annotations
 
-from typing import Any
-
 from vi_reparam.backend.ops import Array
-from vi_reparam.errors import ArgumentError
+from vi_reparam.checks import check_choice
 
 PARAMETERIZATIONS = ("data", "noise", "score", "velocity")
-
-
-def check_parameterization(name: Any) -> str:
-    """The name itself.
-
-    Raises:
-        ArgumentError: if it is none.
-    """
-    if name not in PARAMETERIZATIONS:
-        raise ArgumentError(f"parameterization={name!r}: expected one of {PARAMETERIZATIONS}")
-    return name
 
 
 def to_data(kind: str, x: Array, prediction: Array, alpha: Array, sigma: Array) -> Array:
@@ -32,7 +19,7 @@ def to_data(kind: str, x: Array, prediction: Array, alpha: Array, sigma: Array) 
         return (x - sigma * prediction) / alpha
     if kind == "score":
         return (x + sigma * sigma * prediction) / alpha
-    check_parameterization(kind)
+    check_choice("parameterization", kind, PARAMETERIZATIONS)
     return (alpha * x - sigma * prediction) / (alpha * alpha + sigma * sigma)
 
 
@@ -44,21 +31,17 @@ def from_data(kind: str, x: Array, data: Array, alpha: Array, sigma: Array) -> A
         return (x - alpha * data) / sigma
     if kind == "score":
         return (alpha * data - x) / (sigma * sigma)
-    check_parameterization(kind)
+    check_choice("parameterization", kind, PARAMETERIZATIONS)
     return (alpha * x - (alpha * alpha + sigma * sigma) * data) / sigma
 
 
 def residual_scale(kind: str, alpha: float, sigma: float) -> float:
-    """c in x0 = alpha x / (alpha^2 + sigma^2) + c r: what a residual in these terms moves the data by.
-
-    The first summand is the data's mean under a standard normal, so r = 0 is that in all four;
-    signs are left to the network.
-    """
+    """c in x0 = alpha x / (alpha^2 + sigma^2) + c r: how far a residual r moves the data; signs are the network's."""
     if kind == "data":
         return 1.0
     if kind == "noise":
         return sigma / alpha
     if kind == "score":
         return sigma * sigma / alpha
-    check_parameterization(kind)
+    check_choice("parameterization", kind, PARAMETERIZATIONS)
     return sigma / (alpha * alpha + sigma * sigma)

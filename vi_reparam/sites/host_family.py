@@ -92,11 +92,7 @@ def shared_rows(dist: Any) -> dict[type, Row]:
 
 
 def read_by(rows: Mapping[type, Row], ops: Ops, distribution: Any) -> Reading | None:
-    """A distribution as its class's row reads it, or as it says itself by `as_family`; None where neither does.
-
-    Returns:
-        The family, and its parameters in one floating-point type.
-    """
+    """A distribution by its own `as_family` or its class's row, parameters in one float dtype; None without either."""
     own = getattr(distribution, "as_family", None)
     read = rows.get(type(distribution))
     found = own() if own is not None else read(distribution) if read is not None else None

@@ -27,6 +27,7 @@ class Row(Protocol):
 
     def cells(self) -> tuple[str, ...]:
         """The texts under the header."""
+        ...
 
 
 R = TypeVar("R", bound=Row)
