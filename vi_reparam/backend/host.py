@@ -143,18 +143,13 @@ class Host(Reader, Protocol):
         """Whether a derivative may be asked of what runs now; where one cannot be, cheaper formulas serve."""
 
     def bijection(self, family: Any, size: int, num_features: int | None) -> Any:
-        """The network of a flow, as the framework's libraries have it.
-
-        Returns:
-            A `vi_reparam.programs.network.Network`.
+        """The network of a flow, a `vi_reparam.programs.network.Network`, as the framework's libraries have it.
 
         Raises:
             BackendError: if the library is missing.
         """
 
     def drift(self, module: Any, name: str) -> Any:
-        """A user's own drift network, its weights registered as parameters under this name.
-
-        Returns:
-            (live, frozen): functions of (x, lambda, features...), the second with its weights as constants.
+        """A user's own drift network, its weights registered as parameters under this name: functions (live, frozen) of
+        (x, lambda, features...), the second with its weights as constants.
         """

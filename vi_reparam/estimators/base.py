@@ -39,7 +39,7 @@ class Estimator(abc.ABC):
         """
         if not self.applies_to(family):
             where = f"site {site!r}: " if site else ""
-            names = ", ".join(sorted(_NAMES[kind] for kind in family.kinds))
+            names = ", ".join(sorted(kind.title().replace("_", "") for kind in family.kinds))  # as the classes are
             raise SiteError(f"{where}{self!r} does not apply to {family.name}; use one of {names}")
 
     @abc.abstractmethod
@@ -82,12 +82,3 @@ class Estimator(abc.ABC):
     def __repr__(self) -> str:
         inside = ", ".join(f"{k}={v!r}" for k, v in self.options().items())
         return f"{type(self).__name__}({inside})"
-
-
-_NAMES = {
-    "pathwise": "Pathwise",
-    "implicit": "Implicit",
-    "rejection": "Rejection",
-    "score_function": "ScoreFunction",
-    "measure_valued": "MeasureValued",
-}

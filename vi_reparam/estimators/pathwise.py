@@ -8,7 +8,7 @@ from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.draw import Draw
 from vi_reparam.estimators.base import Estimator
 from vi_reparam.families.base import Family
-from vi_reparam.samplers.primitives import Constant, ImplicitGradient
+from vi_reparam.samplers.primitive import Constant, ImplicitGradient
 
 
 class Pathwise(Estimator):

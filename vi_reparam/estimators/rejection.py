@@ -9,9 +9,9 @@ from vi_reparam.checks import check_choice, check_integer
 from vi_reparam.draw import Draw
 from vi_reparam.errors import ArgumentError, GradientError
 from vi_reparam.estimators.base import Estimator
-from vi_reparam.estimators.baselines import Baseline
+from vi_reparam.estimators.score_function import Baseline
 from vi_reparam.families.base import Family
-from vi_reparam.samplers.primitives import AcceptedNoise
+from vi_reparam.samplers.primitive import AcceptedNoise
 
 
 class Rejection(Estimator):

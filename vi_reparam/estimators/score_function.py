@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.checks import check_choice
 from vi_reparam.draw import Draw
 from vi_reparam.estimators.base import Estimator
-from vi_reparam.estimators.baselines import BASELINES, Baseline
 from vi_reparam.families.base import Family
-from vi_reparam.samplers.primitives import Constant
+from vi_reparam.samplers.primitive import Constant
+
+Baseline = Literal["leave_one_out", "decaying_average", "optimal"] | None
+BASELINES: tuple[Baseline, ...] = ("leave_one_out", "decaying_average", "optimal", None)
 
 
 class ScoreFunction(Estimator):

@@ -12,8 +12,7 @@ from vi_reparam.families.base import Family, same_rank
 from vi_reparam.families.gamma import GAMMA, GAMMA_KINDS
 from vi_reparam.numerics import special
 from vi_reparam.samplers.gamma import LogGamma
-from vi_reparam.samplers.primitive import Primitive
-from vi_reparam.samplers.primitives import Constant
+from vi_reparam.samplers.primitive import Constant, Primitive
 
 
 def _from_ratios(ops: Ops, w: Array, a: Array) -> tuple[Array, Array]:

@@ -10,8 +10,7 @@ from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family, WeakDerivative, same_rank
 from vi_reparam.numerics import special
 from vi_reparam.samplers.gamma import LogGamma
-from vi_reparam.samplers.primitive import Primitive
-from vi_reparam.samplers.primitives import Constant
+from vi_reparam.samplers.primitive import Constant, Primitive
 
 GAMMA_KINDS = frozenset({"implicit", "rejection", "score_function"})
 

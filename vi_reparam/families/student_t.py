@@ -11,8 +11,7 @@ from vi_reparam.families.base import Family
 from vi_reparam.families.gamma import GAMMA, GAMMA_KINDS
 from vi_reparam.numerics import special
 from vi_reparam.samplers.gamma import LogGamma
-from vi_reparam.samplers.primitive import Primitive
-from vi_reparam.samplers.primitives import Constant
+from vi_reparam.samplers.primitive import Constant, Primitive
 
 _LOG_PI = special.LOG_2PI - 0.6931471805599453
 

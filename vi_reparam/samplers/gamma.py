@@ -25,8 +25,6 @@ class LogGamma(RejectionSampler):
         boost: B, the number of shape augmentations.
     """
 
-    noise = "normal"
-
     def __init__(self, boost: int = 1) -> None:
         self.boost = boost
 

@@ -11,37 +11,35 @@ from vi_reparam.checks import check_choice
 PARAMETERIZATIONS = ("data", "noise", "score", "velocity")
 
 
+def weights(kind: str, alpha: Array, sigma: Array) -> tuple[Array | float, Array | float]:
+    """(a, b) in x0 = a x + b prediction.
+
+    Raises:
+        ArgumentError: for a kind that does not exist.
+    """
+    check_choice("parameterization", kind, PARAMETERIZATIONS)
+    if kind == "data":
+        return 0.0, 1.0
+    if kind == "noise":
+        return 1.0 / alpha, -sigma / alpha
+    if kind == "score":
+        return 1.0 / alpha, sigma * sigma / alpha
+    total = alpha * alpha + sigma * sigma
+    return alpha / total, -sigma / total
+
+
 def to_data(kind: str, x: Array, prediction: Array, alpha: Array, sigma: Array) -> Array:
     """The data x0 that a prediction at x implies. All arguments broadcast."""
-    if kind == "data":
-        return prediction
-    if kind == "noise":
-        return (x - sigma * prediction) / alpha
-    if kind == "score":
-        return (x + sigma * sigma * prediction) / alpha
-    check_choice("parameterization", kind, PARAMETERIZATIONS)
-    return (alpha * x - sigma * prediction) / (alpha * alpha + sigma * sigma)
+    of_x, of_prediction = weights(kind, alpha, sigma)
+    return of_x * x + of_prediction * prediction
 
 
 def from_data(kind: str, x: Array, data: Array, alpha: Array, sigma: Array) -> Array:
     """The prediction at x that the data x0 implies: the inverse of `to_data`."""
-    if kind == "data":
-        return data
-    if kind == "noise":
-        return (x - alpha * data) / sigma
-    if kind == "score":
-        return (alpha * data - x) / (sigma * sigma)
-    check_choice("parameterization", kind, PARAMETERIZATIONS)
-    return (alpha * x - (alpha * alpha + sigma * sigma) * data) / sigma
+    of_x, of_prediction = weights(kind, alpha, sigma)
+    return (data - of_x * x) / of_prediction
 
 
 def residual_scale(kind: str, alpha: float, sigma: float) -> float:
-    """c in x0 = alpha x / (alpha^2 + sigma^2) + c r: how far a residual r moves the data; signs are the network's."""
-    if kind == "data":
-        return 1.0
-    if kind == "noise":
-        return sigma / alpha
-    if kind == "score":
-        return sigma * sigma / alpha
-    check_choice("parameterization", kind, PARAMETERIZATIONS)
-    return sigma / (alpha * alpha + sigma * sigma)
+    """How far a residual in these terms moves the data; its sign is left to the network."""
+    return abs(weights(kind, alpha, sigma)[1])

@@ -100,17 +100,9 @@ def compare_estimators(
             for name in names:
                 z[name, stage] = z_scores(moments[name, stage].mean, moments[name, stage].error, exact, error)
             bar.update()
-    return build(
-        names,
-        list(stages),
-        parameters,
-        moments,
-        seconds,
-        z,
-        model=guided.name,
-        num_particles=num_particles,
-        reference="the exact gradient" if reference is not None else f"{4 * num_replicates} replicates of Auto()",
-    )
+    against = "the exact gradient" if reference is not None else f"{4 * num_replicates} replicates of Auto()"
+    about = {"model": guided.name, "num_particles": num_particles, "reference": against}
+    return build(names, list(stages), parameters, moments, seconds, z, **about)
 
 
 def _check(estimators: Any, num_replicates: Any, num_particles: Any, stages: Sequence[str], reference: Any) -> None:
