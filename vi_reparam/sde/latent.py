@@ -123,12 +123,9 @@ class MLPResidual:
         params = self.fixed if frozen else self.live
         features = networks.fourier(self.span, lambdas, self.spec.frequencies)
         found = networks.embed(self.ops, params, self.ops.xp.asarray(features, dtype=dtype))
-        if "component" in params:
-            own = self.ops.xp.reshape(self.component, (1, -1)) @ params["component"]
-            found["hidden"] = found["hidden"] + own
-        if self.features is not None:
-            own = self.ops.xp.reshape(self.features, (1, -1)) @ params["condition"]
-            found["hidden"] = found["hidden"] + own
+        for name, row in (("component", self.component), ("condition", self.features)):
+            if name in params:
+                found["hidden"] = found["hidden"] + self.ops.xp.reshape(row, (1, -1)) @ params[name]
         return found
 
     def at(self, x: Array, row: Any, *, frozen: bool) -> tuple[Array, Array | None]:
@@ -179,13 +176,11 @@ def draw(
         steps: other steps than the trained ones, each with the noise that its own exact step injects;
             `noise` has as many. Without a kernel (a corrector, or tau = 0) log_q is NaN.
     """
-    sampling = False
-    if steps is not None:
-        sampling = not steps.have_kernel(family.schedule)
-        if not sampling:
-            taken = {"num_steps": steps.num_steps, "solver": steps.solver, "tau": steps.tau}
-            family = replace(family, **taken, variance=steps.solver.form, gradient="reparameterization")
-            log_ratio = None
+    sampling = steps is not None and not steps.have_kernel(family.schedule)
+    if steps is not None and not sampling:
+        taken = {"num_steps": steps.num_steps, "solver": steps.solver, "tau": steps.tau}
+        family = replace(family, **taken, variance=steps.solver.form, gradient="reparameterization")
+        log_ratio = None
     xp, stop, dtype = ops.xp, ops.stop_gradient, start.dtype
     spec = family.base
     grid = family.schedule.grid(family.num_steps if steps is None else steps.num_steps)
