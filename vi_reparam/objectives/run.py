@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.host import Reader
 from vi_reparam.backend.tracer import Record
@@ -212,16 +210,15 @@ def check_sites(model: Records, guide: Records) -> None:
         if name not in guide or guide[name].kind != "sample":
             drawn = [n for n, r in guide.items() if r.kind == "sample"]
             raise SiteError(f"the guide misses the latent site {name!r} of the model: it draws {drawn}")
-        given, expected = tuple(np.shape(guide[name].value)), tuple(record.distribution.shape())
+        given, expected = tuple(getattr(guide[name].value, "shape", ())), tuple(record.distribution.shape())
         if given != expected and not _broadcasts(given, expected):
             raise SiteError(f"site {name!r}: the guide draws shape {given}, the model expects {expected}")
 
 
 def _broadcasts(given: tuple[int, ...], expected: tuple[int, ...]) -> bool:
-    try:
-        return np.broadcast_shapes(given, expected) == expected
-    except ValueError:
-        return False
+    """Whether an array of the given shape broadcasts to the expected one."""
+    lead = len(expected) - len(given)
+    return lead >= 0 and all(own in (1, other) for own, other in zip(given, expected[lead:], strict=True))
 
 
 def log_prob(reader: Reader, record: Record, drawn: Sampled | None) -> Array:
