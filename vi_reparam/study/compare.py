@@ -65,7 +65,9 @@ def compare_estimators(
     engine, ops = bound.backend.engine, bound.backend.ops
     guided = bound.of(guided)
     data, key = engine.data(args, kwargs, guided.model), engine.key(seed)
-    places = {"start": engine.data((), params).kwargs if params else guided.start_at(data, key)}
+    places = {"start": guided.start_at(data, key)}
+    if params:
+        places["start"] = {**places["start"], **_given(engine.data((), params).kwargs, places["start"])}
     if "fitted" in stages:
         posterior = guided.fit(*args, num_steps=fit_steps, seed=seed, progress=progress, **kwargs)
         places["fitted"] = posterior.params
@@ -103,6 +105,16 @@ def compare_estimators(
     against = "the exact gradient" if reference is not None else f"{4 * num_replicates} replicates of Auto()"
     about = {"model": guided.name, "num_particles": num_particles, "reference": against}
     return build(names, list(stages), parameters, moments, seconds, z, **about)
+
+
+def _given(params: dict[str, Any], start: dict[str, Any]) -> dict[str, Any]:
+    known = {name for name in start if not name.startswith("vr.")}
+    for what, names in (("misses", known - set(params)), ("has unknown", set(params) - set(start))):
+        if names:
+            raise ArgumentError(
+                f"compare_estimators(params=...) {what} {sorted(names)}: the parameters are {sorted(known)}"
+            )
+    return params
 
 
 def _check(estimators: Any, num_replicates: Any, num_particles: Any, stages: Sequence[str], reference: Any) -> None:

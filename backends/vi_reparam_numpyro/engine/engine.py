@@ -75,7 +75,7 @@ class JaxEngine:
             return seed
         if isinstance(seed, jax.Array) and seed.dtype == jnp.uint32 and seed.ndim == 1:
             return random.wrap_key_data(seed)
-        raise ArgumentError(f"seed={seed!r}: expected an int of at most 64 bits, or a jax.random.key")
+        raise ArgumentError(f"seed={seed!r}: expected an int of at most 64 bits or a jax.random.key")
 
     def data(self, args: tuple, kwargs: Mapping, model: Any = None, *, inputs: tuple = (), finite: bool = True) -> Data:
         if finite:
