@@ -152,9 +152,7 @@ def _along(xp: Any, mask: Array, axis: int, shape: tuple[int, ...]) -> Array:
     return xp.broadcast_to(xp.reshape(mask, tuple(ranks)), shape)
 
 
-def _elsewhere(
-    xp: Any, sampled: Sampled, value: Array, others: list[Array], batch_rank: int
-) -> tuple[Array, Array]:
+def _elsewhere(xp: Any, sampled: Sampled, value: Array, others: list[Array], batch_rank: int) -> tuple[Array, Array]:
     """The two places that a draw moves to.
 
     Surely elsewhere if it is discrete and its family is known. Else the lowest and the highest of the other runs' draws,

@@ -42,7 +42,9 @@ def data_of(args: tuple[Any, ...], kwargs: dict[str, Any], *, closed: bool = Fal
     if closed:
         args, kwargs = jax.tree.map(_values, (args, kwargs))
     else:
-        args, kwargs = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) and _is_array(x) else x, (args, kwargs))
+        args, kwargs = jax.tree.map(
+            lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) and _is_array(x) else x, (args, kwargs)
+        )
     leaves, tree = jax.tree.flatten((tuple(args), dict(kwargs)), is_leaf=lambda x: x is None)
     arrays = tuple(jnp.asarray(x) for x in leaves if _is_array(x) and not closed)
     rest = tuple(_HOLE if _is_array(x) and not closed else x for x in leaves)
