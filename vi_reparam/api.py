@@ -37,6 +37,7 @@ from vi_reparam.fit.guided import Guided as Guided
 from vi_reparam.fit.guided import guide
 from vi_reparam.guides import SDE, Escalate, Flow, FullRank, GuideFamily, LowRank, MeanField, Sites
 from vi_reparam.posterior.posterior import Posterior as Posterior
+from vi_reparam.programs.student_t import StudentT
 from vi_reparam.sde import (
     MLP,
     Adams,
@@ -93,6 +94,7 @@ __all__ = [
     "ScoreFunction",
     "SiteError",
     "Sites",
+    "StudentT",
     "Study",
     "UniformLogSNR",
     "VarianceExploding",

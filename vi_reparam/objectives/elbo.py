@@ -116,10 +116,7 @@ class Elbo:
             with now():
                 return runner.at(None if start is None else start(ops.key(CHECK_SEED)))
 
-        if start is None:
-            first = runner(key)
-        else:
-            first = tracer.shapes(lambda own_key: runner.at(start(own_key))(own_key))
+        first = runner(key) if start is None else tracer.shapes(lambda own_key: runner.at(start(own_key))(own_key))
         self.require(first)
         in_lanes = self.lanes is not False and self.can_share_a_run(located, key)
         if self.lanes and not in_lanes:

@@ -155,8 +155,8 @@ def _along(xp: Any, mask: Array, axis: int, shape: tuple[int, ...]) -> Array:
 def _elsewhere(xp: Any, sampled: Sampled, value: Array, others: list[Array], batch_rank: int) -> tuple[Array, Array]:
     """The two places that a draw moves to.
 
-    Surely elsewhere if it is discrete and its family is known. Else the lowest and the highest of the other runs' draws,
-    a vector by its first entry.
+    Surely elsewhere if it is discrete and its family is known. Else the lowest and the highest of the other runs'
+    draws, a vector by its first entry.
     """
     if sampled.family.name == "bernoulli":
         return (1 - value,) * 2

@@ -14,8 +14,14 @@ from vi_reparam.programs.gaussian import GaussianGuide
 from vi_reparam.programs.mean_field import MeanFieldGuide
 from vi_reparam.programs.sde import SDEGuide
 from vi_reparam.programs.sites import SitesGuide
+from vi_reparam.programs.student_t import StudentT, StudentTGuide
 
-_JOINT: dict[type[GuideFamily], Callable[..., Any]] = {GaussianFamily: GaussianGuide, Flow: FlowGuide, SDE: SDEGuide}
+_JOINT: dict[type[GuideFamily], Callable[..., Any]] = {
+    GaussianFamily: GaussianGuide,
+    Flow: FlowGuide,
+    SDE: SDEGuide,
+    StudentT: StudentTGuide,
+}
 """One row a family over all latents: what draws it."""
 
 
@@ -38,5 +44,5 @@ def build_guide(
     for kind, made in _JOINT.items():
         if isinstance(family, kind):
             return made(backend, model, family, selection)
-    known = "vr.MeanField(), vr.FullRank(), vr.LowRank(), vr.Flow(), vr.SDE() or vr.Sites({...})"
+    known = "vr.MeanField(), vr.FullRank(), vr.LowRank(), vr.StudentT(), vr.Flow(), vr.SDE() or vr.Sites({...})"
     raise SiteError(f"{family!r} is not a guide family that this backend builds: use {known}")
