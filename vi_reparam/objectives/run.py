@@ -186,17 +186,17 @@ def first_params(
     guide_key, model_key = backend.ops.split(key, 2)
     ours = backend.tracer.run(guide, args, kwargs, guide_key)
     theirs = backend.tracer.run(model, args, kwargs, model_key, values=_values(ours))
-    clash = sorted({n for n, _ in _params(theirs)} & {n for n, _ in _params(ours)})
-    if clash and _is_made(guide):
+    clash = sorted({n for n, _ in _params(theirs)} & {n for n, _ in _params(ours)} - _shared(guide, theirs))
+    if clash:
         raise ArgumentError(f"the model's parameter {clash[0]!r} has the name of one of the guide's: rename it")
     return {n: r.value for of in (theirs, ours) for n, r in of.items() if r.kind in ("param", "mutable")}
 
 
-def _is_made(guide: Any) -> bool:
-    """Whether a family made the guide; one written by hand may share parameters with the model."""
+def _shared(guide: Any, model: Records) -> frozenset[str]:
+    """The model's parameters that a guide may have too: all for one written by hand, few for one that a family made."""
     while hasattr(guide, "fn"):  # handlers around it
         guide = guide.fn
-    return hasattr(guide, "scope")
+    return getattr(guide, "model_params", frozenset()) if hasattr(guide, "scope") else frozenset(model)
 
 
 def _values(records: Records) -> dict[str, Array]:
