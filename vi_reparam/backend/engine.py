@@ -51,19 +51,12 @@ class Program(Protocol[S]):
         """``"compiled"``, ``"captured"``, or why it is neither; known after the first steps."""
 
     def init(self, key: Key, values: Params, data: Data) -> S:
-        """The state before the first step.
-
-        Args:
-            key: from which the noise of all steps follows.
-            values: constrained values of all parameters.
-        """
+        """The state before the first step: the key gives all noise, the values are of all parameters, constrained."""
 
     def advance(self, state: S, steps: int) -> tuple[S, Any, bool]:
-        """Up to this many steps.
+        """Up to this many steps: (the state; their losses, a NumPy array; whether all was finite).
 
-        Returns:
-            (the state; the losses of the steps taken, a NumPy array; whether all was finite). At a loss or gradient
-            that is not finite the steps end, with that loss and the state before it.
+        At a loss or gradient that is not finite the steps end, with that loss and the state before it.
         """
 
     def params(self, state: S) -> dict[str, Array]:
@@ -98,11 +91,7 @@ class Engine(Protocol):
     """How the framework's own values are stored in files: a `vi_reparam.posterior.codec.Codec`."""
 
     def key(self, seed: Any) -> Key:
-        """A key of an int, or of what the framework takes for a key.
-
-        Raises:
-            ArgumentError: if it is neither.
-        """
+        """A key of an int, or of what the framework takes for a key; refuses what is neither."""
 
     def data(
         self, args: Args, kwargs: Kwargs, model: Fn | None = None, *, inputs: tuple = (), finite: bool = True
@@ -131,15 +120,7 @@ class Engine(Protocol):
         """Whether `many` can run `fn` for many keys at once; a program that reads values in Python may not."""
 
     def many(
-        self,
-        fn: Fn,
-        data: Data,
-        key: Key,
-        num: int,
-        *inputs: Any,
-        size: int,
-        name: Hashable = None,
-        at_once: bool = True,
+        self, fn: Fn, data: Data, key: Key, num: int, *inputs: Any, size: int, name: Any = None, at_once: bool = True
     ) -> Any:
         """``fn(key, args, kwargs, *inputs)`` for `num` keys, out of differentiation; results have a leading axis.
 
@@ -154,10 +135,7 @@ class Engine(Protocol):
         """
 
     def first_params(self, model: Fn, guide: Fn, data: Data, key: Key, known: Params) -> dict[str, Array]:
-        """The initial values at the param and mutable sites of guide and model, constrained, by name.
-
-        Args:
-            known: values of some of them, returned as they are.
+        """The initial values at the param and mutable sites of guide and model; those that are known stay as they are.
 
         Raises:
             ArgumentError: if the model's own parameter has the name of one of the guide's.
@@ -178,19 +156,12 @@ class Engine(Protocol):
         """The estimated draws of the task's guide, by site; at the initial parameters unless given (constrained)."""
 
     def optimizer(self, plan: Any) -> Any:
-        """The optimizer of a `vi_reparam.fit.optimizers.OptimizerPlan`, or a user's own, checked.
-
-        Raises:
-            ArgumentError: for what is no optimizer of this framework.
-        """
+        """The optimizer of a `vi_reparam.fit.optimizers.OptimizerPlan`, or a user's own; refuses what is none."""
 
     def program(self, task: Task, data: Data, optimizer: Any, *, num_steps: int, watched: bool) -> Program:
-        """The steps of a fit. Where a framework compiles, equal tasks, optimizers and forms of the data do so once.
+        """The steps of a fit, `num_steps` at the most; `watched`: whether `moments` and `move` will be called.
 
-        Args:
-            optimizer: from `optimizer`.
-            num_steps: of the whole fit, at the most.
-            watched: whether `moments` and `move` will be called.
+        Where a framework compiles, equal tasks, optimizers and forms of the data do so once.
         """
 
     def gradients(self, task: Task, data: Data, params: Params, key: Key, num: int) -> Iterator[tuple[Any, float]]:

@@ -53,9 +53,8 @@ def demo(
         jobs = [make_job("eight_schools", backend), make_job("digits", backend, num_steps=800)]
         report.content["fits"] = [run_fit(job, report, seed=seed) for job in jobs]
         paper = make_job("dirichlet_multinomial", backend)
-        report.content["comparison"] = run_compare(
-            paper, report, replicates=500, stages=("start",), seed=seed, picture="demo"
-        )
+        settings = {"replicates": 500, "stages": ("start",), "seed": seed, "picture": "demo"}
+        report.content["comparison"] = run_compare(paper, report, **settings)
 
 
 @app.command()
@@ -117,9 +116,8 @@ def compare(
         job = make_job(model, backend, options, data, num_steps=num_steps, num_particles=num_particles)
         job.estimators = chosen or job.estimators
         job.focus = parameter or job.focus
-        report.content |= run_compare(
-            job, report, replicates=replicates, stages=wanted, seed=seed, picture=f"{job.name}_estimators"
-        )
+        settings = {"replicates": replicates, "stages": wanted, "seed": seed, "picture": f"{job.name}_estimators"}
+        report.content |= run_compare(job, report, **settings)
 
 
 @app.command()
@@ -137,13 +135,8 @@ def models(*, as_json: AsJson = False) -> None:
             table.add_row(model.name, model.description, options)
         report.show(table)
         report.content["models"] = [
-            {
-                "name": model.name,
-                "description": model.description,
-                "options": ready.options(model.name),
-                "source": model.source,
-            }
-            for model in found
+            {"name": m.name, "description": m.description, "options": ready.options(m.name), "source": m.source}
+            for m in found
         ]
 
 

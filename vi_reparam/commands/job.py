@@ -60,22 +60,18 @@ def imported(target: str) -> Any:
 
 
 def make_job(
-    target: str,
-    backend: str,
-    options: list[str] | None = None,
-    data: Path | None = None,
-    *,
-    num_steps: int | None = None,
-    num_particles: int | None = None,
+    target: str, backend: str, options: list[str] | None = None, data: Path | None = None, **steps: int | None
 ) -> Job:
     """A registry model or a user's own, ready to run.
 
     Args:
         options: of the model, as ``name=value``; `data`: a file of a user's model's arguments.
+        steps: `num_steps` and `num_particles` of a fit; else the model's own.
 
     Raises:
         ViReparamError: for anything that cannot be used, before any compute.
     """
+    given = {name: steps.get(name) for name in ("num_steps", "num_particles")}
     if ":" in target:
         if options:
             raise ArgumentError("--set is for ready models; give a module:attribute model its data with --data")
@@ -85,7 +81,6 @@ def make_job(
             inspect.signature(getattr(guided, "model", guided)).bind(**kwargs)
         except TypeError as error:
             raise ArgumentError(f"{target} does not take this data: {error}; see --data") from error
-        given = {"num_steps": num_steps, "num_particles": num_particles}
         estimators = [vi_reparam.Auto(), vi_reparam.ScoreFunction()]
         return Job(target.partition(":")[2], vr, guided, (), kwargs, given, estimators)
     if data is not None:
@@ -98,10 +93,7 @@ def make_job(
     objective = vr.ELBO(entropy=model.entropy)
     guided = vr.guide(objective=objective)(program) if guide is None else vr.Guided(program, guide, objective=objective)
     defaults = model.fit_defaults
-    settings = {
-        "num_steps": num_steps or defaults.get("num_steps"),
-        "num_particles": num_particles or defaults.get("num_particles"),
-        "optimizer": vr.host.adam(defaults["learning_rate"]) if "learning_rate" in defaults else None,
-    }
+    settings: dict[str, Any] = {name: value or defaults.get(name) for name, value in given.items()}
+    settings["optimizer"] = vr.host.adam(defaults["learning_rate"]) if "learning_rate" in defaults else None
     args, kwargs = model.data()
     return Job(model.name, vr, guided, args, kwargs, settings, list(model.estimators), model.focus)

@@ -52,18 +52,9 @@ def run_compare(
     if not hasattr(job.vr, "compare_estimators"):
         raise BackendError(f"{job.vr.__name__} cannot compare estimators; use another backend")
     particles = job.settings["num_particles"] or 8
-    comparison = job.vr.compare_estimators(
-        job.guided,
-        *job.args,
-        **job.kwargs,
-        estimators=job.estimators,
-        num_replicates=replicates,
-        num_particles=particles,
-        stages=stages,
-        fit_steps=job.settings["num_steps"] or 1_000,
-        progress=report.progress,
-        seed=seed,
-    )
+    options = {"estimators": job.estimators, "num_replicates": replicates, "num_particles": particles, "stages": stages}
+    options |= {"fit_steps": job.settings["num_steps"] or 1_000, "progress": report.progress, "seed": seed}
+    comparison = job.vr.compare_estimators(job.guided, *job.args, **job.kwargs, **options)
     report.show(comparison.table(job.focus))
     if path := report.path(f"{picture}.png"):
         comparison.plot(path)
@@ -78,30 +69,16 @@ def run_compare(
 
 
 def run_study(
-    family: str,
-    job: Job,
-    report: Report,
-    *,
-    replicates: int,
-    seed: int,
-    num_steps: int | None,
-    num_particles: int | None,
+    family: str, job: Job, report: Report, *, replicates: int, seed: int, **options: int | None
 ) -> dict[str, Any]:
     """Compare guides over all latents, show the table, write the file; what was found, for JSON."""
     report.title(f"{job.name}: {STUDIES[family]}")
     name = {"sde": "compare_sde", "joint": "compare_guides"}[family]
     if not hasattr(job.vr, name):
         raise BackendError(f"{job.vr.__name__} has no {name}; use another backend")
-    given = {"num_steps": num_steps, "num_particles": num_particles}  # else the study's own
-    study = getattr(job.vr, name)(
-        job.guided,
-        *job.args,
-        **job.kwargs,
-        **{option: value for option, value in given.items() if value is not None},
-        num_replicates=replicates,
-        seed=seed,
-        progress=report.progress,
-    )
+    given = {name: value for name, value in options.items() if value is not None}  # else the study's own
+    given |= {"num_replicates": replicates, "seed": seed, "progress": report.progress}
+    study = getattr(job.vr, name)(job.guided, *job.args, **job.kwargs, **given)
     report.show(study.table())
     if path := report.path(f"{job.name}_{family}.nc"):
         study.save(path)

@@ -81,9 +81,8 @@ class Fitter:
             "plan": f"{plan if optimizer is None else 'an optimizer given'}{', until it converges' if watched else ''}",
         }
         runs = []
-        for known in self._warm_starts(data, key, total, task.objective.num_particles)[
-            : 1 if options.checkpoint else None
-        ]:
+        starts = self._warm_starts(data, key, total, task.objective.num_particles)
+        for known in starts[:1] if options.checkpoint else starts:
             values = self.guided.start_at(data, start_key, known) if start is None else {**start, **known}
             if all(name.startswith("vr.") for name in values):
                 raise ArgumentError("there is nothing to fit: neither model nor guide has a parameter")

@@ -15,6 +15,9 @@ from vi_reparam.backend.ops import Array
 from vi_reparam.errors import NonFiniteError
 from vi_reparam.fit.convergence import BLOCK, Convergence
 
+Course = Convergence | None
+Save = Callable[[Any, int], None]
+
 FIRST_CHUNK, CHUNK = 32, 1024
 """Steps before the first look at the clock, and the most between two looks."""
 
@@ -38,7 +41,7 @@ class Restart:
 
     params: Mapping[str, Array]
     losses: np.ndarray
-    course: Convergence | None
+    course: Course
     execution: str
 
     @property
@@ -54,9 +57,9 @@ def run_steps(
     done: int,
     *,
     name: str,
-    course: Convergence | None,
+    course: Course,
     progress: bool,
-    save: Callable[[Any, int], None],
+    save: Save,
 ) -> tuple[Any, int]:
     """Go on from step `done` to the end.
 

@@ -198,9 +198,7 @@ class Elbo:
                 target, sampled = found.plate_dims["guide", name], found.draws[name]
                 own, dependent = found.own.get(name, ()), known.get(name, places) & places
                 cost = score.downstream(ops, costs, found.plate_dims, dependent, target, plates)
-                value = value + score.score_gradient(
-                    ops, name, sampled.estimator, term, own, cost, averages, objective=self
-                )
+                value = value + score.score_gradient(self, name, sampled.estimator, term, own, cost, averages)
         if score.BASELINE in state:
             state = {**state, score.BASELINE: averages}
         return -value, state
@@ -219,11 +217,8 @@ class Elbo:
             scores = {n: s.draw.score_term for n, s in result.draws.items() if s.draw.score_term is not None}
             own = {n: s.scores for n, s in result.draws.items() if s.scores}
             values = {n: s.draw.value for n, s in result.draws.items()}
-            weak = {
-                n: weak_derivative(runner, own_key, result, n, structure())
-                for n, s in result.draws.items()
-                if s.draw.branches
-            }
+            branched = [n for n, s in result.draws.items() if s.draw.branches]
+            weak = {n: weak_derivative(runner, own_key, result, n, structure()) for n in branched}
             return result.costs, scores, own, weak, values
 
         if self.num_particles > 1 and self._at_once(structure):

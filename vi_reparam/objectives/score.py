@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from vi_reparam.backend.ops import Array, Ops
@@ -10,6 +11,7 @@ from vi_reparam.errors import GradientError
 from vi_reparam.estimators import Estimator, ScoreFunction
 from vi_reparam.objectives.plates import PlateDims, sum_to
 
+ByPlace = Mapping[Any, Any]
 Scores = tuple[tuple[Array, Array], ...]
 """Pairs (theta - stop(theta), dlog q/dtheta), each with leading particles."""
 
@@ -20,12 +22,7 @@ BASELINE = "vr.baseline"
 
 
 def downstream(
-    ops: Ops,
-    costs: dict[Any, Array],
-    plate_dims: dict[Any, PlateDims],
-    dependent: Any,
-    target: PlateDims,
-    plates: frozenset[str],
+    ops: Ops, costs: ByPlace, plate_dims: ByPlace, dependent: Any, target: PlateDims, plates: frozenset[str]
 ) -> Array:
     """The costs that depend on a draw, summed to its plates; a constant.
 
@@ -43,29 +40,22 @@ def downstream(
 
 
 def score_gradient(
-    ops: Ops,
-    site: str,
-    estimator: Estimator,
-    score: Array,
-    own: Scores,
-    cost: Array,
-    averages: dict[str, Any],
-    *,
-    objective: Any,
+    objective: Any, site: str, estimator: Estimator, score: Array, own: Scores, cost: Array, averages: dict[str, Any]
 ) -> Array:
     """A term of value zero whose gradient is the score part, averaged over particles.
 
     Args:
+        objective: whose the particles are.
         score: the score term, shape ``[particles, batch]``.
         own: for an optimal baseline.
         cost: from `downstream`.
         averages: the decaying averages by site; this site's is replaced.
-        objective: for messages; has `num_particles`.
 
     Raises:
         GradientError: if the estimator's baseline cannot be had.
     """
-    xp, stop, particles = ops.xp, ops.stop_gradient, objective.num_particles
+    ops, particles = objective.backend.ops, objective.num_particles
+    xp, stop = ops.xp, ops.stop_gradient
     baseline = getattr(estimator, "baseline", None)
     if isinstance(estimator, ScoreFunction) and baseline == "optimal":
         return _optimal(ops, site, own, cost, objective)

@@ -16,6 +16,8 @@ from vi_reparam.programs.rows import NOT_AT_ONCE
 from vi_reparam.sites.draw import Sampled
 from vi_reparam.sites.recorder import Recorder
 
+Costs = Mapping[Place, Array]
+
 CHECK_SEED = 20170613
 
 REDRAWS = 8
@@ -164,15 +166,7 @@ def _elsewhere(xp: Any, sampled: Sampled, value: Array, others: list[Array], bat
     return lowest, highest
 
 
-def _still(
-    ops: Any,
-    base: Run,
-    before: Mapping[Place, Array],
-    after: Mapping[Place, Array],
-    plate: str,
-    latents: list[str],
-    still: Array,
-) -> bool:
+def _still(ops: Any, base: Run, before: Costs, after: Costs, plate: str, latents: list[str], still: Array) -> bool:
     """Whether the costs of the elements held still could be seen not to move.
 
     Raises:

@@ -23,9 +23,7 @@ class Predictor(NamedTuple):
     """Runs the model for new inputs, with the guide's draws of what the fit has learned.
 
     Attributes:
-        pair: the model and its guide.
-        sites: of the fit.
-        fresh: latents that the model draws.
+        sites: of the fit; `fresh`: latents that the model draws.
     """
 
     pair: Pair

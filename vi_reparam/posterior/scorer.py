@@ -18,12 +18,7 @@ Records = dict[str, Record]
 
 
 class Pair(NamedTuple):
-    """A model and its guide, run on all of the data: the subsampling of plates is switched off.
-
-    Attributes:
-        backend: their framework.
-        model: a program of it; `guide`: another one, which takes the same arguments.
-    """
+    """A model and its guide, run on all of the data: the subsampling of plates is switched off."""
 
     backend: Backend
     model: Callable[..., Any]
@@ -61,9 +56,7 @@ class Scorer:
     """Draws from the guide and scores, many draws at once where the programs allow it.
 
     Args:
-        backend: the framework of model and guide.
-        model: a program; `guide`: its guide.
-        params: constrained values of both's parameters.
+        params: constrained values of the parameters of model and guide.
         args: positional arguments of the fit; `kwargs`: keyword arguments.
 
     Attributes:
@@ -141,12 +134,7 @@ class Scorer:
 
 
 def probed(backend: Backend, look: Callable[..., Any], args: Args, kwargs: Kwargs, inputs: tuple, found: list) -> Data:
-    """Arguments as the framework takes them, after a program has run on them once.
-
-    Args:
-        look: the program, of the inputs and the arguments; it reports to `found`.
-        inputs: trees of arrays.
-    """
+    """Arguments as the framework takes them, after `look`, of inputs and arguments, has once reported to `found`."""
     data = backend.engine.data(tuple(args), dict(kwargs), look, inputs=inputs, finite=False)
     if not found:  # the framework compiles nothing, and asked no one
         backend.tracer.shapes(lambda key: look(*inputs, *data.args, **data.kwargs))

@@ -35,9 +35,6 @@ class JointGuide(abc.ABC):
     The vector is an auxiliary site. Every latent is a Delta that carries the change of volume.
 
     Args:
-        backend: the framework.
-        model: the model.
-        family: the specification.
         selection: which latents it draws.
 
     Attributes:

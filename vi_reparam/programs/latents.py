@@ -48,12 +48,7 @@ class Structure(NamedTuple):
 
 
 class Latents:
-    """The latents of a model, which runs once for each form of its arguments.
-
-    Args:
-        backend: the model's.
-        model: the model.
-    """
+    """The latents of a model, which runs once for each form of its arguments."""
 
     def __init__(self, backend: Backend, model: Any) -> None:
         self.backend = backend

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.ops import Array
 from vi_reparam.errors import SiteError
-from vi_reparam.estimators import Auto, Estimator
+from vi_reparam.estimators import Auto
 from vi_reparam.guides import MeanField
 from vi_reparam.guides.selection import ALL, SiteSelection
 from vi_reparam.programs.latents import Latents, Site, bijection
@@ -24,9 +24,6 @@ class MeanFieldGuide:
     The model runs once for each new form of its arguments, to find its latents.
 
     Args:
-        backend: the model's.
-        model: the model.
-        family: the specification.
         estimators: named estimators, which discrete sites need.
         selection: which latents it draws.
 
@@ -35,12 +32,7 @@ class MeanFieldGuide:
     """
 
     def __init__(
-        self,
-        backend: Backend,
-        model: Any,
-        family: MeanField,
-        estimators: dict[str, Estimator],
-        selection: SiteSelection = ALL,
+        self, backend: Backend, model: Any, family: MeanField, estimators: Mapping, selection: SiteSelection = ALL
     ) -> None:
         self.backend, self.model, self.family = backend, model, family
         self.latents = Latents(backend, model)

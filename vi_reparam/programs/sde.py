@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -24,27 +25,18 @@ from vi_reparam.sde.network import MLP
 class SDEGuide(JointGuide):
     """A path from the base's noise to the latents, weighted by the kernels that it took.
 
-    Args:
-        backend: the framework; `model`, `family`, `selection`: as in `JointGuide`.
-        steps: other steps than the trained ones, to draw with.
-
     Attributes:
+        steps: other steps than the trained ones, to draw with.
         model_params: names of the model's parameters, where the drift computes with log p.
     """
 
     kind = "sde"
 
-    def __init__(
-        self,
-        backend: Backend,
-        model: Any,
-        family: SDE,
-        selection: SiteSelection = ALL,
-        *,
-        steps: latent.Steps | None = None,
-    ) -> None:
+    steps: latent.Steps | None = None
+
+    def __init__(self, backend: Backend, model: Any, family: SDE, selection: SiteSelection = ALL) -> None:
         super().__init__(backend, model, family, selection)
-        self.steps, self.model_params = steps, frozenset[str]()
+        self.model_params = frozenset[str]()
         self._said: set[str] = set()
 
     def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> Any:
@@ -61,6 +53,7 @@ class SDEGuide(JointGuide):
         target = self._target(layout, args, kwargs)
         bend = self.bends(layout, features)
         clip = family.network.clip if isinstance(family.network, MLP) else MLP().clip
+        options = {"target": target, "slope": ops.grad, "clip": clip, "steps": self.steps}
 
         def noise(key: Key, lead: tuple[int, ...]) -> tuple[Array, ...]:
             key, component = self.choose_component(family.base, key, lead)
@@ -72,21 +65,8 @@ class SDEGuide(JointGuide):
         def draw(own: tuple[Array, ...], row: Array | None) -> Vector:
             start, steps, *chosen = own
             component = chosen[0] if chosen else None
-            made = latent.draw(
-                ops,
-                family,
-                base,
-                log_ratio,
-                network(component, row),
-                start,
-                steps,
-                component=component,
-                bend=bend(row),
-                target=target,
-                slope=ops.grad,
-                clip=clip,
-                steps=self.steps,
-            )
+            parts = network(component, row), start, steps
+            made = latent.draw(ops, family, base, log_ratio, *parts, component=component, bend=bend(row), **options)
             return Vector(made.value, made.log_q, made.score_term, frozen=family.gradient == "path")
 
         return self.vector(layout, noise, draw, features)
@@ -149,9 +129,8 @@ class SDEGuide(JointGuide):
 
     def with_steps(self, steps: latent.Steps) -> SDEGuide:
         """The same guide with other steps."""
-        made = SDEGuide(self.backend, self.model, self.family, self.selection, steps=steps)
-        made.scope = self.scope
-        made.share(self)
+        made = copy.copy(self)
+        made.steps = steps
         return made
 
 

@@ -22,9 +22,7 @@ class Searcher:
     """Newton paths from several starts, for one guide.
 
     Args:
-        backend: the guide's.
-        guide: whose latents: it has a `model`, `latents`, ``start(layout, args, kwargs)`` and
-            ``log_joint(layout, params, args, kwargs)``.
+        guide: a `JointGuide`, whose latents are searched.
     """
 
     def __init__(self, backend: Backend, guide: Any) -> None:

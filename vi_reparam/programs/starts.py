@@ -66,12 +66,11 @@ def _candidates(backend: Backend, draws: Array, site: Site) -> Array:
     xp = backend.ops.xp
     floats = xp.astype(draws, backend.ops.float_dtype())
     transform = bijection(backend.host, site.support) if site.kind == "other" else None
-    floats = (
-        floats if transform is None else transform.inv(floats)
-    )  # of an unusual support, in unconstrained coordinates
-    centers = [_median(xp, floats), _mean(xp, floats)]
-    if transform is not None:
-        centers = [transform(center) for center in centers]
+    if transform is None:
+        centers = [_median(xp, floats), _mean(xp, floats)]
+    else:  # an unusual support: in unconstrained coordinates
+        floats = transform.inv(floats)
+        centers = [transform(_median(xp, floats)), transform(_mean(xp, floats))]
     found = [*(_project(xp, c, site) for c in centers), origin(backend, site.support, tuple(draws.shape[1:]))]
     return xp.concat([xp.astype(xp.stack(found), draws.dtype), draws[:NUM_TRIED]])
 

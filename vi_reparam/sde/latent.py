@@ -51,15 +51,7 @@ class Steps:
     tau: Any
 
     @classmethod
-    def of(
-        cls,
-        family: SDE,
-        *,
-        solver: Adams | None = None,
-        order: int | None = None,
-        num_steps: Any = None,
-        tau: Any = None,
-    ) -> Steps:
+    def of(cls, family: SDE, *, solver: Any = None, order: Any = None, num_steps: Any = None, tau: Any = None) -> Steps:
         """The trained steps, with what is given in their place.
 
         Raises:
@@ -106,13 +98,7 @@ class MLPResidual:
     """
 
     def __init__(
-        self,
-        ops: Ops,
-        spec: networks.MLP,
-        params: Params,
-        span: tuple[float, float],
-        component: Any,
-        features: Array | None = None,
+        self, ops: Ops, spec: networks.MLP, params: Params, span: Any, component: Any, features: Array | None = None
     ) -> None:
         self.ops, self.spec, self.span, self.component, self.features = ops, spec, span, component, features
         unit = networks.parameter_scale(params["bias_out"].shape[0])
@@ -196,6 +182,8 @@ def draw(
         "frozen": residual.rows(lambdas, dtype, frozen=True) if family.gradient == "path" else (),
     }
 
+    process: dict[str, Any] = {"schedule": family.schedule, "grid": grid, "own": rows}
+
     def end_at(params: Params, x: Array, raw: Array | None) -> tuple[Array, Array | float]:
         """z of a path's end, and log|dz/dx|."""
         if raw is None:
@@ -236,11 +224,9 @@ def draw(
             lambda x, row: predict(x, row, shared(x, row), False),
             family.schedule.total(grid[0]) * start,
             noise,
-            schedule=family.schedule,
-            grid=grid,
             adams=steps.solver,
             tau=steps.tau,
-            own=rows,
+            **process,
         )
         z, _ = end_at(own, end / family.schedule.total(grid[-1]), bend)
         return Latent(z, xp.sum(0.0 * z, axis=-1) + math.nan)
@@ -251,20 +237,8 @@ def draw(
         shared=shared,
     )
     sd = deviations(ops, family, start.shape[-1], dtype, log_ratio)
-    path = simulate(
-        ops,
-        drifts,
-        start,
-        noise,
-        sd,
-        schedule=family.schedule,
-        grid=grid,
-        adams=family.solver,
-        tau=family.tau,
-        own=rows,
-        gradient=family.gradient,
-        checkpoint=family.checkpoint,
-    )
+    kernels = {"adams": family.solver, "tau": family.tau, "gradient": family.gradient, "checkpoint": family.checkpoint}
+    path = simulate(ops, drifts, start, noise, sd, **process, **kernels)
     # the path lives in standardized coordinates, so base and bend enter by z and log|dz/dx| alone
     z, log_det = end_at(own, path.end, bend)
     log_q, score_term = path.log_q, None

@@ -54,13 +54,7 @@ def resolve(reader: Reader, estimator: Estimator, distribution: Any, site: str =
 
 
 def sample_with(
-    reader: Reader,
-    ops: Ops,
-    distribution: Any,
-    estimator: Estimator,
-    key: Any,
-    lanes: Shape,
-    value: Array | None = None,
+    reader: Reader, ops: Ops, d: Any, estimator: Estimator, key: Any, lanes: Shape, value: Array | None = None
 ) -> Sampled:
     """Draw from a distribution, whatever wraps it, with an estimator's gradient.
 
@@ -72,16 +66,14 @@ def sample_with(
         GradientError: for a given value whose noise cannot be recovered.
         SiteError: for an optimal baseline in a family that is not the core's.
     """
-    wrapping = reader.unwrap(distribution)
+    wrapping = reader.unwrap(d)
     if wrapping is None:
-        return _sample_leaf(reader, ops, distribution, estimator, key, lanes, value)
+        return _sample_leaf(reader, ops, d, estimator, key, lanes, value)
     kind, inside, detail = wrapping
     if kind == "transformed":
-        return _sample_transformed(reader, ops, distribution, estimator, key, lanes, value)
+        return _sample_transformed(reader, ops, d, estimator, key, lanes, value)
     if kind == "independent":
-        inner = sample_with(
-            reader, ops, inside, estimator, key, lanes + tuple(distribution.event_shape[:detail]), value
-        )
+        inner = sample_with(reader, ops, inside, estimator, key, lanes + tuple(d.event_shape[:detail]), value)
         score_term = inner.draw.score_term
         summed = inner.with_draw(
             log_prob=sum_rightmost(inner.draw.log_prob, detail),

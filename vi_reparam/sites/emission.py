@@ -14,6 +14,7 @@ from vi_reparam.sites.recorder import current
 if TYPE_CHECKING:
     from vi_reparam.programs.vector import Vector
 
+Names = tuple[str, ...]
 
 ALONE = "this computation"
 """What a refusal names where no objective of the framework runs."""
@@ -55,13 +56,7 @@ class VectorFamily:
 
 
 def emit_vector(
-    ops: Ops,
-    site: str,
-    vector: Vector,
-    objective: Callable[[], str],
-    *,
-    linear: tuple[str, ...],
-    drop_deltas: tuple[str, ...] = (),
+    ops: Ops, site: str, vector: Vector, objective: Callable[[], str], *, linear: Names, drop_deltas: Names = ()
 ) -> tuple[Array, Array]:
     """Report a draw of a joint guide's vector, or guard it where none listens.
 

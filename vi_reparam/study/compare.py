@@ -79,17 +79,16 @@ def compare_estimators(
     probe = with_estimators({"*": Auto()})
     sites = {name: drawn.family for name, drawn in engine.draws(probe, data, places["start"]).items()}
     names = [repr(e) for e in estimators]
-    moments: dict[tuple[str, str], Moments] = {}
-    seconds: dict[tuple[str, str], float] = {}
-    z: dict[tuple[str, str], np.ndarray] = {}
+    measured: dict[tuple[str, str], tuple[Moments, float, np.ndarray]] = {}
     parameters: list[str] = []
     with tqdm(total=len(stages) * (len(names) + 1), disable=not progress, desc="compare") as bar:
         for stage in stages:
             values = places[stage]
             parameters = coordinates(values)
+            found = {}
             for name, estimator in zip(names, estimators, strict=True):
                 chosen = with_estimators(everywhere(estimator, sites))
-                moments[name, stage], seconds[name, stage] = measure(engine, chosen, data, values, key, num_replicates)
+                found[name] = measure(engine, chosen, data, values, key, num_replicates)
                 bar.update()
             if reference is None:
                 auto = with_estimators({n: Auto() for n in sites})
@@ -99,12 +98,12 @@ def compare_estimators(
                 given = leaves_of({name: reference[name] for name in values if not name.startswith("vr.")})
                 exact = np.concatenate([np.ravel(ops.to_numpy(x)) for x in given.values()])
                 error = np.zeros_like(exact)
-            for name in names:
-                z[name, stage] = z_scores(moments[name, stage].mean, moments[name, stage].error, exact, error)
+            for name, (moments, seconds) in found.items():
+                measured[name, stage] = moments, seconds, z_scores(moments.mean, moments.error, exact, error)
             bar.update()
     against = "the exact gradient" if reference is not None else f"{4 * num_replicates} replicates of Auto()"
     about = {"model": guided.name, "num_particles": num_particles, "reference": against}
-    return build(names, list(stages), parameters, moments, seconds, z, **about)
+    return build(names, list(stages), parameters, measured, **about)
 
 
 def _given(params: dict[str, Any], start: dict[str, Any]) -> dict[str, Any]:

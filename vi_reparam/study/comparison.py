@@ -81,16 +81,9 @@ class Comparison:
                 variances, z = one.variance_per_draw, np.abs(one.z.values)
                 alone = () if parameter is None else (f"{float(variances.sel(parameter=parameter)):.3g}",)
                 cost = float(one.variance_x_seconds) / best if best > 0 else float("nan")
-                table.add_row(
-                    str(stage),
-                    str(estimator),
-                    *alone,
-                    f"{float(np.median(variances)):.3g}",
-                    f"{float(np.max(variances)):.3g}",
-                    f"{float(np.max(z)):.2f}",
-                    f"{1e3 * float(one.seconds):.3g}",
-                    f"{cost:.3g}",
-                )
+                spread = f"{float(np.median(variances)):.3g}", f"{float(np.max(variances)):.3g}"
+                price = f"{1e3 * float(one.seconds):.3g}", f"{cost:.3g}"
+                table.add_row(str(stage), str(estimator), *alone, *spread, f"{float(np.max(z)):.2f}", *price)
         return table
 
     def plot(self, path: str | Path | None = None) -> Any:
@@ -103,16 +96,9 @@ class Comparison:
 
         data = self.dataset
         stages, names = list(data.stage.values), [str(n) for n in data.estimator.values]
-        height = 1.3 + 0.34 * len(names)
-        figure, axes = plt.subplots(
-            len(stages),
-            2,
-            figsize=(11, height * len(stages) + 0.4),
-            squeeze=False,
-            width_ratios=(2.2, 1),
-            sharey="row",
-            layout="constrained",
-        )
+        size = 11, (1.3 + 0.34 * len(names)) * len(stages) + 0.4
+        options = {"squeeze": False, "width_ratios": (2.2, 1), "sharey": "row", "layout": "constrained"}
+        figure, axes = plt.subplots(len(stages), 2, figsize=size, **options)
         for row, stage in zip(axes, stages, strict=True):
             at = data.sel(stage=stage)
             y = np.arange(len(names))[::-1]
@@ -176,29 +162,27 @@ def build(
     estimators: list[str],
     stages: list[str],
     parameters: list[str],
-    moments: dict[tuple[str, str], Moments],
-    seconds: dict[tuple[str, str], float],
-    z: dict[tuple[str, str], np.ndarray],
+    measured: Mapping[tuple[str, str], tuple[Moments, float, np.ndarray]],
     **attributes: Any,
 ) -> Comparison:
-    """A `Comparison` from what was measured, keyed by (estimator, stage)."""
+    """A `Comparison` from moments, seconds and z by (estimator, stage)."""
 
-    def stacked(of: Callable[[tuple[str, str]], Any]) -> np.ndarray:
-        return np.array([[of((e, s)) for s in stages] for e in estimators])
+    def stacked(of: Callable[[Moments, float, np.ndarray], Any]) -> np.ndarray:
+        return np.array([[of(*measured[e, s]) for s in stages] for e in estimators])
 
     dims = ("estimator", "stage", "parameter")
-    variance, time = stacked(lambda at: moments[at].variance), stacked(seconds.__getitem__)
+    variance, time = stacked(lambda m, _, z: m.variance), stacked(lambda m, seconds, z: seconds)
     dataset = xr.Dataset(
         {
-            "mean": (dims, stacked(lambda at: moments[at].mean)),
+            "mean": (dims, stacked(lambda m, _, z: m.mean)),
             "variance": (dims, variance),
-            "variance_error": (dims, stacked(lambda at: moments[at].variance_error)),
+            "variance_error": (dims, stacked(lambda m, _, z: m.variance_error)),
             "variance_per_draw": (dims, variance * attributes["num_particles"]),
-            "z": (dims, stacked(z.__getitem__)),
+            "z": (dims, stacked(lambda m, _, z: z)),
             "seconds": (dims[:2], time),
             "variance_x_seconds": (dims[:2], variance.sum(-1) * time),
         },
         coords={"estimator": estimators, "stage": stages, "parameter": parameters},
-        attrs={**attributes, "num_replicates": next(iter(moments.values())).count},
+        attrs={**attributes, "num_replicates": next(iter(measured.values()))[0].count},
     )
     return Comparison(dataset)

@@ -135,11 +135,9 @@ def compare_sde(
             guided = _guided(bound, model, spec, num_particles)
             posterior, seconds = _timed_fit(guided, args, kwargs, num_steps=num_steps, seed=seed)
             spread = gradient_variance(guided, OWN, posterior, num_replicates, seed)
-            elbo, error = posterior.elbo()
-            rows.append(FormRow(*form, elbo, error, spread, seconds))
-    return Study(
-        FormRow, rows, num_steps=num_steps, num_particles=num_particles, num_replicates=num_replicates, seed=seed
-    )
+            rows.append(FormRow(*form, *posterior.elbo(), spread, seconds))
+    about = {"num_steps": num_steps, "num_particles": num_particles}
+    return Study(FormRow, rows, **about, num_replicates=num_replicates, seed=seed)
 
 
 def compare_guides(
@@ -221,9 +219,7 @@ def gradient_variance(guided: Guided, own: tuple[str, ...], posterior: Any, num:
     """Total variance of the gradient by the guide's own parameters, where a posterior's fit ended.
 
     Args:
-        guided: whose objective and guide are differentiated.
-        own: how the parameters' names begin.
-        posterior: of the same model and data, with the parameters.
+        guided: whose objective and guide are differentiated; `own`: how the parameters' names begin.
         num: replicates.
     """
     engine = guided.backend.engine
