@@ -26,11 +26,7 @@ HOPELESS = 0.1
 
 
 def why_stop(attempts: Sequence[Attempt], next_cost: float | None, elapsed: float, budget: float) -> str:
-    """Why the last attempt is the last one; empty to go on.
-
-    Args:
-        next_cost: expected seconds of the next family; None if there is none.
-    """
+    """Why the last attempt is the last one; empty to go on. The next family's cost, in seconds, is None without one."""
     fitted = [a for a in attempts if a.steps]
     if fitted and fitted[-1].is_good:
         return f"{fitted[-1].family} is good: the importance weights find nothing left to correct"

@@ -35,9 +35,6 @@ MAX_STEPS = 10_000
 class Fitter:
     """Fits one `Guided`.
 
-    Args:
-        guided: the model with its guide.
-
     Attributes:
         fitted: posteriors of simpler families on the same data, by family.
     """
@@ -154,8 +151,7 @@ class Fitter:
     def _warm_starts(self, data: Data, key: Key, total: int, num_particles: int) -> list[Values]:
         """Values to start some parameters from; several where runs should be kept apart.
 
-        Args:
-            total: steps of the fit to come, and `num_particles` its particles: the most for parts of `Sites`.
+        Parts of `Sites` take no more steps and particles than the fit to come.
         """
         self._rivals = []
         parts = isinstance(self.guided.family, Sites)
@@ -176,11 +172,7 @@ class Fitter:
         return self.guided.base_guide.warm_starts(fit, data, self.ops.fold_in(key, 1))
 
     def _fitter_of(self, family: Any, *, share: bool) -> Fitter:
-        """Fits a simpler family to the same model.
-
-        Args:
-            share: whether its guide takes over what this one's knows of the model.
-        """
+        """Fits a simpler family to the same model; `share`: its guide takes over what this one's knows of the model."""
         if family not in self._simpler:
             estimators = None if share else self.guided.estimators
             simpler = type(self.guided)(self.guided.model, family, estimators=estimators)
@@ -192,11 +184,7 @@ class Fitter:
     def _restart(
         self, program: Any, state: Any, course: Convergence | None, about: dict[str, Any], options: Options
     ) -> Restart:
-        """One fit from one start.
-
-        Args:
-            about: fields of its `FitSignature`.
-        """
+        """One fit from one start; `about` are fields of its `FitSignature`."""
         checkpoint, progress = options.checkpoint, options.progress
         losses, done, name = np.full(about["num_steps"], np.nan), 0, self.guided.name
         signature = None if checkpoint is None else FitSignature(**about, state=form_of(program.arrays(state)))

@@ -51,15 +51,7 @@ class Restart:
 
 
 def run_steps(
-    program: Program,
-    state: Any,
-    losses: np.ndarray,
-    done: int,
-    *,
-    name: str,
-    course: Course,
-    progress: bool,
-    save: Save,
+    program: Program, state: Any, losses: Any, done: int, *, name: str, course: Course, progress: bool, save: Save
 ) -> tuple[Any, int]:
     """Go on from step `done` to the end.
 

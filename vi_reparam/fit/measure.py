@@ -56,12 +56,9 @@ class Moments:
 def measure(
     engine: Engine, task: Task, data: Data, params: Mapping[str, Array], key: Any, num: int
 ) -> tuple[Moments, float]:
-    """Moments of a task's gradient at given parameters, and seconds a gradient.
+    """Moments of a task's gradient at given parameters, and seconds a gradient, from `num` replicates or a few more.
 
-    Args:
-        params: constrained parameters.
-        key: of the replicates: equal keys give equal noise to every estimator.
-        num: replicates, at the least.
+    Equal keys give equal noise to every estimator.
     """
     moments, seconds = None, 0.0
     for batch, took in engine.gradients(task, data, params, key, num):

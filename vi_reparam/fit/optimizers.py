@@ -49,12 +49,7 @@ class OptimizerPlan:
 
 
 def plan_of(family: GuideFamily | None, num_steps: int | None) -> OptimizerPlan:
-    """The default optimizer as a family sets it.
-
-    Args:
-        family: None for a guide written by hand.
-        num_steps: as in `OptimizerPlan`.
-    """
+    """The default optimizer as a family sets it; the family of a guide written by hand is None."""
     if family is None:
         return OptimizerPlan((RateGroup(),), num_steps)
     parts: Any = family.learning_rate_groups if isinstance(family, Sites) else (family,)

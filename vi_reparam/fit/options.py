@@ -42,9 +42,6 @@ class Options:
 def check_finite(name: str, array: np.ndarray) -> None:
     """Refuse data that hold NaN or infinite values.
 
-    Args:
-        name: of the argument, for the message.
-
     Raises:
         ArgumentError: naming the argument and how many of its values are not finite.
     """

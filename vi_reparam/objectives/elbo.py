@@ -74,11 +74,7 @@ class Elbo:
         return None
 
     def can_share_a_run(self, located: Callable[[], Runner], key: Key) -> bool:
-        """Whether many particles can run as one.
-
-        Args:
-            located: gives the program at concrete parameters.
-        """
+        """Whether many particles can run as one; `located` gives the program at concrete parameters."""
         return not reads_values(located(), key)
 
     def many(self, particle: Callable[[Key], Any], key: Key) -> Any:
@@ -139,11 +135,7 @@ class Elbo:
         return made
 
     def structure(self, model: Any, guide: Any, args: Any, kwargs: Any, params: Params | None = None) -> Structure:
-        """What `check` found, checked now if it was not.
-
-        Args:
-            params: of both sides; None for those that the surroundings give.
-        """
+        """What `check` found, checked now if it was not, at the parameters of both sides or of the surroundings."""
         known = self._known.get(self._program(model, guide, args, kwargs))
         if known is not None:
             return known

@@ -110,11 +110,7 @@ def decay(ops: Ops, average: dict[str, Array], cost: Array) -> tuple[Array, dict
 def separate_lanes(shape: tuple[int, ...], target: PlateDims, plates: frozenset[str]) -> tuple[int, list[int]]:
     """How lanes of a draw may move together: elements of a plate at once, all others one by one.
 
-    Args:
-        shape: of the lanes.
-
-    Returns:
-        The number of groups, and the shape of the group's index: 1 along what moves together.
+    Gives the number of groups, and the shape of the group's index: 1 along what moves together.
     """
     rank = len(target.batch_shape)
     together = {rank + target.dims[p] for p in plates & target.names}

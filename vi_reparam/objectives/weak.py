@@ -12,11 +12,9 @@ from vi_reparam.sites.recorder import Recorder
 
 
 def weak_derivative(runner: Runner, key: Key, result: Run, name: str, structure: Structure) -> Array:
-    """A draw's branches: each one's weight times the downstream cost at its value, summed.
+    """The branches of a site's draw: each one's weight times the downstream cost at its value, summed.
 
-    Args:
-        key: of the run that gave `result`, so that all other noise is the same.
-        name: of the draw's site.
+    The key is that of the run that gave `result`, so that all other noise is the same.
     """
     ops = runner.backend.ops
     xp = ops.xp

@@ -56,14 +56,7 @@ def summarize(posterior: Any, hdi_prob: float) -> Summary:
 
 
 def first_rows(sites: Sites, heads: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """The first scalars of each site.
-
-    Args:
-        heads: draws of them by site, shape ``[num_draws, some]``.
-
-    Returns:
-        Draws by name (``"theta[3]"``), and by site how many scalars are left out.
-    """
+    """As `Posterior.rows`, of draws of the first scalars by site, shape ``[num_draws, some]``."""
     values, hidden = {}, {}
     for name, site in {**sites.latents, **sites.deterministics}.items():
         shown = min(heads[name].shape[1], MAX_ROWS - len(values))

@@ -80,11 +80,7 @@ class JointGuide(abc.ABC):
         return functools.cache(compute)
 
     def param(self, name: str, init: Any) -> Array:
-        """A parameter of this guide.
-
-        Args:
-            init: a value, or what computes it from a key.
-        """
+        """A parameter of this guide; `init` is a value, or computes it from a key."""
         return self.host.param(f"{self.scope}{self.prefix}_{name}", init)
 
     def constant(self, name: str, init: Any) -> Array:
@@ -129,11 +125,7 @@ class JointGuide(abc.ABC):
         return wanted if self.host.differentiating() else "reparameterization"
 
     def log_joint(self, layout: Layout, params: Params, args: Any, kwargs: Any) -> Callable[[Array], Array]:
-        """log p of a latent vector on all of the data, with the change of volume; data and parameters are live.
-
-        Args:
-            params: values of the model's own parameters.
-        """
+        """log p of a latent vector on all of the data, with the change of volume; data and parameters are live."""
         ops, tracer = self.ops, self.backend.tracer
 
         def at(vector: Array) -> Array:
@@ -174,11 +166,7 @@ class JointGuide(abc.ABC):
         return self.draw(args, kwargs, {})
 
     def draw(self, args: Any, kwargs: Any, plates: dict[str, Any]) -> dict[str, Array]:
-        """The latents that it draws.
-
-        Args:
-            plates: entered before in this run, by name.
-        """
+        """The latents that it draws; `plates` are those entered before in this run, by name."""
         xp, host, layout = self.ops.xp, self.host, self.layout(args, kwargs)
         with contextlib.ExitStack() as stack:
             features = None
@@ -218,12 +206,7 @@ class JointGuide(abc.ABC):
         return self.constant("tail", self.ops.xp.zeros((), dtype=self.ops.float_dtype()))
 
     def base_params(self, base: Base, scale: float, start: Callable[[], Array]) -> Params:
-        """The parameters of a base.
-
-        Args:
-            scale: of each coordinate at the start.
-            start: computes where the base's location starts, a vector; called only if a parameter is new.
-        """
+        """The parameters of a base, by scale and location at the start; that is computed if a parameter is new."""
         ops = self.ops
 
         def made(loc: Array) -> Params:
@@ -232,11 +215,7 @@ class JointGuide(abc.ABC):
         return {name: self.param(name, lambda _, name=name: made(start())[name]) for name in base.names}
 
     def drawn_params(self, shapes: Mapping[str, tuple[tuple[int, ...], float]]) -> Params:
-        """Parameters that start at zeros or at normal variates.
-
-        Args:
-            shapes: by name, the shape and the standard deviation of the start (0: zeros).
-        """
+        """Parameters by name, of these shapes and standard deviations at the start (0: zeros)."""
         ops, dtype = self.ops, self.ops.float_dtype()
 
         def init(shape: tuple[int, ...], deviation: float) -> Any:

@@ -48,12 +48,11 @@ class MeanFieldGuide:
             SiteError: for a discrete latent that no family covers, or that has no discrete estimator.
         """
         form = self.backend.ops.form((args, kwargs))
-        known = self._known.get(form)
-        if known is None:
-            known = self._known[form] = self.selection.pick(self.latents.sites(args, kwargs))
-            for site in known.values():
+        if form not in self._known:
+            self._known[form] = self.selection.pick(self.latents.sites(args, kwargs))
+            for site in self._known[form].values():
                 self._check_discrete(site)
-        return known
+        return self._known[form]
 
     def _check_discrete(self, site: Site) -> None:
         if not site.support.is_discrete:
@@ -74,11 +73,7 @@ class MeanFieldGuide:
         return self.draw(args, kwargs, {})
 
     def draw(self, args: Any, kwargs: Any, plates: dict[str, Any]) -> dict[str, Array]:
-        """The latents that it covers.
-
-        Args:
-            plates: entered before in this run, by name.
-        """
+        """The latents that it draws; `plates` are those entered before in this run, by name."""
         backend, host = self.backend, self.backend.host
         sites = self.sites(args, kwargs)
 

@@ -10,11 +10,7 @@ from vi_reparam.backend.tracer import PlateInfo
 
 
 def enter(host: Host, stack: contextlib.ExitStack, made: dict[str, Any], plate: PlateInfo) -> Any:
-    """Enter a plate, made once a run; its indices.
-
-    Args:
-        made: the plates of this run so far, by name.
-    """
+    """Enter a plate; its indices. `made` holds the plates of this run so far, by name."""
     if plate.name not in made:
         size = plate.subsample_size if plate.is_subsampled else None
         made[plate.name] = host.plate(plate.name, plate.size, subsample_size=size, dim=plate.dim)

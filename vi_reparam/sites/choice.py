@@ -68,11 +68,7 @@ class Chooser:
         return chosen
 
     def note(self, name: str, estimator: Estimator, batch_shape: Shape, plates: Collection[int]) -> None:
-        """Remember a site that wants a decaying average: one for each element of the plates.
-
-        Args:
-            plates: dimensions of the plates around the site, negative.
-        """
+        """Remember a site that wants a decaying average: one for each element of the plates, negative dimensions."""
         if getattr(estimator, "baseline", None) in AVERAGED:
             sizes = enumerate(batch_shape, -len(batch_shape))
             self._averaged[name] = tuple(size if dim in plates else 1 for dim, size in sizes)

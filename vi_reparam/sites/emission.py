@@ -21,13 +21,9 @@ ALONE = "this computation"
 
 
 def emit(site: str, sampled: Sampled, guard: Callable[[Sampled], Array]) -> tuple[Array, bool]:
-    """Report a draw to the running objective, or guard it where none listens.
+    """Report a draw to the running objective; `guard` it where none listens and nobody would honour its score term.
 
-    Args:
-        guard: gives the value of a draw with a score term, which nobody would honour.
-
-    Returns:
-        The value that the program goes on with, and whether it is what was drawn.
+    Gives the value that the program goes on with, and whether it is what was drawn.
     """
     recorder = current()
     if recorder is not None:
@@ -56,7 +52,7 @@ class VectorFamily:
 
 
 def emit_vector(
-    ops: Ops, site: str, vector: Vector, objective: Callable[[], str], *, linear: Names, drop_deltas: Names = ()
+    ops: Ops, site: str, vector: Vector, objective: Callable[[], str], linear: Names, drop_deltas: Names = ()
 ) -> tuple[Array, Array]:
     """Report a draw of a joint guide's vector, or guard it where none listens.
 

@@ -72,11 +72,7 @@ def row(family: str, *attributes: str) -> Row:
 
 
 def shared_rows(dist: Any) -> dict[type, Row]:
-    """The rows that all frameworks share, by class.
-
-    Args:
-        dist: the module of the framework's distributions.
-    """
+    """The rows that all frameworks share, by class in the framework's module of distributions."""
     poisson = row("poisson", "rate")
     return {
         dist.Normal: row("normal", "loc", "scale"),

@@ -47,10 +47,7 @@ class Comparison:
         return self.dataset.to_dataframe().reset_index()
 
     def table(self, parameter: str | None = None) -> Table:
-        """A table to print with rich.
-
-        Args:
-            parameter: show the variance of this coordinate too.
+        """A table to print with rich, with the variance of one coordinate too if asked for.
 
         Raises:
             ArgumentError: if there is no such parameter.
