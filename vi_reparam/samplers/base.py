@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -149,36 +148,6 @@ def accepted_noise(ops: Ops, key: Any, sampler: RejectionSampler, shape: tuple[i
     dtype = params[0].dtype
     noise = ops.rejection_loop(Attempt(ops, sampler, dtype), key, shape, params, sampler.max_rounds)
     return sampler.join(stop(noise), sampler.auxiliary(ops, ops.aux_key(key), shape, dtype))
-
-
-def plain_rejection_loop(
-    ops: Ops,
-    attempt: Callable[..., tuple[Array, Array]],
-    key: Any,
-    shape: tuple[int, ...],
-    params: tuple[Array, ...],
-    most: int,
-) -> Array:
-    """`Ops.rejection_loop` in its plainest form: every round proposes for all lanes."""
-    xp = ops.xp
-    key, first = ops.split(key, 2)
-    noise, done = attempt(first, shape, *params)
-
-    def of(mask: Array, noise: Array) -> Array:
-        return xp.reshape(mask, (*shape, *(1 for _ in noise.shape[len(shape) :])))
-
-    def unfinished(state: Any) -> Array:
-        return (state[0] < most) & ~xp.all(state[3])
-
-    def round_(state: Any) -> Any:
-        count, key, noise, done = state
-        key, fresh_key = ops.split(key, 2)
-        fresh, taken = attempt(fresh_key, shape, *params)
-        taken = taken & ~done
-        return count + 1, key, xp.where(of(taken, noise), fresh, noise), done | taken
-
-    _, _, noise, done = ops.while_loop(unfinished, round_, (1, key, noise, done))
-    return xp.where(of(done, noise), noise, float("nan"))
 
 
 def broadcast(ops: Ops, shape: tuple[int, ...], *params: Array) -> tuple[Array, ...]:
