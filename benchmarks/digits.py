@@ -49,12 +49,12 @@ def families(vr: Any, of: str, features: np.ndarray) -> dict[str, Any]:
 
 def go_on(guided: Any, first: Any) -> None:
     """Let a fit start from the parameters of another."""
-    own = guided.written.warm_starts
+    own = guided.base_guide.warm_starts
 
     def warm_starts(fit: Any, *rest: Any) -> Any:
         return own(lambda *_: first, *rest) if guided.family.simpler() else [dict(first.params)]
 
-    guided.written.warm_starts = warm_starts
+    guided.base_guide.warm_starts = warm_starts
 
 
 def main() -> None:

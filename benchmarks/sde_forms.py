@@ -27,8 +27,9 @@ import numpy as np
 from jax import random
 
 import vi_reparam_numpyro as vr
+from vi_reparam.objectives.run import first_params
 from vi_reparam.sde import Adams, Constant, UniformLogSNR, sample
-from vi_reparam_numpyro.dependence import first_params
+from vi_reparam_numpyro.backend import backend
 from vi_reparam_numpyro.ops.ops import ops
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -178,7 +179,7 @@ def gradients(num_steps):
     model, args = TARGETS["funnel"](None)
     fitted = vr.guide(specification("funnel"))(model)
     params = {
-        "start": first_params(fitted.model, fitted.guide, args, {}),
+        "start": first_params(backend, jax.random.key(0), fitted.model, fitted.guide, args, {}),
         "fitted": {n: jnp.asarray(p) for n, p in fitted.fit(*args, num_steps=num_steps, progress=False).params.items()},
     }
     for gradient in ("path", "reparameterization"):

@@ -21,26 +21,23 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import torch
 from jax import lax, random
 
 import vi_reparam_numpyro as vr
 import vi_reparam_pyro as vr_pyro
+from vi_reparam.backend.engine import Task
+from vi_reparam.fit.optimizers import OptimizerPlan, RateGroup
 from vi_reparam.sde import Constant, kernel_variances, network, noising
 from vi_reparam.sde.solver import tables
-from vi_reparam_numpyro.arguments import Arguments
-from vi_reparam_numpyro.engine.optimizers import default_optimizer
-from vi_reparam_pyro.engine.optimizers import default_optimizer as torch_optimizer
-from vi_reparam_pyro.fit import State, _Loop
-from vi_reparam_pyro.host.params import first_parameters
-from vi_reparam_pyro.lanes.vmap import without_validation
+from vi_reparam_numpyro.engine.optimizers import made
 
 sys.path.insert(0, str(Path(__file__).parent))
 from sde import TARGETS
 
 LOG_2PI = math.log(2.0 * math.pi)
 SIZE, NUM_STEPS, NUM_PATHS, RATE = 10, 32, 128, 0.005
+PLAN = OptimizerPlan((RateGroup(RATE, clip=10.0),))
 
 
 def log_funnel(z):
@@ -136,11 +133,17 @@ def by_hand(optimizer):
 
 def in_numpyro():
     guided = vr.guide(vr.SDE(warm_start=0), objective=vr.ELBO(NUM_PATHS))(TARGETS["funnel"](None)[0])
-    guided.fit(num_steps=1, optimizer=default_optimizer(None, RATE, clip=10.0), progress=False)
-    (program,) = guided._fitter._programs.values()
-    arguments = Arguments.of((), {})
-    state = program.init(random.key(0), guided.start_at(arguments, random.key(0)), arguments.arrays)
-    return lambda count: jax.block_until_ready(program.advance(state, count, arguments.arrays))
+    program, state = begun(guided)
+    return lambda count: program.advance(state, count)
+
+
+def begun(guided):
+    """The steps of a fit of 1,000, and the state before the first of them."""
+    engine, task = guided.backend.engine, Task(guided.model, guided.guide, guided.objective, guided.name)
+    data, key = engine.data((), {}), engine.key(0)
+    engine.check(task, data, lambda key: guided.start_at(data, key), key, known=False)
+    program = engine.program(task, data, engine.optimizer(PLAN), num_steps=1_000, watched=False)
+    return program, program.init(key, guided.start_at(data, key), data)
 
 
 def funnel_in_pyro():
@@ -154,20 +157,13 @@ def funnel_in_pyro():
 def in_pyro():
     """The steps of a fit of 1,000, once they are captured and the turns of their loops compiled."""
     guided = vr_pyro.guide(vr_pyro.SDE(warm_start=0), objective=vr_pyro.ELBO(NUM_PATHS))(funnel_in_pyro)
-    params = first_parameters(guided.model, guided.guide, (), {}, key=0)
-    state = State(params, torch_optimizer(None, RATE, clip=10.0))
-    loop = _Loop(guided, guided.objective, state, np.zeros(10**5), 1, (), {})
-    done = 0
+    program, state = begun(guided)
 
     def run(count):
-        nonlocal done
-        with without_validation():
-            loop._block(done, count)
-        done += count
+        program.advance(state, count)
 
-    loop.gradient.num_steps = 1_000  # what is compiled follows from how many are to go
     run(4)
-    print("pyro:", loop.gradient.how, flush=True)
+    print("pyro:", program.execution, flush=True)
     return run
 
 
@@ -204,7 +200,7 @@ def main():
     }
     print(json.dumps(result["memory"]), flush=True)
     contenders = {
-        "by hand": by_hand(default_optimizer(None, RATE, clip=10.0)),
+        "by hand": by_hand(made(PLAN)),
         "numpyro": in_numpyro(),
         "pyro": in_pyro(),
     }

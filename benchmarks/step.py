@@ -20,8 +20,8 @@ import optax
 from jax import lax, random
 
 import vi_reparam_numpyro as vr
+from vi_reparam.backend.engine import Task
 from vi_reparam_models import get
-from vi_reparam_numpyro.arguments import Arguments
 
 LOG_2PI = float(np.log(2.0 * np.pi))
 
@@ -72,11 +72,12 @@ def by_hand(x, y, prior_scale, num_particles, optimizer):
 
 def ours(model, args, kwargs, num_particles, optimizer):
     guided = vr.guide(vr.MeanField(), objective=vr.ELBO(num_particles))(model)
-    guided.fit(*args, **kwargs, num_steps=1, optimizer=optimizer, progress=False)
-    (program,) = guided._fitter._programs.values()
-    arrays = Arguments.of(args, kwargs).arrays
-    state = program.init(random.key(0), guided.start_at(Arguments.of(args, kwargs), random.key(0)), arrays)
-    return lambda limit: jax.block_until_ready(program.advance(state, limit, arrays))
+    engine, task = vr.Guided.backend.engine, Task(guided.model, guided.guide, guided.objective, guided.name)
+    data = engine.data(args, kwargs)
+    engine.check(task, data, lambda key: guided.start_at(data, key), random.key(0), known=False)
+    program = engine.program(task, data, optimizer, num_steps=1_000, watched=False)
+    state = program.init(random.key(0), guided.start_at(data, random.key(0)), data)
+    return lambda limit: program.advance(state, limit)
 
 
 def main():

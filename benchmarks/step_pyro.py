@@ -16,15 +16,12 @@ import statistics
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import vi_reparam_pyro as vr
 import vi_reparam_pyro.engine.gradient as steps
+from vi_reparam.backend.engine import Task
 from vi_reparam_models import get
-from vi_reparam_pyro.fit import State, _Loop
-from vi_reparam_pyro.host.params import first_parameters
-from vi_reparam_pyro.lanes.vmap import without_validation
 
 LOG_2PI = math.log(2.0 * math.pi)
 
@@ -89,19 +86,17 @@ def ours(model, args, kwargs, num_particles, estimators, worth_compiling):
     """The steps of a fit, once captured; compiled too if `worth_compiling` is zero seconds."""
     steps.WORTH_COMPILING, steps.WORTH_ROLLING = worth_compiling, math.inf
     guided = vr.guide(vr.MeanField(), objective=vr.ELBO(num_particles), estimators=estimators)(model)
-    params = first_parameters(guided.model, guided.guide, args, kwargs, key=0)
-    state = State(params, lambda leaves: torch.optim.Adam(leaves, lr=0.01))
-    loop = _Loop(guided, guided.objective, state, np.zeros(10**6), 1, args, kwargs)
-    done = 0
+    engine, task = vr.Guided.backend.engine, Task(guided.model, guided.guide, guided.objective, guided.name)
+    data = engine.data(args, kwargs)
+    adam = engine.optimizer(lambda leaves: torch.optim.Adam(leaves, lr=0.01))
+    program = engine.program(task, data, adam, num_steps=10**6, watched=False)
+    state = program.init(1, guided.start_at(data, 0), data)
 
     def run(count):
-        nonlocal done
-        with without_validation():
-            loop._block(done, count)
-        done += count
+        program.advance(state, count)
 
     run(4)
-    print(f"  ours: {loop.gradient.how}", flush=True)
+    print(f"  ours: {program.execution}", flush=True)
     return run
 
 

@@ -77,3 +77,15 @@ def test_import_contracts():
         [sys.executable, "-W", "ignore", script, "--no-cache"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("framework", "array", "other"),
+    [("jax", "jax.numpy.ones(2)", "torch"), ("torch", "torch.ones(2)", "jax")],
+)
+def test_an_array_loads_its_own_backend_only(framework, array, other):
+    pytest.importorskip("numpyro" if framework == "jax" else "pyro")
+    code = f"import sys, {framework}, vi_reparam; vi_reparam.ops_of({array}); print({other!r} in sys.modules)"
+    code = code.replace("import sys, jax,", "import sys, jax, jax.numpy,")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]

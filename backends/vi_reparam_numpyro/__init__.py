@@ -2,121 +2,35 @@
 
 import vi_reparam_numpyro as vr
 
-@vr.guide
-def model(x, y=None): ...
-
-posterior = model.fit(x, y=y)
-print(posterior.summary())
+posterior = vr.guide(model).fit(x, y=y)
 """
 
-from vi_reparam import (
-    ArgumentError,
-    Auto,
-    BackendError,
-    Branch,
-    Draw,
-    Estimator,
-    GradientError,
-    Implicit,
-    MeasureValued,
-    NonFiniteError,
-    Ops,
-    Pathwise,
-    Rejection,
-    RejectionSampler,
-    ScoreFunction,
-    SiteError,
-    ViReparamError,
-    implicit,
-    ops_of,
-    surrogate,
-)
-from vi_reparam.guides import SDE, Escalate, Flow, FullRank, GuideFamily, LowRank, MeanField, Sites
-from vi_reparam.sde import (
-    MLP,
-    Adams,
-    Blocks,
-    Cosine,
-    Diagonal,
-    Linear,
-    Mixture,
-    Ramp,
-    UniformLogSNR,
-    VarianceExploding,
-    Window,
-)
-from vi_reparam.study import Study
-from vi_reparam.study.comparison import Comparison
-from vi_reparam_numpyro.compare import compare_estimators
-from vi_reparam_numpyro.guided import Guided, guide
+from vi_reparam import api
+from vi_reparam.api import *  # noqa: F403  (the names that all backends share)
+from vi_reparam_numpyro.backend import backend as _backend
 from vi_reparam_numpyro.host.distributions import FromSampler, VonMisesFisher, annotate
 from vi_reparam_numpyro.host.handlers import estimate
 from vi_reparam_numpyro.host.objectives import ELBO, IWELBO
-from vi_reparam_numpyro.host.statements import host
-from vi_reparam_numpyro.ops.ops import ops
-from vi_reparam_numpyro.posterior import Posterior
 from vi_reparam_numpyro.sampling import random
 from vi_reparam_numpyro.sampling.fast_samplers import fast_samplers
-from vi_reparam_numpyro.storage import load
-from vi_reparam_numpyro.study import compare_guides, compare_sde
 
-__all__ = [
-    "ELBO",
-    "IWELBO",
-    "MLP",
-    "SDE",
-    "Adams",
-    "ArgumentError",
-    "Auto",
-    "BackendError",
-    "Blocks",
-    "Branch",
-    "Comparison",
-    "Cosine",
-    "Diagonal",
-    "Draw",
-    "Escalate",
-    "Estimator",
-    "Flow",
-    "FromSampler",
-    "FullRank",
-    "GradientError",
-    "GuideFamily",
-    "Guided",
-    "Implicit",
-    "Linear",
-    "LowRank",
-    "MeanField",
-    "MeasureValued",
-    "Mixture",
-    "NonFiniteError",
-    "Ops",
-    "Pathwise",
-    "Posterior",
-    "Ramp",
-    "Rejection",
-    "RejectionSampler",
-    "ScoreFunction",
-    "SiteError",
-    "Sites",
-    "Study",
-    "UniformLogSNR",
-    "VarianceExploding",
-    "ViReparamError",
-    "VonMisesFisher",
-    "Window",
-    "annotate",
-    "compare_estimators",
-    "compare_guides",
-    "compare_sde",
-    "estimate",
-    "fast_samplers",
-    "guide",
-    "host",
-    "implicit",
-    "load",
-    "ops",
-    "ops_of",
-    "random",
-    "surrogate",
-]
+host, ops = _backend.host, _backend.ops
+
+
+class Posterior(api.Posterior):  # noqa: D101
+    __doc__ = api.Posterior.__doc__
+    backend = _backend
+
+
+class Guided(api.Guided):  # noqa: D101  (the docstring is inherited)
+    __doc__ = api.Guided.__doc__
+    backend, elbo, posterior_type = _backend, ELBO, Posterior
+    estimate = staticmethod(estimate)
+
+
+guide, compare_estimators, compare_guides, compare_sde = api.functions_of(Guided)
+load = Posterior.load
+
+__all__ = ["ELBO", "IWELBO", "FromSampler", "Guided", "Posterior", "VonMisesFisher", "annotate", "compare_estimators"]
+__all__ += ["compare_guides", "compare_sde", "estimate", "fast_samplers", "guide", "host", "load", "ops", "random"]
+__all__ += api.__all__

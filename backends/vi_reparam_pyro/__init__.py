@@ -2,120 +2,34 @@
 
 import vi_reparam_pyro as vr
 
-@vr.guide
-def model(x, y=None): ...
-
-posterior = model.fit(x, y=y)
-print(posterior.summary())
+posterior = vr.guide(model).fit(x, y=y)
 """
 
-from vi_reparam import (
-    ArgumentError,
-    Auto,
-    BackendError,
-    Branch,
-    Draw,
-    Estimator,
-    GradientError,
-    Implicit,
-    MeasureValued,
-    NonFiniteError,
-    Ops,
-    Pathwise,
-    Rejection,
-    RejectionSampler,
-    ScoreFunction,
-    SiteError,
-    ViReparamError,
-    implicit,
-    ops_of,
-    surrogate,
-)
-from vi_reparam.guides import SDE, Escalate, Flow, FullRank, GuideFamily, LowRank, MeanField, Sites
-from vi_reparam.sde import (
-    MLP,
-    Adams,
-    Blocks,
-    Cosine,
-    Diagonal,
-    Linear,
-    Mixture,
-    Ramp,
-    UniformLogSNR,
-    VarianceExploding,
-    Window,
-)
-from vi_reparam.study import Study
-from vi_reparam.study.comparison import Comparison
-from vi_reparam_pyro.compare import compare_estimators
-from vi_reparam_pyro.guided import Guided, guide
+from vi_reparam import api
+from vi_reparam.api import *  # noqa: F403  (the names that all backends share)
+from vi_reparam_pyro.backend import backend as _backend
 from vi_reparam_pyro.host.distributions import FromSampler, TruncatedNormal, VonMisesFisher, annotate
 from vi_reparam_pyro.host.handlers import estimate
 from vi_reparam_pyro.host.objectives import ELBO, IWELBO
-from vi_reparam_pyro.host.statements import host
-from vi_reparam_pyro.ops.ops import ops
-from vi_reparam_pyro.posterior import Posterior
 from vi_reparam_pyro.sampling import random
-from vi_reparam_pyro.storage import load
-from vi_reparam_pyro.study import compare_guides, compare_sde
 
-__all__ = [
-    "ELBO",
-    "IWELBO",
-    "MLP",
-    "SDE",
-    "Adams",
-    "ArgumentError",
-    "Auto",
-    "BackendError",
-    "Blocks",
-    "Branch",
-    "Comparison",
-    "Cosine",
-    "Diagonal",
-    "Draw",
-    "Escalate",
-    "Estimator",
-    "Flow",
-    "FromSampler",
-    "FullRank",
-    "GradientError",
-    "GuideFamily",
-    "Guided",
-    "Implicit",
-    "Linear",
-    "LowRank",
-    "MeanField",
-    "MeasureValued",
-    "Mixture",
-    "NonFiniteError",
-    "Ops",
-    "Pathwise",
-    "Posterior",
-    "Ramp",
-    "Rejection",
-    "RejectionSampler",
-    "ScoreFunction",
-    "SiteError",
-    "Sites",
-    "Study",
-    "TruncatedNormal",
-    "UniformLogSNR",
-    "VarianceExploding",
-    "ViReparamError",
-    "VonMisesFisher",
-    "Window",
-    "annotate",
-    "compare_estimators",
-    "compare_guides",
-    "compare_sde",
-    "estimate",
-    "guide",
-    "host",
-    "implicit",
-    "load",
-    "ops",
-    "ops_of",
-    "random",
-    "surrogate",
-]
+host, ops = _backend.host, _backend.ops
+
+
+class Posterior(api.Posterior):  # noqa: D101
+    __doc__ = api.Posterior.__doc__
+    backend = _backend
+
+
+class Guided(api.Guided):  # noqa: D101  (the docstring is inherited)
+    __doc__ = api.Guided.__doc__
+    backend, elbo, posterior_type = _backend, ELBO, Posterior
+    estimate = staticmethod(estimate)
+
+
+guide, compare_estimators, compare_guides, compare_sde = api.functions_of(Guided)
+load = Posterior.load
+
+__all__ = ["ELBO", "IWELBO", "FromSampler", "Guided", "Posterior", "VonMisesFisher", "annotate", "compare_estimators"]
+__all__ += ["TruncatedNormal", "compare_guides", "compare_sde", "estimate", "guide", "host", "load", "ops", "random"]
+__all__ += api.__all__

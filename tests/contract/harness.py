@@ -19,7 +19,7 @@ OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_pa
 
 def ops_or_skip(backend: str) -> Any:
     try:
-        return load(backend)
+        return load(backend).ops
     except BackendError as error:
         pytest.skip(f"{backend}: {error}")
 
@@ -43,7 +43,7 @@ def _compiled(estimator: Any, family: Any, cost: Any, moving: tuple[int, ...], n
     import jax
     import jax.numpy as jnp
 
-    ops = load("numpyro")
+    ops = load("numpyro").ops
     lanes = 100
 
     def costs(draw: Any) -> Any:
@@ -98,7 +98,7 @@ def torch_gradients(estimator: Any, row: Any, num: int, *, corrected: bool = Tru
     """The same by reverse mode, every draw with parameters of its own."""
     import torch
 
-    ops = load("pyro")
+    ops = load("pyro").ops
     wanted = sorted({index for _, index, _ in row.directions})
 
     def gradients(seed: int) -> Any:

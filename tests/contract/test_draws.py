@@ -43,7 +43,7 @@ NUM = 20_000
 @functools.cache
 def _program(backend, name, estimator, num):
     """One for all parameters of a family."""
-    ops, family = load(backend), FAMILIES[name]
+    ops, family = load(backend).ops, FAMILIES[name]
 
     def draw(key, *params):
         d = estimator.draw(ops, key, family, (num,), *params)

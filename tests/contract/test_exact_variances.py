@@ -92,7 +92,7 @@ def test_variance_is_the_exact_one(cost, how):
 
     from vi_reparam import load
 
-    ops, family, estimator = load("numpyro"), FAMILIES["normal"], ESTIMATORS[how]
+    ops, family, estimator = load("numpyro").ops, FAMILIES["normal"], ESTIMATORS[how]
 
     @jax.jit
     def parts(key, k):

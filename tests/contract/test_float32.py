@@ -51,7 +51,7 @@ def _program(name, how):
     import jax
     import jax.numpy as jnp
 
-    ops, family, num = load("numpyro"), FAMILIES[name], NUM.get(name, 100_000)
+    ops, family, num = load("numpyro").ops, FAMILIES[name], NUM.get(name, 100_000)
 
     def draw(a):
         def of(a):
@@ -184,7 +184,7 @@ def test_truncated_normal_far_in_the_tail():
     import jax.numpy as jnp
     from scipy import stats
 
-    ops, family = load("numpyro"), FAMILIES["truncated_normal"]
+    ops, family = load("numpyro").ops, FAMILIES["truncated_normal"]
 
     def draw(low, how):
         def of(loc):

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import multivariate_normal
 
 import vi_reparam_numpyro as vr
-from vi_reparam_numpyro import fit as fitting
+from vi_reparam.fit import loop
 
 RNG = np.random.default_rng(5)
 X = np.column_stack([np.ones(40), 100.0 + 15.0 * RNG.normal(size=40)])  # not centred: the coefficients are correlated
@@ -58,7 +58,7 @@ def test_its_posterior_is_stored_with_its_family(fitted, tmp_path):
 def test_a_checkpoint_goes_on_to_the_same_end(tmp_path, monkeypatch):
     guided, looks = vr.guide(vr.FullRank())(regression.model), []
     whole = guided.fit(X, y=Y, progress=False)
-    look = fitting.Fitter._look
+    look = loop._look
 
     class CutError(Exception):
         pass
@@ -71,8 +71,8 @@ def test_a_checkpoint_goes_on_to_the_same_end(tmp_path, monkeypatch):
 
     options = {"y": Y, "progress": False, "checkpoint": tmp_path / "state.npz"}
     with monkeypatch.context() as patched:
-        patched.setattr(fitting, "SAVE_EVERY", 0.0)
-        patched.setattr(fitting.Fitter, "_look", staticmethod(cut))
+        patched.setattr(loop, "SAVE_EVERY", 0.0)
+        patched.setattr(loop, "_look", cut)
         with pytest.raises(CutError):
             guided.fit(X, **options)
     for _ in range(2):  # goes on; and, finished, only gives its end again

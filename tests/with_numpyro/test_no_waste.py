@@ -1,5 +1,7 @@
 """Fits of equal shapes share one compilation; checkpoints and seeds do what they say."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import optax
 import pytest
 
 import vi_reparam_numpyro as vr
-from vi_reparam_numpyro import checkpoint as checkpoints
+from vi_reparam.fit import checkpoints
 from vi_reparam_numpyro.engine.optimizers import fingerprint
 
 Y = np.array([3.0, 1.0, 4.0, 1.0, 5.0])
@@ -40,15 +42,17 @@ def test_a_conjugate_posterior_is_reached(fitted):
 
 
 def programs(guided):
-    return guided._fitter._programs
+    """The compiled fits of a model."""
+    entries = guided.backend.engine.programs.entries.values()
+    return [program for program in entries if program.task.guide is guided.guide]
 
 
 def test_other_data_and_an_equal_optimizer_compile_nothing(fitted):
     guided = vr.guide(vr.MeanField())(program)
     guided.fit(Y, num_steps=5, optimizer=optax.adam(optax.cosine_decay_schedule(0.1, 50)), progress=False)
     guided.fit(Y + 1.0, num_steps=9, optimizer=optax.adam(optax.cosine_decay_schedule(0.1, 50)), progress=False)
-    (only,) = programs(guided).values()
-    assert only.advance._cache_size() == 1
+    (only,) = programs(guided)
+    assert only.steps._cache_size() == 1
     guided.fit(Y, num_steps=5, optimizer=optax.adam(optax.cosine_decay_schedule(0.2, 50)), progress=False)
     assert len(programs(guided)) == 2
 
@@ -94,7 +98,7 @@ def test_a_fit_goes_on_from_its_checkpoint(fitted, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoints, "save", interrupted)
-    monkeypatch.setattr("vi_reparam_numpyro.fit.time.perf_counter", iter(range(0, 10**6, 100)).__next__)
+    monkeypatch.setattr("vi_reparam.fit.loop.time.perf_counter", iter(range(0, 10**6, 100)).__next__)
     with pytest.raises(KeyboardInterrupt):
         guided.fit(Y, num_steps=1_500, seed=3, progress=False, checkpoint=path)
     monkeypatch.undo()
@@ -103,6 +107,10 @@ def test_a_fit_goes_on_from_its_checkpoint(fitted, tmp_path, monkeypatch):
     np.testing.assert_array_equal(resumed.losses, posterior.losses)
     with pytest.raises(vr.ArgumentError, match="of another fit"):
         guided.fit(Y, num_steps=10, seed=3, progress=False, checkpoint=path)
+    with pytest.raises(vr.ArgumentError, match="of another fit: its seed is '3', this one's '4'"):
+        guided.fit(Y, num_steps=1_500, seed=4, progress=False, checkpoint=path)
+    with pytest.raises(vr.ArgumentError, match="of another fit: its plan"):
+        guided.fit(Y, num_steps=1_500, seed=3, optimizer=optax.adam(0.1), progress=False, checkpoint=path)
 
     @vr.guide(vr.MeanField())
     def other(y):
@@ -114,3 +122,11 @@ def test_a_fit_goes_on_from_its_checkpoint(fitted, tmp_path, monkeypatch):
     path.write_bytes(b"nothing of ours")
     with pytest.raises(vr.ArgumentError, match="not a vi-reparam checkpoint"):
         guided.fit(Y, num_steps=1_500, seed=3, progress=False, checkpoint=path)
+
+
+def test_a_checkpoint_of_an_older_version_is_refused(fitted, tmp_path):
+    guided, path = fitted[0], tmp_path / "fit.npz"
+    np.savez(path, header=np.array(json.dumps({"format": "vi-reparam-checkpoint/1", "done": 3})), losses=np.zeros(3))
+    with pytest.raises(vr.ArgumentError, match=r"has format 'vi-reparam-checkpoint/1'.* give another file") as caught:
+        guided.fit(Y, num_steps=1_500, seed=3, progress=False, checkpoint=path)
+    assert "\n" not in str(caught.value)

@@ -14,8 +14,7 @@ from jax.scipy.special import gammaln
 
 from vi_reparam.errors import ArgumentError, SiteError
 from vi_reparam.posterior.verdict import Figures, judge, loss_drift
-from vi_reparam_numpyro.posterior import Posterior
-from vi_reparam_numpyro.storage import load
+from vi_reparam_numpyro import Posterior, load
 
 SHAPE, RATE = 2.0, 0.5
 COUNTS = np.array([3.0, 5.0, 1.0, 4.0, 2.0, 6.0, 3.0, 2.0])
@@ -204,7 +203,7 @@ def test_repeated_calls_compile_once():
 
 def test_chunks_give_the_same_draws(level, monkeypatch):
     whole = level.draws(101, seed=4)["level"]
-    monkeypatch.setattr("vi_reparam_numpyro.engine.draws.CHUNK_BUDGET", 200)
+    monkeypatch.setattr("vi_reparam_numpyro.engine.engine.CHUNK_BUDGET", 200)
     chunked = make(level_model, level_guide, level_params(), COUNTS).draws(101, seed=4)["level"]
     np.testing.assert_allclose(whole, chunked, rtol=1e-6)
 

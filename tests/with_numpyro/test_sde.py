@@ -14,8 +14,9 @@ from jax import random
 from numpyro.infer import SVI, RenyiELBO, Trace_ELBO
 
 import vi_reparam_numpyro as vr
-from vi_reparam_numpyro.dependence import first_params
-from vi_reparam_numpyro.joint import SITE
+from vi_reparam.objectives.run import first_params
+from vi_reparam.programs.vector import SITE
+from vi_reparam_numpyro.backend import backend
 from vi_reparam_numpyro.ops.ops import ops
 
 SMALL = vr.SDE(num_steps=4, network=vr.MLP(width=8), warm_start=200)
@@ -74,8 +75,8 @@ def test_the_start_is_the_base_on_every_support(base):
     """At the start every draw's weight, and so the ELBO, is that of the base alone."""
     family = dataclasses.replace(SMALL, base=base, num_steps=8, init_scale=0.3)
     guided = vr.guide(family)(every_support)
-    guided.written.share(LAID_OUT.written)
-    params = first_params(guided.model, guided.guide, (ONES,), {})
+    guided.base_guide.share(LAID_OUT.base_guide)
+    params = first_params(backend, jax.random.key(0), guided.model, guided.guide, (ONES,), {})
     assert params["bias"] == 0.3
     own = {name: params[f"sde_{name}"] for name in ("loc", "log_scale", "factor", "lower") if f"sde_{name}" in params}
 
@@ -99,18 +100,19 @@ def test_the_vector_holds_every_site():
 
 
 def test_data_are_live_and_compile_once(fitted):
-    program_count = len(conjugate._fitter._programs)
+    programs = conjugate.backend.engine.programs.entries
+    mine = [key for key, program in programs.items() if program.task.model is conjugate.model]
     other = conjugate.fit(Y + 5.0, num_steps=150, seed=1, progress=False)
-    assert len(conjugate._fitter._programs) == program_count
+    assert mine == [key for key, program in programs.items() if program.task.model is conjugate.model]
     moved = float(other.draws(1_000)["mu"].mean() - fitted.draws(1_000)["mu"].mean())
     assert abs(moved - 5.0 * len(Y) / (len(Y) + 0.25)) < 0.15
 
 
 def test_the_gradient_of_log_p_is_of_todays_parameters_and_data():
     """The drift's target is called with what is given now, and its own subsample is all of the data."""
-    layout = conjugate.written.layout((Y,), {})
+    layout = conjugate.base_guide.layout((Y,), {})
     for y in (Y, Y + 2.0):
-        target = conjugate.written._target(layout, (jnp.asarray(y),), {})
+        target = conjugate.base_guide._target(layout, (jnp.asarray(y),), {})
         slope = jax.jit(jax.grad(target))(jnp.asarray([0.5]))
         assert np.isclose(slope[0], np.sum(y - 0.5) - 0.5 / 4.0)
 
@@ -119,10 +121,10 @@ def test_the_gradient_of_log_p_is_of_todays_parameters_and_data():
         numpyro.sample("z", dist.Normal(0.0, scale))
 
     guided = vr.guide(SMALL)(model)
-    layout = guided.written.layout((), {})
+    layout = guided.base_guide.layout((), {})
     for scale in (1.0, 3.0):
         with numpyro.handlers.substitute(data={"scale": jnp.asarray(scale)}):
-            target = guided.written._target(layout, (), {})
+            target = guided.base_guide._target(layout, (), {})
         assert np.isclose(jax.jit(jax.grad(target))(jnp.asarray([0.9]))[0], -0.9 / scale**2)
 
 
@@ -161,8 +163,8 @@ def test_full_data_gradient_under_minibatches():
     family = dataclasses.replace(SMALL, network=vr.MLP(width=8, target="full"))
     guided = vr.guide(family)(_subsampled)
     y = jnp.asarray(Y)
-    layout = guided.written.layout((y, 2), {})
-    target = guided.written._target(layout, (y, 2), {})
+    layout = guided.base_guide.layout((y, 2), {})
+    target = guided.base_guide._target(layout, (y, 2), {})
     vector = jnp.asarray([0.1, 0.2, 0.3, 0.4, 0.5])
     slope = jax.jit(jax.grad(target))(vector)
     assert np.allclose(slope[1:], (0.1 - vector[1:]) + (Y - vector[1:]) / 0.25)
@@ -173,7 +175,7 @@ def test_minibatches_leave_the_bound_unbiased(target):
     family = dataclasses.replace(SMALL, network=vr.MLP(width=8, target=target), init_scale=0.5)
     guided = vr.guide(family)(_subsampled)
     y, values = jnp.asarray(Y), {}
-    params = first_params(guided.model, guided.guide, (y, 4), {})
+    params = first_params(backend, jax.random.key(0), guided.model, guided.guide, (y, 4), {})
     params = {n: (p + 0.1 if n.startswith("sde_out") else p) for n, p in params.items()}
     for size in (2, 4):
         one = jax.jit(lambda k, n=size: vr.ELBO(2_000).loss(random.key(k), params, guided.model, guided.guide, y, n))

@@ -76,10 +76,10 @@ def test_digits_loadings():
 
     first = independent().fit(*args, **kwargs, num_steps=6_000, **options)
     alone = independent()
-    alone.written.warm_starts = lambda *_: [dict(first.params)]
+    alone.base_guide.warm_starts = lambda *_: [dict(first.params)]
     with_sde = vr.guide(vr.Sites({"w": vr.SDE(base=vr.Blocks("pixels")), "*": vr.MeanField()}))(program)
-    own = with_sde.written.warm_starts
-    with_sde.written.warm_starts = lambda fit, *rest: own(lambda *_: first, *rest)
+    own = with_sde.base_guide.warm_starts
+    with_sde.base_guide.warm_starts = lambda fit, *rest: own(lambda *_: first, *rest)
     found = [g.fit(*args, **kwargs, num_steps=3_000, **options).elbo(4_000) for g in (with_sde, alone)]
     (value, error), (other, other_error) = found
     assert value - other > 3.0 * np.hypot(error, other_error)

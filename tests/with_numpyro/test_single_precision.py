@@ -121,7 +121,7 @@ def sparse():
 
 def test_joint_guides_of_positive_latents_do_not_round_to_zero():
     """Half of the prior's logarithms are below single precision's range, where its density would be infinite."""
-    layout = vr.guide(vr.FullRank())(sparse).written.layout((), {})
+    layout = vr.guide(vr.FullRank())(sparse).base_guide.layout((), {})
     value, log_det = layout.unpack(jnp.array([-200.0, 0.0, 100.0]))["z"]
     assert value.dtype == np.float32 and log_det == -100.0
     assert np.isfinite(dist.Gamma(0.05, 1.0).log_prob(value)).all()

@@ -13,7 +13,7 @@ from jax import random
 
 import vi_reparam_numpyro as vr
 from vi_reparam.commands.app import main
-from vi_reparam_numpyro.study import _NumPyro
+from vi_reparam.study.guides import gradient_variance
 
 TINY = vr.SDE(num_steps=2, network=vr.MLP(width=4, depth=1, frequencies=2), warm_start=0, base="diagonal")
 Y = np.array([1.2, -0.3, 0.8])
@@ -61,8 +61,8 @@ def test_the_variance_is_that_of_the_gradient():
     """Of a Gaussian by reparameterization, whose gradient by its location is known in closed form."""
     family = vr.FullRank(gradient="reparameterization")
     posterior = vr.guide(family)(lambda: numpyro.sample("z", dist.Normal(0.0, 1.0))).fit(num_steps=2, progress=False)
-    guided = _NumPyro().guided(posterior.guided, family, 1)
-    found = _NumPyro().gradient_variance(guided, ("gaussian_loc",), posterior, 4_000, 0)
+    guided = vr.Guided(posterior.guided.model, family, objective=vr.ELBO(1))
+    found = gradient_variance(guided, ("gaussian_loc",), posterior, 4_000, 0)
     params = {n: jnp.asarray(p) for n, p in posterior.params.items()}
     draw = jax.vmap(lambda key: numpyro.handlers.seed(numpyro.handlers.substitute(guided.guide, params), key)()["z"])
     z = draw(random.split(random.key(5), 20_000))

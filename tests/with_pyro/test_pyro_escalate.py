@@ -8,8 +8,8 @@ import torch
 from scipy.stats import multivariate_normal
 
 import vi_reparam_pyro as vr
-from vi_reparam_pyro import fit as fitting
-from vi_reparam_pyro.backend import data_of
+from vi_reparam.fit import loop
+from vi_reparam_pyro.engine.program import Program
 from vi_reparam_pyro.ops.ops import TorchOps
 
 RNG = np.random.default_rng(3)
@@ -113,7 +113,8 @@ def test_the_search_finds_a_scale_where_there_is_no_mode(monkeypatch, together):
     if not together:
         monkeypatch.setattr(TorchOps, "many", _refuse)
     guided = vr.guide(vr.FullRank())(funnel)
-    (frame, *_) = guided.written.searcher.run(guided.written.layout((), {}), data_of((), {}), 5)
+    data = guided.backend.engine.data((), {})
+    (frame, *_) = guided.base_guide.searcher.run(guided.base_guide.layout((), {}), data, 5)
     assert frame.center.shape == (3,) and frame.root.shape == (3, 3)
     assert abs(float(frame.center[0])) < 3.0 and bool((frame.root.diagonal() > 0.3).all())
 
@@ -145,19 +146,19 @@ class Clock:
 def test_a_checkpoint_of_a_fit_that_ends_by_itself_goes_on(tmp_path, monkeypatch, after):
     guided, data = vr.guide(vr.FullRank())(regression.model), (X, Y)
     whole = guided.fit(*data, progress=False)
-    block = fitting._Loop._block
+    advance = Program.advance
 
     class CutError(Exception):
         pass
 
-    def cut(self, first, count):
-        if first >= after:
+    def cut(self, state, steps):
+        if state.step >= after:
             raise CutError
-        return block(self, first, count)
+        return advance(self, state, steps)
 
     with monkeypatch.context() as patched:
-        patched.setattr(fitting, "time", Clock())
-        patched.setattr(fitting._Loop, "_block", cut)
+        patched.setattr(loop, "time", Clock())
+        patched.setattr(Program, "advance", cut)
         with pytest.raises(CutError):
             guided.fit(*data, progress=False, checkpoint=tmp_path / "fit.npz")
     resumed = guided.fit(*data, progress=False, checkpoint=tmp_path / "fit.npz")

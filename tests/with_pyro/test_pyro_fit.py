@@ -11,7 +11,9 @@ import torch
 from pyro.nn import PyroModule, PyroParam, PyroSample
 
 import vi_reparam_pyro as vr
+from vi_reparam.fit import loop
 from vi_reparam_pyro.engine.optimizers import clip_by_norm
+from vi_reparam_pyro.engine.program import Program
 
 COUNTS = np.array([3.0, 5.0, 1.0, 4.0, 2.0, 6.0, 3.0, 2.0])
 SHAPE, RATE = 2.0, 0.5
@@ -232,7 +234,7 @@ def test_a_nan_at_once_and_data_outside_the_support():
         counts_model.fit(-COUNTS, num_steps=10, progress=False)
 
 
-def test_a_checkpoint_goes_on_to_the_same_end(tmp_path):
+def test_a_checkpoint_goes_on_to_the_same_end(tmp_path, monkeypatch):
     path = tmp_path / "fit.npz"
     options = {"num_particles": 2, "optimizer": adam(0.05), "progress": False}
     whole = counts_model.fit(COUNTS, num_steps=64, **options)
@@ -241,36 +243,25 @@ def test_a_checkpoint_goes_on_to_the_same_end(tmp_path):
         pass
 
     stopped = vr.Guided(counts_model.model, vr.MeanField(), objective=counts_model.objective)
-    from vi_reparam_pyro import fit as fitting
+    advance = Program.advance
 
-    host = fitting._Loop._block
-    try:
+    def cut(self, state, steps):
+        if state.step >= 32:
+            raise CutError
+        return advance(self, state, min(steps, 16))
 
-        def block(self, first, count):
-            if first >= 32:
-                raise CutError
-            found = host(self, first, count)
-            self.saver(first + count, found[0])
-            return found
-
-        def run(self, done, progress, save):
-            def saver(n, values):
-                self.losses[n - len(values) : n] = values
-                save(n)
-
-            self.saver = saver
-            return original(self, done, progress, save)
-
-        original, fitting._Loop.run, fitting._Loop._block = fitting._Loop.run, run, block
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "SAVE_EVERY", 0.0)
+        patched.setattr(Program, "advance", cut)
         with pytest.raises(CutError):
             stopped.fit(COUNTS, num_steps=64, checkpoint=path, **options)
-    finally:
-        fitting._Loop.run, fitting._Loop._block = original, host
     resumed = counts_model.fit(COUNTS, num_steps=64, checkpoint=path, **options)
     np.testing.assert_allclose(resumed.losses, whole.losses, rtol=1e-9)
     torch.testing.assert_close(resumed.params["rate_mean"], whole.params["rate_mean"])
     with pytest.raises(vr.ArgumentError, match="of another fit: its num_steps"):
         counts_model.fit(COUNTS, num_steps=65, checkpoint=path, **options)
+    with pytest.raises(vr.ArgumentError, match="of another fit: its seed"):
+        counts_model.fit(COUNTS, num_steps=64, seed=1, checkpoint=path, **options)
 
 
 def test_optimizers():

@@ -52,7 +52,7 @@ def test_gamma_is_exact(estimator, lanes):
     a = torch.tensor(1.0, requires_grad=True)
     model, guide = gamma_programs(a)
     objective = vr.ELBO(4, vectorize_particles=lanes)
-    mean, error = gradients(objective, model, vr.estimate(guide, estimator), [a])
+    mean, error = gradients(objective, model, vr.estimate(guide, estimator), [a], reps=24)
     assert float(error[0]) / N < 0.02 * abs(EXACT) * (3.0 if isinstance(estimator, vr.ScoreFunction) else 1.0)
     assert abs(float(mean[0]) / N - EXACT) < 4.0 * float(error[0]) / N
     (structure,) = objective._known.values()
@@ -340,7 +340,7 @@ def test_in_plain_svi_two_guides_never_share_a_value():
         with pyro.plate("n", len(y)):
             pyro.sample("y", dist.Poisson(rate), obs=y)
 
-    small, large = (vr.guide(vr.MeanField(), objective=vr.ELBO(4))(model) for _ in range(2))
+    small, large = (vr.guide(vr.MeanField(), objective=vr.ELBO(16))(model) for _ in range(2))
     pyro.set_rng_seed(1)
     for guided, y in ((small, torch.full((20,), 1.0)), (large, torch.full((20,), 9.0))):
         svi = SVI(guided.model, guided.guide, pyro.optim.Adam({"lr": 0.1}), guided.objective)

@@ -128,7 +128,7 @@ def moving(name, params):
 
 
 def in_torch(name, estimator, params):
-    ops = load("pyro")
+    ops = load("pyro").ops
     held = [torch.as_tensor(p) for p in params]
     leaves = [held[i].clone().requires_grad_() for i in moving(name, params)]
     for i, leaf in zip(moving(name, params), leaves, strict=True):
@@ -142,7 +142,7 @@ def in_torch(name, estimator, params):
 
 
 def in_jax(name, estimator, params, rounds):
-    ops, jnp = load("numpyro"), jax.numpy
+    ops, jnp = load("numpyro").ops, jax.numpy
     where = moving(name, params)
 
     def loss(leaves):

@@ -13,8 +13,8 @@ from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from pyro.optim import Adam
 
 import vi_reparam_pyro as vr
+from vi_reparam.programs.vector import SITE
 from vi_reparam_pyro.host.params import first_parameters, using
-from vi_reparam_pyro.joint import SITE
 
 SMALL = vr.SDE(num_steps=3, network=vr.MLP(width=8), warm_start=100)
 Y = np.array([1.2, -0.3, 0.8, 2.1])
@@ -115,9 +115,9 @@ def test_minibatches():
         warnings.simplefilter("error")
         values = full.guide(y, 2)
     assert values["z"].shape == (2,)
-    layout = full.written.layout((y, 2), {})
+    layout = full.base_guide.layout((y, 2), {})
     vector = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5])
-    slope = torch.func.grad(full.written._target(layout, (y, 2), {}))(vector)
+    slope = torch.func.grad(full.base_guide._target(layout, (y, 2), {}))(vector)
     assert np.allclose(slope[1:], (0.1 - vector[1:]) + (y - vector[1:]) / 0.25)
 
 

@@ -179,7 +179,7 @@ def test_joint_guides_of_positive_latents_do_not_round_to_zero():
     def sparse():
         pyro.sample("z", dist.Gamma(torch.tensor([0.05] * 3), 1.0).to_event(1))
 
-    layout = vr.guide(vr.FullRank())(sparse).written.layout((), {})
+    layout = vr.guide(vr.FullRank())(sparse).base_guide.layout((), {})
     value, log_det = layout.unpack(torch.tensor([-200.0, 0.0, 100.0]))["z"]
     assert float(log_det) == -100.0
     info = torch.finfo(torch.float32)

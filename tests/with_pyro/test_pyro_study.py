@@ -11,7 +11,7 @@ import torch
 
 import vi_reparam_pyro as vr
 from vi_reparam.commands.app import main
-from vi_reparam_pyro.study import _Pyro
+from vi_reparam.study.guides import gradient_variance
 
 TINY = vr.SDE(num_steps=2, network=vr.MLP(width=4, depth=1, frequencies=2), warm_start=0, base="diagonal")
 Y = np.array([1.2, -0.3, 0.8])
@@ -61,8 +61,8 @@ def test_the_variance_is_that_of_the_gradient():
     """Of a Gaussian by reparameterization, whose gradient by its location is known in closed form."""
     family = vr.FullRank(gradient="reparameterization")
     posterior = vr.guide(family)(standard).fit(num_steps=2, progress=False)
-    guided = _Pyro().guided(posterior.guided, family, 1)
-    found = _Pyro().gradient_variance(guided, ("gaussian_loc",), posterior, 4_000, 0)
+    guided = vr.Guided(posterior.guided.model, family, objective=vr.ELBO(1))
+    found = gradient_variance(guided, ("gaussian_loc",), posterior, 4_000, 0)
     z = posterior.draws(20_000, seed=5)["z"]
     scale = posterior.params["gaussian_root"].abs().reshape(())
     # the gradient is root * z, so its variance is root^2 var(z)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from vi_reparam.backend.data import Data
 
@@ -30,14 +30,24 @@ class Task:
     name: str
 
 
+class DrawInfo(NamedTuple):
+    """An estimated draw of a guide's site: its family, its estimator, and how many numbers it is."""
+
+    family: Any
+    estimator: Any
+    size: int
+
+
 class Program(Protocol[S]):
     """A fit's steps, compiled for one task, optimizer and form of the data.
 
     A state is consumed by what it is given to: it may be changed in place.
     """
 
-    execution: str
-    """``"compiled"``, ``"captured"``, or why it is neither."""
+    @property
+    def execution(self) -> str:
+        """``"compiled"``, ``"captured"``, or why it is neither; known after the first steps."""
+        ...
 
     def init(self, key: Key, values: Params, data: Data) -> S:
         """The state before the first step.
@@ -75,7 +85,7 @@ class Program(Protocol[S]):
         ...
 
     def restore(self, state: S, arrays: Mapping[str, Any]) -> S:
-        """A new state's values replaced by those of `arrays`."""
+        """A new state, its values replaced by those of `arrays`."""
         ...
 
     def non_finite(self, state: S) -> dict[str, str]:
@@ -117,20 +127,21 @@ class Engine(Protocol):
         Args:
             model: if given, arrays that this program reads in Python become constants of what is compiled. A framework
                 that compiles runs it to find out, without computing an array; others need not.
-            inputs: trees of arrays that this program takes before the arguments.
-            finite: whether to check the values.
+            inputs: trees of arrays that the program takes before the arguments; only where `finite` is False.
+            finite: whether to check the values, and to warn of a model that reads them in Python.
 
         Raises:
             ArgumentError: for data that are not finite.
         """
         ...
 
-    def call(self, fn: Callable[..., Any], data: Data, *inputs: Any, name: Any) -> Any:
-        """``fn(args, kwargs, *inputs)``, compiled once for each name and form of the data, if the framework compiles.
+    def call(self, fn: Callable[..., Any], data: Data, *inputs: Any, name: Hashable = None) -> Any:
+        """``fn(args, kwargs, *inputs)``, out of differentiation in torch; compiled, if the framework compiles.
 
         Args:
             inputs: trees of arrays, and keys.
-            name: hashable: equal for calls of the same function.
+            name: equal for calls of the same function on any data, which then compiles once for each form of the data:
+                it holds the objects that the function is of. None to compile anew.
         """
         ...
 
@@ -148,7 +159,7 @@ class Engine(Protocol):
         num: int,
         *inputs: Any,
         size: int,
-        name: Any = None,
+        name: Hashable = None,
         at_once: bool = True,
     ) -> Any:
         """``fn(key, args, kwargs, *inputs)`` for `num` keys, out of differentiation; results have a leading axis.
@@ -156,12 +167,48 @@ class Engine(Protocol):
         Args:
             key: the i-th run's noise depends on it and on i alone, not on `num`.
             size: numbers that one run holds.
-            name: hashable: equal for calls of the same function with the same `data`, which then compiles once; None
-                to compile anew. `fn` must not hold `data`, with which what was compiled goes.
+            name: equal for calls of the same function with the same `data`, which then compiles once; None to compile
+                anew. `fn` must not hold `data`, with which what was compiled goes.
             at_once: `runs_at_once`; many keys then go in chunks.
 
         Raises:
             One of `reads_values`: if `fn` reads a value in Python, though it should run at once.
+        """
+        ...
+
+    def first_params(
+        self, model: Callable[..., Any], guide: Callable[..., Any], data: Data, key: Key, known: Params
+    ) -> dict[str, Array]:
+        """The initial values at the param and mutable sites of guide and model, constrained, by name.
+
+        Args:
+            known: values of some of them, returned as they are.
+
+        Raises:
+            ArgumentError: if the model's own parameter has the name of one of the guide's.
+        """
+        ...
+
+    def check(self, task: Task, data: Data, start: Callable[[Key], Params], key: Key, *, known: bool) -> Params | None:
+        """Refuse what can be refused before the first step: sites, plates, minibatches, values outside a support.
+
+        Args:
+            start: computes the first parameters.
+            known: whether data of this form passed before.
+
+        Returns:
+            ``start(key)``, if it was needed.
+
+        Raises:
+            ViReparamError: saying what to do; or whatever the programs raise.
+        """
+        ...
+
+    def draws(self, task: Task, data: Data, params: Params | None) -> dict[str, DrawInfo]:
+        """The estimated draws of the task's guide, by site.
+
+        Args:
+            params: constrained parameters; None for the initial ones.
         """
         ...
 
@@ -174,7 +221,7 @@ class Engine(Protocol):
         ...
 
     def program(self, task: Task, data: Data, optimizer: Any, *, num_steps: int, watched: bool) -> Program:
-        """The steps of a fit; equal tasks, optimizers and forms of the data compile once.
+        """The steps of a fit. Where a framework compiles, equal tasks, optimizers and forms of the data do so once.
 
         Args:
             optimizer: from `optimizer`.
@@ -183,11 +230,11 @@ class Engine(Protocol):
         """
         ...
 
-    def gradients(self, task: Task, data: Data, params: Params, key: Key, num: int) -> Any:
-        """Independent gradients of the loss by the constrained parameters, in batches.
+    def gradients(self, task: Task, data: Data, params: Params, key: Key, num: int) -> Iterator[tuple[Any, float]]:
+        """Independent gradients of the loss by the constrained parameters, in batches of one size, `num` or a few more.
 
         Args:
-            key: the i-th gradient's noise depends on it and on i alone.
+            key: equal keys give equal noise to tasks that differ in their estimators.
 
         Returns:
             An iterator of (NumPy array of shape ``[batch, parameters]``, seconds that it took, compilation left out);

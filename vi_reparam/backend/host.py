@@ -161,6 +161,10 @@ class Host(Reader, Protocol):
         """
         ...
 
+    def differentiating(self) -> bool:
+        """Whether a derivative may be asked of what runs now; where one cannot be, cheaper formulas serve."""
+        ...
+
     def bijection(self, family: Any, size: int, num_features: int | None) -> Any:
         """The network of a flow, as the framework's libraries have it.
 

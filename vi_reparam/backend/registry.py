@@ -1,4 +1,4 @@
-"""Backend name -> Ops, through entry points, loaded only when asked for."""
+"""Backend name -> Backend, through entry points, each loaded only when asked for."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ import importlib
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.ops import Ops
 from vi_reparam.errors import BackendError
 
 GROUP = "vi_reparam.backends"
+
+ARRAY_MODULES = {"numpyro": "jax", "pyro": "torch"}
+"""Where the arrays of known backends come from; a backend that is not here is loaded to be asked."""
+
+_ROOTS = {"jaxlib": "jax"}
+"""Top-level modules whose arrays belong to another one."""
 
 
 def backends() -> dict[str, EntryPoint]:
@@ -19,17 +26,17 @@ def backends() -> dict[str, EntryPoint]:
 
 
 @functools.cache
-def load(name: str) -> Ops:
-    """The Ops of a backend.
+def load(name: str) -> Backend:
+    """A backend.
 
     Raises:
         BackendError: if no such backend is registered, or its framework is not installed.
     """
-    found = backends()
-    if name not in found:
-        raise BackendError(f"unknown backend {name!r}: registered are {sorted(found)}")
+    known = backends()
+    if name not in known:
+        raise BackendError(f"unknown backend {name!r}: registered are {sorted(known)}")
     try:
-        return found[name].load()
+        return known[name].load()
     except ImportError as error:
         raise BackendError(
             f"backend {name!r} needs a framework that is not installed ({error}): pip install 'vi-reparam[{name}]'"
@@ -61,17 +68,17 @@ def host_package(thing: Any) -> Any:
 
 @functools.cache
 def _by_array_module(array_module: str) -> Ops | None:
+    """The Ops of arrays from a module; frameworks whose arrays these cannot be stay unimported."""
     for name in backends():
+        if ARRAY_MODULES.get(name, array_module) != array_module:
+            continue
         try:
-            ops = load(name)
+            ops = load(name).ops
         except BackendError:
             continue
         if ops.array_module == array_module:
             return ops
     return None
-
-
-_ROOTS = {"jaxlib": "jax"}
 
 
 @functools.cache
@@ -81,9 +88,9 @@ def _of_type(kind: type) -> Ops | None:
         root = _ROOTS.get(root, root)
         if root in ("builtins", "numpy", "typing", "abc"):
             continue
-        found = _by_array_module(root)
-        if found is not None:
-            return found
+        ops = _by_array_module(root)
+        if ops is not None:
+            return ops
     return None
 
 
@@ -94,9 +101,9 @@ def ops_of(*arrays: Any) -> Ops:
         BackendError: if none of them is an array of a registered, installed backend.
     """
     for array in arrays:
-        found = _of_type(type(array))
-        if found is not None:
-            return found
+        ops = _of_type(type(array))
+        if ops is not None:
+            return ops
     kinds = sorted({type(array).__name__ for array in arrays})
     raise BackendError(
         f"no backend for arrays of type {kinds}: give jax or torch arrays (registered: {sorted(backends())})"

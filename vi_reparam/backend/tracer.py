@@ -127,6 +127,15 @@ class Tracer(Protocol):
         """``fn(key)`` without computing an array, where the framework can: only shapes and dtypes of it hold."""
         ...
 
+    def outer_params(
+        self, program: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> dict[str, Array]:
+        """The values that the surroundings (handlers, a parameter store) give to a program's parameters, by name.
+
+        Nothing else of the program is seen there.
+        """
+        ...
+
     def constants(self) -> AbstractContextManager[None]:
         """Inside, what depends on no traced array is computed at once, also where a program is being compiled."""
         ...

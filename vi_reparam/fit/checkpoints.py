@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +14,58 @@ import numpy as np
 from vi_reparam.errors import ArgumentError
 from vi_reparam.fit.convergence import Convergence
 
-_FORMAT = "vi-reparam-checkpoint/1"
+_FORMAT = "vi-reparam-checkpoint/2"
 _COURSE = "course/"
 
 
 @dataclasses.dataclass(frozen=True)
 class FitSignature:
-    """What a checkpoint belongs to: another model, length or objective must not go on from it.
+    """What a checkpoint belongs to: no other fit may go on from it.
 
     Attributes:
-        state: names, shapes and dtypes of the state's arrays, as JSON.
+        model: its name.
+        num_steps: of the whole fit, at the most.
+        objective: as it is written.
+        seed: of the fit.
+        plan: how its steps are taken: the optimizer, and whether the fit ends by itself.
+        state: names, shapes and dtypes of the first state's arrays, as JSON.
     """
 
     model: str
-    state: str
     num_steps: int
     objective: str
+    seed: str
+    plan: str
+    state: str
+
+
+def form_of(arrays: Mapping[str, np.ndarray]) -> str:
+    """Names, shapes and dtypes of arrays, as JSON."""
+    return json.dumps({n: [list(np.shape(x)), str(np.asarray(x).dtype)] for n, x in arrays.items()}, sort_keys=True)
 
 
 def save(
     path: Any,
-    mark: FitSignature,
-    arrays: dict[str, np.ndarray],
+    signature: FitSignature,
+    arrays: Mapping[str, np.ndarray],
     done: int,
     losses: np.ndarray,
     course: Convergence | None = None,
 ) -> None:
     """Write the state after `done` steps, whole or not at all, with the course of a fit that ends by itself."""
     target = Path(path)
+    members = {f"state/{name}": value for name, value in arrays.items()}
     if course is not None:
-        arrays = arrays | {f"{_COURSE}{name}": np.asarray(value) for name, value in course.state().items()}
-    header = json.dumps({"format": _FORMAT, "done": done, **dataclasses.asdict(mark)})
+        members |= {f"{_COURSE}{name}": np.asarray(value) for name, value in course.state().items()}
+    header = json.dumps({"format": _FORMAT, "done": done, **dataclasses.asdict(signature)})
     partial = target.with_name(target.name + ".partial")
     with partial.open("wb") as file:
-        np.savez(file, allow_pickle=False, header=np.array(header), losses=losses, **arrays)
+        np.savez(file, allow_pickle=False, header=np.array(header), losses=losses, **members)
     os.replace(partial, target)
 
 
 def load(
-    path: Any, mark: FitSignature, course: Convergence | None = None
+    path: Any, signature: FitSignature, course: Convergence | None = None
 ) -> tuple[dict[str, np.ndarray], int, np.ndarray] | None:
     """The arrays in the file, the steps done and their losses; None if there is no file. The course is restored.
 
@@ -68,16 +82,20 @@ def load(
     except (OSError, ValueError, KeyError) as error:
         raise ArgumentError(f"checkpoint {str(target)!r} is not a vi-reparam checkpoint: {error}") from None
     if header.get("format") != _FORMAT:
-        raise ArgumentError(f"checkpoint {str(target)!r} has format {header.get('format')!r}, expected {_FORMAT!r}")
-    for field in dataclasses.fields(mark):
-        if header[field.name] != getattr(mark, field.name):
+        raise ArgumentError(
+            f"checkpoint {str(target)!r} has format {header.get('format')!r}, and this version reads {_FORMAT!r} only: "
+            "give another file, and the fit starts anew"
+        )
+    for field in dataclasses.fields(signature):
+        if header[field.name] != getattr(signature, field.name):
             raise ArgumentError(
                 f"checkpoint {str(target)!r} is of another fit: its {field.name} is {_short(header[field.name])}, "
-                f"this one's {_short(getattr(mark, field.name))}; give another file"
+                f"this one's {_short(getattr(signature, field.name))}; give another file"
             )
     if course is not None:
         course.restore({n.removeprefix(_COURSE): value for n, value in stored.items() if n.startswith(_COURSE)})
-    return stored, int(header["done"]), stored["losses"]
+    arrays = {name.removeprefix("state/"): value for name, value in stored.items() if name.startswith("state/")}
+    return arrays, int(header["done"]), stored["losses"]
 
 
 def _short(value: Any) -> str:

@@ -8,13 +8,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vi_reparam.errors import NonFiniteError
-from vi_reparam.guides.base import GuideFamily
-from vi_reparam.guides.escalate import Escalate, cost_of
-from vi_reparam.guides.gaussian import FullRank
-from vi_reparam.guides.mean_field import MeanField
+import numpy as np
 
-Fit = Callable[[GuideFamily, Any, dict[GuideFamily, Any]], Any]
+from vi_reparam.backend.data import Data
+from vi_reparam.errors import NonFiniteError
+from vi_reparam.estimators import Auto
+from vi_reparam.fit.options import check_options
+from vi_reparam.guides.base import GuideFamily
+from vi_reparam.guides.escalate import cost_of
+from vi_reparam.guides.gaussian import FullRank, LowRank
+from vi_reparam.guides.mean_field import MeanField
 
 GOOD_KHAT = 0.5
 GOOD_GAP = 0.04
@@ -88,34 +91,47 @@ def why_stop(attempts: Sequence[Attempt], next_cost: float | None, elapsed: floa
     return ""
 
 
-def climb_with(
-    spec: Escalate, ladder: Sequence[GuideFamily], fit: Fit, loss: Callable[[], float], checkpoint: Any
-) -> Any:
-    """`climb` as the specification says.
+def escalate(guided: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any]) -> Any:
+    """Fit a `Guided` whose family is an `Escalate`.
 
     Args:
-        fit: ``fit(family, checkpoint, earlier)`` gives the posterior of a family, knowing those of earlier ones.
-        loss: computes the `mean_field_loss` on this model.
-        checkpoint: a file, or None; of several families each has its own.
-    """
-    earlier: dict[GuideFamily, Any] = {}
+        options: of `Guided.fit`.
 
-    def one(family: GuideFamily) -> Any:
-        named = checkpoint is not None and len(ladder) > 1
-        earlier[family] = fit(family, f"{checkpoint}.{type(family).__name__}" if named else checkpoint, dict(earlier))
-        return earlier[family]
+    Returns:
+        The best posterior; its record says what was tried and why it ended.
+
+    Raises:
+        NonFiniteError: if every family failed.
+    """
+    spec, engine = guided.family, guided.backend.engine
+    check_options(engine, **options)
+    data, key = engine.data(args, kwargs, guided.model), engine.key(options["seed"])
+    guided.for_family(MeanField()).fitter.check(data, key)
+    size, subsampled = size_of(guided, data)
+    named = any(site != "*" or not isinstance(e, Auto) for site, e in guided.estimators.items())
+    ladder, file = spec.ladder(size, estimators=named, subsampled=subsampled), options["checkpoint"]
+    posteriors: dict[GuideFamily, Any] = {}
+
+    def fit(family: GuideFamily) -> Any:
+        own = f"{file}.{type(family).__name__}" if file is not None and len(ladder) > 1 else file
+        fitter = guided.for_family(family).fitter
+        fitter.fitted = dict(posteriors)  # where a richer family may start from
+        posteriors[family] = fitter.run(data, **{**options, "checkpoint": own})
+        return posteriors[family]
 
     def skip_reason(family: GuideFamily) -> str:
         if not isinstance(family, MeanField) or FullRank() not in ladder or spec.families is not None:
             return ""
-        nats = loss()
+        nats = _mean_field_loss(guided.for_family(FullRank()), data, key)
         lost = f"left out: the latents' correlations alone would cost it about {nats:.2g} nats"
         return lost if nats >= HOPELESS else ""
 
-    return climb(ladder, one, skip_reason, budget=spec.budget)
+    best = _climb(ladder, fit, skip_reason, budget=spec.budget)
+    engine.settle(best)  # networks train in place, and later families went on with them
+    return best
 
 
-def climb(
+def _climb(
     ladder: Sequence[GuideFamily],
     fit: Callable[[GuideFamily], Any],
     skip_reason: Callable[[GuideFamily], str],
@@ -167,6 +183,27 @@ def climb(
     posterior.record["why"] = why or why_stop(attempts, None, 0.0, budget)
     posterior.record["tried"] = [attempt.plain() for attempt in attempts]
     return posterior
+
+
+def size_of(guided: Any, data: Data) -> tuple[int | None, bool]:
+    """Coordinates of the model's latents, None where no joint family covers them; and whether a plate is subsampled."""
+    tracer, model = guided.backend.tracer, guided.model
+    try:
+        size = guided.for_family(LowRank()).base_guide.layout(*data.call).size
+        records = tracer.shapes(lambda key: tracer.run(model, *data.call, key, alone=True))
+    except Exception:  # the mean field covers supports without a bijection, and its fit says what is wrong
+        return None, False
+    return size, any(plate.is_subsampled for record in records.values() for plate in record.plates)
+
+
+def _mean_field_loss(guided: Any, data: Data, key: Any) -> float:
+    """Nats that correlations cost a mean field, by the best Gaussian that the search finds."""
+    guide = guided.base_guide
+    places = guide.searcher.run(guide.layout(*data.call), data, key)
+    if not places:
+        return 0.0
+    root = guided.backend.ops.to_numpy(places[0].root)
+    return mean_field_loss(root, np.linalg.inv(root))
 
 
 def mean_field_loss(root: Any, inverse: Any) -> float:

@@ -7,14 +7,16 @@ needs only the slope of log q at the draw, which follows from the noise: no dens
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vi_reparam.backend.ops import Ops
 from vi_reparam.gaussians.bases import Base, Params
 from vi_reparam.gaussians.preconditioner import Preconditioner
 from vi_reparam.gaussians.skew import skew
 from vi_reparam.gaussians.tails import widen
+
+if TYPE_CHECKING:
+    from vi_reparam.programs.network import Bijection
 
 Array = Any
 
@@ -55,17 +57,16 @@ def gaussian(
 
 def flow(
     ops: Ops,
-    transform: Callable[[Array], tuple[Array, Array]],
-    held: Callable[[Array], tuple[Array, Array]],
+    live: Bijection,
+    held: Bijection,
     frame: Preconditioner,
     tail: Array,
     noise: Array,
     *,
+    row: Array | None = None,
     bend: Array | None = None,
     gradient: str,
-    inverse: Callable[[Array], Array] | None,
-    slope_of: Callable[[Callable[[Array], Array], Array], Array],
-    jacobian_of: Callable[[Callable[[Array], Array], Array], Array],
+    cheap_inverse: bool,
 ) -> tuple[Array, Array]:
     """A draw of a flow in a frame, and its log q.
 
@@ -73,31 +74,35 @@ def flow(
     of T at x, or comes through the inverse, where that is as cheap.
 
     Args:
-        transform: T: (y, log|J|) of x; `held`: the same with constant parameters.
+        live: T; `held`: the same with constant parameters.
+        row: of features that T is conditioned on; None for none.
         bend: of each coordinate of what T is applied to, as in `skew.skew`; None for none.
         gradient: ``"path"`` or ``"reparameterization"``.
-        inverse: x of y with constant parameters; None where it is not cheap.
-        slope_of: gradient of a scalar function at a vector; `jacobian_of`: Jacobian of a vector's.
+        cheap_inverse: whether T has an inverse that costs no more than T.
 
     Returns:
         (z, log q), of shapes ``[D]`` and ``[]``.
     """
+    xp = ops.xp
     x, log_density, slope = widen(ops, noise, tail)
     if bend is not None:
         x, log_rise, more = skew(ops, x, bend)
-        log_density = log_density - ops.xp.sum(log_rise)
-        slope = (slope - more) * ops.xp.exp(-log_rise)
-    y, log_det = transform(x)
+        log_density = log_density - xp.sum(log_rise)
+        slope = (slope - more) * xp.exp(-log_rise)
+    y, log_det = live.at(x, row)
     z = frame.place(y)
     if gradient == "reparameterization":
         return z, log_density - log_det - frame.log_det(ops)
-    if inverse is not None:
-        again = inverse(y)
-        growth = slope_of(lambda v: held(v)[1], ops.stop_gradient(x))
-        log_q = moving(ops, log_density - log_det, again, slope - growth)
-        return z, log_q - frame.log_det(ops)
     x = ops.stop_gradient(x)
-    jacobian = jacobian_of(lambda v: held(v)[0], x)
-    growth = slope_of(lambda v: held(v)[1], x)
-    upward = ops.xp.linalg.solve(jacobian.T, (slope - growth)[:, None])[:, 0]
+    if cheap_inverse:
+        growth = ops.grad(lambda v: held.at(v, row)[1])(x)
+        log_q = moving(ops, log_density - log_det, held.inverse(y, row), slope - growth)
+        return z, log_q - frame.log_det(ops)
+
+    def both(v: Array) -> Array:
+        y, log_det = held.at(v, row)
+        return xp.concat([y, log_det.reshape(1)])
+
+    rows = ops.jacobian(both)(x)  # of the Jacobian, and the slope of its log-determinant: one pass for both
+    upward = xp.linalg.solve(rows[:-1].T, (slope - rows[-1])[:, None])[:, 0]
     return z, moving(ops, log_density - log_det, y, upward) - frame.log_det(ops)

@@ -159,7 +159,7 @@ class Posterior:
                 "use corrector=0 and tau above 0"
             )
         if steps not in self._other_scorers:
-            self._other_scorers[steps] = self._scorer(self.guided.written.with_steps(steps))
+            self._other_scorers[steps] = self._scorer(self.guided.base_guide.with_steps(steps))
         return self._other_scorers[steps]
 
     @property

@@ -138,7 +138,7 @@ class Scorer:
             records, _ = pair.run(ops.key(0), args, kwargs, params)
             return {name: r.value for name, r in records.items() if r.is_data}
 
-        found = self.backend.engine.call(values, self.data, self.params, name="observed")
+        found = self.backend.engine.call(values, self.data, self.params)
         return {name: np.asarray(ops.to_numpy(value)) for name, value in found.items()}
 
     def named_arrays(self) -> dict[str, np.ndarray]:

@@ -92,8 +92,8 @@ def load(path: str | os.PathLike, model: Any, make: type[P]) -> P:
         raise ArgumentError(
             f"{path} holds a posterior of {stored!r}, not of {given!r}; pass the model it was fitted with"
         )
-    if hasattr(model, "keeping"):  # of a ladder of families, the one that was kept
-        model = model.keeping(_decode(metadata["record"], arrays, codec).get("family"))
+    if hasattr(model, "for_family_named"):  # of a ladder of families, the one that was kept
+        model = model.for_family_named(_decode(metadata["record"], arrays, codec).get("family"))
     fields = {key: _decode(metadata[key], arrays, codec) for key in ("seed", "record", "params", "args", "kwargs")}
     other = f"{path} holds a posterior of another {stored!r} than the given {given!r}"
     try:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vi_reparam.backend.ops import Ops
 from vi_reparam.draw import Draw
 from vi_reparam.estimators import Estimator, ScoreFunction
 from vi_reparam.sites.draw import Sampled
 from vi_reparam.sites.recorder import current
+
+if TYPE_CHECKING:
+    from vi_reparam.programs.vector import Vector
 
 Array = Any
 
@@ -53,14 +56,20 @@ class VectorFamily:
 
 
 def emit_vector(
-    ops: Ops, site: str, vector: Any, objective: Callable[[], str | None], linear: tuple[str, ...]
+    ops: Ops,
+    site: str,
+    vector: Vector,
+    objective: Callable[[], str],
+    *,
+    linear: tuple[str, ...],
+    drop_deltas: tuple[str, ...] = (),
 ) -> tuple[Array, Array]:
     """Report a draw of a joint guide's vector, or guard it where none listens.
 
     Args:
-        vector: a `vi_reparam.programs.vector.Vector`.
-        objective: the name of the framework's objective that runs, None for none; asked only where it matters.
+        objective: the name of the framework's objective that runs, `ALONE` for none; asked only where it matters.
         linear: names of objectives that are linear in log q, so that its parameters may be constants there.
+        drop_deltas: names of those that drop the density that a Delta carries.
 
     Returns:
         The value that the program goes on with, and its log q.
@@ -71,7 +80,7 @@ def emit_vector(
     if vector.score_term is not None:
         if recorder is None:
             message = (
-                f"site {site!r}: this guide's gradient='log_variance' leaves a score term that {objective() or ALONE} "
+                f"site {site!r}: this guide's gradient='log_variance' leaves a score term that {objective()} "
                 "would drop, and the gradient would be wrong; use vr.ELBO(), or gradient='path'"
             )
             return ops.refuse_gradient(message, value, vector.score_term), log_q
@@ -81,10 +90,17 @@ def emit_vector(
         recorder.consume(site)
         if site in recorder.altered:  # whoever shifts the draw asks what depends on it
             log_q = log_q + 0.0 * value.sum()
-    elif vector.frozen and recorder is None and (name := objective()) is not None and name not in linear:
-        message = (
-            f"this guide's path gradient takes its parameters inside log q as constants, which is right for an ELBO "
-            f"and biased under {name}; use vr.ELBO(), or gradient='reparameterization'"
-        )
-        value = ops.refuse_gradient(message, value, log_q)
+    elif recorder is None and (name := objective()) != ALONE:
+        if vector.frozen and name not in linear:
+            message = (
+                f"this guide's path gradient takes its parameters inside log q as constants, which is right for an "
+                f"ELBO and biased under {name}; use vr.ELBO(), or gradient='reparameterization'"
+            )
+            value = ops.refuse_gradient(message, value, log_q)
+        elif name in drop_deltas:
+            message = (
+                f"{name} drops the density that a Delta carries, and with it the change of volume of this guide's "
+                "latents; use vr.ELBO() or Trace_ELBO()"
+            )
+            value = ops.refuse_gradient(message, value, log_q)
     return value, log_q

@@ -12,45 +12,11 @@ import xarray as xr
 from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators import Auto, Estimator
 from vi_reparam.families import Family
+from vi_reparam.study.measure import Moments
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
-
-
-class Moments:
-    """Running mean, variance and fourth moment of replicates, shifted by a pilot.
-
-    Args:
-        pilot: about the mean, shape ``[parameters]``: sums of powers of small differences keep
-            their digits in float32.
-    """
-
-    def __init__(self, pilot: np.ndarray) -> None:
-        self.pilot = np.asarray(pilot, np.float64)
-        self.sums = np.zeros((4, self.pilot.size))
-        self.count = 0
-
-    def add(self, sums: np.ndarray, count: int) -> None:
-        """Add sums of the first four powers of (replicate - pilot), shape ``[4, parameters]``."""
-        self.sums += np.asarray(sums, np.float64)
-        self.count += count
-
-    @property
-    def mean(self) -> np.ndarray:
-        return self.pilot + self.sums[0] / self.count
-
-    @property
-    def variance(self) -> np.ndarray:
-        m1, m2 = self.sums[0] / self.count, self.sums[1] / self.count
-        return np.maximum(m2 - m1 * m1, 0.0) * self.count / max(self.count - 1, 1)
-
-    @property
-    def variance_error(self) -> np.ndarray:
-        """Standard error of `variance`, from the fourth central moment."""
-        m1, m2, m3, m4 = self.sums / self.count
-        central = m4 - 4.0 * m1 * m3 + 6.0 * m1**2 * m2 - 3.0 * m1**4
-        return np.sqrt(np.maximum(central - self.variance**2, 0.0) / self.count)
 
 
 def z_scores(mean: np.ndarray, error: np.ndarray, reference: np.ndarray, reference_error: np.ndarray) -> np.ndarray:
@@ -243,7 +209,7 @@ def build(
     num_particles: int,
     reference: str,
 ) -> Comparison:
-    """A `Comparison` from what a backend measured, keyed by (estimator, stage)."""
+    """A `Comparison` from what was measured, keyed by (estimator, stage)."""
 
     def stacked(values: Any) -> np.ndarray:
         return np.array([[values(moments[e, s]) for s in stages] for e in estimators])

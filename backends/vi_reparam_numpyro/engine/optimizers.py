@@ -1,4 +1,4 @@
-"""The default optimizer, and when two optimizers are equal."""
+"""Optax transformations, of a plan or of a user's own, and when two of them are equal."""
 
 from __future__ import annotations
 
@@ -12,27 +12,36 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vi_reparam.guides import GuideFamily, Sites
+from vi_reparam.errors import ArgumentError
+from vi_reparam.fit.optimizers import BETAS, LAST_RATE, OptimizerPlan, RateGroup
 
 
-def default_optimizer(
-    num_steps: int | None, learning_rate: float = 0.05, *, clip: float | None = None, warmup: float = 0.0
-) -> optax.GradientTransformation:
-    """Adam with a cosine schedule from `learning_rate` down to a hundredth of it.
+def made(plan: OptimizerPlan | Any) -> optax.GradientTransformation:
+    """The optimizer of a plan, or a user's own.
 
-    Args:
-        num_steps: of the schedule; None for a constant rate.
-        clip: largest norm of a gradient; None for any.
-        warmup: part of the steps over which the rate rises from zero first.
+    Raises:
+        ArgumentError: if it is no optax transformation.
     """
-    rising = 0 if num_steps is None else int(warmup * num_steps)
-    rate: Any = learning_rate
+    if isinstance(plan, optax.GradientTransformation):
+        return plan
+    if not isinstance(plan, OptimizerPlan):
+        raise ArgumentError(f"fit(optimizer={plan!r}): expected an optax transformation, such as optax.adam(1e-2)")
+    groups = [_adam(group, plan.num_steps) for group in plan.groups]
+    if len(groups) == 1:
+        return groups[0]
+    by_label: Any = {str(i): group for i, group in enumerate(groups)}
+    return optax.multi_transform(by_label, lambda params: {name: str(plan.group_of(name)) for name in params})
+
+
+def _adam(group: RateGroup, num_steps: int | None) -> optax.GradientTransformation:
+    rate: Any = group.learning_rate
+    rising = 0 if num_steps is None else int(group.warmup * num_steps)
     if num_steps is not None and rising:
-        rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, rising, num_steps, 0.01 * learning_rate)
+        rate = optax.warmup_cosine_decay_schedule(0.0, rate, rising, num_steps, LAST_RATE * rate)
     elif num_steps is not None:
-        rate = optax.cosine_decay_schedule(learning_rate, num_steps, alpha=0.01)
-    adam = optax.adam(rate, b1=0.9, b2=0.99)
-    return adam if clip is None else optax.chain(clip_by_norm(clip), adam)
+        rate = optax.cosine_decay_schedule(rate, num_steps, alpha=LAST_RATE)
+    adam = optax.adam(rate, *BETAS)
+    return adam if group.clip is None else optax.chain(clip_by_norm(group.clip), adam)
 
 
 def clip_by_norm(largest: float) -> optax.GradientTransformation:
@@ -51,20 +60,6 @@ def clip_by_norm(largest: float) -> optax.GradientTransformation:
         return jax.tree.map(lambda g: g * factor.astype(g.dtype), updates), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-
-
-def family_optimizer(num_steps: int | None, family: GuideFamily | None) -> optax.GradientTransformation:
-    """The default optimizer as the family sets it; in `Sites` by `Sites.pace`."""
-    if family is None:
-        return default_optimizer(num_steps)
-    if not isinstance(family, Sites):
-        return default_optimizer(num_steps, family.learning_rate, clip=family.clip, warmup=family.warmup)
-    learning_rate_groups: Any = {
-        str(i): family_optimizer(num_steps, part) for i, part in enumerate(family.learning_rate_groups)
-    }
-    return optax.multi_transform(
-        learning_rate_groups, lambda params: {name: str(family.learning_rate_group(name)) for name in params}
-    )
 
 
 def fingerprint(value: Any) -> Hashable:

@@ -16,7 +16,6 @@ from vi_reparam_numpyro.host.guard import initializing_a_host
 from vi_reparam_numpyro.ops.ops import ops
 
 
-
 class estimate(Messenger):  # noqa: N801  (handlers are lower case in NumPyro)
     """Draw the sites of a guide through estimators.
 

@@ -11,8 +11,11 @@ import optax
 
 from vi_reparam.backend.host import Host
 from vi_reparam_numpyro.host.distributions import VonMisesFisher
+from vi_reparam_numpyro.host.drift_module import drift
 from vi_reparam_numpyro.host.families import NumpyroReader
+from vi_reparam_numpyro.host.networks import network
 from vi_reparam_numpyro.host.supports import Supports
+from vi_reparam_numpyro.host.vector import differentiating, vector
 
 
 class NumpyroHost(Supports, NumpyroReader):
@@ -47,6 +50,11 @@ class NumpyroHost(Supports, NumpyroReader):
 
     def scope(self) -> str:
         return ""
+
+    vector = staticmethod(vector)
+    differentiating = staticmethod(differentiating)
+    bijection = staticmethod(network)
+    drift = staticmethod(drift)
 
     def von_mises_fisher(self, direction: Any, concentration: Any) -> Any:
         return VonMisesFisher(direction, concentration)

@@ -79,6 +79,11 @@ class NumpyroTracer:
         jax.eval_shape(look, random.key(0))
         return found[0]
 
+    def outer_params(self, program: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        with block(hide_fn=lambda msg: msg["type"] != "param"):
+            found = trace(substitute(seed(program, random.key(0)), substitute_fn=_origin)).get_trace(*args, **kwargs)
+        return {name: site["value"] for name, site in found.items() if site["type"] == "param"}
+
     def constants(self) -> contextlib.AbstractContextManager[None]:
         return jax.ensure_compile_time_eval()
 

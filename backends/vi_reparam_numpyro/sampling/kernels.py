@@ -80,7 +80,7 @@ def _kernel(words: Any, a: Any, out: Any, *, lanes: int, most: int) -> None:
 
 
 def ratios(key: Any, a: Array, *, most: int = _SAMPLER.max_rounds, interpret: bool = False) -> Array:
-    """w = log(z / a) for z ~ Gamma(a, 1), in float32; a lane that no proposal serves is NaN.
+    """W = log(z / a) for z ~ Gamma(a, 1), in float32; a lane that no proposal serves is NaN.
 
     Args:
         key: a threefry key.

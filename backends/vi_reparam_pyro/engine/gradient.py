@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from vi_reparam.objectives.elbo import Elbo
+from vi_reparam.backend.data import Data
+from vi_reparam.backend.engine import Task
 from vi_reparam_pyro.capture.capture import CannotCapture, Captured, require_equal
 from vi_reparam_pyro.capture.rolling import OPERATION
 from vi_reparam_pyro.host.params import Parameters, using
@@ -41,6 +42,11 @@ PROGRAM_KEY = mix(20170613)
 """The key of every step's program; the salt tells steps apart."""
 
 
+def salt(key: int, step: int) -> int:
+    """What makes a step's noise its own."""
+    return mix(key ^ mix(step + 1))
+
+
 class Gradient:
     """Puts the gradient of a step at the leaves.
 
@@ -49,9 +55,7 @@ class Gradient:
     that read values in Python, that hold networks or draw subsamples stay with the handlers.
 
     Args:
-        guided: the model with its guide; `objective`, `args`, `kwargs`: what it is fitted with.
-        params: whose leaves move.
-        key: from which all noise follows.
+        task: what is fitted; `data`: to what.
         num_steps: of the whole fit.
 
     Attributes:
@@ -59,83 +63,74 @@ class Gradient:
             are, or why it is none of them.
     """
 
-    def __init__(
-        self, guided: Any, objective: Elbo, params: Parameters, key: int, args: Any, kwargs: Any, num_steps: int
-    ) -> None:
-        self.guided, self.objective, self.params = guided, objective, params
-        self.key, self.args, self.kwargs = key, args, kwargs
-        self.num_steps = num_steps
+    def __init__(self, task: Task, data: Data, num_steps: int) -> None:
+        self.task, self.data, self.num_steps = task, data, num_steps
         self.how = "by the handlers: too few steps"
         self._graph: Captured | None = None
         self._spec: Any = None
         self._unused: frozenset[int] = frozenset()
         self._seen = 0
 
-    def share(self, other: Gradient) -> None:
-        """Take over what was captured of the same program at other parameters."""
-        self._graph, self._spec, self._unused, self.how = other._graph, other._spec, other._unused, other.how
+    def __call__(self, params: Parameters, key: int, step: int, averages: dict[str, Any]) -> Array:
+        """The loss at a step; its gradient goes to the leaves, and what it averages to `averages`.
 
-    def salt(self, step: int) -> int:
-        """What makes a step's noise its own."""
-        return mix(self.key ^ mix(step + 1))
-
-    def __call__(self, step: int, averages: dict[str, Any]) -> Array:
-        """The loss at a step; its gradient goes to the leaves, and what it averages to `averages`."""
-        with salted(self.salt(step)):
+        Args:
+            key: from which the noise of all steps follows.
+        """
+        with salted(salt(key, step)):
             self._seen += 1
             if self._graph is None and self._seen == 3 and self.num_steps - step >= WORTH_CAPTURING:
-                return self._try(step, averages)
+                return self._try(params, key, step, averages)
             if self._graph is None:
-                return self._by_handlers(averages)
-            found = self._graph(*self._inputs(averages))
-        return self._put(found, averages)
+                return self._by_handlers(params, averages)
+            found = self._graph(*self._inputs(params, averages))
+        return self._put(params, found, averages)
 
-    def _leaves(self) -> list[Array]:
-        return list(self.params.free.values())
+    def _inputs(self, params: Parameters, averages: dict[str, Any]) -> tuple[Array, ...]:
+        numbers, self._spec = pytree.tree_flatten(averages)
+        return *(leaf.detach() for leaf in params.free.values()), *numbers
 
-    def _inputs(self, averages: dict[str, Any]) -> tuple[Array, ...]:
-        held, self._spec = pytree.tree_flatten(averages)
-        return *(leaf.detach() for leaf in self._leaves()), *held
-
-    def _put(self, found: tuple[Array, ...], averages: dict[str, Any]) -> Array:
-        leaves = self._leaves()
+    def _put(self, params: Parameters, found: tuple[Array, ...], averages: dict[str, Any]) -> Array:
+        leaves = list(params.free.values())
         for number, (leaf, grad) in enumerate(zip(leaves, found[1 : 1 + len(leaves)], strict=True)):
             leaf.grad = None if number in self._unused else grad  # optimizers tell none from zero
         averages.update(pytree.tree_unflatten(list(found[1 + len(leaves) :]), self._spec))
         return found[0]
 
-    def _by_handlers(self, averages: dict[str, Any]) -> Array:
-        for leaf in self._leaves():
+    def _by_handlers(self, params: Parameters, averages: dict[str, Any]) -> Array:
+        for leaf in params.free.values():
             leaf.grad = None
-        loss = self._loss(self.params, averages)
+        loss = self._loss(params, averages)
         if loss.requires_grad:
             loss.backward()
         return loss.detach()
 
     def _loss(self, params: Parameters, averages: dict[str, Any]) -> Array:
+        """The loss by the handlers. The objective is called here alone."""
+        task = self.task
         with using(params.constrained()):
-            return self.objective.surrogate(
-                PROGRAM_KEY, self.guided.model, self.guided.guide, self.args, self.kwargs, averages=averages
-            )[0]
+            call = PROGRAM_KEY, task.model, task.guide, *self.data.call
+            return task.objective.surrogate(*call, averages=averages)[0]
 
-    def _function(self, *inputs: Array) -> tuple[Array, ...]:
-        names = list(self.params.free)
-        leaves = [x.detach().requires_grad_() for x in inputs[: len(names)]]
-        averages = pytree.tree_unflatten(list(inputs[len(names) :]), self._spec)
-        loss = self._loss(Parameters(dict(zip(names, leaves, strict=True)), self.params.constraints), averages)
-        grads = torch.autograd.grad(loss, leaves, allow_unused=True)
-        grads = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads, strict=True)]
-        return loss.detach(), *grads, *pytree.tree_leaves(averages)
-
-    def _try(self, step: int, averages: dict[str, Any]) -> Array:
+    def _try(self, params: Parameters, key: int, step: int, averages: dict[str, Any]) -> Array:
         """A step by the handlers, and its capture beside it."""
-        inputs = self._inputs(averages)
-        loss = self._by_handlers(averages)
-        expected = [loss, *(leaf.grad for leaf in self._leaves())]
+        names, constraints, leaves = list(params.free), params.constraints, list(params.free.values())
+        inputs = self._inputs(params, averages)
+        loss = self._by_handlers(params, averages)
+        expected = [loss, *(leaf.grad for leaf in leaves)]
+
+        def function(*inputs: Array) -> tuple[Array, ...]:
+            own = [x.detach().requires_grad_() for x in inputs[: len(names)]]
+            averages = pytree.tree_unflatten(list(inputs[len(names) :]), self._spec)
+            loss = self._loss(Parameters(dict(zip(names, own, strict=True)), constraints), averages)
+            grads = torch.autograd.grad(loss, own, allow_unused=True)
+            grads = [torch.zeros_like(x) if g is None else g for x, g in zip(own, grads, strict=True)]
+            return loss.detach(), *grads, *pytree.tree_leaves(averages)
+
         try:
-            self._require_capturable()
-            with salted(self.salt(step - 1)):
-                graph = Captured(self._function, inputs)
+            self._require_capturable(leaves)
+            with salted(salt(key, step - 1)):
+                graph = Captured(function, inputs)
             require_equal(expected, graph(*inputs))
             _compile_if_worth_it(graph, self.num_steps - step, inputs)
             if self.num_steps - step >= WORTH_SCRIPTING:
@@ -144,15 +139,15 @@ class Gradient:
         except CannotCapture as error:
             self.how = f"by the handlers: {error}"
             return loss
-        self._unused = frozenset(i for i, leaf in enumerate(self._leaves()) if leaf.grad is None)
+        self._unused = frozenset(i for i, leaf in enumerate(leaves) if leaf.grad is None)
         self._graph, self.how = graph, graph.how
         return loss
 
-    def _require_capturable(self) -> None:
-        structure = self.objective.structure(self.guided.model, self.guided.guide, self.args, self.kwargs)
+    def _require_capturable(self, leaves: list[Array]) -> None:
+        structure = self.task.objective.structure(self.task.model, self.task.guide, *self.data.call)
         if not structure.in_lanes:
             raise CannotCapture("the program reads a drawn value in Python")
-        if any(isinstance(leaf, torch.nn.Parameter) for leaf in self._leaves()):
+        if any(isinstance(leaf, torch.nn.Parameter) for leaf in leaves):
             raise CannotCapture("a network's weights train in place")
 
 

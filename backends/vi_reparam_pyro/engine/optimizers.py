@@ -1,4 +1,4 @@
-"""The default optimizer, and optimizers as a user names them."""
+"""Torch's optimizers, of a plan or of a user's own."""
 
 from __future__ import annotations
 
@@ -10,70 +10,44 @@ from typing import Any
 import torch
 
 from vi_reparam.errors import ArgumentError
-from vi_reparam.guides import GuideFamily, Sites
+from vi_reparam.fit.optimizers import BETAS, LAST_RATE, OptimizerPlan
 
-Factory = Callable[[list[Any]], Any]
+Maker = Callable[[dict[str, Any]], tuple[Any, Any]]
+"""From leaves by name to their optimizer, and its schedule or None."""
 
 
-def default_optimizer(
-    num_steps: int | None, learning_rate: float = 0.05, *, clip: float | None = None, warmup: float = 0.0
-) -> Factory:
-    """Adam with a cosine schedule from `learning_rate` down to a hundredth of it.
+def maker(plan: OptimizerPlan | Any) -> Maker:
+    """What makes the optimizer of a plan, or a user's own.
 
-    Args:
-        num_steps: of the schedule; None for a constant rate.
-        clip: largest norm of a gradient; None for any.
-        warmup: part of the steps over which the rate rises from zero first.
+    Raises:
+        ArgumentError: for what is no factory of optimizers.
     """
-    return lambda params: _adam(num_steps, [(params, learning_rate, clip, warmup)])
+    if isinstance(plan, OptimizerPlan):
+        return functools.partial(_adam, plan)
+    if not callable(plan):
+        raise ArgumentError(f"fit(optimizer={plan!r}): {_ADVICE}")
+    return lambda leaves: _of_factory(plan, list(leaves.values()))
 
 
-def _adam(num_steps: int | None, groups: list[tuple[list[Any], float, float | None, float]]) -> Any:
+def _adam(plan: OptimizerPlan, leaves: dict[str, Any]) -> tuple[Any, Any]:
     """Adam and its schedule, or None at constant rates; each group with its own rate, clip and warmup."""
-    adam = torch.optim.Adam([{"params": own, "lr": rate} for own, rate, _, _ in groups], betas=(0.9, 0.99))
+    own = {i: [leaf for name, leaf in leaves.items() if plan.group_of(name) == i] for i in range(len(plan.groups))}
+    groups = [(own[i], group) for i, group in enumerate(plan.groups) if own[i]]
+    adam = torch.optim.Adam([{"params": own, "lr": group.learning_rate} for own, group in groups], betas=BETAS)
 
     def clipped(*call: Any) -> None:
-        for own, _, largest, _ in groups:
-            if largest is not None:
-                clip_by_norm(own, largest)
+        for own, group in groups:
+            if group.clip is not None:
+                clip_by_norm(own, group.clip)
 
     adam.register_step_pre_hook(clipped)
+    num_steps = plan.num_steps
     if num_steps is None:
         return adam, None
     parts: Any = []
-    for _, _, _, warmup in groups:
-        parts.append(functools.partial(_cosine, rising=int(warmup * num_steps), num_steps=num_steps))
+    for _, group in groups:
+        parts.append(functools.partial(_cosine, rising=int(group.warmup * num_steps), num_steps=num_steps))
     return adam, torch.optim.lr_scheduler.LambdaLR(adam, parts)
-
-
-class ByName:
-    """The default optimizer of `Sites`: each part's parameters have their own rate, clip and schedule.
-
-    Args:
-        family: the specification.
-        num_steps: as in `default_optimizer`.
-    """
-
-    def __init__(self, family: Sites, num_steps: int | None) -> None:
-        self.family, self.num_steps = family, num_steps
-
-    def of(self, params: dict[str, Any]) -> tuple[Any, Any]:
-        """The optimizer of these leaves by name, and its schedule or None."""
-        groups = []
-        for index, part in enumerate(self.family.learning_rate_groups):
-            own = [leaf for name, leaf in params.items() if self.family.learning_rate_group(name) == index]
-            if own:
-                groups.append((own, part.learning_rate, part.clip, part.warmup))
-        return _adam(self.num_steps, groups)
-
-
-def family_optimizer(num_steps: int | None, family: GuideFamily | None) -> Any:
-    """The default optimizer as the family sets it."""
-    if family is None:
-        return default_optimizer(num_steps)
-    if isinstance(family, Sites):
-        return ByName(family, num_steps)
-    return default_optimizer(num_steps, family.learning_rate, clip=family.clip, warmup=family.warmup)
 
 
 def clip_by_norm(params: list[Any], largest: float) -> None:
@@ -98,10 +72,10 @@ def _cosine(step: int, rising: int, num_steps: int) -> float:
     if step < rising:
         return step / rising
     part = (min(step, num_steps) - rising) / (num_steps - rising)
-    return 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * part))
+    return LAST_RATE + (1.0 - LAST_RATE) * 0.5 * (1.0 + math.cos(math.pi * part))
 
 
-def built(factory: Any, params: list[Any]) -> tuple[Any, Any]:
+def _of_factory(factory: Any, params: list[Any]) -> tuple[Any, Any]:
     """The optimizer of a factory, and its schedule or None.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import pyro
@@ -60,38 +61,62 @@ class Parameters:
         with torch.no_grad():
             return {name: value.detach().clone() for name, value in self.constrained().items()}
 
-    def copy(self) -> Parameters:
-        """The same with leaves of its own."""
-        return Parameters(
-            {n: leaf.detach().clone().requires_grad_() for n, leaf in self.free.items()}, self.constraints
-        )
-
     def start_from(self, values: dict[str, Array]) -> None:
         """Move some leaves to these constrained values."""
         with torch.no_grad():
             for name, value in values.items():
-                constraint = self.constraints[name]
-                self.free[name].copy_(value if constraint is constraints.real else transform_to(constraint).inv(value))
+                self.free[name].copy_(_unconstrained(value, self.constraints[name]))
 
 
-def first_parameters(model: Any, guide: Any, args: Any, kwargs: Any, *, key: int) -> Parameters:
+def _unconstrained(value: Array, constraint: Any) -> Array:
+    return value if constraint is constraints.real else transform_to(constraint).inv(value)
+
+
+class _Noted(Messenger):
+    """Takes note of parameters' constraints; those that are known need no initial value."""
+
+    def __init__(self, known: Mapping[str, Array]) -> None:
+        super().__init__()
+        self.known = known
+        self.constraints: dict[str, Any] = {}
+
+    def _pyro_param(self, msg: Any) -> None:
+        name, init = clean(msg["name"]), msg["args"][1] if len(msg["args"]) > 1 else None
+        self.constraints[msg["name"]] = msg["kwargs"].get("constraint", constraints.real)
+        if name in self.known and not isinstance(init, torch.nn.Parameter):  # a module reads its own weight
+            value = self.known[name].detach()
+            value.unconstrained = weakref.ref(value)
+            msg["value"], msg["done"] = value, True
+
+
+def first_parameters(
+    model: Any, guide: Any, args: Any, kwargs: Any, *, key: int, known: Mapping[str, Array] | None = None
+) -> Parameters:
     """The initial values at the param sites of guide and model, in a store of their own.
+
+    Args:
+        known: constrained values of some, for which then no initial value is computed. A network keeps its weights.
 
     Raises:
         ArgumentError: if the model's own parameter has the name of one of the guide's.
     """
-    store = pyro.get_param_store()
-    with store.scope(), keyed(key), torch.no_grad():
+    store, known = pyro.get_param_store(), known or {}
+    noted = _Noted(known)
+    with store.scope(), keyed(key), torch.no_grad(), noted:
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         poutine.replay(model, trace=guide_trace)(*args, **kwargs)
-        free: dict[str, Array] = {}
-        found = {name: (leaf, store._constraints[name]) for name, leaf in store.named_parameters()}
-    for full, (leaf, _) in found.items():
+        made = {**dict.fromkeys(noted.constraints), **dict(store.named_parameters())}
+        limits = {full: store._constraints.get(full, noted.constraints.get(full)) for full in made}
+    free: dict[str, Array] = {}
+    for full, leaf in made.items():
         name = clean(full)
         if name in free:
             raise ArgumentError(f"the model's parameter {name!r} has the name of one of the guide's: rename it")
+        if leaf is None:
+            with torch.no_grad():
+                leaf = _unconstrained(known[name], limits[full])
         free[name] = leaf if isinstance(leaf, torch.nn.Parameter) else leaf.detach().clone().requires_grad_()
-    return Parameters(free, {clean(full): constraint for full, (_, constraint) in found.items()})
+    return Parameters(free, {clean(full): constraint for full, constraint in limits.items()})
 
 
 class using(Messenger):  # noqa: N801  (handlers are lower case in Pyro)

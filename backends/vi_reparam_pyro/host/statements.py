@@ -12,9 +12,12 @@ import torch
 
 from vi_reparam.backend.host import Host
 from vi_reparam_pyro.host.distributions import VonMisesFisher
+from vi_reparam_pyro.host.drift_module import drift
 from vi_reparam_pyro.host.families import PyroReader
+from vi_reparam_pyro.host.networks import network
 from vi_reparam_pyro.host.params import new_scope
 from vi_reparam_pyro.host.supports import Supports
+from vi_reparam_pyro.host.vector import differentiating, vector
 from vi_reparam_pyro.ops.ops import ops
 
 
@@ -51,6 +54,11 @@ class PyroHost(Supports, PyroReader):
 
     def scope(self) -> str:
         return new_scope()
+
+    vector = staticmethod(vector)
+    differentiating = staticmethod(differentiating)
+    bijection = staticmethod(network)
+    drift = staticmethod(drift)
 
     def von_mises_fisher(self, direction: Any, concentration: Any) -> Any:
         return VonMisesFisher(direction, concentration)

@@ -80,6 +80,12 @@ class PyroTracer:
         with torch.no_grad(), isolated():
             return fn(mix(0))
 
+    def outer_params(self, program: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        hidden, tracing = poutine.block(hide_fn=lambda msg: msg["type"] != "param"), poutine.trace()
+        with hidden, _dimensions_of_its_own(), keyed(mix(0)), drawing(), tracing, _Origin():
+            program(*args, **kwargs)
+        return {clean(n): s["value"] for n, s in tracing.get_trace().nodes.items() if s["type"] == "param"}
+
     def constants(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 

@@ -96,7 +96,7 @@ def _series(w: Array, z: Array, a: Array, psi: Array) -> Array:
 
 
 def _integral(z: Array, c: Array, centre: Array, sign: float) -> Array:
-    """unit SUM weight exp(-c u - z e(sign u)) (u - centre) with u = unit node and e(x) = exp(x) - 1 - x."""
+    """Unit SUM weight exp(-c u - z e(sign u)) (u - centre) with u = unit node and e(x) = exp(x) - 1 - x."""
     rule = torch.tensor(gamma_slope.RULE, dtype=z.dtype)
     node, weight = (rule[:, :2] if sign < 0.0 else rule[:, 2:]).unbind(1)
     unit = torch.addcmul(2.0 * z, c, c).sqrt_().add_(c).reciprocal_().mul_(2.0)

@@ -214,7 +214,9 @@ class TorchOps:
 
         def slopes(which: int, cotangent: Any, leaves: Any) -> list[Any]:
             moving = [leaf for leaf in leaves if leaf.requires_grad and value.requires_grad]
-            found = torch.autograd.grad(value, moving, cotangent, retain_graph=True, allow_unused=True) if moving else ()
+            found = (
+                torch.autograd.grad(value, moving, cotangent, retain_graph=True, allow_unused=True) if moving else ()
+            )
             by_leaf = dict(zip(map(id, moving), found, strict=True))
             return [by_leaf.get(id(leaf)) for leaf in leaves]
 

@@ -32,7 +32,7 @@ _SMALLEST = 4_096
 
 
 def ratios(key: int, a: Array) -> Array:
-    """w = log(z / a) for z ~ Gamma(a, 1), a constant of the shape of `a`.
+    """W = log(z / a) for z ~ Gamma(a, 1), a constant of the shape of `a`.
 
     On a GPU, and only there, by the kernel of `kernels.py` where it is the faster way: the two are
     timed at the first draw of a size class.
@@ -83,7 +83,7 @@ def plain_ratios(key: int, a: Array) -> Array:
 
 
 def _slope(w: Array, a: Array) -> Array:
-    """d log z / da."""
+    """D log z / da."""
     return in_blocks(log_slope, w, a)
 
 

@@ -80,7 +80,7 @@ def _draw(a_at, out_at, seed, num, most, LANES: tl.constexpr):
 
 
 def ratios(key: int, a: Array, most: int = MOST) -> Array:
-    """w = log(z / a) for z ~ Gamma(a, 1), of a float32 tensor; a lane that no proposal serves is NaN.
+    """W = log(z / a) for z ~ Gamma(a, 1), of a float32 tensor; a lane that no proposal serves is NaN.
 
     Args:
         key: up to 63 bits.

@@ -1,0 +1,93 @@
+"""Arguments of a call: which are data, and whether they can be used at all."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import random
+from jax.core import Tracer
+
+from vi_reparam.backend.data import Data, leaf_form
+from vi_reparam.fit.options import check_finite
+
+Array = Any
+
+
+def check_data(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """As `check_finite`, for every array that is known."""
+    for (which, first, *rest), leaf in jax.tree_util.tree_leaves_with_path((args, kwargs)):
+        if _is_array(leaf) and not isinstance(leaf, Tracer) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            key = first.idx if which.idx == 0 else repr(first.key)
+            check_finite(f"{key}{jax.tree_util.keystr(tuple(rest))}", np.asarray(leaf))
+
+
+def _is_array(leaf: Any) -> bool:
+    numpys = isinstance(leaf, np.ndarray | np.generic)  # those of numbers, NumPy's own or JAX's
+    return leaf.dtype.kind in "biufcV" if numpys else isinstance(leaf, jax.Array)
+
+
+def data_of(args: tuple[Any, ...], kwargs: dict[str, Any], *, closed: bool = False) -> Data:
+    """Arguments taken apart.
+
+    Args:
+        closed: whether arrays are constants of what is compiled too. They are NumPy's then, which keep their values
+            under tracing.
+    """
+    if closed:
+        args, kwargs = jax.tree.map(_values, (args, kwargs))
+    else:
+        args, kwargs = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, (args, kwargs))
+    leaves, tree = jax.tree.flatten((tuple(args), dict(kwargs)), is_leaf=lambda x: x is None)
+    arrays = tuple(jnp.asarray(x) for x in leaves if _is_array(x) and not closed)
+    rest = tuple(_HOLE if _is_array(x) and not closed else x for x in leaves)
+    shapes = tuple((a.shape, str(a.dtype)) for a in arrays)
+    form = tree, tuple(_key(x) for x in rest), shapes, bool(jax.config.read("jax_enable_x64"))
+    return Data(tuple(args), dict(kwargs), form, arrays, functools.partial(_join, tree, rest))
+
+
+def _values(leaf: Any) -> Any:
+    """An array whose values can be read while others are traced."""
+    is_array = isinstance(leaf, jax.Array) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(leaf) if is_array else leaf
+
+
+def _join(tree: Any, rest: tuple[Any, ...], arrays: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    taken = iter(arrays)
+    return jax.tree.unflatten(tree, [next(taken) if x is _HOLE else x for x in rest])
+
+
+SMALL = 10_000
+"""Numbers of data up to which a program that runs once is compiled longer than it runs."""
+
+
+def jit_once(fn: Callable[..., Any], data: Any, *, size: int = 0) -> Any:
+    """`jax.jit` for what runs a few times: on a CPU, and with few numbers, it is compiled without optimization.
+
+    Args:
+        data: a tree; its arrays are what counts.
+        size: other numbers that it computes with.
+    """
+    count = size + sum(np.size(x) for x in jax.tree.leaves(data) if _is_array(x))
+    small = jax.default_backend() == "cpu" and count <= SMALL
+    return jax.jit(fn, compiler_options={"xla_backend_optimization_level": 0} if small else None)
+
+
+class _Hole:
+    def __repr__(self) -> str:
+        return "<array>"
+
+
+_HOLE = _Hole()
+
+
+def _key(leaf: Any) -> Hashable:
+    if _is_array(leaf):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        array = np.asarray(random.key_data(leaf) if is_key else leaf)
+        return array.shape, str(array.dtype), array.tobytes()
+    return leaf_form(leaf)

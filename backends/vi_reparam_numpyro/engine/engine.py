@@ -1,0 +1,267 @@
+"""JAX as the core's compiler."""
+
+from __future__ import annotations
+
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from importlib.metadata import version
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import random
+from jax.core import Tracer
+from jax.flatten_util import ravel_pytree
+from numpyro.handlers import substitute
+
+from vi_reparam.backend.cache import Cache
+from vi_reparam.backend.data import Data
+from vi_reparam.backend.engine import DrawInfo, Task
+from vi_reparam.errors import ArgumentError
+from vi_reparam.objectives.run import Runner, first_params
+from vi_reparam.objectives.subsampling import check_subsampling
+from vi_reparam_numpyro.engine import optimizers
+from vi_reparam_numpyro.engine.arguments import check_data, data_of, jit_once
+from vi_reparam_numpyro.engine.codec import JaxCodec
+from vi_reparam_numpyro.engine.program import Program
+from vi_reparam_numpyro.host.tracer import tracer
+from vi_reparam_numpyro.ops.ops import ops
+
+Array = Any
+Params = Mapping[str, Array]
+
+BUDGET, CHUNK_BUDGET = 2_000_000, 2**22
+"""Numbers held at once by one batch of gradients (draws, costs and gradients), and by one chunk of runs."""
+
+LANES, PARTICLES = 512, 1024
+"""Most gradients of a batch, and most particles."""
+
+PROGRAMS, CALLS, CALLS_OF_DATA = 64, 64, 32
+"""Compiled fits and calls that are kept, and those kept with one call's data."""
+
+
+_RUNS: Any = SimpleNamespace(ops=ops, tracer=tracer)
+"""What a run asks of a backend."""
+
+
+class JaxEngine:
+    """`vi_reparam.backend.engine.Engine` for JAX."""
+
+    reads_values: tuple[type[Exception], ...] = (
+        jax.errors.ConcretizationTypeError,
+        jax.errors.NonConcreteBooleanIndexError,
+        jax.errors.TracerArrayConversionError,
+        jax.errors.TracerBoolConversionError,
+        jax.errors.TracerIntegerConversionError,
+    )
+    array_functions = "jax.numpy"
+    codec: Any = JaxCodec()
+
+    def __init__(self) -> None:
+        self.programs: Cache[Program] = Cache(PROGRAMS)
+        self.calls: Cache[Any] = Cache(CALLS)
+        self._of_data: weakref.WeakKeyDictionary[Data, Cache[Any]] = weakref.WeakKeyDictionary()
+        self._readers: list[Any] = []  # models that read their data
+
+    def key(self, seed: Any) -> Any:
+        if isinstance(seed, int | np.integer) and not isinstance(seed, bool) and -(2**63) <= seed < 2**63:
+            return random.key(int(seed))
+        if isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
+            return seed
+        if isinstance(seed, jax.Array) and seed.dtype == jnp.uint32 and seed.ndim == 1:
+            return random.wrap_key_data(seed)
+        raise ArgumentError(f"seed={seed!r}: expected an int of at most 64 bits, or a jax.random.key")
+
+    def data(self, args: tuple, kwargs: Mapping, model: Any = None, *, inputs: tuple = (), finite: bool = True) -> Data:
+        if finite:
+            check_data(args, dict(kwargs))
+        made = data_of(args, dict(kwargs))
+        if model is None:
+            return made
+        if not finite:
+            try:
+                _trace(model, made, inputs)
+            except self.reads_values:
+                made = data_of(*made.call, closed=True)
+                _trace(model, made, inputs)
+            return made
+        if not any(model is reader for reader in self._readers):
+            self._note_reading(made, model)
+        return data_of(*made.call, closed=True) if any(model is reader for reader in self._readers) else made
+
+    def _note_reading(self, data: Data, model: Callable[..., Any]) -> None:
+        """Find out whether the model reads its data in Python, which a compiled step cannot do."""
+
+        def alone(*args: Any, **kwargs: Any) -> None:
+            tracer.run(model, args, kwargs, random.key(0), alone=True)
+
+        try:
+            _trace(alone, data, ())
+        except self.reads_values as error:
+            self._readers.append(model)
+            reason = str(error).strip().splitlines()[0]
+            warnings.warn(
+                f"{getattr(model, '__name__', type(model).__name__)} reads its data in Python ({reason}), so the data "
+                "are compiled into the step, and every new data set compiles again; use jnp.where or shapes instead of "
+                "values to avoid it",
+                stacklevel=4,
+            )
+        except Exception:  # whatever else is wrong with the arguments is reported by the check that follows
+            return
+
+    def call(self, fn: Callable[..., Any], data: Data, *inputs: Any, name: Hashable = None) -> Any:
+        join = data.join
+
+        def compile_it() -> Any:
+            traced = jax.jit(lambda arrays, *inputs: fn(*join(arrays), *inputs))
+            return traced, jit_once(traced, data.call)
+
+        traced, compiled = compile_it() if name is None else self.calls.get((name, data.form), compile_it)
+        within = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(inputs))
+        return (traced if within else compiled)(data.arrays, *inputs)
+
+    def runs_at_once(self, fn: Callable[..., Any], data: Data, *inputs: Any) -> bool:
+        return True
+
+    def many(
+        self,
+        fn: Callable,
+        data: Data,
+        key: Any,
+        num: int,
+        *inputs: Any,
+        size: int,
+        name: Any = None,
+        at_once: bool = True,
+    ) -> Any:
+        join = data.join
+
+        def all_of_them(key: Any, arrays: Any, *inputs: Any) -> Any:
+            args, kwargs = join(arrays)
+            return in_chunks(lambda one: fn(one, args, kwargs, *inputs), key, num, size)
+
+        def compile_it() -> Any:
+            return jit_once(all_of_them, data.call, size=size)
+
+        if name is None:
+            return compile_it()(key, data.arrays, *inputs)
+        kept = self._of_data.setdefault(data, Cache(CALLS_OF_DATA))
+        return kept.get((name, num), compile_it)(key, data.arrays, *inputs)
+
+    def first_params(self, model: Any, guide: Any, data: Data, key: Any, known: Params) -> dict[str, Array]:
+        def values(args: Any, kwargs: Any, key: Any, known: Any) -> dict[str, Any]:
+            with substitute(data=known):
+                return {**known, **first_params(_RUNS, key, model, guide, args, kwargs)}
+
+        name = "first_params", _Same(model), _Same(guide), tuple(sorted(known))
+        return self.call(values, data, key, dict(known), name=name)
+
+    def check(self, task: Task, data: Data, start: Callable[[Any], Params], key: Any, *, known: bool) -> Params | None:
+        if not known:
+            check_subsampling(task.objective.backend, task.model, data)
+            task.objective.check_at(start, task.model, task.guide, *data.call)
+        return None
+
+    def draws(self, task: Task, data: Data, params: Params | None) -> dict[str, DrawInfo]:
+        return {
+            name: DrawInfo(sampled.family, sampled.estimator, int(np.prod(jnp.shape(sampled.draw.value))))
+            for name, sampled in self._run(task, data, params).draws.items()
+        }
+
+    def _run(self, task: Task, data: Data, params: Params | None) -> Any:
+        """One run, whose shapes alone hold."""
+        runs = []
+
+        def abstract(key: Any, params: Any) -> None:
+            objective = task.objective
+            runs.append(Runner(objective.backend, task.model, task.guide, *data.call, objective.entropy, params)(key))
+
+        jax.eval_shape(abstract, random.key(0), dict(params or {}))
+        return runs[-1]
+
+    def optimizer(self, plan: Any) -> Any:
+        return optimizers.made(plan)
+
+    def program(self, task: Task, data: Data, optimizer: Any, *, num_steps: int, watched: bool) -> Program:
+        case = _Same(task.model), _Same(task.guide), repr(task.objective), optimizers.fingerprint(optimizer)
+        return self.programs.get((*case, data.form, watched), lambda: Program(task, data, optimizer, watched))
+
+    def gradients(
+        self, task: Task, data: Data, params: Params, key: Any, num: int
+    ) -> Iterator[tuple[np.ndarray, float]]:
+        moving = {name: params[name] for name in sorted(params) if not name.startswith("vr.")}
+        fixed = {name: value for name, value in params.items() if name not in moving}
+        flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, moving))
+        result, particles = self._run(task, data, params), task.objective.num_particles
+        parts = [s.draw.value for s in result.draws.values()] + list(result.costs.values())
+        size = particles * sum(int(np.prod(jnp.shape(part))) for part in parts)
+        batch = int(np.clip(BUDGET // max(size, flat.size, 1), 1, min(LANES, max(1, PARTICLES // particles))))
+        batch = min(batch, max(1, num // 2))
+
+        def loss(flat: Array, key: Any, args: Any, kwargs: Any) -> Array:
+            return task.objective.loss(key, {**unravel(flat), **fixed}, task.model, task.guide, *args, **kwargs)
+
+        def rows(first: Array, flat: Array, arrays: Any) -> Array:
+            args, kwargs = data.join(arrays)
+            one = jax.vmap(lambda index: jax.grad(loss)(flat, random.fold_in(key, index), args, kwargs))
+            return one(first + jnp.arange(batch))
+
+        compiled = jax.jit(rows).lower(jnp.asarray(0), flat, data.arrays).compile()
+        for first in range(0, num, batch):
+            begun = time.perf_counter()
+            found = jax.block_until_ready(compiled(jnp.asarray(first), flat, data.arrays))
+            yield np.asarray(found), time.perf_counter() - begun
+
+    def settle(self, posterior: Any) -> None:
+        return None  # nothing trains in place
+
+    def versions(self) -> dict[str, str]:
+        return {name: version(name) for name in ("vi-reparam", "numpyro", "jax", "optax")}
+
+
+def in_chunks(one: Callable[[Any], Any], key: Any, num: int, size: int) -> Any:
+    """Runs `one` for `num` keys, vectorized as far as the memory budget goes.
+
+    Args:
+        one: a function of a key; the i-th call gets `key` with i folded in.
+        size: numbers that one call holds.
+
+    Returns:
+        The results, stacked.
+    """
+    chunk = max(1, min(num, CHUNK_BUDGET // max(size, 1)))
+    num_chunks = -(-num // chunk)
+    chunk = -(-num // num_chunks)  # even chunks: one body, few draws thrown away
+    keys = jax.vmap(lambda i: random.fold_in(key, i))(jnp.arange(num_chunks * chunk))
+    if num_chunks == 1:
+        return jax.vmap(one)(keys)
+    out = jax.lax.map(jax.vmap(one), keys.reshape(num_chunks, chunk))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num], out)
+
+
+def _trace(program: Callable[..., Any], data: Data, inputs: tuple[Any, ...]) -> None:
+    def traced(arrays: Any, inputs: Any) -> None:
+        args, kwargs = data.join(arrays)
+        program(*inputs, *args, **kwargs)
+
+    jax.eval_shape(traced, data.arrays, inputs)
+
+
+class _Same:
+    """A key of a dictionary that is one object and no other, hashable or not; it keeps the object alive."""
+
+    def __init__(self, thing: Any) -> None:
+        self.thing = thing
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.thing is other.thing
+
+    def __hash__(self) -> int:
+        return id(self.thing)
+
+
+engine = JaxEngine()

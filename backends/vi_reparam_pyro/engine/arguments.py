@@ -1,0 +1,72 @@
+"""Arguments of a call: which are data, and whether they can be used at all."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils import _pytree as pytree
+
+from vi_reparam.backend.data import Data, leaf_form
+from vi_reparam.fit.options import check_finite
+
+Array = Any
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf of the arguments is an array of numbers."""
+    return isinstance(leaf, torch.Tensor) or (isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind in "biufc")
+
+
+def to_numpy(x: Any) -> np.ndarray:
+    """A tensor as a NumPy array."""
+    return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
+
+
+def check_data(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """As `check_finite`, for every array."""
+    leaves: Any = pytree.tree_flatten_with_path((args, kwargs))[0]
+    for (which, first, *rest), leaf in leaves:
+        if is_array(leaf):
+            key = first.idx if which.idx == 0 else repr(first.key)
+            check_finite(f"{key}{pytree.keystr(tuple(rest))}", to_numpy(leaf))
+
+
+def as_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments, NumPy arrays made tensors (floating-point ones in torch's default type)."""
+
+    def convert(leaf: Any) -> Any:
+        if not isinstance(leaf, np.ndarray) or not is_array(leaf):
+            return leaf
+        held = leaf if leaf.flags.writeable else leaf.copy()  # torch cannot promise not to write
+        tensor = torch.as_tensor(held, device=torch.get_default_device())
+        return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
+
+    return pytree.tree_map(convert, (tuple(args), dict(kwargs)))
+
+
+def data_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Data:
+    """Arguments as tensors, taken apart."""
+    args, kwargs = as_tensors(args, kwargs)
+    leaves, tree = pytree.tree_flatten((args, kwargs))
+    arrays = tuple(leaf for leaf in leaves if is_array(leaf))
+
+    def join(arrays: tuple[Array, ...]) -> Any:
+        taken = iter(arrays)
+        return pytree.tree_unflatten([next(taken) if is_array(leaf) else leaf for leaf in leaves], tree)
+
+    return Data(args, kwargs, (signature(args, kwargs), torch.get_default_dtype()), arrays, join)
+
+
+def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
+    """Equal for arguments of equal structure, shapes, dtypes and other values."""
+    leaves, tree = pytree.tree_flatten((args, kwargs))
+    return str(tree), tuple(_key(x) for x in leaves)
+
+
+def _key(leaf: Any) -> Hashable:
+    if is_array(leaf):
+        return tuple(leaf.shape), str(leaf.dtype)
+    return leaf_form(leaf)

@@ -1,0 +1,217 @@
+"""Torch as the core's compiler."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils import _pytree as pytree
+
+from vi_reparam.backend.data import Data
+from vi_reparam.backend.engine import DrawInfo, Task
+from vi_reparam.errors import ArgumentError
+from vi_reparam.objectives.run import Runner
+from vi_reparam.objectives.subsampling import check_subsampling
+from vi_reparam_pyro.engine import optimizers
+from vi_reparam_pyro.engine.arguments import check_data, data_of, to_numpy
+from vi_reparam_pyro.engine.codec import TorchCodec
+from vi_reparam_pyro.engine.program import Program
+from vi_reparam_pyro.host.params import first_parameters, isolated, using
+from vi_reparam_pyro.lanes.seeding import MASK
+from vi_reparam_pyro.lanes.vmap import keyed, vectorized, without_validation
+from vi_reparam_pyro.ops.ops import mix
+
+Array = Any
+Params = Mapping[str, Array]
+
+BUDGET = 2_000_000
+"""Numbers held at once by one batch of gradients (draws, costs and gradients)."""
+
+LANES, PARTICLES = 256, 1024
+"""Most gradients of a batch, and most particles."""
+
+CHUNK_BUDGET, MOST_RUNS = 2**22, 500
+"""Numbers held at once by one chunk of runs, and the most runs of it."""
+
+
+class ReadsValuesError(Exception):
+    """A function or program reads a draw's value in Python."""
+
+
+class TorchEngine:
+    """`vi_reparam.backend.engine.Engine` for torch."""
+
+    reads_values: tuple[type[Exception], ...] = (ReadsValuesError,)
+    array_functions = "torch"
+    codec: Any = TorchCodec()
+
+    def key(self, seed: Any) -> int:
+        if isinstance(seed, int | np.integer) and not isinstance(seed, bool) and -(2**63) <= seed < 2**63:
+            return mix(int(seed) & MASK)
+        raise ArgumentError(f"seed={seed!r}: expected an int of at most 64 bits")
+
+    def data(self, args: tuple, kwargs: Mapping, model: Any = None, *, inputs: tuple = (), finite: bool = True) -> Data:
+        if finite:
+            check_data(args, dict(kwargs))
+        return data_of(args, dict(kwargs))
+
+    def call(self, fn: Callable[..., Any], data: Data, *inputs: Any, name: Hashable = None) -> Any:
+        with torch.no_grad():
+            return fn(*data.call, *inputs)
+
+    def runs_at_once(self, fn: Callable[..., Any], data: Data, *inputs: Any) -> bool:
+        try:
+            _at_once(lambda key: fn(key, *data.call, *inputs), 2, mix(0))
+        except (ReadsValuesError, RuntimeError, ValueError, TypeError, NotImplementedError, IndexError):
+            return False
+        return True
+
+    def many(
+        self,
+        fn: Callable,
+        data: Data,
+        key: Any,
+        num: int,
+        *inputs: Any,
+        size: int,
+        name: Any = None,
+        at_once: bool = True,
+    ) -> Any:
+        def one(key: int) -> Any:
+            return fn(key, *data.call, *inputs)
+
+        if not at_once:
+            with torch.no_grad():
+                runs = [pytree.tree_map(torch.as_tensor, one(mix(key ^ mix(i + 1)))) for i in range(num)]
+            return pytree.tree_map(lambda *xs: torch.stack(xs), runs[0], *runs[1:])
+        # chunks of one size, so that the noise of a run does not depend on how many there are
+        chunk = int(np.clip(CHUNK_BUDGET // max(size, 1), 1, MOST_RUNS))
+        chunks = [_at_once(one, chunk, mix(key ^ mix(i + 1))) for i in range(-(-num // chunk))]
+        return pytree.tree_map(lambda *xs: torch.cat(xs)[:num], chunks[0], *chunks[1:])
+
+    def first_params(self, model: Any, guide: Any, data: Data, key: int, known: Params) -> dict[str, Array]:
+        with isolated(), without_validation():
+            found = first_parameters(model, guide, *data.call, key=mix(key), known=known).values()
+        return {**found, **known}
+
+    def check(self, task: Task, data: Data, start: Callable[[int], Params], key: int, *, known: bool) -> Params | None:
+        try:
+            return self._checked(task, data, start, key)
+        except ValueError as error:
+            if "Expected parameter" not in str(error):
+                raise
+            with without_validation():  # a NaN on the way: the first step will name its site
+                return self._checked(task, data, start, key)
+
+    def _checked(self, task: Task, data: Data, start: Callable[[int], Params], key: int) -> Params:
+        with isolated():
+            check_subsampling(task.objective.backend, task.model, data)
+            params = start(key)
+            with using(dict(params)):
+                task.objective.structure(task.model, task.guide, *data.call)
+                self._run(task, data)  # known or not, these values must lie in the supports
+        return params
+
+    def _run(self, task: Task, data: Data) -> Any:
+        objective = task.objective
+        with torch.no_grad():
+            return Runner(objective.backend, task.model, task.guide, *data.call, objective.entropy)(mix(0))
+
+    def draws(self, task: Task, data: Data, params: Params | None) -> dict[str, DrawInfo]:
+        if params is None:
+            params = self.first_params(task.model, task.guide, data, 0, {})
+        with isolated(), without_validation(), using(dict(params)):
+            draws = self._run(task, data).draws
+        return {name: DrawInfo(s.family, s.estimator, s.draw.value.numel()) for name, s in draws.items()}
+
+    def optimizer(self, plan: Any) -> Any:
+        return optimizers.maker(plan)
+
+    def program(self, task: Task, data: Data, optimizer: Any, *, num_steps: int, watched: bool) -> Program:
+        return Program(task, data, optimizer, num_steps, watched)
+
+    def gradients(
+        self, task: Task, data: Data, params: Params, key: int, num: int
+    ) -> Iterator[tuple[np.ndarray, float]]:
+        params = {name: params[name] for name in sorted(params)}
+        particles, length = task.objective.num_particles, sum(value.numel() for value in params.values())
+        with isolated():
+            with using(params), without_validation():
+                structure = task.objective.structure(task.model, task.guide, *data.call)
+                run = self._run(task, data)
+            with using(params) as given, torch.no_grad(), keyed(mix(0)):
+                task.guide(*data.call[0], **data.call[1])
+                networks = bool(given.modules)  # whose weights are no arguments of lanes
+        size = sum(s.draw.value.numel() for s in run.draws.values()) + sum(c.numel() for c in run.costs.values())
+        batch = 1
+        if structure.in_lanes and not networks:
+            most = min(LANES, max(1, PARTICLES // particles))
+            batch = min(int(np.clip(BUDGET // max(particles * size, length, 1), 1, most)), max(1, num // 2))
+        for number in range(-(-num // batch)):
+            begun = time.perf_counter()
+            with isolated(), without_validation():
+                found = _gradients(task, data, params, batch, mix(key ^ mix(number + 1)))
+            yield found, time.perf_counter() - begun
+
+    def settle(self, posterior: Any) -> None:
+        guided, data = posterior.guided, data_of(posterior.args, posterior.kwargs)
+        with isolated(), without_validation():
+            found = first_parameters(guided.model, guided.guide, *data.call, key=mix(0), known=posterior.params)
+        networks = {name for name, leaf in found.free.items() if isinstance(leaf, torch.nn.Parameter)}
+        found.start_from({name: posterior.params[name] for name in networks})
+
+    def versions(self) -> dict[str, str]:
+        found = {}
+        for name in ("vi-reparam", "pyro-ppl", "torch"):
+            try:
+                found[name] = version(name)
+            except PackageNotFoundError:  # run from its source
+                found[name] = "unknown"
+        return found
+
+
+def _at_once(one: Callable[[int], Any], num: int, key: int) -> Any:
+    """Runs at once, each with noise of its own.
+
+    Raises:
+        ReadsValuesError: if `one` reads a value in Python.
+    """
+    try:
+        with torch.no_grad():
+            return vectorized(lambda: one(key), num, key)
+    except RuntimeError as error:
+        if "vmap" in str(error) or ".item()" in str(error):
+            raise ReadsValuesError(str(error)) from error
+        raise
+
+
+def _gradients(task: Task, data: Data, params: Params, batch: int, key: int) -> np.ndarray:
+    """`batch` independent gradients of the loss, flattened, shape ``[batch, parameters]``."""
+    names, weights = list(params), {}
+
+    def loss(*values: Array) -> Array:
+        with using(dict(zip(names, values, strict=True))) as given:
+            value = task.objective.surrogate(key, task.model, task.guide, *data.call)[0]
+            weights.update({name: leaf for name, (leaf, _) in given.modules.items()})
+        return value
+
+    if batch == 1:
+        leaves = [params[n].detach().clone().requires_grad_() for n in names]
+        total = loss(*leaves)
+    else:
+        leaves = [params[n].detach().expand((batch, *params[n].shape)).clone().requires_grad_() for n in names]
+        total = vectorized(loss, batch, key, *leaves).sum()
+    moved = [weights.get(n, leaf) for n, leaf in zip(names, leaves, strict=True)]
+    found = torch.autograd.grad(total, moved, allow_unused=True)
+    flat = [
+        np.zeros((batch, leaf.numel() // batch)) if g is None else to_numpy(g).reshape(batch, -1)
+        for g, leaf in zip(found, leaves, strict=True)
+    ]
+    return np.concatenate(flat, axis=1)
+
+
+engine = TorchEngine()

@@ -1,0 +1,126 @@
+"""What the package of every backend exports, and what binds the workflow to a backend.
+
+``from vi_reparam.api import *`` gives the names that all backends share. What knows the framework is bound to it: a
+subclass of `Guided` with the backend as class attribute, and functions whose first argument is that class.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, TypeVar
+
+from vi_reparam import (
+    ArgumentError,
+    Auto,
+    BackendError,
+    Branch,
+    Draw,
+    Estimator,
+    GradientError,
+    Implicit,
+    MeasureValued,
+    NonFiniteError,
+    Ops,
+    Pathwise,
+    Rejection,
+    RejectionSampler,
+    ScoreFunction,
+    SiteError,
+    ViReparamError,
+    implicit,
+    ops_of,
+    surrogate,
+)
+from vi_reparam.fit.guided import Guided as Guided
+from vi_reparam.fit.guided import guide
+from vi_reparam.guides import SDE, Escalate, Flow, FullRank, GuideFamily, LowRank, MeanField, Sites
+from vi_reparam.posterior.posterior import Posterior as Posterior
+from vi_reparam.sde import (
+    MLP,
+    Adams,
+    Blocks,
+    Cosine,
+    Diagonal,
+    Linear,
+    Mixture,
+    Ramp,
+    UniformLogSNR,
+    VarianceExploding,
+    Window,
+)
+from vi_reparam.study import Study
+from vi_reparam.study.compare import compare_estimators
+from vi_reparam.study.comparison import Comparison
+from vi_reparam.study.guides import compare_guides, compare_sde
+
+C = TypeVar("C")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+__all__ = [
+    "MLP",
+    "SDE",
+    "Adams",
+    "ArgumentError",
+    "Auto",
+    "BackendError",
+    "Blocks",
+    "Branch",
+    "Comparison",
+    "Cosine",
+    "Diagonal",
+    "Draw",
+    "Escalate",
+    "Estimator",
+    "Flow",
+    "FullRank",
+    "GradientError",
+    "GuideFamily",
+    "Implicit",
+    "Linear",
+    "LowRank",
+    "MeanField",
+    "MeasureValued",
+    "Mixture",
+    "NonFiniteError",
+    "Ops",
+    "Pathwise",
+    "Ramp",
+    "Rejection",
+    "RejectionSampler",
+    "ScoreFunction",
+    "SiteError",
+    "Sites",
+    "Study",
+    "UniformLogSNR",
+    "VarianceExploding",
+    "ViReparamError",
+    "Window",
+    "implicit",
+    "ops_of",
+    "surrogate",
+]
+
+
+def bound(fn: Callable[Concatenate[C, P], R], first: C) -> Callable[P, R]:
+    """A function with its first argument given; its name, signature and docstring are those of what is left."""
+
+    @functools.wraps(fn)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return fn(first, *args, **kwargs)
+
+    whole = inspect.signature(fn)
+    call.__signature__ = whole.replace(parameters=list(whole.parameters.values())[1:])  # type: ignore[attr-defined]
+    return call
+
+
+def functions_of(guided: type[Guided]):  # the functions' own signatures are inferred
+    """``guide``, ``compare_estimators``, ``compare_guides`` and ``compare_sde`` for a backend's `Guided`."""
+    return (
+        bound(guide, guided),
+        bound(compare_estimators, guided),
+        bound(compare_guides, guided),
+        bound(compare_sde, guided),
+    )

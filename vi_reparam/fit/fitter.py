@@ -1,0 +1,275 @@
+"""From a guided model and its data to a posterior."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
+from vi_reparam.backend.data import Data
+from vi_reparam.backend.engine import Task
+from vi_reparam.errors import ArgumentError, ViReparamError
+from vi_reparam.estimators import Estimator
+from vi_reparam.fit import checkpoints
+from vi_reparam.fit.checkpoints import FitSignature, form_of
+from vi_reparam.fit.convergence import Convergence
+from vi_reparam.fit.loop import Restart, run_steps
+from vi_reparam.fit.optimizers import plan_of
+from vi_reparam.fit.options import check_options
+from vi_reparam.fit.selection import choose
+from vi_reparam.gaussians.pathfinder import APART, distance
+from vi_reparam.guides import JointFamily, Sites
+
+Array = Any
+Key = Any
+Values = Mapping[str, Array]
+"""Parameters by name, constrained."""
+
+MAX_STEPS = 10_000
+"""Most steps of a hand-written guide's fit that ends by itself."""
+
+
+class Fitter:
+    """Fits one `Guided`.
+
+    Args:
+        guided: the model with its guide.
+
+    Attributes:
+        fitted: posteriors of simpler families on the same data, by family.
+    """
+
+    def __init__(self, guided: Any) -> None:
+        self.guided = guided
+        self.ops, self.engine = guided.backend.ops, guided.backend.engine
+        self.fitted: dict[Any, Any] = {}
+        self._selected: dict[Any, tuple[Any, dict[str, float]]] = {}
+        self._checked: set[Any] = set()
+        self._simpler: dict[Any, Fitter] = {}
+        self._rivals: list[float] = []
+
+    def fit(self, args: tuple[Any, ...], kwargs: dict[str, Any], **options: Any) -> Any:
+        """As `Guided.fit`."""
+        check_options(self.engine, **options)
+        return self.run(self.engine.data(args, kwargs, self.guided.model), **options)
+
+    def run(
+        self,
+        data: Data,
+        *,
+        num_steps: int | None,
+        num_particles: int | None,
+        optimizer: Any,
+        seed: Any,
+        progress: bool,
+        checkpoint: Any,
+        final: bool = True,
+    ) -> Any:
+        """As `Guided.fit`, on data that the engine made ready.
+
+        Args:
+            final: False for the warm start of another family, which keeps the fitted tail parameters.
+        """
+        begun = time.perf_counter()
+        family, engine = self.guided.family, self.engine
+        watched = num_steps is None and (family is None or family.converges)
+        total: int = num_steps or (MAX_STEPS if family is None else family.max_steps)
+        key = engine.key(seed)
+        start_key, key = self.ops.split(key, 2)
+        task = self._task(num_particles)
+        start = self._check(task, data, start_key)
+        task, prices = self._select(task, data, start_key)
+        plan = plan_of(family, None if watched else total) if optimizer is None else optimizer
+        program = engine.program(task, data, engine.optimizer(plan), num_steps=total, watched=watched)
+        about = {
+            "model": self.guided.name,
+            "num_steps": total,
+            "objective": repr(task.objective),
+            "seed": str(int(seed)) if isinstance(seed, Integral) else repr(seed),
+            "plan": f"{plan if optimizer is None else 'an optimizer given'}{', until it converges' if watched else ''}",
+        }
+        runs = []
+        for known in self._warm_starts(data, key, total, task.objective.num_particles)[: 1 if checkpoint else None]:
+            values = self.guided.start_at(data, start_key, known) if start is None else {**start, **known}
+            state = program.init(key, values, data)
+            course = Convergence(total, family is not None and family.by_losses) if watched else None
+            runs.append(self._restart(program, state, course, about, progress=progress, checkpoint=checkpoint))
+        best, rivals = self._compare(runs)
+        record = {
+            "num_steps": len(best.losses),
+            "converged": None if best.course is None else best.course.converged,
+            "rivals": rivals,
+            "num_particles": task.objective.num_particles,
+            "objective": repr(task.objective),
+            "family": repr(family),
+            "estimators": {n: repr(d.estimator) for n, d in engine.draws(task, data, best.params).items()},
+            "variance_x_time": prices,
+            "steps": best.execution,
+            "versions": engine.versions(),
+        }
+        posterior = self.guided.posterior_type(
+            self.guided,
+            best.params,
+            args=data.args,
+            kwargs=data.kwargs,
+            losses=best.losses,
+            seed=int(seed) if isinstance(seed, Integral) else 0,
+            record=record,
+        )
+        if final and family is not None and family.has_tail:
+            posterior.fit_tail()
+        posterior.record["seconds"] = time.perf_counter() - begun
+        return posterior
+
+    def check(self, data: Data, key: Key) -> None:
+        """Everything that can be refused before the first step.
+
+        Raises:
+            ViReparamError: saying what to do.
+        """
+        self._check(self._task(None), data, key)
+
+    def _task(self, num_particles: int | None) -> Task:
+        objective = self.guided.objective
+        if num_particles is not None:
+            objective = objective.with_particles(num_particles)
+        return Task(self.guided.model, self.guided.guide, objective, self.guided.name)
+
+    def _check(self, task: Task, data: Data, key: Key) -> Values | None:
+        """As `check`; the first parameters, where they were needed."""
+        start = functools.partial(self.guided.start_at, data)
+        try:
+            found = self.engine.check(task, data, start, key, known=data.form in self._checked)
+        except ViReparamError:
+            raise
+        except Exception as error:
+            shapes = _shapes(data.args), _shapes(data.kwargs)
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ArgumentError(
+                f"{self.guided.name} could not run on arguments of shapes {shapes[0]} {shapes[1]}: {first}"
+            ) from error
+        self._checked.add(data.form)
+        return found
+
+    def _select(self, task: Task, data: Data, key: Key) -> tuple[Task, dict[str, float]]:
+        """The task with `Auto` resolved by measurement, once for every form of the data."""
+        case = repr(task.objective), data.form
+        if case not in self._selected:
+            guided = self.guided
+
+            def with_estimators(estimators: dict[str, Estimator]) -> Task:
+                return replace(task, guide=guided.with_estimators(estimators).guide)
+
+            def start() -> Values:
+                return guided.start_at(data, self.engine.key(0))
+
+            chosen, prices = choose(self.engine, task, data, guided.estimators, start, with_estimators)
+            if chosen:
+                task = with_estimators({**guided.estimators, **chosen})
+                self.engine.check(task, data, functools.partial(guided.start_at, data), key, known=False)
+            self._selected[case] = task.guide, prices
+        guide, prices = self._selected[case]
+        return replace(task, guide=guide), prices
+
+    def _warm_starts(self, data: Data, key: Key, total: int, num_particles: int) -> list[Values]:
+        """Values to start some parameters from; several where runs should be kept apart.
+
+        Args:
+            total: steps of the fit to come, and `num_particles` its particles: the most for parts of `Sites`.
+        """
+        self._rivals = []
+        parts = isinstance(self.guided.family, Sites)
+        if not parts and not isinstance(self.guided.family, JointFamily):
+            return [{}]
+
+        def fit(family: Any, num_steps: int | None, key: Key) -> Any:
+            posterior = self.fitted.get(family)
+            if posterior is None:
+                particles = None
+                if parts:
+                    num_steps, particles = min(num_steps or total, total), min(num_particles, family.num_particles)
+                posterior = self._fitter_of(family, share=not parts).run(
+                    data,
+                    num_steps=num_steps,
+                    num_particles=particles,
+                    optimizer=None,
+                    seed=key,
+                    progress=False,
+                    checkpoint=None,
+                    final=False,
+                )
+            self._rivals = list(posterior.record["rivals"])
+            return posterior
+
+        return self.guided.base_guide.warm_starts(fit, data, self.ops.fold_in(key, 1))
+
+    def _fitter_of(self, family: Any, *, share: bool) -> Fitter:
+        """Fits a simpler family to the same model.
+
+        Args:
+            share: whether its guide takes over what this one's knows of the model.
+        """
+        if family not in self._simpler:
+            estimators = None if share else self.guided.estimators
+            simpler = type(self.guided)(self.guided.model, family, estimators=estimators)
+            if share:
+                simpler.base_guide.share(self.guided.base_guide)
+            self._simpler[family] = Fitter(simpler)
+        return self._simpler[family]
+
+    def _restart(
+        self,
+        program: Any,
+        state: Any,
+        course: Convergence | None,
+        about: dict[str, Any],
+        *,
+        progress: bool,
+        checkpoint: Any,
+    ) -> Restart:
+        """One fit from one start.
+
+        Args:
+            about: fields of its `FitSignature`.
+        """
+        losses, done, name = np.full(about["num_steps"], np.nan), 0, self.guided.name
+        signature = None if checkpoint is None else FitSignature(**about, state=form_of(program.arrays(state)))
+        stored = None if signature is None else checkpoints.load(checkpoint, signature, course)
+        if stored is not None:
+            arrays, done, losses = stored
+            state = program.restore(state, arrays)
+
+        def save(state: Any, done: int) -> None:
+            if signature is not None:
+                checkpoints.save(checkpoint, signature, program.arrays(state), done, losses, course)
+
+        state, done = run_steps(program, state, losses, done, name=name, course=course, progress=progress, save=save)
+        return Restart(program.params(state), losses[:done], course, program.execution)
+
+    def _compare(self, runs: list[Restart]) -> tuple[Restart, list[float]]:
+        """The best of several runs, and by how many nats those that ended elsewhere are below it."""
+        best = max(runs, key=lambda run: run.bound)
+        there = self.guided.base_guide.location(best.params) if len(runs) > 1 else None
+        if there is None:
+            return best, list(self._rivals)
+        to_numpy, rivals = self.ops.to_numpy, []
+        center, root = to_numpy(there.center), to_numpy(there.root)
+        for other in runs:
+            move = to_numpy(self.guided.base_guide.location(other.params).center) - center
+            if distance(move, root, np.linalg.solve) > APART:
+                rivals.append(float(best.bound - other.bound))
+        return best, rivals
+
+
+def _shapes(tree: Any) -> Any:
+    """The shapes of a tree's arrays in their places."""
+    if isinstance(tree, dict):
+        return {name: _shapes(value) for name, value in tree.items()}
+    if type(tree) in (list, tuple):
+        return type(tree)(_shapes(value) for value in tree)
+    return tuple(tree.shape) if hasattr(tree, "shape") else tree

@@ -1,0 +1,124 @@
+"""The steps of one fit from one start: a progress bar, a clock, convergence, checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from vi_reparam.backend.engine import Program
+from vi_reparam.errors import NonFiniteError
+from vi_reparam.fit.convergence import BLOCK, Convergence
+
+Array = Any
+
+FIRST_CHUNK, CHUNK = 32, 1024
+"""Steps before the first look at the clock, and the most between two looks."""
+
+LOOK_EVERY = 0.5
+"""Seconds between two looks, about."""
+
+SAVE_EVERY = 10.0
+"""Seconds between two checkpoints."""
+
+
+@dataclass(frozen=True)
+class Restart:
+    """A fit from one start, at its end.
+
+    Attributes:
+        params: constrained values.
+        losses: of its steps.
+        course: when it ended by itself; None for one with a number of steps.
+        execution: how its steps were taken.
+    """
+
+    params: Mapping[str, Array]
+    losses: np.ndarray
+    course: Convergence | None
+    execution: str
+
+    @property
+    def bound(self) -> float:
+        """The ELBO at its end, in nats."""
+        return -float(np.mean(self.losses[-max(1, len(self.losses) // 10) :]))
+
+
+def run_steps(
+    program: Program,
+    state: Any,
+    losses: np.ndarray,
+    done: int,
+    *,
+    name: str,
+    course: Convergence | None,
+    progress: bool,
+    save: Callable[[Any, int], None],
+) -> tuple[Any, int]:
+    """Go on from step `done` to the end.
+
+    Args:
+        losses: one for each step of the whole fit; those to come are filled in.
+        name: of the model, for messages.
+        course: decides when the fit ends by itself; None for one with a number of steps.
+        save: writes a checkpoint of (state, steps done).
+
+    Returns:
+        (the state, the number of steps done).
+
+    Raises:
+        NonFiniteError: for a NaN or an infinity, with its step and site.
+    """
+    total, chunk, saved = len(losses), FIRST_CHUNK, time.perf_counter()
+    with tqdm(total=total, initial=done, disable=not progress, desc=f"fit {name}") as bar:
+        while done < total and not (course is not None and course.finished):
+            begun = time.perf_counter()
+            limit = min(chunk, total - done)
+            if course is not None:
+                limit = min(limit, BLOCK - done % BLOCK)
+            state, values, finite = program.advance(state, limit)
+            losses[done : done + len(values)] = values
+            done += len(values)
+            if not finite:
+                raise not_finite(program, state, losses[:done], name)
+            bar.update(len(values))
+            if course is not None and (done % BLOCK == 0 or done == total):
+                state = _look(program, state, course, losses[done - ((done - 1) % BLOCK + 1) : done])
+            note = "" if course is None else f", {course}"
+            bar.set_postfix_str(f"ELBO {-np.mean(losses[max(0, done - 100) : done]):.4g}{note}", refresh=False)
+            seconds = time.perf_counter() - begun
+            chunk = int(np.clip(len(values) * LOOK_EVERY / max(seconds, 1e-4), 1, CHUNK))
+            ended = done == total or (course is not None and course.finished)
+            if ended or time.perf_counter() - saved > SAVE_EVERY:
+                save(state, done)
+                saved = time.perf_counter()
+    return state, done
+
+
+def _look(program: Program, state: Any, course: Convergence, losses: np.ndarray) -> Any:
+    """Take note of a block of steps, and go on from the mean of the iterates where a rate is left."""
+    state, mean, square = program.moments(state)
+    left = course.add(losses.tolist(), mean, square)
+    return state if left is None else program.move(state, left, 0.0 if course.finished else course.rate)
+
+
+def not_finite(program: Program, state: Any, losses: np.ndarray, name: str) -> NonFiniteError:
+    """The error that names what is not finite in the step after `state`.
+
+    Args:
+        losses: up to that step.
+    """
+    sites = program.non_finite(state)
+    listed = "; ".join(f"site {site!r}: {what}" for site, what in sites.items()) or "the cause did not recur"
+    return NonFiniteError(
+        f"fit of {name} stopped at step {len(losses) - 1}: {listed}. The last finite parameters are in error.params; "
+        "try a smaller learning rate, float64, or look at that site's density",
+        step=len(losses) - 1,
+        sites=sites,
+        params=program.params(state),
+        losses=losses,
+    )

@@ -1,0 +1,68 @@
+"""What `Auto` chooses: measured on the model itself where two candidates are close."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from vi_reparam.backend.data import Data
+from vi_reparam.backend.engine import Engine, Task
+from vi_reparam.estimators import Auto, Estimator
+from vi_reparam.study.measure import measure
+
+Array = Any
+
+WORTH_MEASURING = 1_000
+"""Numbers drawn below which a step costs less than deciding how to draw them."""
+
+REPLICATES = 6
+CLOSE = ("implicit", "rejection")
+
+
+def choose(
+    engine: Engine,
+    task: Task,
+    data: Data,
+    estimators: Mapping[str, Estimator],
+    start: Callable[[], Mapping[str, Array]],
+    with_estimators: Callable[[dict[str, Estimator]], Task],
+) -> tuple[dict[str, Estimator], dict[str, float]]:
+    """Estimators for the sites that `Auto` holds and where `Implicit` and `Rejection` both apply.
+
+    Args:
+        estimators: those of the task's guide.
+        start: computes the first parameters, once something is to be measured.
+        with_estimators: the same task with other estimators.
+
+    Returns:
+        The choice by site, empty where the fixed order decides, and each candidate's variance x
+        time relative to the first's.
+    """
+    open_sites: dict[str, list[Estimator]] = {}
+    size = 0
+    for name, drawn in engine.draws(task, data, None).items():
+        asked = estimators.get(name) or estimators.get("*")
+        candidates = [e for e in Auto().candidates(drawn.family) if e.kind in CLOSE]
+        if isinstance(asked, Auto) and len(candidates) > 1:
+            open_sites[name] = candidates
+            size += drawn.size
+    if size < WORTH_MEASURING:
+        return {}, {}
+    params, key = start(), engine.key(0)
+    prices: dict[str, float] = {}
+    choices: dict[str, dict[str, Estimator]] = {}
+    base: np.ndarray | None = None
+    for position in range(len(CLOSE)):
+        mapping = {name: candidates[position] for name, candidates in open_sites.items()}
+        label = " / ".join(sorted({repr(e) for e in mapping.values()}))
+        moments, seconds = measure(engine, with_estimators({**estimators, **mapping}), data, params, key, REPLICATES)
+        base = moments.variance if base is None else base
+        moved = base > 0.0
+        # The median over parameters: a few wild coordinates must not decide for all.
+        ratio = float(np.median(moments.variance[moved] / base[moved])) if moved.any() else 1.0
+        prices[label], choices[label] = ratio * seconds, mapping
+    first = next(iter(prices.values()))
+    best = min(prices, key=lambda label: prices[label] if np.isfinite(prices[label]) else np.inf)
+    return choices[best], {label: price / first for label, price in prices.items()}

@@ -1,0 +1,42 @@
+"""From a guide family to its guide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vi_reparam.backend.backend import Backend
+from vi_reparam.errors import SiteError
+from vi_reparam.guides import SDE, Flow, GaussianFamily, GuideFamily, MeanField, Sites
+from vi_reparam.guides.selection import ALL, SiteSelection
+from vi_reparam.programs.flow import FlowGuide
+from vi_reparam.programs.gaussian import GaussianGuide
+from vi_reparam.programs.mean_field import MeanFieldGuide
+from vi_reparam.programs.sde import SDEGuide
+from vi_reparam.programs.sites import SitesGuide
+
+_JOINT: dict[type[GuideFamily], Callable[..., Any]] = {GaussianFamily: GaussianGuide, Flow: FlowGuide, SDE: SDEGuide}
+"""One row a family over all latents: what draws it."""
+
+
+def build_guide(
+    backend: Backend, family: GuideFamily, model: Any, estimators: Mapping[str, Any], selection: SiteSelection = ALL
+) -> Any:
+    """The guide of a family for a model.
+
+    Args:
+        estimators: by site, which discrete sites need.
+        selection: which latents it draws.
+
+    Raises:
+        SiteError: for a family that has no guide.
+    """
+    if isinstance(family, MeanField):
+        return MeanFieldGuide(backend, model, family, estimators, selection)
+    if isinstance(family, Sites):
+        return SitesGuide(family, [build_guide(backend, own, model, estimators, part) for part, own in family.parts()])
+    for kind, made in _JOINT.items():
+        if isinstance(family, kind):
+            return made(backend, model, family, selection)
+    known = "vr.MeanField(), vr.FullRank(), vr.LowRank(), vr.Flow(), vr.SDE() or vr.Sites({...})"
+    raise SiteError(f"{family!r} is not a guide family that this backend builds: use {known}")
