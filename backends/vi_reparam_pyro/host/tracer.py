@@ -227,9 +227,9 @@ class _Origin(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or msg["value"] is not None:
             return
-        if _innermost(msg["fn"]) != "ImproperUniform":
-            if self.improper_only or is_subsample(msg["fn"]) or msg["fn"].support.is_discrete:
-                return
+        proper = _innermost(msg["fn"]) != "ImproperUniform"
+        if proper and (self.improper_only or is_subsample(msg["fn"]) or msg["fn"].support.is_discrete):
+            return
         support, shape = msg["fn"].support, torch.Size(msg["fn"].shape())
         if Supports().support_kind(support) == "sphere":  # it has no bijection
             msg["value"] = torch.full(shape, shape[-1] ** -0.5)
