@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from plain_loop import plain_rejection_loop
 
 import vi_reparam_pyro  # noqa: F401  (registers the backend)
 from vi_reparam.backend.registry import load
 from vi_reparam.estimators import Implicit, MeasureValued, Pathwise, Rejection, ScoreFunction
 from vi_reparam.families import FAMILIES
-from vi_reparam.samplers.base import plain_rejection_loop
 
 jax = pytest.importorskip("jax")
 pytest.importorskip("numpyro")

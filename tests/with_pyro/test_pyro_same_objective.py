@@ -5,10 +5,10 @@ import pyro
 import pyro.distributions as tdist
 import pytest
 import torch
+from plain_loop import plain_rejection_loop
 
 import vi_reparam_pyro as vrt
 from vi_reparam.estimators import Implicit, MeasureValued, Rejection, ScoreFunction
-from vi_reparam.samplers.base import plain_rejection_loop
 from vi_reparam_pyro.host.params import Parameters, first_parameters, using
 
 jax = pytest.importorskip("jax")

@@ -40,8 +40,7 @@ class KernelTiming:
         Args:
             device: its kind.
             size: of the work; sizes between two powers of two are of one class.
-            plain: a run of either way, made for a size; called at most once a class.
-            kernel: the same.
+            plain: makes a run for a size, called at most once a class; `kernel`: the same.
         """
         if device in self._broken:
             return False

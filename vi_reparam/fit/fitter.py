@@ -96,6 +96,8 @@ class Fitter:
         runs = []
         for known in self._warm_starts(data, key, total, task.objective.num_particles)[: 1 if checkpoint else None]:
             values = self.guided.start_at(data, start_key, known) if start is None else {**start, **known}
+            if all(name.startswith("vr.") for name in values):
+                raise ArgumentError("there is nothing to fit: neither model nor guide has a parameter")
             state = program.init(key, values, data)
             course = Convergence(total, family is not None and family.by_losses) if watched else None
             runs.append(self._restart(program, state, course, about, progress=progress, checkpoint=checkpoint))

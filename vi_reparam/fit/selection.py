@@ -10,7 +10,7 @@ import numpy as np
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import Engine, Task
 from vi_reparam.estimators import Auto, Estimator
-from vi_reparam.study.measure import measure
+from vi_reparam.fit.measure import measure
 
 Array = Any
 

@@ -19,11 +19,18 @@ Key = Any
 class Iwelbo(Elbo):
     """-E[log mean_k w_k] with w_k = p/q of each of K particles, the importance-weighted bound (Burda et al. 2016).
 
-    A backend's own class adds what its framework calls.
+    It lies between the ELBO and the log evidence. A guide fitted by it is a proposal: broader than
+    the posterior where the family cannot follow it.
 
     Args:
         num_particles: K.
-        gradient: ``"doubly_reparameterized"`` or ``"reparameterization"``.
+        gradient: ``"doubly_reparameterized"`` (Tucker et al. 2019, eq. 8: the guide's parameters get
+            sum_k (w_k / sum w)^2 of each path's gradient of log w_k, with none of their noise from log q), or
+            ``"reparameterization"``, whose signal-to-noise ratio in the guide's parameters falls with K.
+        vectorize_particles: as in `ELBO`.
+
+    Raises:
+        ArgumentError: for options that cannot be used.
     """
 
     gradient: str

@@ -6,12 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.host import Reader
 from vi_reparam.backend.tracer import Record
-from vi_reparam.errors import SiteError
+from vi_reparam.errors import ArgumentError, SiteError
 from vi_reparam.objectives.plates import PlateDims
 from vi_reparam.sites.density import entropy_of, precise_log_prob
 from vi_reparam.sites.draw import Sampled
@@ -180,11 +178,25 @@ class Runner:
 def first_params(
     backend: Backend, key: Key, model: Any, guide: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The initial values at the param and mutable sites of guide and model, unless the surroundings give others."""
+    """The initial values at the param and mutable sites of guide and model, unless the surroundings give others.
+
+    Raises:
+        ArgumentError: if the model's own parameter has the name of one of the guide's that a family made.
+    """
     guide_key, model_key = backend.ops.split(key, 2)
     ours = backend.tracer.run(guide, args, kwargs, guide_key)
     theirs = backend.tracer.run(model, args, kwargs, model_key, values=_values(ours))
+    clash = sorted({n for n, _ in _params(theirs)} & {n for n, _ in _params(ours)})
+    if clash and _is_made(guide):
+        raise ArgumentError(f"the model's parameter {clash[0]!r} has the name of one of the guide's: rename it")
     return {n: r.value for of in (theirs, ours) for n, r in of.items() if r.kind in ("param", "mutable")}
+
+
+def _is_made(guide: Any) -> bool:
+    """Whether a family made the guide; one written by hand may share parameters with the model."""
+    while hasattr(guide, "fn"):  # handlers around it
+        guide = guide.fn
+    return hasattr(guide, "scope")
 
 
 def _values(records: Records) -> dict[str, Array]:
@@ -212,16 +224,15 @@ def check_sites(model: Records, guide: Records) -> None:
         if name not in guide or guide[name].kind != "sample":
             drawn = [n for n, r in guide.items() if r.kind == "sample"]
             raise SiteError(f"the guide misses the latent site {name!r} of the model: it draws {drawn}")
-        given, expected = tuple(np.shape(guide[name].value)), tuple(record.distribution.shape())
+        given, expected = tuple(getattr(guide[name].value, "shape", ())), tuple(record.distribution.shape())
         if given != expected and not _broadcasts(given, expected):
             raise SiteError(f"site {name!r}: the guide draws shape {given}, the model expects {expected}")
 
 
 def _broadcasts(given: tuple[int, ...], expected: tuple[int, ...]) -> bool:
-    try:
-        return np.broadcast_shapes(given, expected) == expected
-    except ValueError:
-        return False
+    """Whether an array of the given shape broadcasts to the expected one."""
+    lead = len(expected) - len(given)
+    return lead >= 0 and all(own in (1, other) for own, other in zip(given, expected[lead:], strict=True))
 
 
 def log_prob(reader: Reader, record: Record, drawn: Sampled | None) -> Array:

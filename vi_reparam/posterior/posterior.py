@@ -12,9 +12,9 @@ import numpy as np
 
 from vi_reparam.backend.backend import Backend
 from vi_reparam.errors import ArgumentError
-from vi_reparam.fit.escalation import Attempt
 from vi_reparam.guides import SDE
 from vi_reparam.posterior import inference_data, plots, storage, tail
+from vi_reparam.posterior.attempt import Attempt
 from vi_reparam.posterior.picks import Expect, densities, values_of, with_log_weight
 from vi_reparam.posterior.predict import predict
 from vi_reparam.posterior.scorer import Scorer

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from vi_reparam.backend.backend import Backend
+from vi_reparam.backend.ops import Array
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.backend.tracer import Record
 from vi_reparam.families.base import broadcast_shapes
 from vi_reparam.sites.density import precise_log_prob
-
-Array = Any
 
 
 def scaled(record: Record, term: Array) -> Array:
@@ -31,15 +29,12 @@ def scaled(record: Record, term: Array) -> Array:
 def total_log_prob(
     backend: Backend, records: Mapping[str, Record], guide_records: Mapping[str, Record] | None = None
 ) -> Array:
-    """Sum of the log densities of a run, factors, masks and scales included.
+    """Sum of the log densities of a run, factors, masks and scales included: a scalar, in nats.
 
     Args:
         records: of the guide or the model.
         guide_records: of the guide, where `records` are the model's under its draws: these remember their precise
             logarithms, which a draw in single precision has lost.
-
-    Returns:
-        A scalar, in nats.
     """
     ops = backend.ops
     total = ops.xp.zeros((), dtype=ops.float_dtype())

@@ -26,10 +26,10 @@ def to_numpy(x: Any) -> np.ndarray:
 
 
 def check_data(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """As `check_finite`, for every array."""
+    """As `check_finite`, for every number and array."""
     leaves: Any = pytree.tree_flatten_with_path((args, kwargs))[0]
     for (which, first, *rest), leaf in leaves:
-        if is_array(leaf):
+        if is_array(leaf) or isinstance(leaf, float):
             key = first.idx if which.idx == 0 else repr(first.key)
             check_finite(f"{key}{pytree.keystr(tuple(rest))}", to_numpy(leaf))
 

@@ -71,15 +71,7 @@ class TorchEngine:
         return True
 
     def many(
-        self,
-        fn: Callable,
-        data: Data,
-        key: Any,
-        num: int,
-        *inputs: Any,
-        size: int,
-        name: Any = None,
-        at_once: bool = True,
+        self, fn: Any, data: Data, key: Any, num: int, *inputs: Any, size: int, name: Any = None, at_once: bool = True
     ) -> Any:
         def one(key: int) -> Any:
             return fn(key, *data.call, *inputs)

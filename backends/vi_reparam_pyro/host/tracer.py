@@ -22,6 +22,7 @@ from vi_reparam_pyro.host.densities import log_prob
 from vi_reparam_pyro.host.distributions import Estimated
 from vi_reparam_pyro.host.handlers import is_subsample
 from vi_reparam_pyro.host.params import clean, isolated, using
+from vi_reparam_pyro.host.supports import Supports
 from vi_reparam_pyro.lanes.seeding import mix
 from vi_reparam_pyro.lanes.vmap import drawing, keyed
 from vi_reparam_pyro.ops.ops import ops
@@ -213,7 +214,7 @@ class _Given(Messenger):
 
 
 class _Origin(Messenger):
-    """Latents sit where the unconstrained origin is.
+    """Latents are at the unconstrained origin; on a sphere, at equal coordinates.
 
     Args:
         improper_only: only those that cannot be drawn; else all that are continuous.
@@ -224,13 +225,17 @@ class _Origin(Messenger):
         self.improper_only = improper_only
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or msg["value"] is not None:
+        if msg["is_observed"] or msg["value"] is not None or is_subsample(msg["fn"]):
             return
-        if _innermost(msg["fn"]) != "ImproperUniform":
-            if self.improper_only or is_subsample(msg["fn"]) or msg["fn"].support.is_discrete:
-                return
-        transform = biject_to(msg["fn"].support)
-        msg["value"] = transform(torch.zeros(transform.inverse_shape(torch.Size(msg["fn"].shape()))))
+        can_be_drawn = _innermost(msg["fn"]) != "ImproperUniform"
+        if can_be_drawn and (self.improper_only or msg["fn"].support.is_discrete):
+            return
+        support, shape = msg["fn"].support, torch.Size(msg["fn"].shape())
+        if Supports().support_kind(support) == "sphere":  # it has no bijection
+            msg["value"] = torch.full(shape, shape[-1] ** -0.5)
+            return
+        transform = biject_to(support)
+        msg["value"] = transform(torch.zeros(transform.inverse_shape(shape)))
 
 
 class _Resample(Messenger):
