@@ -225,10 +225,10 @@ class _Origin(Messenger):
         self.improper_only = improper_only
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or msg["value"] is not None:
+        if msg["is_observed"] or msg["value"] is not None or is_subsample(msg["fn"]):
             return
-        proper = _innermost(msg["fn"]) != "ImproperUniform"
-        if proper and (self.improper_only or is_subsample(msg["fn"]) or msg["fn"].support.is_discrete):
+        can_be_drawn = _innermost(msg["fn"]) != "ImproperUniform"
+        if can_be_drawn and (self.improper_only or msg["fn"].support.is_discrete):
             return
         support, shape = msg["fn"].support, torch.Size(msg["fn"].shape())
         if Supports().support_kind(support) == "sphere":  # it has no bijection
