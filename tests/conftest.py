@@ -31,7 +31,7 @@ with contextlib.suppress(ImportError):
     jax.config.update("jax_disable_most_optimizations", True)
     # Compiled programs are kept for the other workers and the next run, in a folder that git ignores.
     jax.config.update("jax_compilation_cache_dir", str(CACHE))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # writing a small one costs as much
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
