@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from vi_reparam.backend.data import Data
-from vi_reparam.backend.ops import Array, Key
+from vi_reparam.backend.ops import Args, Array, Key, Kwargs, Params
 
 Fn = Callable[..., Any]
-Params = Mapping[str, Array]
 S = TypeVar("S")
 
 
@@ -106,7 +105,7 @@ class Engine(Protocol):
         """
 
     def data(
-        self, args: tuple, kwargs: Mapping, model: Fn | None = None, *, inputs: tuple = (), finite: bool = True
+        self, args: Args, kwargs: Kwargs, model: Fn | None = None, *, inputs: tuple = (), finite: bool = True
     ) -> Data:
         """A call's arguments as the framework takes them.
 

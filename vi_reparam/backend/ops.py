@@ -9,13 +9,18 @@ type of an array. `tests/contract` holds every backend to the same laws.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 Array = Any
 Key = Any
 Shape = tuple[int, ...]
+Params = Mapping[str, Array]
+"""Of a program, by name, constrained."""
+
+Args = tuple[Any, ...]
+Kwargs = Mapping[str, Any]
 State = TypeVar("State")
 
 

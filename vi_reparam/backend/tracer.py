@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from vi_reparam.backend.ops import Array, Key
+from vi_reparam.backend.ops import Args, Array, Key, Kwargs
 
 T = TypeVar("T")
 
@@ -93,8 +93,8 @@ class Tracer(Protocol):
     def run(
         self,
         program: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+        args: Args,
+        kwargs: Kwargs,
         key: Key,
         *,
         params: Mapping[str, Array] | None = None,
@@ -128,9 +128,7 @@ class Tracer(Protocol):
     def shapes(self, fn: Callable[[Key], T]) -> T:
         """``fn(key)`` without computing an array, where the framework can: only shapes and dtypes of it hold."""
 
-    def outer_params(
-        self, program: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> dict[str, Array]:
+    def outer_params(self, program: Callable[..., Any], args: Args, kwargs: Kwargs) -> dict[str, Array]:
         """The values that the surroundings (handlers, a parameter store) give to a program's parameters, by name."""
 
     def constants(self) -> AbstractContextManager[None]:

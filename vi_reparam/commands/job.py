@@ -12,6 +12,7 @@ from typing import Any
 
 import vi_reparam
 from vi_reparam.backend import registry
+from vi_reparam.backend.ops import Args
 from vi_reparam.commands.inputs import read_data, read_options
 from vi_reparam.errors import ArgumentError, BackendError
 
@@ -23,7 +24,7 @@ class Job:
     name: str
     vr: Any
     guided: Any
-    args: tuple[Any, ...]
+    args: Args
     kwargs: dict[str, Any]
     settings: dict[str, Any]
     estimators: list[Any]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vi_reparam.backend.data import Data
+from vi_reparam.backend.ops import Args
 from vi_reparam.errors import NonFiniteError
 from vi_reparam.estimators import Auto
 from vi_reparam.fit.options import check_options
@@ -41,7 +42,7 @@ def why_stop(attempts: Sequence[Attempt], next_cost: float | None, elapsed: floa
     return ""
 
 
-def escalate(guided: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any]) -> Any:
+def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: dict[str, Any]) -> Any:
     """Fit a `Guided` whose family is an `Escalate`.
 
     Args:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Key, Ops, Params
 from vi_reparam.objectives import multisample
-from vi_reparam.objectives.elbo import Elbo
+from vi_reparam.objectives.elbo import Averages, Elbo, FindStructure, Surrogate
 from vi_reparam.objectives.multisample import DOUBLY
 from vi_reparam.objectives.particles import Particles, total
-from vi_reparam.objectives.run import Params, Run
-
-Array = Any
-Key = Any
+from vi_reparam.objectives.run import Run, Runner
 
 
 class Iwelbo(Elbo):
@@ -41,30 +37,13 @@ class Iwelbo(Elbo):
     def require(self, result: Run) -> None:
         multisample.check_run(result.draws, result.frozen, result.subsampled, self.gradient)
 
-    def surrogate(
-        self,
-        key: Key,
-        model: Any,
-        guide: Any,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        *,
-        params: Params | None = None,
-        averages: dict[str, Any] | None = None,
-    ) -> tuple[Array, dict[str, Any]]:
-        """The negative bound, with its gradient.
+    def _surrogate(self, key: Key, runner: Runner, structure: FindStructure, averages: Averages) -> Surrogate:
+        """As `Elbo.surrogate`.
 
         The doubly reparameterized gradient weighs the two sides' parameters differently: those of the guide by the
         square of a particle's normalized weight, those of the model by the weight.
-
-        Args: as of `Elbo.surrogate`.
-
-        Raises:
-            SiteError: if the guide misses a latent of the model.
-            GradientError: for a score term, a minibatch, or a guide whose gradient does not fit.
         """
-        ops, runner = self.backend.ops, self._runner(model, guide, args, kwargs, params)
-        structure = self._structure_of(runner)
+        ops, params = self.backend.ops, runner.params
 
         def log_weights(guide_params: Params | None, model_params: Params | None) -> Any:
             found = self.particles(key, runner.at(guide_params, model_params), structure, averages)

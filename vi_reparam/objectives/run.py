@@ -8,6 +8,7 @@ from typing import Any
 
 from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.host import Reader
+from vi_reparam.backend.ops import Args, Array, Key, Kwargs, Params
 from vi_reparam.backend.tracer import Record
 from vi_reparam.errors import ArgumentError, SiteError
 from vi_reparam.objectives.plates import PlateDims
@@ -16,9 +17,6 @@ from vi_reparam.sites.draw import Sampled
 from vi_reparam.sites.recorder import Recorder
 from vi_reparam.sites.totals import scaled
 
-Array = Any
-Key = Any
-Params = Mapping[str, Array]
 Records = Mapping[str, Record]
 Place = tuple[str, str]
 """Where a cost stands: ``("model" or "guide", site name)``."""
@@ -35,7 +33,6 @@ class Run:
             by their plates, each of its site's batch shape.
         plate_dims: the plates of every cost, and of every draw under ``("guide", site)``.
         draws: the estimated draws of the guide, by site.
-        sites: names of the latent sites, in the guide's order.
         state: the values at mutable sites.
         averages: the decaying averages that the guide holds itself, by site.
         frozen: whether a joint guide's log q leaves its own parameters out, by site.
@@ -43,15 +40,14 @@ class Run:
         params: the values of the guide's and the model's parameters, by side and name.
     """
 
-    costs: dict[Place, Array]
-    plate_dims: dict[Place, PlateDims]
     draws: dict[str, Sampled]
-    sites: list[str]
     state: dict[str, Any]
     averages: dict[str, Any]
     frozen: dict[str, bool]
     subsampled: frozenset[str]
     params: dict[Place, Any]
+    costs: dict[Place, Array] = dataclasses.field(default_factory=dict)
+    plate_dims: dict[Place, PlateDims] = dataclasses.field(default_factory=dict)
 
     @property
     def scored(self) -> dict[str, Sampled]:
@@ -63,121 +59,85 @@ class Run:
         return frozenset(plate for name in self.scored for plate in self.plate_dims["guide", name].names)
 
 
-def run(
-    backend: Backend,
-    key: Key,
-    model: Any,
-    guide: Any,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    *,
-    params: Params | None = None,
-    entropy: str = "monte_carlo",
-    recorder: Recorder | None = None,
-    model_params: Params | None = None,
-    frozen: bool = False,
-) -> Run:
-    """Run the guide and the model at its draws, and collect the costs.
-
-    Args:
-        key: from which all noise follows.
-        params: constrained values of both sides' parameters, and of mutable sites. Those that are missing have their
-            initial values; None for those that the surroundings give.
-        entropy: how log q counts: ``"monte_carlo"``, ``"path"`` (its parameters are constants) or ``"analytic"``.
-        recorder: of the guide's draws; one of its own unless given.
-        model_params: the model's, where they are other arrays than the guide's.
-        frozen: take all parameters as constants of differentiation.
-
-    Raises:
-        SiteError: if the guide misses a latent of the model, or draws another shape.
-        GradientError: if a draw's score term would be lost.
-    """
-    recorder = Recorder() if recorder is None else recorder
-    guide_key, model_key = backend.ops.split(key, 2)
-
-    def visit(program: Any, own_key: Key, given: Params | None, **options: Any) -> dict[str, Record]:
-        return backend.tracer.run(program, args, kwargs, own_key, params=given, partial=True, **options)
-
-    ours = visit(guide, guide_key, params, recorder=recorder, frozen=frozen)
-    recorder.finish()
-    values = _values(ours)
-    given = params if model_params is None else model_params
-    state = _of_kind(ours, "mutable")
-    if given is not None and state:
-        given = {**given, **state}
-    theirs = visit(model, model_key, given, values=values, frozen=frozen)
-    held = ours
-    if entropy == "path":  # the same draws, under constants: only they move log q, also where one rests on another
-        held = visit(guide, guide_key, params, values=values, frozen=True)
-    check_sites(theirs, ours)
-
-    found = Run(
-        costs={},
-        plate_dims={},
-        draws=recorder.draws,
-        sites=[],
-        state={**_of_kind(theirs, "mutable"), **state},
-        averages={} if recorder.averages is None else recorder.averages,
-        frozen=recorder.frozen,
-        subsampled=frozenset(n for n, r in theirs.items() if r.kind == "plate" and r.plates[0].is_subsampled),
-        params={(side, n): v for side, of in (("guide", ours), ("model", theirs)) for n, v in _params(of)},
-    )
-    for name, record in theirs.items():
-        if record.kind == "sample":
-            known = record.is_latent and name not in recorder.altered
-            drawn = recorder.draws.get(name) if known else None
-            found.costs["model", name] = scaled(record, log_prob(backend.host, record, drawn))
-            found.plate_dims["model", name] = PlateDims.of(record)
-    for name, record in ours.items():
-        if record.is_latent:
-            found.sites.append(name)
-            term = _entropy(backend.host, record, entropy, held[name], recorder.draws.get(name))
-            found.costs["guide", name] = scaled(record, term)
-            found.plate_dims["guide", name] = PlateDims.of(record)
-    return found
-
-
 @dataclasses.dataclass(frozen=True)
 class Runner:
-    """`run` with its program bound.
+    """A program to run: a model and its guide, their arguments and parameters.
 
     Attributes:
-        params: of both sides; None for those that the surroundings give.
+        entropy: how log q counts: ``"monte_carlo"``, ``"path"`` (its parameters are constants) or ``"analytic"``.
+        params: constrained values of both sides' parameters, and of mutable sites. Those that are missing have their
+            initial values; None for those that the surroundings give.
         model_params: the model's, where they are other arrays than the guide's.
     """
 
     backend: Backend
     model: Any
     guide: Any
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    args: Args
+    kwargs: Kwargs
     entropy: str = "monte_carlo"
     params: Params | None = None
     model_params: Params | None = None
 
     def __call__(self, key: Key, *, recorder: Recorder | None = None, frozen: bool = False) -> Run:
-        return run(
-            self.backend,
-            key,
-            self.model,
-            self.guide,
-            self.args,
-            self.kwargs,
-            params=self.params,
-            entropy=self.entropy,
-            recorder=recorder,
-            model_params=self.model_params,
-            frozen=frozen,
+        """Run the guide and the model at its draws, and collect the costs.
+
+        Args:
+            key: from which all noise follows.
+            recorder: of the guide's draws; one of its own unless given.
+            frozen: take all parameters as constants of differentiation.
+
+        Raises:
+            SiteError: if the guide misses a latent of the model, or draws another shape.
+            GradientError: if a draw's score term would be lost.
+        """
+        host, params = self.backend.host, self.params
+        recorder = Recorder() if recorder is None else recorder
+        guide_key, model_key = self.backend.ops.split(key, 2)
+        ours = self._visit(self.guide, guide_key, params, recorder=recorder, frozen=frozen)
+        recorder.finish()
+        values = _values(ours)
+        given = params if self.model_params is None else self.model_params
+        state = _of_kind(ours, "mutable")
+        if given is not None and state:
+            given = {**given, **state}
+        theirs = self._visit(self.model, model_key, given, values=values, frozen=frozen)
+        held = ours
+        if self.entropy == "path":  # the same draws, under constants: only they move log q, also those of one another
+            held = self._visit(self.guide, guide_key, params, values=values, frozen=True)
+        check_sites(theirs, ours)
+
+        found = Run(
+            draws=recorder.draws,
+            state={**_of_kind(theirs, "mutable"), **state},
+            averages={} if recorder.averages is None else recorder.averages,
+            frozen=recorder.frozen,
+            subsampled=frozenset(n for n, r in theirs.items() if r.kind == "plate" and r.plates[0].is_subsampled),
+            params={(side, n): v for side, of in (("guide", ours), ("model", theirs)) for n, v in _params(of)},
         )
+        for name, record in theirs.items():
+            if record.kind == "sample":
+                known = record.is_latent and name not in recorder.altered
+                drawn = recorder.draws.get(name) if known else None
+                found.costs["model", name] = scaled(record, log_prob(host, record, drawn))
+                found.plate_dims["model", name] = PlateDims.of(record)
+        for name, record in ours.items():
+            if record.is_latent:
+                term = _entropy(host, record, self.entropy, held[name], recorder.draws.get(name))
+                found.costs["guide", name] = scaled(record, term)
+                found.plate_dims["guide", name] = PlateDims.of(record)
+        return found
+
+    def _visit(self, program: Any, key: Key, params: Params | None, **options: Any) -> dict[str, Record]:
+        run = self.backend.tracer.run
+        return run(program, self.args, self.kwargs, key, params=params, partial=True, **options)
 
     def at(self, params: Params | None, model_params: Params | None = None) -> Runner:
         """The same program at other parameters."""
         return dataclasses.replace(self, params=params, model_params=model_params)
 
 
-def first_params(
-    backend: Backend, key: Key, model: Any, guide: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
+def first_params(backend: Backend, key: Key, model: Any, guide: Any, args: Args, kwargs: Kwargs) -> dict[str, Any]:
     """The initial values at the param and mutable sites of guide and model, unless the surroundings give others.
 
     Raises:

@@ -8,13 +8,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from vi_reparam.backend.data import leaf_form
+from vi_reparam.backend.ops import Args, Array, Key, Kwargs
 from vi_reparam.errors import GradientError
 from vi_reparam.objectives.run import Params, Place, Run, Runner
+from vi_reparam.programs.rows import NOT_AT_ONCE
 from vi_reparam.sites.draw import Sampled
 from vi_reparam.sites.recorder import Recorder
-
-Array = Any
-Key = Any
 
 CHECK_SEED = 20170613
 
@@ -39,7 +39,7 @@ class Structure:
     in_lanes: bool
 
 
-def form_of(ops: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def form_of(ops: Any, args: Args, kwargs: Kwargs) -> Any:
     """Equal for arguments of equal shapes and equal other values."""
 
     def leaves(tree: Any) -> tuple[Any, ...]:
@@ -49,14 +49,7 @@ def form_of(ops: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 
 
 def _form(leaf: Any) -> Any:
-    shape = getattr(leaf, "shape", None)
-    if shape is not None:
-        return tuple(shape)
-    try:
-        hash(leaf)
-    except TypeError:
-        return id(leaf)
-    return type(leaf), leaf
+    return tuple(leaf.shape) if getattr(leaf, "shape", None) is not None else leaf_form(leaf)
 
 
 def dependents(runner: Runner, key: Key, scored: Mapping[str, Sampled]) -> dict[str, frozenset[Place]]:
@@ -76,7 +69,7 @@ def reads_values(runner: Runner, key: Key) -> bool:
     """Whether many runs cannot be one: the program reads a drawn value in Python, or uses what cannot run in lanes."""
     try:
         runner.backend.ops.many(lambda own_key: tuple(runner(own_key).costs.values()), key, 2)
-    except (RuntimeError, ValueError, TypeError, NotImplementedError, IndexError):
+    except NOT_AT_ONCE:
         return True
     return False
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.data import Data
+from vi_reparam.backend.ops import Array, Key
 from vi_reparam.gaussians import skew as skewing
 from vi_reparam.gaussians.bases import Base, Mixture
 from vi_reparam.gaussians.preconditioner import Preconditioner
@@ -22,8 +23,6 @@ from vi_reparam.programs.starts import starting_values
 from vi_reparam.programs.vector import SITE, drawer
 from vi_reparam.sites.totals import total_log_prob
 
-Array = Any
-Key = Any
 Params = dict[str, Array]
 Draws = Mapping[str, Array]
 Bends = Callable[[Array | None], Array | None]

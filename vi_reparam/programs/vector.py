@@ -6,11 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Key, Ops
 from vi_reparam.errors import SiteError
 
-Array = Any
-Key = Any
 Noise = Callable[[Key, tuple[int, ...]], Any]
 """Noise of draws with some leading dimensions, from a key: a tree of arrays."""
 

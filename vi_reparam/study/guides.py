@@ -12,6 +12,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from vi_reparam.backend.engine import Task
+from vi_reparam.backend.ops import Args
 from vi_reparam.errors import ArgumentError
 from vi_reparam.fit.escalation import size_of
 from vi_reparam.fit.measure import coordinates, measure
@@ -201,7 +202,7 @@ def compare_guides(
     return Study(FamilyRow, rows, num_replicates=num_replicates, seed=seed)
 
 
-def _timed_fit(guided: Guided, args: tuple, kwargs: dict, **options: Any) -> tuple[Any, float]:
+def _timed_fit(guided: Guided, args: Args, kwargs: dict, **options: Any) -> tuple[Any, float]:
     begun = time.perf_counter()
     posterior = guided.fit(*args, **options, progress=False, **kwargs)
     return posterior, time.perf_counter() - begun
