@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from vi_reparam.backend.backend import Backend
@@ -26,7 +26,7 @@ JOINT_GUIDES: dict[type[GuideFamily], Callable[..., Any]] = {
 
 
 def build_guide(
-    backend: Backend, family: GuideFamily, model: Any, estimators: Mapping[str, Any], selection: SiteSelection = ALL
+    backend: Backend, family: GuideFamily, model: Any, estimators: dict[str, Any], selection: SiteSelection = ALL
 ) -> Any:
     """The guide of a family for a model.
 

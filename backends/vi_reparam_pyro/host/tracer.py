@@ -83,11 +83,11 @@ class PyroTracer:
             return fn(mix(0))
 
     def outer_params(self, program: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        hidden, tracing = poutine.block(hide_fn=lambda msg: msg["type"] != "param"), poutine.trace()
+        hidden, tracing = poutine.block(hide_fn=_is_no_param), poutine.trace()
         # nothing is drawn that need not be: a step that reads torch's global state cannot be captured
         with hidden, _dimensions_of_its_own(), keyed(mix(0)), drawing(), tracing, _Origin(improper_only=False):
             program(*args, **kwargs)
-        return {clean(n): s["value"] for n, s in tracing.get_trace().nodes.items() if s["type"] == "param"}
+        return {clean(n): s["value"] for n, s in tracing.get_trace().nodes.items() if not _is_no_param(s)}  # type: ignore
 
     def constants(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -118,6 +118,10 @@ class PyroTracer:
             elif isinstance(part, torch.Tensor):
                 found.append(part)
         return found
+
+
+def _is_no_param(msg: Any) -> bool:
+    return msg["type"] != "param"
 
 
 def _reached(array: Array, tags: dict[str, Array]) -> frozenset[str]:
