@@ -89,3 +89,19 @@ def test_an_array_loads_its_own_backend_only(framework, array, other):
     code = code.replace("import sys, jax,", "import sys, jax, jax.numpy,")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"]
+
+
+@pytest.mark.parametrize("package", sorted(BACKENDS))
+def test_a_backend_knows_nothing_of_the_workflow(package):
+    """Neither what is fitted nor what a fit gives: its package alone exports them."""
+    found = [
+        path.name
+        for path in files(f"backends/{package}")
+        if "Guided" in path.read_text() or "Posterior" in path.read_text()
+    ]
+    assert found == ["__init__.py"]
+
+
+@pytest.mark.parametrize("package", ["vi_reparam", *(f"backends/{name}" for name in sorted(BACKENDS))])
+def test_no_file_is_long(package):
+    assert {path.name: num for path in files(package) if (num := len(path.read_text().splitlines())) > 450} == {}

@@ -215,6 +215,7 @@ def reading_model(b):
     return model
 
 
+@pytest.mark.filterwarnings("ignore:.*reads its data in Python")
 def test_a_model_that_reads_its_data_in_python_has_a_start(backend):
     found = mean_field(backend, reading_model(backend), init_scale=1e-9).start(np.array(1.0))
     assert float(found["z_loc"]) == pytest.approx(9.0, abs=0.5)

@@ -11,32 +11,13 @@ import inspect
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, TypeVar
 
-from vi_reparam import (
-    ArgumentError,
-    Auto,
-    BackendError,
-    Branch,
-    Draw,
-    Estimator,
-    GradientError,
-    Implicit,
-    MeasureValued,
-    NonFiniteError,
-    Ops,
-    Pathwise,
-    Rejection,
-    RejectionSampler,
-    ScoreFunction,
-    SiteError,
-    ViReparamError,
-    implicit,
-    ops_of,
-    surrogate,
-)
+import vi_reparam
+from vi_reparam import *  # noqa: F403  (the core's own names)
 from vi_reparam.fit.guided import Guided as Guided
 from vi_reparam.fit.guided import guide
 from vi_reparam.guides import SDE, Escalate, Flow, FullRank, GuideFamily, LowRank, MeanField, Sites
 from vi_reparam.posterior.posterior import Posterior as Posterior
+from vi_reparam.programs.student_t import StudentT
 from vi_reparam.sde import (
     MLP,
     Adams,
@@ -63,45 +44,29 @@ __all__ = [
     "MLP",
     "SDE",
     "Adams",
-    "ArgumentError",
-    "Auto",
-    "BackendError",
     "Blocks",
-    "Branch",
     "Comparison",
     "Cosine",
     "Diagonal",
-    "Draw",
     "Escalate",
-    "Estimator",
     "Flow",
     "FullRank",
-    "GradientError",
     "GuideFamily",
-    "Implicit",
     "Linear",
     "LowRank",
     "MeanField",
-    "MeasureValued",
     "Mixture",
-    "NonFiniteError",
-    "Ops",
-    "Pathwise",
     "Ramp",
-    "Rejection",
-    "RejectionSampler",
-    "ScoreFunction",
-    "SiteError",
     "Sites",
+    "StudentT",
     "Study",
     "UniformLogSNR",
     "VarianceExploding",
-    "ViReparamError",
     "Window",
-    "implicit",
-    "ops_of",
-    "surrogate",
 ]
+__all__ += vi_reparam.__all__
+__all__.remove("backends")
+__all__.remove("load")  # here the name of what reads a posterior
 
 
 def bound(fn: Callable[Concatenate[C, P], R], first: C) -> Callable[P, R]:

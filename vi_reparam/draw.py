@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-Array = Any
+from vi_reparam.backend.ops import Array
 
 
 @dataclass(frozen=True)

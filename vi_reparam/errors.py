@@ -23,6 +23,11 @@ class BackendError(ViReparamError, ValueError):
     """A backend that is unknown, or whose framework is not installed."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class NonFiniteError(ViReparamError, ValueError):
     """A NaN or an infinity during a fit.
 

@@ -10,7 +10,7 @@ from vi_reparam.api import *  # noqa: F403  (the names that all backends share)
 from vi_reparam_pyro.backend import backend as _backend
 from vi_reparam_pyro.host.distributions import FromSampler, TruncatedNormal, VonMisesFisher, annotate
 from vi_reparam_pyro.host.handlers import estimate
-from vi_reparam_pyro.host.objectives import ELBO, IWELBO
+from vi_reparam_pyro.objectives import ELBO, IWELBO
 from vi_reparam_pyro.sampling import random
 
 host, ops = _backend.host, _backend.ops

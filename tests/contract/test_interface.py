@@ -17,7 +17,7 @@ from vi_reparam import (
     SiteError,
 )
 from vi_reparam.families import FAMILIES, SamplerFamily
-from vi_reparam.samplers import PolarLogit
+from vi_reparam.samplers import PolarLogit, TruncatedNormalOffset
 
 ESTIMATORS = (Pathwise(), Implicit(), Rejection(boost=1), ScoreFunction(), MeasureValued())
 ALL = {**FAMILIES, "own": SamplerFamily(SkewNormal()), "own_implicit": SamplerFamily(SlowExponential())}
@@ -205,7 +205,7 @@ def test_own_samplers_are_read_from_their_signature():
         SamplerFamily(sampler)
     )
     with pytest.raises(ArgumentError, match="name them"):
-        SamplerFamily(PolarLogit(3))
+        SamplerFamily(TruncatedNormalOffset())
     with pytest.raises(ArgumentError, match="at least 2"):
         PolarLogit(1)
 

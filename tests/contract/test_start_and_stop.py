@@ -8,12 +8,13 @@ from harness import BACKENDS, ops_or_skip
 from scipy.integrate import quad
 
 from vi_reparam.fit.convergence import BLOCK, SHARES, Convergence
-from vi_reparam.fit.escalation import Attempt, mean_field_loss, why_stop
+from vi_reparam.fit.escalation import mean_field_loss, why_stop
 from vi_reparam.gaussians import path_gradient as path
 from vi_reparam.gaussians import pathfinder as search
 from vi_reparam.gaussians.bases import Diagonal, Full, LowRank
 from vi_reparam.gaussians.preconditioner import Preconditioner
 from vi_reparam.gaussians.tails import widen
+from vi_reparam.posterior.attempt import Attempt
 
 MIX = np.array([[1.0, 0.9, 0.0], [0.0, 0.5, 0.7], [0.3, 0.0, 0.6]])
 MEAN = np.array([3.0, -20.0, 0.5])

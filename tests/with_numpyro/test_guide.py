@@ -176,7 +176,8 @@ def test_every_support(names):
 
     def value_and_checks(trained):
         def loss(p):
-            return guided.objective.loss(jax.random.key(1), {**held, **p}, guided.model, guided.guide)
+            # not a key that counts 2, the rate at the start: there its score is zero
+            return guided.objective.loss(jax.random.key(4), {**held, **p}, guided.model, guided.guide)
 
         drawn = handlers.substitute(handlers.seed(guided.guide, 0), data={**held, **trained})
         sites.update(handlers.trace(drawn).get_trace())
@@ -344,7 +345,7 @@ def test_discrete_latents_with_a_named_estimator():
         flag = numpyro.sample("flag", dist.Bernoulli(0.3))
         numpyro.sample("x", dist.Normal(2.0 * flag, 1.0), obs=x)
 
-    posterior = model.fit(np.array(1.4), num_steps=1_500, progress=False)
+    posterior = model.fit(np.array(1.4), num_steps=1_500, seed=1, progress=False)
     odds = 0.3 / 0.7 * np.exp(-0.5 * (1.4 - 2.0) ** 2 + 0.5 * 1.4**2)
     assert float(posterior.params["flag_logits"]) == pytest.approx(np.log(odds), abs=0.1)
 

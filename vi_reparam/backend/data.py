@@ -7,7 +7,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-Array = Any
+from vi_reparam.backend.ops import Args, Array
+
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments."""
 
@@ -23,7 +24,7 @@ class Data:
         join: the arguments again, with other arrays in place of `arrays`.
     """
 
-    args: tuple[Any, ...]
+    args: Args
     kwargs: dict[str, Any]
     form: Hashable
     arrays: tuple[Array, ...] = ()
@@ -44,7 +45,7 @@ def leaf_form(leaf: Any) -> Hashable:
     return type(leaf), leaf
 
 
-def bound_arguments(model: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
+def bound_arguments(model: Callable, args: Args, kwargs: dict) -> dict[str, Any]:
     """A call's arguments by the names of the model's signature, numbered where it has none."""
     try:
         return dict(inspect.signature(model).bind(*args, **kwargs).arguments)

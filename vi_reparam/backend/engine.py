@@ -1,5 +1,8 @@
 """What the core asks of a framework's compiler: run a function once or many times, and step a fit."""
 
+# The docstring of a protocol's method is its body.
+# pyright: reportReturnType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -7,10 +10,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from vi_reparam.backend.data import Data
+from vi_reparam.backend.ops import Args, Array, Key, Kwargs, Params
 
-Array = Any
-Key = Any
-Params = Mapping[str, Array]
+Fn = Callable[..., Any]
 S = TypeVar("S")
 
 
@@ -24,8 +26,8 @@ class Task:
         name: of the model, for messages.
     """
 
-    model: Callable[..., Any]
-    guide: Callable[..., Any]
+    model: Fn
+    guide: Fn
     objective: Any
     name: str
 
@@ -47,7 +49,6 @@ class Program(Protocol[S]):
     @property
     def execution(self) -> str:
         """``"compiled"``, ``"captured"``, or why it is neither; known after the first steps."""
-        ...
 
     def init(self, key: Key, values: Params, data: Data) -> S:
         """The state before the first step.
@@ -56,41 +57,32 @@ class Program(Protocol[S]):
             key: from which the noise of all steps follows.
             values: constrained values of all parameters.
         """
-        ...
 
     def advance(self, state: S, steps: int) -> tuple[S, Any, bool]:
         """Up to this many steps.
 
         Returns:
-            (the state; the losses of the steps that were taken, a NumPy array; whether all was finite). Where a loss
-            or a gradient is not finite, that step is the last, its loss is the last one, and the state is the one
-            before it.
+            (the state; the losses of the steps taken, a NumPy array; whether all was finite). At a loss or gradient
+            that is not finite the steps end, with that loss and the state before it.
         """
-        ...
 
     def params(self, state: S) -> dict[str, Array]:
         """The constrained values of all parameters, as constants of their own, mutable sites included."""
-        ...
 
     def moments(self, state: S) -> tuple[S, Any, Any]:
         """Means of the unconstrained parameters and of their squares over the steps since the last call, as vectors."""
-        ...
 
     def move(self, state: S, vector: Any | None, rate: float) -> S:
         """Go on from these unconstrained parameters (None: from where they are), at this part of the rate."""
-        ...
 
     def arrays(self, state: S) -> dict[str, Any]:
         """The state as NumPy arrays by name."""
-        ...
 
     def restore(self, state: S, arrays: Mapping[str, Any]) -> S:
         """A new state, its values replaced by those of `arrays`."""
-        ...
 
     def non_finite(self, state: S) -> dict[str, str]:
         """What is not finite in the next step, by site or parameter; empty if it does not come again."""
-        ...
 
 
 class Engine(Protocol):
@@ -111,49 +103,36 @@ class Engine(Protocol):
         Raises:
             ArgumentError: if it is neither.
         """
-        ...
 
     def data(
-        self,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        model: Callable[..., Any] | None = None,
-        *,
-        inputs: tuple[Any, ...] = (),
-        finite: bool = True,
+        self, args: Args, kwargs: Kwargs, model: Fn | None = None, *, inputs: tuple = (), finite: bool = True
     ) -> Data:
         """A call's arguments as the framework takes them.
 
         Args:
-            model: if given, arrays that this program reads in Python become constants of what is compiled. A framework
-                that compiles runs it to find out, without computing an array; others need not.
+            model: if given, arrays that it reads in Python become constants of what is compiled.
             inputs: trees of arrays that the program takes before the arguments; only where `finite` is False.
             finite: whether to check the values, and to warn of a model that reads them in Python.
 
         Raises:
             ArgumentError: for data that are not finite.
         """
-        ...
 
-    def call(self, fn: Callable[..., Any], data: Data, *inputs: Any, name: Hashable = None) -> Any:
+    def call(self, fn: Fn, data: Data, *inputs: Any, name: Hashable = None) -> Any:
         """``fn(args, kwargs, *inputs)``, out of differentiation in torch; compiled, if the framework compiles.
 
         Args:
             inputs: trees of arrays, and keys.
-            name: equal for calls of the same function on any data, which then compiles once for each form of the data:
-                it holds the objects that the function is of. None to compile anew.
+            name: equal for calls of the same function, which then compiles once for each form of the data; None to
+                compile anew.
         """
-        ...
 
-    def runs_at_once(self, fn: Callable[..., Any], data: Data, *inputs: Any) -> bool:
-        """Whether `many` can run `fn` for many keys at once; a program that reads values in Python may need to run
-        for one after another.
-        """
-        ...
+    def runs_at_once(self, fn: Fn, data: Data, *inputs: Any) -> bool:
+        """Whether `many` can run `fn` for many keys at once; a program that reads values in Python may not."""
 
     def many(
         self,
-        fn: Callable[..., Any],
+        fn: Fn,
         data: Data,
         key: Key,
         num: int,
@@ -167,18 +146,14 @@ class Engine(Protocol):
         Args:
             key: the i-th run's noise depends on it and on i alone, not on `num`.
             size: numbers that one run holds.
-            name: equal for calls of the same function with the same `data`, which then compiles once; None to compile
-                anew. `fn` must not hold `data`, with which what was compiled goes.
+            name: as in `call`, with the same `data`; `fn` must not hold `data`, with which what was compiled goes.
             at_once: `runs_at_once`; many keys then go in chunks.
 
         Raises:
             One of `reads_values`: if `fn` reads a value in Python, though it should run at once.
         """
-        ...
 
-    def first_params(
-        self, model: Callable[..., Any], guide: Callable[..., Any], data: Data, key: Key, known: Params
-    ) -> dict[str, Array]:
+    def first_params(self, model: Fn, guide: Fn, data: Data, key: Key, known: Params) -> dict[str, Array]:
         """The initial values at the param and mutable sites of guide and model, constrained, by name.
 
         Args:
@@ -187,30 +162,20 @@ class Engine(Protocol):
         Raises:
             ArgumentError: if the model's own parameter has the name of one of the guide's.
         """
-        ...
 
     def check(self, task: Task, data: Data, start: Callable[[Key], Params], key: Key, *, known: bool) -> Params | None:
-        """Refuse what can be refused before the first step: sites, plates, minibatches, values outside a support.
+        """Refuse what can be refused before the first step, as sites and plates; ``start(key)``, if it was needed.
 
         Args:
             start: computes the first parameters.
             known: whether data of this form passed before.
 
-        Returns:
-            ``start(key)``, if it was needed.
-
         Raises:
             ViReparamError: saying what to do; or whatever the programs raise.
         """
-        ...
 
     def draws(self, task: Task, data: Data, params: Params | None) -> dict[str, DrawInfo]:
-        """The estimated draws of the task's guide, by site.
-
-        Args:
-            params: constrained parameters; None for the initial ones.
-        """
-        ...
+        """The estimated draws of the task's guide, by site; at the initial parameters unless given (constrained)."""
 
     def optimizer(self, plan: Any) -> Any:
         """The optimizer of a `vi_reparam.fit.optimizers.OptimizerPlan`, or a user's own, checked.
@@ -218,7 +183,6 @@ class Engine(Protocol):
         Raises:
             ArgumentError: for what is no optimizer of this framework.
         """
-        ...
 
     def program(self, task: Task, data: Data, optimizer: Any, *, num_steps: int, watched: bool) -> Program:
         """The steps of a fit. Where a framework compiles, equal tasks, optimizers and forms of the data do so once.
@@ -228,7 +192,6 @@ class Engine(Protocol):
             num_steps: of the whole fit, at the most.
             watched: whether `moments` and `move` will be called.
         """
-        ...
 
     def gradients(self, task: Task, data: Data, params: Params, key: Key, num: int) -> Iterator[tuple[Any, float]]:
         """Independent gradients of the loss by the constrained parameters, in batches of one size, `num` or a few more.
@@ -240,12 +203,9 @@ class Engine(Protocol):
             An iterator of (NumPy array of shape ``[batch, parameters]``, seconds that it took, compilation left out);
             parameters by sorted name, each flattened; mutable sites are held and left out.
         """
-        ...
 
     def settle(self, posterior: Any) -> None:
         """Give networks that train in place this posterior's weights."""
-        ...
 
     def versions(self) -> dict[str, str]:
         """The framework's packages and their versions, for records."""
-        ...

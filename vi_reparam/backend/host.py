@@ -1,9 +1,11 @@
 """What a model written once asks of the framework that hosts it.
 
-A ready model takes a `Host` and returns a plain model function for that framework: NumPyro or
-Pyro then sees a model like any other. Distribution names and their arguments are those that
-`numpyro.distributions` and `pyro.distributions` share.
+A ready model takes a `Host` and returns a plain model function for that framework. Distributions and their arguments
+have the names that `numpyro.distributions` and `pyro.distributions` share.
 """
+
+# The docstring of a protocol's method is its body.
+# pyright: reportReturnType=false
 
 from __future__ import annotations
 
@@ -11,8 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-Array = Any
-Key = Any
+from vi_reparam.backend.ops import Array, Key, Shape
 
 
 class Wrapping(NamedTuple):
@@ -21,7 +22,7 @@ class Wrapping(NamedTuple):
     Attributes:
         kind: ``"masked"``, ``"expanded"``, ``"independent"``, ``"transformed"`` or ``"estimated"``.
         inner: the distribution inside.
-        detail: the mask; the batch shape; the number of reinterpreted dimensions; the list of transforms; the estimator.
+        detail: the mask; the batch shape; the number of reinterpreted dimensions; the transforms; the estimator.
     """
 
     kind: str
@@ -34,17 +35,12 @@ class Reader(Protocol):
 
     def unwrap(self, distribution: Any) -> Wrapping | None:
         """How a distribution wraps another; None if it wraps none."""
-        ...
 
     def read(self, distribution: Any) -> tuple[Any, tuple[Array, ...]] | None:
-        """An unwrapped distribution as a family of the core, and its parameters in one floating-point type; None where
-        it is none.
-        """
-        ...
+        """An unwrapped distribution as (family of the core, parameters in one float dtype); None where it is none."""
 
     def draw(self, distribution: Any, key: Key) -> Array:
         """A draw by a distribution's own sampler."""
-        ...
 
 
 @runtime_checkable
@@ -67,15 +63,9 @@ class Host(Reader, Protocol):
         self, name: str, distribution: Any, *, obs: Array | None = None, infer: Mapping[str, Any] | None = None
     ) -> Array:
         """A random variable, observed if `obs` is given."""
-        ...
 
     def param(
-        self,
-        name: str,
-        init: Array | Callable[[Key], Array],
-        *,
-        constraint: Any = None,
-        event_dim: int | None = None,
+        self, name: str, init: Array | Callable[[Key], Array], *, constraint: Any = None, event_dim: int | None = None
     ) -> Array:
         """A learned parameter that starts at `init`; on the reals unless constrained.
 
@@ -83,37 +73,29 @@ class Host(Reader, Protocol):
             init: a value; or what computes it from a key, called only if the parameter is new.
             event_dim: trailing dimensions that no plate is one of; all of them unless given.
         """
-        ...
 
     def plate(
         self, name: str, size: int, *, dim: int | None = None, subsample_size: int | None = None
     ) -> AbstractContextManager[Array]:
         """Conditionally independent elements along `dim`; yields their indices, a random subset if asked for."""
-        ...
 
     def deterministic(self, name: str, value: Array) -> Array:
         """Record a quantity that other sites determine."""
-        ...
 
     def factor(self, name: str, log_factor: Array) -> None:
         """Add a term to the log joint density."""
-        ...
 
     def array(self, x: Any) -> Array:
         """Data as this framework's array, in its default floating-point type."""
-        ...
 
     def adam(self, learning_rate: float) -> Any:
         """The Adam optimizer in the form that this backend's ``fit`` takes."""
-        ...
 
     def scope(self) -> str:
         """What the names of a new guide's parameters begin with, so that no two guides share a value; may be empty."""
-        ...
 
     def support_of(self, distribution: Any) -> Any:
         """The support of a distribution, a mixture's as one of its components' where it can be; None for none."""
-        ...
 
     def support_kind(self, support: Any, distribution: Any = None) -> str:
         """The kind of a support, independent dimensions aside.
@@ -125,7 +107,6 @@ class Host(Reader, Protocol):
             ``"real"``, ``"positive"``, ``"unit_interval"``, ``"simplex"``, ``"sphere"``, ``"circular"``,
             ``"boolean"``, ``"count"``, ``"discrete"`` (others), ``"other"``.
         """
-        ...
 
     def biject_to(self, support: Any) -> Any:
         """The bijection from the reals to a support: callable, with `inv`, `log_abs_det_jacobian`, `inverse_shape`.
@@ -133,53 +114,31 @@ class Host(Reader, Protocol):
         Raises:
             NotImplementedError: if the framework has none.
         """
-        ...
 
     def von_mises_fisher(self, direction: Array, concentration: Array) -> Any:
         """The von Mises-Fisher distribution on the unit sphere."""
-        ...
 
-    def vector(
-        self,
-        size: int,
-        noise: Callable[[Key, tuple[int, ...]], Any],
-        draw: Callable[[Any, Array | None], Any],
-        *,
-        site: str,
-        features: Array | None = None,
-        batch_shape: tuple[int, ...] = (),
-    ) -> Any:
+    def vector(self, size: int, make: Callable[[Key], Any], *, site: str, batch_shape: Shape = ()) -> Any:
         """The distribution of a vector that is known by its draws: only they can be scored.
 
         Args:
             size: D, coordinates of the vector.
-            noise: noise of draws with these leading dimensions, from a key: a tree of arrays.
-            draw: a `vi_reparam.programs.vector.Vector` from the noise of one draw and its row of features, if any.
+            make: a draw from a key, a `vi_reparam.programs.vector.Vector`.
             site: the site's name.
-            features: a row for each element of a plate, each of which has a vector of its own. Shape ``[B, F]``.
-            batch_shape: of the plate, with B elements in all.
+            batch_shape: of the plate each of whose elements has a vector of its own.
         """
-        ...
 
     def differentiating(self) -> bool:
         """Whether a derivative may be asked of what runs now; where one cannot be, cheaper formulas serve."""
-        ...
 
     def bijection(self, family: Any, size: int, num_features: int | None) -> Any:
-        """The network of a flow, as the framework's libraries have it.
-
-        Returns:
-            A `vi_reparam.programs.network.Network`.
+        """The network of a flow, a `vi_reparam.programs.network.Network`, as the framework's libraries have it.
 
         Raises:
             BackendError: if the library is missing.
         """
-        ...
 
     def drift(self, module: Any, name: str) -> Any:
-        """A user's own drift network, its weights registered as parameters under this name.
-
-        Returns:
-            (live, frozen): functions of (x, lambda, features...), the second with its weights as constants.
+        """A user's own drift network, its weights registered as parameters under this name: functions (live, frozen) of
+        (x, lambda, features...), the second with its weights as constants.
         """
-        ...

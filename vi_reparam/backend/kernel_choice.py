@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from vi_reparam.errors import first_line
+
 Run = Callable[[], Any]
 
 
@@ -40,8 +42,7 @@ class KernelTiming:
         Args:
             device: its kind.
             size: of the work; sizes between two powers of two are of one class.
-            plain: a run of either way, made for a size; called at most once a class.
-            kernel: the same.
+            plain: makes a run for a size, called at most once a class; `kernel`: the same.
         """
         if device in self._broken:
             return False
@@ -51,8 +52,8 @@ class KernelTiming:
                 theirs = self.measure(kernel(size))
             except Exception as error:  # whatever a compiler or a driver has to say, the plain way works
                 self._broken.add(device)
-                text = (str(error).strip().splitlines() or [repr(error)])[0]
-                warnings.warn(f"{self.what}: no kernel on {device}, the plain version serves ({text})", stacklevel=2)
+                said = f"{self.what}: no kernel on {device}, the plain version serves ({first_line(error)})"
+                warnings.warn(said, stacklevel=2)
                 return False
             self._found[at] = theirs < self.measure(plain(size))
         return self._found[at]

@@ -1,19 +1,26 @@
 """All that the core asks of a framework, on one page.
 
-The core is pure functions of (parameters, noise). It never imports a framework: an ``Ops``
-reaches it either as an argument, where noise is drawn, or through `ops_of`, which reads the
-type of an array. A backend is one object with these attributes; `tests/contract` holds every
-backend to the same laws.
+The core never imports a framework: an `Ops` reaches it as an argument, where noise is drawn, or by `ops_of`, from the
+type of an array. `tests/contract` holds every backend to the same laws.
 """
+
+# The docstring of a protocol's method is its body.
+# pyright: reportReturnType=false
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 Array = Any
 Key = Any
+Shape = tuple[int, ...]
+Params = Mapping[str, Array]
+"""Of a program, by name, constrained."""
+
+Args = tuple[Any, ...]
+Kwargs = Mapping[str, Any]
 State = TypeVar("State")
 
 
@@ -32,78 +39,54 @@ class Ops(Protocol):
 
     def gammaln(self, x: Array) -> Array:
         """log |Gamma(x)|, differentiable."""
-        ...
 
     def digamma(self, x: Array) -> Array:
         """The derivative of `gammaln`, differentiable."""
-        ...
 
     def log_ndtr(self, x: Array) -> Array:
         """Logarithm of the standard normal distribution function, differentiable."""
-        ...
 
     def ndtri(self, p: Array) -> Array:
         """Quantile of the standard normal."""
-        ...
 
     def stop_gradient(self, x: Array) -> Array:
         """The same value, seen as a constant by differentiation."""
-        ...
 
     def refuse_gradient(self, message: str, value: Array, *operands: Any) -> Array:
-        """`value`, which raises a `GradientError` if it is differentiated in anything behind it or `operands`.
-
-        Evaluation and prediction work as ever.
-        """
-        ...
+        """`value`, which raises a `GradientError` if it is differentiated in anything behind it or `operands`."""
 
     def concrete(self, x: Array) -> Array | None:
         """The value of `x` if Python can know it now, differentiated or not; None inside jit or vmap."""
-        ...
 
     def key(self, seed: int) -> Key:
         """A key from an integer seed."""
-        ...
 
     def root_key(self) -> Key:
         """A new key from the framework's own randomness where a program runs: its seed handler or global state."""
-        ...
 
     def fold_in(self, key: Key, number: int) -> Key:
         """A key of its own for each number, a Python integer."""
-        ...
 
     def split(self, key: Key, num: int) -> list[Key]:
         """`num` independent keys."""
-        ...
 
     def aux_key(self, key: Key) -> Key:
         """A key for noise independent of what `rejection_loop` or `split` make of `key`."""
-        ...
 
-    def normal(self, key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
+    def normal(self, key: Key, shape: Shape, dtype: Any) -> Array:
         """Standard normal noise of this shape."""
-        ...
 
-    def uniform(self, key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
+    def uniform(self, key: Key, shape: Shape, dtype: Any) -> Array:
         """Uniform noise on (0, 1]: its logarithm is finite."""
-        ...
 
-    def poisson(self, key: Key, rate: Array, shape: tuple[int, ...]) -> Array:
+    def poisson(self, key: Key, rate: Array, shape: Shape) -> Array:
         """Poisson draws of this shape in the dtype of `rate`; never differentiated."""
-        ...
 
     def while_loop(self, cond: Callable[[State], Array], body: Callable[[State], State], state: State) -> State:
         """Repeat `body` while `cond`; never differentiated."""
-        ...
 
     def rejection_loop(
-        self,
-        attempt: Callable[..., tuple[Array, Array]],
-        key: Key,
-        shape: tuple[int, ...],
-        params: Any,
-        max_rounds: int,
+        self, attempt: Callable[..., tuple[Array, Array]], key: Key, shape: Shape, params: Any, max_rounds: int
     ) -> Array:
         """Repeat proposals until each lane has one accepted; never differentiated.
 
@@ -118,18 +101,12 @@ class Ops(Protocol):
             The accepted noise. A lane's noise follows from the key, its place in `shape` and its own
             parameters: what other lanes hold does not change it.
         """
-        ...
 
     def upcast(self, x: Array) -> Array | None:
         """``x`` in twice its precision, differentiably; None where that is not to be had, or costs much."""
-        ...
 
     def with_slope(self, value: Array, parameter: Array, slope: Callable[[Array, Array], Array]) -> Array:
-        """``value``, with the derivative ``slope(value, parameter)`` in `parameter`, of the same shape.
-
-        The slope is computed only where a derivative is asked for.
-        """
-        ...
+        """``value``, with the derivative ``slope(value, parameter)`` in `parameter`; computed only where asked for."""
 
     def scan(
         self,
@@ -144,51 +121,33 @@ class Ops(Protocol):
 
         With `unroll` a compiler sees the steps one after another instead of a loop, and may fuse them.
         """
-        ...
 
     def float_dtype(self) -> Any:
         """The framework's default floating-point type."""
-        ...
 
     def asarray(self, x: Any, dtype: Any = None) -> Array:
         """An array of the framework, on its default device; floating-point numbers in the default type unless told."""
-        ...
 
     def to_numpy(self, x: Array) -> Any:
         """The array as NumPy's, out of differentiation."""
-        ...
 
     def vmap(self, fn: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
-        """`fn` for each row of its arguments, trees of arrays; results have a leading axis.
-
-        Args:
-            in_axes: 0, or a tuple with 0 or None (the same for all rows) for each argument.
-        """
-        ...
+        """`fn` for each row of its arguments, trees of arrays; one with None in `in_axes` is the same for all rows."""
 
     def many(self, fn: Callable[[Key], Any], key: Key, num: int) -> Any:
         """`num` runs of ``fn(key)`` at once, each with its own noise; results have a leading axis."""
-        ...
 
     def grad(self, fn: Callable[..., Array]) -> Callable[..., Any]:
         """The gradient of a scalar function in its first argument, a tree of arrays."""
-        ...
 
     def jacobian(self, fn: Callable[[Array], Any], *, has_aux: bool = False) -> Callable[[Array], Any]:
-        """The Jacobian of a function of a vector, at a vector.
-
-        Args:
-            has_aux: `fn` gives (value, what is to be given on), and the result is (Jacobian, that).
-        """
-        ...
+        """The Jacobian of a function of a vector; with `has_aux`, `fn` gives (value, aux), and this (Jacobian, aux)."""
 
     def compiled(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """`fn` as one program, traced once for all its uses, where the framework traces; itself elsewhere."""
-        ...
 
     def form(self, tree: Any) -> Hashable:
         """Equal for trees of equal structure, shapes, dtypes and other values, at one default floating-point type."""
-        ...
 
     def vjp(self, fn: Callable[..., tuple[Array, Any]], *trees: Any) -> tuple[Array, Callable[..., list[Any]], Any]:
         """The value of a function, and its pull-back, which may be called more than once.
@@ -201,16 +160,12 @@ class Ops(Protocol):
             i-th tree, None where there is none. A framework that differentiates by identity takes them in `leaves`,
             the arrays of that tree as the function used them.
         """
-        ...
 
     def at_once(self) -> AbstractContextManager[Any]:
         """What runs inside is computed now, though a program around it be traced, and is not differentiated."""
-        ...
 
     def tree_map(self, fn: Callable[..., Any], tree: Any, *others: Any) -> Any:
         """`fn` at every leaf of trees of the same form."""
-        ...
 
     def tree_leaves(self, tree: Any) -> list[Any]:
         """The leaves of a tree, dictionaries by sorted key."""
-        ...

@@ -1,5 +1,8 @@
 """What the core asks of a framework's tracing: run a program, and say what happened at each of its sites."""
 
+# The docstring of a protocol's method is its body.
+# pyright: reportReturnType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -7,8 +10,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-Array = Any
-Key = Any
+from vi_reparam.backend.ops import Args, Array, Key, Kwargs
+
 T = TypeVar("T")
 
 
@@ -90,8 +93,8 @@ class Tracer(Protocol):
     def run(
         self,
         program: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+        args: Args,
+        kwargs: Kwargs,
         key: Key,
         *,
         params: Mapping[str, Array] | None = None,
@@ -121,34 +124,20 @@ class Tracer(Protocol):
         Raises:
             ArgumentError: for a parameter without a value, where `params` are given and not `partial`.
         """
-        ...
 
     def shapes(self, fn: Callable[[Key], T]) -> T:
         """``fn(key)`` without computing an array, where the framework can: only shapes and dtypes of it hold."""
-        ...
 
-    def outer_params(
-        self, program: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> dict[str, Array]:
-        """The values that the surroundings (handlers, a parameter store) give to a program's parameters, by name.
-
-        Nothing else of the program is seen there.
-        """
-        ...
+    def outer_params(self, program: Callable[..., Any], args: Args, kwargs: Kwargs) -> dict[str, Array]:
+        """The values that the surroundings (handlers, a parameter store) give to a program's parameters, by name."""
 
     def constants(self) -> AbstractContextManager[None]:
         """Inside, what depends on no traced array is computed at once, also where a program is being compiled."""
-        ...
 
     def depends(
         self, fn: Callable[[Mapping[str, Array]], Mapping[Any, Array]], inputs: Mapping[str, Array]
     ) -> dict[Any, frozenset[str]]:
-        """For each array of ``fn(inputs)``, the names of the inputs on which it depends.
-
-        What a program reads in Python leaves no trace.
-        """
-        ...
+        """For each array of ``fn(inputs)``, the inputs on which it depends; what Python reads leaves no trace."""
 
     def arrays_of(self, support: Any) -> list[Array]:
         """The arrays of which a support is made: its bounds."""
-        ...

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from vi_reparam.backend import registry
-from vi_reparam.commands.inputs import read_estimator, read_options, read_stages
+from vi_reparam.commands.inputs import read_estimator, read_stages
 from vi_reparam.commands.job import make_job
 from vi_reparam.commands.report import Report
 from vi_reparam.commands.runs import STUDIES, run_compare, run_fit, run_study
@@ -50,9 +50,9 @@ def demo(
     """Fit eight schools and the digits, and compare gradient estimators, in about two minutes."""
     report = Report(as_json, out)
     with report.running():
-        jobs = [make_job("eight_schools", backend, options={}), make_job("digits", backend, options={}, num_steps=800)]
+        jobs = [make_job("eight_schools", backend), make_job("digits", backend, num_steps=800)]
         report.content["fits"] = [run_fit(job, report, seed=seed) for job in jobs]
-        paper = make_job("dirichlet_multinomial", backend, options={})
+        paper = make_job("dirichlet_multinomial", backend)
         report.content["comparison"] = run_compare(
             paper, report, replicates=500, stages=("start",), seed=seed, picture="demo"
         )
@@ -74,14 +74,7 @@ def fit(
     """Fit a model and print its posterior, with a verdict."""
     report = Report(as_json, out)
     with report.running():
-        job = make_job(
-            model,
-            backend,
-            options=read_options(options or []),
-            data=data,
-            num_steps=num_steps,
-            num_particles=num_particles,
-        )
+        job = make_job(model, backend, options, data, num_steps=num_steps, num_particles=num_particles)
         report.content |= run_fit(job, report, seed=seed)
 
 
@@ -115,20 +108,13 @@ def compare(
                 raise ArgumentError(
                     f"--family {family} draws all sites together: leave --estimator and --parameter out"
                 )
-            job = make_job(model, backend, options=read_options(options or []), data=data)
+            job = make_job(model, backend, options, data)
             options_of_study = {"num_steps": num_steps, "num_particles": num_particles}
             report.content |= run_study(family, job, report, replicates=replicates, seed=seed, **options_of_study)
             return
         chosen = [read_estimator(text) for text in estimator or []]
         wanted = read_stages(stages)
-        job = make_job(
-            model,
-            backend,
-            options=read_options(options or []),
-            data=data,
-            num_steps=num_steps,
-            num_particles=num_particles,
-        )
+        job = make_job(model, backend, options, data, num_steps=num_steps, num_particles=num_particles)
         job.estimators = chosen or job.estimators
         job.focus = parameter or job.focus
         report.content |= run_compare(

@@ -12,7 +12,8 @@ from typing import Any
 
 import vi_reparam
 from vi_reparam.backend import registry
-from vi_reparam.commands.inputs import read_data
+from vi_reparam.backend.ops import Args
+from vi_reparam.commands.inputs import read_data, read_options
 from vi_reparam.errors import ArgumentError, BackendError
 
 
@@ -23,7 +24,7 @@ class Job:
     name: str
     vr: Any
     guided: Any
-    args: tuple[Any, ...]
+    args: Args
     kwargs: dict[str, Any]
     settings: dict[str, Any]
     estimators: list[Any]
@@ -61,13 +62,16 @@ def imported(target: str) -> Any:
 def make_job(
     target: str,
     backend: str,
-    *,
-    options: dict[str, Any],
+    options: list[str] | None = None,
     data: Path | None = None,
+    *,
     num_steps: int | None = None,
     num_particles: int | None = None,
 ) -> Job:
     """A registry model or a user's own, ready to run.
+
+    Args:
+        options: of the model, as ``name=value``; `data`: a file of a user's model's arguments.
 
     Raises:
         ViReparamError: for anything that cannot be used, before any compute.
@@ -82,14 +86,13 @@ def make_job(
         except TypeError as error:
             raise ArgumentError(f"{target} does not take this data: {error}; see --data") from error
         given = {"num_steps": num_steps, "num_particles": num_particles}
-        return Job(
-            target.partition(":")[2], vr, guided, (), kwargs, given, [vi_reparam.Auto(), vi_reparam.ScoreFunction()]
-        )
+        estimators = [vi_reparam.Auto(), vi_reparam.ScoreFunction()]
+        return Job(target.partition(":")[2], vr, guided, (), kwargs, given, estimators)
     if data is not None:
         raise ArgumentError(f"--data is for a module:attribute model; {target!r} has its own data (options: --set)")
     import vi_reparam_models
 
-    model = vi_reparam_models.get(target, **options)
+    model = vi_reparam_models.get(target, **read_options(options or []))
     vr = package_of(backend)
     program, guide = model.model(vr.host), model.guide(vr.host)
     objective = vr.ELBO(entropy=model.entropy)

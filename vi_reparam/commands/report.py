@@ -31,6 +31,11 @@ class Report:
             console.width = 140
         return console
 
+    @property
+    def progress(self) -> bool:
+        """Whether to show progress bars."""
+        return not self.as_json and sys.stderr.isatty()
+
     def show(self, renderable: Any) -> None:
         if not self.as_json:
             self.console.print(renderable, markup=False, soft_wrap=isinstance(renderable, str))

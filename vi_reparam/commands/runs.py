@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from vi_reparam.commands.job import Job
@@ -19,8 +18,7 @@ STUDIES = {"sde": "forms of the SDE guide", "joint": "guides over all latents"}
 def run_fit(job: Job, report: Report, *, seed: int, picture: bool = True) -> dict[str, Any]:
     """Fit, show the summary, write the files; what was found, for JSON."""
     report.title(f"{job.name}: posterior")
-    progress = not report.as_json and sys.stderr.isatty()
-    posterior = job.guided.fit(*job.args, **job.kwargs, **job.settings, seed=seed, progress=progress)
+    posterior = job.guided.fit(*job.args, **job.kwargs, **job.settings, seed=seed, progress=report.progress)
     report.show(str(posterior.summary()))
     latents = posterior.verdict.figures.num_latents
     inference = posterior.to_arviz(
@@ -34,18 +32,13 @@ def run_fit(job: Job, report: Report, *, seed: int, picture: bool = True) -> dic
     draws = inference.posterior
     small = [name for name in draws.data_vars if draws[name][0, 0].size <= 100]
     return {
-        "model": job.name,
-        "backend": job.vr.host.name,
-        "seed": seed,
+        **_heading(job, seed),
         "num_steps": len(posterior.losses),
         "elbo": {"value": float(value), "standard_error": float(error)},
         "khat": posterior.khat,
         "verdict": {"grade": posterior.verdict.grade, "reasons": posterior.verdict.reasons},
         "posterior": {
-            name: {
-                "mean": draws[name].mean(("chain", "draw")).values,
-                "sd": draws[name].std(("chain", "draw")).values,
-            }
+            name: {"mean": draws[name].mean(("chain", "draw")).values, "sd": draws[name].std(("chain", "draw")).values}
             for name in small
         },
     }
@@ -68,7 +61,7 @@ def run_compare(
         num_particles=particles,
         stages=stages,
         fit_steps=job.settings["num_steps"] or 1_000,
-        progress=not report.as_json and sys.stderr.isatty(),
+        progress=report.progress,
         seed=seed,
     )
     report.show(comparison.table(job.focus))
@@ -77,9 +70,7 @@ def run_compare(
     if path := report.path(f"{job.name}_estimators.nc"):
         comparison.save(path)
     return {
-        "model": job.name,
-        "backend": job.vr.host.name,
-        "seed": seed,
+        **_heading(job, seed),
         "replicates": replicates,
         "num_particles": particles,
         "estimators": comparison.to_dataframe().reset_index().to_dict(orient="records"),
@@ -109,15 +100,13 @@ def run_study(
         **{option: value for option, value in given.items() if value is not None},
         num_replicates=replicates,
         seed=seed,
-        progress=not report.as_json and sys.stderr.isatty(),
+        progress=report.progress,
     )
     report.show(study.table())
     if path := report.path(f"{job.name}_{family}.nc"):
         study.save(path)
-    return {
-        "model": job.name,
-        "backend": job.vr.host.name,
-        "seed": seed,
-        "replicates": replicates,
-        "rows": study.records(),
-    }
+    return {**_heading(job, seed), "replicates": replicates, "rows": study.records()}
+
+
+def _heading(job: Job, seed: int) -> dict[str, Any]:
+    return {"model": job.name, "backend": job.vr.host.name, "seed": seed}

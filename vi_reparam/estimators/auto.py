@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.draw import Draw
 from vi_reparam.estimators.base import Estimator
-from vi_reparam.estimators.implicit import Implicit
 from vi_reparam.estimators.measure_valued import MeasureValued
-from vi_reparam.estimators.pathwise import Pathwise
+from vi_reparam.estimators.pathwise import Implicit, Pathwise
 from vi_reparam.estimators.rejection import Rejection
 from vi_reparam.estimators.score_function import ScoreFunction
 from vi_reparam.families.base import Family
-
-Array = Any
 
 ORDER: tuple[Estimator, ...] = (Pathwise(), Implicit(), Rejection(), ScoreFunction(), MeasureValued())
 """By variance x time, as measured (`benchmarks/results/estimators.json`); weak derivatives come
@@ -24,9 +21,8 @@ last because their cost grows with the number of parameters."""
 class Auto(Estimator):
     """The smallest variance x time among the unbiased estimators that apply.
 
-    At a site alone the order of `ORDER` decides, which is the measured one. A fit measures on
-    the model itself wherever two candidates are close (gamma-like sites: `Implicit` and
-    `Rejection`), once, before its first step.
+    At a site alone `ORDER` decides. A fit measures on the model itself, once, before its first step, where two
+    candidates are close (gamma-like sites: `Implicit` and `Rejection`).
     """
 
     kind = "auto"
@@ -43,6 +39,6 @@ class Auto(Estimator):
         return [estimator for estimator in ORDER if estimator.applies_to(family)]
 
     def draw(
-        self, ops: Ops, key: Any, family: Family, shape: tuple[int, ...], *params: Array, value: Array | None = None
+        self, ops: Ops, key: Any, family: Family, shape: Shape, *params: Array, value: Array | None = None
     ) -> Draw:
         return self.choose(family).draw(ops, key, family, shape, *params, value=value)

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import abc
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.backend.registry import host_package
 from vi_reparam.draw import Draw
 from vi_reparam.errors import SiteError
-
-if TYPE_CHECKING:
-    from vi_reparam.families.base import Family
-
-Array = Any
+from vi_reparam.families.base import Family
 
 
 class Estimator(abc.ABC):
@@ -22,12 +18,10 @@ class Estimator(abc.ABC):
     Attributes:
         kind: the name by which a family says that it is served.
         has_score_term: whether its draws leave a term for the objective to honour.
-        unbiased: whether the mean of its gradient is the gradient of the mean.
     """
 
     kind: ClassVar[str]
     has_score_term: ClassVar[bool] = False
-    unbiased: ClassVar[bool] = True
 
     def options(self) -> dict[str, Any]:
         """The constructor's keywords that differ from their defaults."""
@@ -45,12 +39,12 @@ class Estimator(abc.ABC):
         """
         if not self.applies_to(family):
             where = f"site {site!r}: " if site else ""
-            names = ", ".join(sorted(_NAMES[kind] for kind in family.kinds))
+            names = ", ".join(sorted(kind.title().replace("_", "") for kind in family.kinds))  # as the classes are
             raise SiteError(f"{where}{self!r} does not apply to {family.name}; use one of {names}")
 
     @abc.abstractmethod
     def draw(
-        self, ops: Ops, key: Any, family: Family, shape: tuple[int, ...], *params: Array, value: Array | None = None
+        self, ops: Ops, key: Any, family: Family, shape: Shape, *params: Array, value: Array | None = None
     ) -> Draw:
         """Draw `shape` values of the family, with this estimator's gradient.
 
@@ -68,8 +62,8 @@ class Estimator(abc.ABC):
     def __call__(self, distribution: Any) -> Any:
         """Annotate a host distribution, so that its draws carry this estimator's gradient.
 
-        The annotation stays outermost under expand, to_event and mask, and is guarded everywhere:
-        differentiating its draws under an objective that would drop their score term raises.
+        It stays outermost under expand, to_event and mask. Differentiating its draws under an objective that would
+        drop their score term raises.
 
         Raises:
             BackendError: if this is not a distribution of an installed backend.
@@ -88,12 +82,3 @@ class Estimator(abc.ABC):
     def __repr__(self) -> str:
         inside = ", ".join(f"{k}={v!r}" for k, v in self.options().items())
         return f"{type(self).__name__}({inside})"
-
-
-_NAMES = {
-    "pathwise": "Pathwise",
-    "implicit": "Implicit",
-    "rejection": "Rejection",
-    "score_function": "ScoreFunction",
-    "measure_valued": "MeasureValued",
-}

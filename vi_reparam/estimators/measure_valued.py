@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.draw import Branch, Draw
 from vi_reparam.estimators.base import Estimator
 from vi_reparam.families.base import Family
-
-Array = Any
 
 
 class MeasureValued(Estimator):
@@ -24,7 +22,7 @@ class MeasureValued(Estimator):
     has_score_term = True
 
     def draw(
-        self, ops: Ops, key: Any, family: Family, shape: tuple[int, ...], *params: Array, value: Array | None = None
+        self, ops: Ops, key: Any, family: Family, shape: Shape, *params: Array, value: Array | None = None
     ) -> Draw:
         self.require(family)
         xp, stop = ops.xp, ops.stop_gradient

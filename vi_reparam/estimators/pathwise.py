@@ -1,16 +1,14 @@
-"""z = g(eps, theta), differentiated through g."""
+"""Gradients through the draw itself: z = g(eps, theta), or implicitly, dz/dtheta = -(dF/dtheta) / q."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.draw import Draw
 from vi_reparam.estimators.base import Estimator
 from vi_reparam.families.base import Family
-from vi_reparam.samplers.primitives import Constant
-
-Array = Any
+from vi_reparam.samplers.primitive import Constant, ImplicitGradient
 
 
 class Pathwise(Estimator):
@@ -19,7 +17,19 @@ class Pathwise(Estimator):
     kind = "pathwise"
 
     def draw(
-        self, ops: Ops, key: Any, family: Family, shape: tuple[int, ...], *params: Array, value: Array | None = None
+        self, ops: Ops, key: Any, family: Family, shape: Shape, *params: Array, value: Array | None = None
     ) -> Draw:
         self.require(family)
         return family.build(Constant(), ops, key, shape, *params, value=value)
+
+
+class Implicit(Estimator):
+    """Implicit reparameterization (Figurnov et al. 2018): gamma family, von Mises, truncated normal."""
+
+    kind = "implicit"
+
+    def draw(
+        self, ops: Ops, key: Any, family: Family, shape: Shape, *params: Array, value: Array | None = None
+    ) -> Draw:
+        self.require(family)
+        return family.build(ImplicitGradient(), ops, key, shape, *params, value=value)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
+from vi_reparam.checks import check_choice, check_integer
 from vi_reparam.draw import Draw
 from vi_reparam.errors import ArgumentError, GradientError
 from vi_reparam.estimators.base import Estimator
-from vi_reparam.estimators.baselines import Baseline, check_baseline
+from vi_reparam.estimators.score_function import Baseline
 from vi_reparam.families.base import Family
-from vi_reparam.samplers.primitives import AcceptedNoise
-
-Array = Any
+from vi_reparam.samplers.primitive import AcceptedNoise
 
 
 class Rejection(Estimator):
@@ -42,16 +41,11 @@ class Rejection(Estimator):
     default_boost: ClassVar[int] = 3
 
     def __init__(
-        self,
-        *,
-        boost: int = default_boost,
-        baseline: Baseline | str = "auto",
-        min_concentration: float | None = None,
+        self, *, boost: int = default_boost, baseline: Baseline | str = "auto", min_concentration: float | None = None
     ) -> None:
-        if not isinstance(boost, int) or boost < 0:
-            raise ArgumentError(f"Rejection(boost={boost!r}): expected an integer of at least 0")
+        check_integer("boost", boost, "Rejection", least=0)
         if baseline != "auto":
-            check_baseline("Rejection", baseline, ("leave_one_out", "decaying_average", None))
+            check_choice("baseline", baseline, ("leave_one_out", "decaying_average", None), "Rejection")
         if min_concentration is not None and not min_concentration >= 1.0:
             raise ArgumentError(f"Rejection(min_concentration={min_concentration!r}): expected at least 1")
         self.boost = boost
@@ -67,7 +61,7 @@ class Rejection(Estimator):
         return options
 
     def draw(
-        self, ops: Ops, key: Any, family: Family, shape: tuple[int, ...], *params: Array, value: Array | None = None
+        self, ops: Ops, key: Any, family: Family, shape: Shape, *params: Array, value: Array | None = None
     ) -> Draw:
         self.require(family)
         if self.boost == 0:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
+from vi_reparam.checks import check_choice
 from vi_reparam.draw import Draw
 from vi_reparam.estimators.base import Estimator
-from vi_reparam.estimators.baselines import BASELINES, Baseline, check_baseline
 from vi_reparam.families.base import Family
-from vi_reparam.samplers.primitives import Constant
+from vi_reparam.samplers.primitive import Constant
 
-Array = Any
+Baseline = Literal["leave_one_out", "decaying_average", "optimal"] | None
+BASELINES: tuple[Baseline, ...] = ("leave_one_out", "decaying_average", "optimal", None)
 
 
 class ScoreFunction(Estimator):
@@ -33,14 +34,14 @@ class ScoreFunction(Estimator):
 
     def __init__(self, *, baseline: Baseline | str = "auto") -> None:
         if baseline != "auto":
-            check_baseline("ScoreFunction", baseline, BASELINES)
+            check_choice("baseline", baseline, BASELINES, "ScoreFunction")
         self.baseline = baseline
 
     def options(self) -> dict[str, Any]:
         return {} if self.baseline == "auto" else {"baseline": self.baseline}
 
     def draw(
-        self, ops: Ops, key: Any, family: Family, shape: tuple[int, ...], *params: Array, value: Array | None = None
+        self, ops: Ops, key: Any, family: Family, shape: Shape, *params: Array, value: Array | None = None
     ) -> Draw:
         self.require(family)
         stop = ops.stop_gradient

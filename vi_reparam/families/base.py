@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import abc
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.errors import SiteError
-
-if TYPE_CHECKING:
-    from vi_reparam.samplers.primitive import Primitive
-
-Array = Any
+from vi_reparam.samplers.primitive import Primitive
 
 
 class WeakDerivative(NamedTuple):
@@ -58,13 +54,7 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def build(
-        self,
-        primitive: Primitive,
-        ops: Ops,
-        key: Any,
-        shape: tuple[int, ...],
-        *params: Array,
-        value: Array | None = None,
+        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
     ) -> Draw:
         """A draw whose rejection samplers are drawn by `primitive`.
 
@@ -86,7 +76,7 @@ class Family(abc.ABC):
         raise SiteError(f"{self.name} has no entropy in closed form: use entropy='monte_carlo'")
 
     def weak_derivatives(
-        self, ops: Ops, key: Any, shape: tuple[int, ...], *params: Array, value: Array | None = None
+        self, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
     ) -> tuple[Array, list[WeakDerivative]]:
         """A draw, and one coupled pair for each of `weak_parameters`, all constants.
 
@@ -95,7 +85,7 @@ class Family(abc.ABC):
         """
         raise SiteError(f"{self.name} has no measure-valued derivative")
 
-    def batch_shape(self, *params: Array) -> tuple[int, ...]:
+    def batch_shape(self, *params: Array) -> Shape:
         """The shape to which the parameters' batch dimensions broadcast."""
         shapes = [p.shape[: p.ndim - dim] for p, dim in zip(params, self.parameter_event_dims, strict=True)]
         return broadcast_shapes(*shapes)
@@ -117,7 +107,7 @@ def same_rank(arrays: tuple[Array, ...], event_dims: tuple[int, ...]) -> tuple[A
     return tuple(a if dims == rank else xp.reshape(a, (*(1,) * (rank - dims), *a.shape)) for a, dims in pairs)
 
 
-def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:
+def broadcast_shapes(*shapes: Shape) -> Shape:
     """The shape to which these broadcast (they are taken to be compatible)."""
     length = max((len(s) for s in shapes), default=0)
     padded = [(1,) * (length - len(s)) + tuple(s) for s in shapes]

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family, same_rank
 from vi_reparam.families.gamma import GAMMA, GAMMA_KINDS
 from vi_reparam.numerics import special
 from vi_reparam.samplers.gamma import LogGamma
-
-if TYPE_CHECKING:
-    from vi_reparam.samplers.primitive import Primitive
-
-Array = Any
-
-
-def _log_sum_exp(ops: Ops, x: Array) -> Array:
-    top = ops.stop_gradient(ops.xp.max(x, axis=-1, keepdims=True))
-    return top + ops.xp.log(ops.xp.sum(ops.xp.exp(x - top), axis=-1, keepdims=True))
+from vi_reparam.samplers.primitive import Constant, Primitive
 
 
 def _from_ratios(ops: Ops, w: Array, a: Array) -> tuple[Array, Array]:
@@ -34,7 +25,8 @@ def _from_ratios(ops: Ops, w: Array, a: Array) -> tuple[Array, Array]:
     t = xp.sum(a / total * xp.expm1(w), axis=-1, keepdims=True)
     near = xp.abs(t) < 0.5
     t = xp.where(near, t, 0.0 * t)
-    shift = xp.where(near, xp.log1p(t), _log_sum_exp(ops, w + xp.log(a)) - xp.log(total))
+    log_sum = special.log_sum_exp(ops, w + xp.log(a), axis=-1, keepdims=True)
+    shift = xp.where(near, xp.log1p(t), log_sum - xp.log(total))
     from_mean = w - shift
     log_x = from_mean + xp.log(a) - xp.log(total)
     centred = xp.where(near, w, 0.0 * w)
@@ -63,13 +55,7 @@ class Dirichlet(Family):
     shape_parameters = ((0, 1.0),)
 
     def build(
-        self,
-        primitive: Primitive,
-        ops: Ops,
-        key: Any,
-        shape: tuple[int, ...],
-        *params: Array,
-        value: Array | None = None,
+        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
     ) -> Draw:
         xp = ops.xp
         a = xp.broadcast_to(params[0], (*shape, params[0].shape[-1]))
@@ -91,8 +77,6 @@ class Dirichlet(Family):
     @staticmethod
     def _ratios_given(ops: Ops, key: Any, log_x: Array, a: Array) -> Array:
         """w of the gammas behind a given x: their sum is Gamma(sum a), independent of x."""
-        from vi_reparam.samplers.primitives import Constant
-
         total = ops.xp.sum(a, axis=-1, keepdims=True)
         log_sum = GAMMA.build(Constant(), ops, key, tuple(total.shape), total, 0.0 * total + 1.0).logs
         assert log_sum is not None
@@ -127,17 +111,11 @@ class Beta(Family):
     shape_parameters = ((0, 1.0), (1, 1.0))
 
     @staticmethod
-    def _stack(ops: Ops, shape: tuple[int, ...], *params: Array) -> Array:
+    def _stack(ops: Ops, shape: Shape, *params: Array) -> Array:
         return ops.xp.stack([ops.xp.broadcast_to(p, shape) for p in params], axis=-1)
 
     def build(
-        self,
-        primitive: Primitive,
-        ops: Ops,
-        key: Any,
-        shape: tuple[int, ...],
-        *params: Array,
-        value: Array | None = None,
+        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
     ) -> Draw:
         xp = ops.xp
         pair = None if value is None else xp.stack([value, 1.0 - value], axis=-1)
@@ -153,11 +131,7 @@ class Beta(Family):
         log_moving = xp.where(high, log_rest, log_x)
         value_ = held + ops.stop_gradient(slope) * (log_moving - ops.stop_gradient(log_moving))
         return Draw(
-            value=value_,
-            log_prob=draw.log_prob,
-            score_term=draw.score_term,
-            noise=draw.noise,
-            logs=(log_x, log_rest),
+            value=value_, log_prob=draw.log_prob, score_term=draw.score_term, noise=draw.noise, logs=(log_x, log_rest)
         )
 
     def log_prob(self, value: Array, *params: Array, logs: tuple[Array, ...] | None = None) -> Array:

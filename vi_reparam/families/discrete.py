@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family, WeakDerivative
-
-if TYPE_CHECKING:
-    from vi_reparam.samplers.primitive import Primitive
-
-Array = Any
+from vi_reparam.samplers.primitive import Primitive
 
 _KINDS = frozenset({"score_function", "measure_valued"})
 
@@ -27,13 +23,7 @@ class Bernoulli(Family):
     weak_parameters = ("logits",)
 
     def build(
-        self,
-        primitive: Primitive,
-        ops: Ops,
-        key: Any,
-        shape: tuple[int, ...],
-        *params: Array,
-        value: Array | None = None,
+        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
     ) -> Draw:
         xp = ops.xp
         logits = xp.broadcast_to(params[0], shape)
@@ -55,7 +45,7 @@ class Bernoulli(Family):
         return -self.log_prob(p, logits)
 
     def weak_derivatives(
-        self, ops: Ops, key: Any, shape: tuple[int, ...], *params: Array, value: Array | None = None
+        self, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
     ) -> tuple[Array, list[WeakDerivative]]:
         """Exact: p'(logits) (f(1) - f(0))."""
         xp = ops.xp
@@ -75,13 +65,7 @@ class Poisson(Family):
     weak_parameters = ("rate",)
 
     def build(
-        self,
-        primitive: Primitive,
-        ops: Ops,
-        key: Any,
-        shape: tuple[int, ...],
-        *params: Array,
-        value: Array | None = None,
+        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
     ) -> Draw:
         rate = ops.xp.broadcast_to(params[0], shape)
         value = ops.poisson(key, rate, shape) if value is None else ops.xp.astype(value, rate.dtype)
@@ -94,7 +78,7 @@ class Poisson(Family):
         return value * ops.xp.log(rate) - rate - ops.gammaln(value + 1.0)
 
     def weak_derivatives(
-        self, ops: Ops, key: Any, shape: tuple[int, ...], *params: Array, value: Array | None = None
+        self, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
     ) -> tuple[Array, list[WeakDerivative]]:
         """In the rate: Poisson + 1 against Poisson, of the same draw."""
         rate = ops.stop_gradient(ops.xp.broadcast_to(params[0], shape))

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family, WeakDerivative, same_rank
 from vi_reparam.numerics import special
 from vi_reparam.samplers.gamma import LogGamma
-
-if TYPE_CHECKING:
-    from vi_reparam.samplers.primitive import Primitive
-
-Array = Any
+from vi_reparam.samplers.primitive import Constant, Primitive
 
 GAMMA_KINDS = frozenset({"implicit", "rejection", "score_function"})
 
@@ -46,13 +42,7 @@ class Gamma(Family):
     shape_parameters = ((0, 1.0),)
 
     def build(
-        self,
-        primitive: Primitive,
-        ops: Ops,
-        key: Any,
-        shape: tuple[int, ...],
-        *params: Array,
-        value: Array | None = None,
+        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
     ) -> Draw:
         xp, stop = ops.xp, ops.stop_gradient
         a, rate = (xp.broadcast_to(p, shape) for p in params)
@@ -89,11 +79,9 @@ class Gamma(Family):
         return special.stirling(a) + 0.5 * special.LOG_2PI + 0.5 * log_a + (1.0 - a) * psi - ops.xp.log(rate)
 
     def weak_derivatives(
-        self, ops: Ops, key: Any, shape: tuple[int, ...], *params: Array, value: Array | None = None
+        self, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
     ) -> tuple[Array, list[WeakDerivative]]:
         """In the rate: (a / rate) (Gamma(a, rate) - Gamma(a + 1, rate)), coupled by adding Exp(rate)."""
-        from vi_reparam.samplers.primitives import Constant
-
         a, rate = (ops.stop_gradient(ops.xp.broadcast_to(p, shape)) for p in params)
         draw_key, exp_key = ops.split(key, 2)
         z = self.build(Constant(), ops, draw_key, shape, a, rate, value=value).value
@@ -112,13 +100,7 @@ class InverseGamma(Family):
     shape_parameters = ((0, 1.0),)
 
     def build(
-        self,
-        primitive: Primitive,
-        ops: Ops,
-        key: Any,
-        shape: tuple[int, ...],
-        *params: Array,
-        value: Array | None = None,
+        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
     ) -> Draw:
         given = None if value is None else 1.0 / value
         draw = GAMMA.build(primitive, ops, key, shape, *params, value=given)
@@ -157,13 +139,7 @@ class Chi2(Family):
         return 0.5 * df, 0.0 * ops_of(df).stop_gradient(df) + 0.5
 
     def build(
-        self,
-        primitive: Primitive,
-        ops: Ops,
-        key: Any,
-        shape: tuple[int, ...],
-        *params: Array,
-        value: Array | None = None,
+        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
     ) -> Draw:
         return GAMMA.build(primitive, ops, key, shape, *self._gamma(params[0]), value=value)
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family, WeakDerivative, same_rank
 from vi_reparam.numerics import special
-
-if TYPE_CHECKING:
-    from vi_reparam.samplers.primitive import Primitive
-
-Array = Any
+from vi_reparam.samplers.primitive import Primitive
 
 
 class Normal(Family):
@@ -26,13 +22,7 @@ class Normal(Family):
     weak_parameters = ("loc", "scale")
 
     def build(
-        self,
-        primitive: Primitive,
-        ops: Ops,
-        key: Any,
-        shape: tuple[int, ...],
-        *params: Array,
-        value: Array | None = None,
+        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
     ) -> Draw:
         loc, scale = (ops.xp.broadcast_to(p, shape) for p in params)
         eps = ops.normal(key, shape, loc.dtype) if value is None else ops.stop_gradient((value - loc) / scale)
@@ -49,7 +39,7 @@ class Normal(Family):
         return 0.0 * loc + ops_of(loc, scale).xp.log(scale) + 0.5 * (special.LOG_2PI + 1.0)
 
     def weak_derivatives(
-        self, ops: Ops, key: Any, shape: tuple[int, ...], *params: Array, value: Array | None = None
+        self, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
     ) -> tuple[Array, list[WeakDerivative]]:
         """Mohamed et al. (2020), table 1: loc by two Weibulls, scale by a double-sided Maxwell.
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.errors import ArgumentError
 from vi_reparam.families.base import Family
 from vi_reparam.samplers.base import RejectionSampler
-
-if TYPE_CHECKING:
-    from vi_reparam.samplers.primitive import Primitive
-
-Array = Any
+from vi_reparam.samplers.primitive import Primitive
 
 
 def _names(sampler: RejectionSampler) -> tuple[str, ...]:
@@ -23,7 +19,8 @@ def _names(sampler: RejectionSampler) -> tuple[str, ...]:
     arguments = list(inspect.signature(sampler.transform).parameters.values())[1:]
     if any(argument.kind is argument.VAR_POSITIONAL for argument in arguments):
         raise ArgumentError(
-            f"{type(sampler).__name__}.transform takes *params: name them, as in SamplerFamily(sampler, parameters=('scale',))"
+            f"{type(sampler).__name__}.transform takes *params: name them, as in "
+            "SamplerFamily(sampler, parameters=('scale',))"
         )
     return tuple(argument.name for argument in arguments)
 
@@ -53,13 +50,7 @@ class SamplerFamily(Family):
         self.kinds = frozenset({"rejection", "score_function"} | ({"implicit"} if sampler.has_implicit else set()))
 
     def build(
-        self,
-        primitive: Primitive,
-        ops: Ops,
-        key: Any,
-        shape: tuple[int, ...],
-        *params: Array,
-        value: Array | None = None,
+        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
     ) -> Draw:
         params = tuple(ops.xp.broadcast_to(p, shape) for p in params)
         drawn, score_term, noise = primitive(ops, key, self.sampler, shape, *params, value=value)

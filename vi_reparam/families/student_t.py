@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family
 from vi_reparam.families.gamma import GAMMA, GAMMA_KINDS
 from vi_reparam.numerics import special
 from vi_reparam.samplers.gamma import LogGamma
-
-if TYPE_CHECKING:
-    from vi_reparam.samplers.primitive import Primitive
-
-Array = Any
+from vi_reparam.samplers.primitive import Constant, Primitive
 
 _LOG_PI = special.LOG_2PI - 0.6931471805599453
 
@@ -39,13 +35,7 @@ class StudentT(Family):
     shape_parameters = ((0, 0.5),)
 
     def build(
-        self,
-        primitive: Primitive,
-        ops: Ops,
-        key: Any,
-        shape: tuple[int, ...],
-        *params: Array,
-        value: Array | None = None,
+        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
     ) -> Draw:
         xp, stop = ops.xp, ops.stop_gradient
         df, loc, scale = (xp.broadcast_to(p, shape) for p in params)
@@ -72,8 +62,6 @@ class StudentT(Family):
     @staticmethod
     def _ratio_given(ops: Ops, key: Any, t: Array, df: Array) -> Array:
         """log of (gamma / its mean) given t: the gamma's posterior, Gamma((df + 1) / 2, (df + t^2) / 2)."""
-        from vi_reparam.samplers.primitives import Constant
-
         a = 0.5 * (df + 1.0)
         logs = GAMMA.build(Constant(), ops, key, tuple(t.shape), a, 0.5 * (df + t * t)).logs
         assert logs is not None

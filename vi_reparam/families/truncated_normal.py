@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family, same_rank
 from vi_reparam.numerics import mills
+from vi_reparam.samplers.primitive import Primitive
 from vi_reparam.samplers.truncated_normal import TruncatedNormalOffset
-
-if TYPE_CHECKING:
-    from vi_reparam.samplers.primitive import Primitive
-
-Array = Any
 
 _SAMPLER = TruncatedNormalOffset()
 
@@ -45,13 +41,7 @@ class TruncatedNormal(Family):
     edge_parameters = (2, 3)
 
     def build(
-        self,
-        primitive: Primitive,
-        ops: Ops,
-        key: Any,
-        shape: tuple[int, ...],
-        *params: Array,
-        value: Array | None = None,
+        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
     ) -> Draw:
         xp, stop = ops.xp, ops.stop_gradient
         loc, scale, low, high = (xp.broadcast_to(p, shape) for p in params)

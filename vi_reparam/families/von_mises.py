@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family, same_rank
 from vi_reparam.numerics import bessel, special
+from vi_reparam.samplers.primitive import Primitive
 from vi_reparam.samplers.von_mises import VonMisesDeviation
-
-if TYPE_CHECKING:
-    from vi_reparam.samplers.primitive import Primitive
-
-Array = Any
 
 _SAMPLER = VonMisesDeviation()
 
@@ -42,13 +38,7 @@ class VonMises(Family):
     kinds = frozenset({"implicit", "rejection", "score_function"})
 
     def build(
-        self,
-        primitive: Primitive,
-        ops: Ops,
-        key: Any,
-        shape: tuple[int, ...],
-        *params: Array,
-        value: Array | None = None,
+        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
     ) -> Draw:
         loc, kappa = (ops.xp.broadcast_to(p, shape) for p in params)
         given = None if value is None else _wrap(ops, ops.stop_gradient(value - loc))

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family, broadcast_shapes
 from vi_reparam.numerics import bessel
+from vi_reparam.samplers.primitive import Primitive
 from vi_reparam.samplers.von_mises_fisher import PolarLogit
-
-if TYPE_CHECKING:
-    from vi_reparam.samplers.primitive import Primitive
-
-Array = Any
 
 
 def _log_area(dim: int) -> float:
@@ -34,14 +30,10 @@ def _reflect(ops: Ops, direction: Array, x: Array) -> Array:
     first = direction[..., :1]
     sign = xp.where(first < 0.0, 0.0 * first - 1.0, 0.0 * first + 1.0)
     sign = ops.stop_gradient(sign)
-    normal = sign * direction + ops.stop_gradient(_axis(ops, direction))
+    zero = 0.0 * ops.stop_gradient(direction)
+    normal = sign * direction + xp.concat([zero[..., :1] + 1.0, zero[..., 1:]], axis=-1)
     scale = 2.0 * xp.sum(normal * x, axis=-1, keepdims=True) / xp.sum(normal * normal, axis=-1, keepdims=True)
     return -sign * (x - scale * normal)
-
-
-def _axis(ops: Ops, like: Array) -> Array:
-    zero = 0.0 * like
-    return ops.xp.concat([zero[..., :1] + 1.0, zero[..., 1:]], axis=-1)
 
 
 class VonMisesFisher(Family):
@@ -57,13 +49,7 @@ class VonMisesFisher(Family):
     kinds = frozenset({"implicit", "rejection", "score_function"})
 
     def build(
-        self,
-        primitive: Primitive,
-        ops: Ops,
-        key: Any,
-        shape: tuple[int, ...],
-        *params: Array,
-        value: Array | None = None,
+        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
     ) -> Draw:
         xp, stop = ops.xp, ops.stop_gradient
         dim = params[0].shape[-1]

@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vi_reparam.backend.ops import Array
 from vi_reparam.posterior.verdict import loss_drift
-
-Array = Any
 
 RATES = (1.0, 0.2, 0.04)
 """Step sizes, as parts of the optimizer's own."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from vi_reparam.backend.data import Data
+from vi_reparam.backend.ops import Args
 from vi_reparam.errors import NonFiniteError
 from vi_reparam.estimators import Auto
 from vi_reparam.fit.options import check_options
@@ -18,59 +18,10 @@ from vi_reparam.guides.base import GuideFamily
 from vi_reparam.guides.escalate import cost_of
 from vi_reparam.guides.gaussian import FullRank, LowRank
 from vi_reparam.guides.mean_field import MeanField
-
-GOOD_KHAT = 0.5
-GOOD_GAP = 0.04
-GOOD_SHIFT = 0.05
-"""Nats below the log evidence, and standard deviations: what weights may still correct."""
-
-WORTH = 0.02
-"""Nats that a richer family must gain, beyond the error, to be called a gain."""
+from vi_reparam.posterior.attempt import Attempt
 
 HOPELESS = 0.1
 """Nats that a mean field must lose to correlations for it not to be tried."""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One family's fit.
-
-    Attributes:
-        family: as it is written.
-        elbo: in nats; `error`: its standard error.
-        khat: Pareto shape of the importance weights' tail.
-        gap: log evidence, by the weights, minus the ELBO.
-        shift: the most that the weights move a mean or the logarithm of a standard deviation, in standard
-            deviations.
-        steps: of its fit; `seconds`: it took.
-        note: why it was not fitted, or failed.
-    """
-
-    family: str
-    elbo: float = -math.inf
-    error: float = 0.0
-    khat: float = math.nan
-    gap: float = math.nan
-    shift: float = math.nan
-    steps: int = 0
-    seconds: float = 0.0
-    note: str = ""
-
-    @property
-    def is_good(self) -> bool:
-        """Whether the weights find nothing left to correct."""
-        return self.khat < GOOD_KHAT and self.gap < GOOD_GAP and self.shift < GOOD_SHIFT
-
-    def is_better_than(self, other: Attempt) -> bool:
-        """By the ELBO where the errors tell them apart, else by k-hat."""
-        apart = 3.0 * math.hypot(self.error, other.error)
-        if abs(self.elbo - other.elbo) > max(apart, WORTH):
-            return self.elbo > other.elbo
-        return not math.isnan(self.khat) and not self.khat >= other.khat
-
-    def plain(self) -> dict[str, Any]:
-        """As numbers and text; None for the figures of what was not fitted."""
-        return {name: _shown(value, self.note) for name, value in asdict(self).items()}
 
 
 def why_stop(attempts: Sequence[Attempt], next_cost: float | None, elapsed: float, budget: float) -> str:
@@ -91,7 +42,7 @@ def why_stop(attempts: Sequence[Attempt], next_cost: float | None, elapsed: floa
     return ""
 
 
-def escalate(guided: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any]) -> Any:
+def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: dict[str, Any]) -> Any:
     """Fit a `Guided` whose family is an `Escalate`.
 
     Args:
@@ -214,9 +165,3 @@ def mean_field_loss(root: Any, inverse: Any) -> float:
     """
     precisions = (inverse**2).sum(0)
     return sum(0.5 * math.log(p) + math.log(scale) for p, scale in zip(precisions, root.diagonal(), strict=True))
-
-
-def _shown(value: Any, note: str) -> Any:
-    if isinstance(value, str | int):
-        return value
-    return None if note else float(f"{value:.6g}")

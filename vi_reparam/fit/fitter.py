@@ -13,7 +13,8 @@ import numpy as np
 
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import Task
-from vi_reparam.errors import ArgumentError, ViReparamError
+from vi_reparam.backend.ops import Args, Array, Key
+from vi_reparam.errors import ArgumentError, ViReparamError, first_line
 from vi_reparam.estimators import Estimator
 from vi_reparam.fit import checkpoints
 from vi_reparam.fit.checkpoints import FitSignature, form_of
@@ -25,8 +26,6 @@ from vi_reparam.fit.selection import choose
 from vi_reparam.gaussians.pathfinder import APART, distance
 from vi_reparam.guides import JointFamily, Sites
 
-Array = Any
-Key = Any
 Values = Mapping[str, Array]
 """Parameters by name, constrained."""
 
@@ -53,7 +52,7 @@ class Fitter:
         self._simpler: dict[Any, Fitter] = {}
         self._rivals: list[float] = []
 
-    def fit(self, args: tuple[Any, ...], kwargs: dict[str, Any], **options: Any) -> Any:
+    def fit(self, args: Args, kwargs: dict[str, Any], **options: Any) -> Any:
         """As `Guided.fit`."""
         check_options(self.engine, **options)
         return self.run(self.engine.data(args, kwargs, self.guided.model), **options)
@@ -90,12 +89,15 @@ class Fitter:
             "model": self.guided.name,
             "num_steps": total,
             "objective": repr(task.objective),
+            "estimators": repr(self.guided.estimators),
             "seed": str(int(seed)) if isinstance(seed, Integral) else repr(seed),
             "plan": f"{plan if optimizer is None else 'an optimizer given'}{', until it converges' if watched else ''}",
         }
         runs = []
         for known in self._warm_starts(data, key, total, task.objective.num_particles)[: 1 if checkpoint else None]:
             values = self.guided.start_at(data, start_key, known) if start is None else {**start, **known}
+            if all(name.startswith("vr.") for name in values):
+                raise ArgumentError("there is nothing to fit: neither model nor guide has a parameter")
             state = program.init(key, values, data)
             course = Convergence(total, family is not None and family.by_losses) if watched else None
             runs.append(self._restart(program, state, course, about, progress=progress, checkpoint=checkpoint))
@@ -148,11 +150,9 @@ class Fitter:
         except ViReparamError:
             raise
         except Exception as error:
-            shapes = _shapes(data.args), _shapes(data.kwargs)
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ArgumentError(
-                f"{self.guided.name} could not run on arguments of shapes {shapes[0]} {shapes[1]}: {first}"
-            ) from error
+            args, kwargs = _shapes(data.args), _shapes(data.kwargs)
+            text = f"{self.guided.name} could not run on arguments of shapes {args} {kwargs}: {first_line(error)}"
+            raise ArgumentError(text) from error
         self._checked.add(data.form)
         return found
 

@@ -11,10 +11,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from vi_reparam.backend.engine import Program
+from vi_reparam.backend.ops import Array
 from vi_reparam.errors import NonFiniteError
 from vi_reparam.fit.convergence import BLOCK, Convergence
-
-Array = Any
 
 FIRST_CHUNK, CHUNK = 32, 1024
 """Steps before the first look at the clock, and the most between two looks."""

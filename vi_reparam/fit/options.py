@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from vi_reparam.backend.engine import Engine
+from vi_reparam.checks import check_integer
 from vi_reparam.errors import ArgumentError
 
 NAMES = ("num_steps", "num_particles", "optimizer", "seed", "progress", "checkpoint")
@@ -22,8 +23,8 @@ def check_options(
         ArgumentError: naming the option.
     """
     for name, value in (("num_steps", num_steps), ("num_particles", num_particles)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise ArgumentError(f"fit({name}={value!r}): expected an integer of at least 1")
+        if value is not None:
+            check_integer(name, value, "fit")
     if optimizer is not None:
         engine.optimizer(optimizer)
     if not isinstance(progress, bool):

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import Engine, Task
+from vi_reparam.backend.ops import Array
 from vi_reparam.estimators import Auto, Estimator
-from vi_reparam.study.measure import measure
-
-Array = Any
+from vi_reparam.fit.measure import measure
 
 WORTH_MEASURING = 1_000
 """Numbers drawn below which a step costs less than deciding how to draw them."""

@@ -1,9 +1,4 @@
-"""Bases: the Gaussians in whose standardized coordinates the process runs.
-
-z = loc + S x and log|S|, for a diagonal S, a diagonal plus low rank, a triangular one, and one that is triangular
-within each element of a plate. A mixture draws one of its components, standardizes by it, and keeps it in the
-path's weight.
-"""
+"""Gaussians z = loc + S x, and mixtures of them: S diagonal, of low rank, triangular, or triangular in blocks."""
 
 from __future__ import annotations
 
@@ -11,31 +6,24 @@ import abc
 import math
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops
+from vi_reparam.checks import check_integer
 from vi_reparam.errors import ArgumentError
-from vi_reparam.numerics.special import LOG_2PI
+from vi_reparam.numerics.special import LOG_2PI, log_sum_exp
 
-Array = Any
+if TYPE_CHECKING:
+    from vi_reparam.programs.layout import Layout
+
 Params = dict[str, Array]
 
 
-class Layout(Protocol):
-    """Where the latents lie in a vector, as a backend has it."""
-
-    @property
-    def size(self) -> int:
-        """Coordinates in all."""
-        ...
-
-    def elements(self, plate: str) -> tuple[tuple[int, ...], ...]:
-        """The coordinates of each element of a plate."""
-        ...
-
-
 class Base(abc.ABC):
-    """A Gaussian (or a mixture of them) as a specification; its parameters are arrays by name."""
+    """A Gaussian (or a mixture of them) as a specification; its parameters are arrays by name.
+
+    z = loc + scale * M x, with M the identity unless a subclass gives it by `mix` and `unmix`.
+    """
 
     names: ClassVar[tuple[str, ...]] = ("loc", "log_scale")
     """Of its parameters."""
@@ -53,17 +41,27 @@ class Base(abc.ABC):
     def parameters(self, ops: Ops, key: Any, loc: Array, scale: Array) -> Params:
         """The start: a Gaussian with about this location and these scales, each of shape ``[D]``."""
 
-    @abc.abstractmethod
+    def mix(self, ops: Ops, params: Params, x: Array) -> Array:
+        """M x, shape ``[..., D]``."""
+        return x
+
+    def unmix(self, ops: Ops, params: Params, y: Array) -> Array:
+        """M^-1 y, shape ``[..., D]``."""
+        return y
+
     def to_latent(self, ops: Ops, params: Params, x: Array) -> Array:
         """z = loc + S x, shape ``[..., D]``."""
+        mixed = self.mix(ops, params, x)
+        return lift(ops, params["loc"], x.ndim) + lift(ops, ops.xp.exp(params["log_scale"]), x.ndim) * mixed
 
-    @abc.abstractmethod
     def standardize(self, ops: Ops, params: Params, z: Array) -> Array:
         """x = S^-1 (z - loc), shape ``[..., D]``."""
+        moved = z - lift(ops, params["loc"], z.ndim)
+        return self.unmix(ops, params, moved * lift(ops, ops.xp.exp(-params["log_scale"]), z.ndim))
 
-    @abc.abstractmethod
     def log_det(self, ops: Ops, params: Params) -> Array:
         """log|S|, a scalar."""
+        return ops.xp.sum(params["log_scale"])
 
     def component(self, ops: Ops, params: Params, chosen: Array) -> Params:
         """The parameters of one component, by a one-hot vector."""
@@ -82,15 +80,6 @@ class Diagonal(Base):
     def parameters(self, ops: Ops, key: Any, loc: Array, scale: Array) -> Params:
         return {"loc": loc, "log_scale": ops.xp.log(scale)}
 
-    def to_latent(self, ops: Ops, params: Params, x: Array) -> Array:
-        return _lift(ops, params["loc"], x) + _lift(ops, ops.xp.exp(params["log_scale"]), x) * x
-
-    def standardize(self, ops: Ops, params: Params, z: Array) -> Array:
-        return (z - _lift(ops, params["loc"], z)) * _lift(ops, ops.xp.exp(-params["log_scale"]), z)
-
-    def log_det(self, ops: Ops, params: Params) -> Array:
-        return ops.xp.sum(params["log_scale"])
-
 
 @dataclass(frozen=True)
 class LowRank(Base):
@@ -108,28 +97,25 @@ class LowRank(Base):
     diagonal_first = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1:
-            raise ArgumentError(f"LowRank(rank={self.rank!r}): expected an integer of at least 1")
+        check_integer("rank", self.rank, "LowRank")
 
     def parameters(self, ops: Ops, key: Any, loc: Array, scale: Array) -> Params:
         # not zero, where the gradient of W W^T is zero too
         factor = 0.1 * ops.normal(key, (loc.shape[0], self.rank), loc.dtype)
         return {"loc": loc, "log_scale": ops.xp.log(scale), "factor": factor}
 
-    def to_latent(self, ops: Ops, params: Params, x: Array) -> Array:
+    def mix(self, ops: Ops, params: Params, x: Array) -> Array:
         w = self._directions(params)
-        mixed = x + (x @ w) @ w.T
-        return _lift(ops, params["loc"], x) + _lift(ops, ops.xp.exp(params["log_scale"]), x) * mixed
+        return x + (x @ w) @ w.T
 
-    def standardize(self, ops: Ops, params: Params, z: Array) -> Array:
+    def unmix(self, ops: Ops, params: Params, y: Array) -> Array:
         w = self._directions(params)
-        y = (z - _lift(ops, params["loc"], z)) * _lift(ops, ops.xp.exp(-params["log_scale"]), z)
         # W (I + W^T W)^-1, once for all rows
         return y - (y @ w) @ ops.xp.linalg.solve(self._capacitance(ops, w), w.T)
 
     def log_det(self, ops: Ops, params: Params) -> Array:
         lower = ops.xp.linalg.cholesky(self._capacitance(ops, self._directions(params)))
-        return ops.xp.sum(params["log_scale"]) + 2.0 * ops.xp.sum(ops.xp.log(ops.xp.linalg.diagonal(lower)))
+        return super().log_det(ops, params) + 2.0 * ops.xp.sum(ops.xp.log(ops.xp.linalg.diagonal(lower)))
 
     @staticmethod
     def _directions(params: Params) -> Array:
@@ -149,30 +135,24 @@ class Full(Base):
         size = loc.shape[0]
         return {"loc": loc, "log_scale": ops.xp.log(scale), "lower": ops.xp.zeros((size, size), dtype=loc.dtype)}
 
-    def _matrix(self, ops: Ops, params: Params) -> Array:
+    @staticmethod
+    def matrix(ops: Ops, params: Params) -> Array:
         """I + the strict lower triangle, rows scaled: S = diag(scale) (I + L)."""
         size = params["loc"].shape[0]
         return ops.xp.tril(params["lower"], k=-1) + ops.xp.eye(size, dtype=params["loc"].dtype)
 
-    def to_latent(self, ops: Ops, params: Params, x: Array) -> Array:
-        mixed = x @ self._matrix(ops, params).T
-        return _lift(ops, params["loc"], x) + _lift(ops, ops.xp.exp(params["log_scale"]), x) * mixed
+    def mix(self, ops: Ops, params: Params, x: Array) -> Array:
+        return x @ self.matrix(ops, params).T
 
-    def standardize(self, ops: Ops, params: Params, z: Array) -> Array:
-        y = (z - _lift(ops, params["loc"], z)) * _lift(ops, ops.xp.exp(-params["log_scale"]), z)
-        return y @ ops.xp.linalg.inv(self._matrix(ops, params)).T
-
-    def log_det(self, ops: Ops, params: Params) -> Array:
-        return ops.xp.sum(params["log_scale"])
+    def unmix(self, ops: Ops, params: Params, y: Array) -> Array:
+        return y @ ops.xp.linalg.inv(self.matrix(ops, params)).T
 
 
 @dataclass(frozen=True)
 class Blocks(Base):
     """S lower triangular within each element of a plate: a full covariance there, and elements independent.
 
-    What is independent given all else in the posterior is often just that: the loadings of each pixel in a
-    factorization, say, given the scores. The parameter is the triangles times the root of the dimension, as in
-    `LowRank`.
+    The parameter is the triangles times the root of the dimension, as in `LowRank`.
 
     Args:
         plate: that is around all latents of the guide.
@@ -201,27 +181,22 @@ class Blocks(Base):
         zeros = ops.xp.zeros((num, size, size), dtype=loc.dtype)
         return {"loc": loc, "log_scale": ops.xp.log(scale), "blocks": zeros}
 
-    def to_latent(self, ops: Ops, params: Params, x: Array) -> Array:
-        mixed = self._times(ops, self._matrices(ops, params), x)
-        return _lift(ops, params["loc"], x) + _lift(ops, ops.xp.exp(params["log_scale"]), x) * mixed
+    def mix(self, ops: Ops, params: Params, x: Array) -> Array:
+        return self._times(ops, self._matrices(ops, params), x)
 
-    def standardize(self, ops: Ops, params: Params, z: Array) -> Array:
-        y = (z - _lift(ops, params["loc"], z)) * _lift(ops, ops.xp.exp(-params["log_scale"]), z)
+    def unmix(self, ops: Ops, params: Params, y: Array) -> Array:
         return self._times(ops, ops.xp.linalg.inv(self._matrices(ops, params)), y)
-
-    def log_det(self, ops: Ops, params: Params) -> Array:
-        return ops.xp.sum(params["log_scale"])
 
     def _matrices(self, ops: Ops, params: Params) -> Array:
         """I + the strict lower triangles, shape ``[elements, size, size]``."""
         own = ops.xp.tril(params["blocks"], k=-1) * params["loc"].shape[0] ** -0.5
-        return own + _lift(ops, ops.xp.eye(own.shape[-1], dtype=own.dtype), own)
+        return own + lift(ops, ops.xp.eye(own.shape[-1], dtype=own.dtype), own.ndim)
 
     def _times(self, ops: Ops, matrices: Array, x: Array) -> Array:
         xp, order = ops.xp, list(chain.from_iterable(self.elements))
         back = sorted(range(len(order)), key=order.__getitem__)
         rows = xp.reshape(xp.take(x, xp.asarray(order), axis=-1), (*x.shape[:-1], len(self.elements), 1, -1))
-        mixed = xp.reshape(xp.sum(_lift(ops, matrices, rows) * rows, axis=-1), x.shape)
+        mixed = xp.reshape(xp.sum(lift(ops, matrices, rows.ndim) * rows, axis=-1), x.shape)
         return xp.take(mixed, xp.asarray(back), axis=-1)
 
 
@@ -243,9 +218,7 @@ class Mixture(Base):
     spread: float = 0.5
 
     def __post_init__(self) -> None:
-        value = self.num_components
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ArgumentError(f"Mixture(num_components={value!r}): expected an integer of at least 1")
+        check_integer("num_components", self.num_components, "Mixture")
         if not self.spread >= 0.0:
             raise ArgumentError(f"Mixture(spread={self.spread!r}): expected a number of at least 0")
 
@@ -263,28 +236,16 @@ class Mixture(Base):
         row = ops.xp.reshape(chosen, (1, -1))
         return {name: ops.xp.reshape(row @ value, (-1,)) for name, value in params.items()}
 
-    def to_latent(self, ops: Ops, params: Params, x: Array) -> Array:
-        return Diagonal().to_latent(ops, params, x)
-
-    def standardize(self, ops: Ops, params: Params, z: Array) -> Array:
-        return Diagonal().standardize(ops, params, z)
-
-    def log_det(self, ops: Ops, params: Params) -> Array:
-        return ops.xp.sum(params["log_scale"])
-
     def log_prob(self, ops: Ops, params: Params, z: Array) -> Array:
-        logs = self.log_joint(ops, params, z)
-        top = ops.stop_gradient(ops.xp.max(logs, axis=0))
-        return top + ops.xp.log(ops.xp.sum(ops.xp.exp(logs - _lift(ops, top, logs)), axis=0))
+        return log_sum_exp(ops, self.log_joint(ops, params, z), axis=0)
 
     def log_joint(self, ops: Ops, params: Params, z: Array) -> Array:
         """log(weight times density) of each component at z, shape ``[components, ...]``."""
-        each = [
-            Diagonal().log_prob(ops, {name: value[k] for name, value in params.items()}, z)
-            for k in range(self.num_components)
-        ]
+        own = [{name: value[k] for name, value in params.items()} for k in range(self.num_components)]
+        each = [Diagonal().log_prob(ops, part, z) for part in own]
         return ops.xp.stack(each) - math.log(self.num_components)
 
 
-def _lift(ops: Ops, x: Array, like: Array) -> Array:
-    return x if x.ndim == like.ndim else ops.xp.reshape(x, (*(1 for _ in range(like.ndim - x.ndim)), *x.shape))
+def lift(ops: Ops, x: Array, ndim: int) -> Array:
+    """The array with leading dimensions of 1, so that it has `ndim` in all."""
+    return x if x.ndim == ndim else ops.xp.reshape(x, (*(1 for _ in range(ndim - x.ndim)), *x.shape))

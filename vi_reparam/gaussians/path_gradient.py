@@ -1,15 +1,13 @@
 """Draws whose log q has a path gradient: it moves with the draw, its parameters are constants.
 
-The gradient of log q by its own parameters has mean zero, and left out the gradient's variance
-vanishes where q is the posterior (sticking the landing; Roeder, Wu and Duvenaud 2017). What is left
-needs only the slope of log q at the draw, which follows from the noise: no density is inverted.
+The gradient's variance then vanishes where q is the posterior (sticking the landing; Roeder, Wu and Duvenaud 2017).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.gaussians.bases import Base, Params
 from vi_reparam.gaussians.preconditioner import Preconditioner
 from vi_reparam.gaussians.skew import skew
@@ -17,8 +15,6 @@ from vi_reparam.gaussians.tails import widen
 
 if TYPE_CHECKING:
     from vi_reparam.programs.network import Bijection
-
-Array = Any
 
 
 def moving(ops: Ops, log_q: Array, value: Array, slope: Array) -> Array:
@@ -34,18 +30,34 @@ def moving(ops: Ops, log_q: Array, value: Array, slope: Array) -> Array:
 def gaussian(
     ops: Ops, base: Base, params: Params, frame: Preconditioner, tail: Array, noise: Array, *, gradient: str = "path"
 ) -> tuple[Array, Array]:
-    """A draw of a Gaussian in a frame, and its log q.
+    """A draw of a Gaussian in a frame, and its log q, of shapes ``[D]`` and ``[]``.
 
     Args:
         base: which Gaussian, not a mixture; `params`: its parameters.
         tail: h of `tails.widen`.
         noise: standard normal, shape ``[D]``.
         gradient: ``"path"`` or ``"reparameterization"``.
-
-    Returns:
-        (z, log q), of shapes ``[D]`` and ``[]``.
     """
-    x, log_density, slope = widen(ops, noise, tail)
+    return affine(ops, base, params, frame, *widen(ops, noise, tail), gradient=gradient)
+
+
+def affine(
+    ops: Ops,
+    base: Base,
+    params: Params,
+    frame: Preconditioner,
+    x: Array,
+    log_density: Array,
+    slope: Array,
+    *,
+    gradient: str,
+) -> tuple[Array, Array]:
+    """A draw moved and stretched by a base and a frame, and its log q, of shapes ``[D]`` and ``[]``.
+
+    Args:
+        x: the standard draw, shape ``[D]``; `log_density`: its own; `slope`: of that in `x`.
+        gradient: ``"path"`` or ``"reparameterization"``.
+    """
     y = base.to_latent(ops, params, x)
     if gradient == "reparameterization":
         return frame.place(y), log_density - base.log_det(ops, params) - frame.log_det(ops)
@@ -68,7 +80,7 @@ def flow(
     gradient: str,
     cheap_inverse: bool,
 ) -> tuple[Array, Array]:
-    """A draw of a flow in a frame, and its log q.
+    """A draw of a flow in a frame, and its log q, of shapes ``[D]`` and ``[]``.
 
     The slope of log q at y = T(x) solves J^T v = grad_x [log r(x) - log|J(x)|] with J the Jacobian
     of T at x, or comes through the inverse, where that is as cheap.
@@ -79,9 +91,6 @@ def flow(
         bend: of each coordinate of what T is applied to, as in `skew.skew`; None for none.
         gradient: ``"path"`` or ``"reparameterization"``.
         cheap_inverse: whether T has an inverse that costs no more than T.
-
-    Returns:
-        (z, log q), of shapes ``[D]`` and ``[]``.
     """
     xp = ops.xp
     x, log_density, slope = widen(ops, noise, tail)

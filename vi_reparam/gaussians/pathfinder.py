@@ -1,9 +1,7 @@
 """Where to start and in what units: a Newton path, each point of it a Gaussian that the bound judges.
 
-As Pathfinder (Zhang, Carpenter, Gelman and Vehtari 2022), with the curvature itself in place of a
-quasi-Newton estimate: the modulus of the Hessian (the saddle-free Newton step of Dauphin et al.
-2014) gives a way up from anywhere and a scale at every point, also where there is no mode, as in
-the neck of a funnel.
+As Pathfinder (Zhang, Carpenter, Gelman and Vehtari 2022), with the modulus of the Hessian (the saddle-free Newton step
+of Dauphin et al. 2014) in place of a quasi-Newton estimate: it serves also where there is no mode.
 """
 
 from __future__ import annotations
@@ -13,10 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.numerics.special import LOG_2PI
 
-Array = Any
 State = dict[str, Array]
 
 NUM_ITERATIONS = 40
@@ -78,7 +75,8 @@ def advance(ops: Ops, density: Density, noise: Array, state: State) -> State:
     heights = density.values(xp.concat([at[None] + noise @ root.T, trials]))  # at once: one copy of the model
     bound, error = _gaussian_bound(ops, heights[: noise.shape[0]], root, noise)
     better = bound > state["bound"]
-    heights = _finite(xp, heights[noise.shape[0] :])
+    heights = heights[noise.shape[0] :]
+    heights = xp.where(xp.isfinite(heights), heights, xp.full_like(heights, -math.inf))
     best = xp.reshape(xp.argmax(heights), (1,))  # taken, not indexed: it may be a lane's own
     return {
         "at": xp.take(trials, best, axis=0)[0],
@@ -118,10 +116,6 @@ def _triangular(xp: Any, factor: Array) -> Array:
     upper = xp.linalg.qr(factor.T)[1]
     signs = xp.where(xp.linalg.diagonal(upper) < 0.0, -1.0, 1.0)
     return upper.T * xp.astype(signs, factor.dtype)[None, :]
-
-
-def _finite(xp: Any, x: Array) -> Array:
-    return xp.where(xp.isfinite(x), x, xp.full_like(x, -math.inf))
 
 
 APART = 4.0

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from vi_reparam.backend.ops import Ops
-from vi_reparam.gaussians.bases import Params
-
-Array = Any
+from vi_reparam.backend.ops import Array, Ops
+from vi_reparam.gaussians.bases import Full, Params
 
 
 @dataclass(frozen=True)
@@ -40,10 +37,7 @@ class Preconditioner:
         center = self.place(params["loc"])
         if self.root.ndim == 1:
             return {**params, "loc": center, "log_scale": params["log_scale"] + ops.xp.log(self.root)}
-        size = center.shape[0]
-        eye = ops.xp.eye(size, dtype=center.dtype)
-        scale = ops.xp.exp(params["log_scale"])[:, None]
-        whole = self.root @ (scale * (ops.xp.tril(params["lower"], k=-1) + eye))
+        whole = self.root @ (ops.xp.exp(params["log_scale"])[:, None] * Full.matrix(ops, params))
         diagonal = ops.xp.linalg.diagonal(whole)
         lower = ops.xp.tril(whole / diagonal[:, None], k=-1)
         return {"loc": center, "log_scale": ops.xp.log(diagonal), "lower": lower}
@@ -52,7 +46,4 @@ class Preconditioner:
     def of(cls, ops: Ops, params: Params) -> Preconditioner:
         """The frame in which this Gaussian is the standard one: its location and its triangular or diagonal scale."""
         scale = ops.xp.exp(params["log_scale"])
-        if "lower" not in params:
-            return cls(params["loc"], scale)
-        eye = ops.xp.eye(scale.shape[0], dtype=scale.dtype)
-        return cls(params["loc"], scale[:, None] * (ops.xp.tril(params["lower"], k=-1) + eye))
+        return cls(params["loc"], scale[:, None] * Full.matrix(ops, params) if "lower" in params else scale)

@@ -14,13 +14,10 @@ every a from 0.05 on. A negative ``raw`` bends to the other side, as an inverse 
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops
+from vi_reparam.gaussians.bases import Params
 from vi_reparam.numerics.special import LOG_2PI
-
-Array = Any
-Params = dict[str, Array]
 
 HIDDEN = 64
 """Width of the layer between features and bends."""
@@ -82,17 +79,14 @@ def raw_of(ops: Ops, params: Params, mask: Array, row: Array | None) -> Array:
 
 
 def match(ops: Ops, draws: Array, mask: Array) -> tuple[Array, Array, Array]:
-    """Location, scale and `raw` of each coordinate, by the first three L-moments of draws (Hosking 1990).
+    """Location, scale and `raw` of each coordinate (shape ``[D]``), by three L-moments of draws (Hosking 1990).
 
-    These are averages of ordered draws, so that a long tail does not decide them; and they add where
-    quantiles do, so that those of g follow from a normal's (0, 1 / sqrt(pi), 0) and an exponential's (1, 1/2, 1/6).
+    They are averages of ordered draws, which a long tail does not decide. Those of g follow from a normal's
+    (0, 1 / sqrt(pi), 0) and an exponential's (1, 1/2, 1/6).
 
     Args:
         draws: shape ``[N, D]``, finite.
         mask: as in `raw_of`; other coordinates are matched by a normal.
-
-    Returns:
-        Three arrays of shape ``[D]``.
     """
     xp, num = ops.xp, draws.shape[0]
     ordered = xp.sort(draws, axis=0)

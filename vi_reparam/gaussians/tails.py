@@ -8,12 +8,8 @@ finite variance. It is chosen after training, by the weights (`vi_reparam.poster
 
 from __future__ import annotations
 
-from typing import Any
-
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.numerics.special import LOG_2PI
-
-Array = Any
 
 CHOICES = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05)
 """Values of h that are tried."""

@@ -17,7 +17,7 @@ class GuideFamily(abc.ABC):
         warmup: part of the steps over which the default optimizer's rate rises from zero.
         max_steps: most steps of a fit that ends by itself; `converges`: whether one does.
         by_losses: whether such a fit is judged by its losses alone, for the parameters are a network's.
-        has_tail: whether the draws' tails can be upcast after the fit (`vi_reparam.gaussians.tails`).
+        has_tail: whether the draws' tails can be widened after the fit (`vi_reparam.gaussians.tails`).
     """
 
     num_particles: ClassVar[int] = 8

@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from vi_reparam.backend.data import bound_arguments
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops
+from vi_reparam.backend.tracer import PlateInfo
 from vi_reparam.errors import ArgumentError, SiteError
 
-Array = Any
 Condition = str | Callable[..., Array]
 
 
-REACH = 3.0
-"""Features saturate here, in standard deviations: one that is nearly always the same is far out wherever it is not."""
+FEATURE_LIMIT = 3.0
+"""Features saturate here, in standard deviations: the rare values of a nearly constant feature lie far out."""
 
 
 def saturated(ops: Ops, rows: Array) -> Array:
     """Standardized features, none of them far from the others."""
-    return rows / ops.xp.sqrt(1.0 + rows * rows * REACH**-2)
-
-
-class HasSize(Protocol):
-    """A plate, of any backend."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def size(self) -> int: ...
-
-
-P = TypeVar("P", bound=HasSize)
+    return rows / ops.xp.sqrt(1.0 + rows * rows * FEATURE_LIMIT**-2)
 
 
 def check_condition(what: str, condition: Any) -> None:
@@ -64,7 +51,7 @@ def features_of(condition: Condition, model: Any, args: Any, kwargs: Any) -> Arr
     return given[condition]
 
 
-def plate_of(plates: Sequence[Iterable[P]], num_rows: int) -> P:
+def plate_of(plates: Sequence[Iterable[PlateInfo]], num_rows: int) -> PlateInfo:
     """The plate whose elements the rows belong to.
 
     Args:

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 from vi_reparam.errors import SiteError
 
-
-class Part(Protocol):
-    """Where a site lies in the vector, as a backend has it."""
-
-    @property
-    def site(self) -> Any: ...
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def offset(self) -> int: ...
+if TYPE_CHECKING:
+    from vi_reparam.programs.layout import Part
 
 
 def elements_of(parts: Iterable[Part], plate: str) -> tuple[tuple[int, ...], ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from vi_reparam.checks import check_choice, check_integer
 from vi_reparam.errors import ArgumentError
 from vi_reparam.guides.condition import check_condition
 from vi_reparam.guides.gaussian import GRADIENTS
@@ -77,14 +78,10 @@ class Flow(JointFamily):
         check_condition("Flow", self.condition)
         if self.condition is not None and KINDS.get(self.kind) == "block":
             raise ArgumentError(f"Flow(kind={self.kind!r}, condition=...): its layers take none; use another kind")
-        if self.kind not in KINDS:
-            raise ArgumentError(f"Flow(kind={self.kind!r}): expected one of {tuple(KINDS)}")
-        if self.gradient not in GRADIENTS:
-            raise ArgumentError(f"Flow(gradient={self.gradient!r}): expected one of {GRADIENTS}")
-        for name in ("num_layers", "hidden"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ArgumentError(f"Flow({name}={value!r}): expected an integer of at least 1")
+        check_choice("kind", self.kind, KINDS, "Flow")
+        check_choice("gradient", self.gradient, GRADIENTS, "Flow")
+        check_integer("num_layers", self.num_layers, "Flow")
+        check_integer("hidden", self.hidden, "Flow")
         check_skew("Flow", self.skew)
 
     def kind_at(self, size: int) -> str:

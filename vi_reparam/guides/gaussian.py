@@ -6,6 +6,7 @@ import abc
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from vi_reparam.checks import check_choice, check_positive
 from vi_reparam.errors import ArgumentError, SiteError
 from vi_reparam.gaussians.bases import Base, Diagonal, Full
 from vi_reparam.gaussians.bases import LowRank as LowRankBase
@@ -19,10 +20,7 @@ LARGEST_FULL_RANK = 10_000
 
 
 class GaussianFamily(JointFamily):
-    """A Gaussian in the unconstrained coordinates, fitted by path gradients.
-
-    Log q takes its parameters as constants, so that the gradient's variance vanishes where q is
-    the posterior (sticking the landing; Roeder, Wu and Duvenaud 2017).
+    """A Gaussian in the unconstrained coordinates, fitted by path gradients (`vi_reparam.gaussians.path_gradient`).
 
     Attributes:
         init_scale: standard deviation at the start, where no search finds a better one.
@@ -45,10 +43,8 @@ class GaussianFamily(JointFamily):
         """Which Gaussian."""
 
     def __post_init__(self) -> None:
-        if not self.init_scale > 0.0:
-            raise ArgumentError(f"{type(self).__name__}(init_scale={self.init_scale!r}): expected a positive number")
-        if self.gradient not in GRADIENTS:
-            raise ArgumentError(f"{type(self).__name__}(gradient={self.gradient!r}): expected one of {GRADIENTS}")
+        check_positive("init_scale", self.init_scale, type(self).__name__)
+        check_choice("gradient", self.gradient, GRADIENTS, type(self).__name__)
 
     def check_size(self, size: int) -> None:
         if isinstance(self.gaussian, Full) and size > LARGEST_FULL_RANK:

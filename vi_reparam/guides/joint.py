@@ -9,10 +9,7 @@ from vi_reparam.guides.base import GuideFamily
 
 
 class JointFamily(GuideFamily):
-    """The latents of every site, moved to the reals and laid end to end, drawn together.
-
-    Each backend lays them out and back, and accounts for the change of volume.
-    """
+    """The latents of every site, moved to the reals and laid end to end, drawn together."""
 
     @property
     def is_local(self) -> bool:

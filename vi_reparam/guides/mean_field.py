@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from vi_reparam.checks import check_positive
 from vi_reparam.errors import ArgumentError
 from vi_reparam.guides.base import GuideFamily
 
@@ -60,8 +61,7 @@ class MeanField(GuideFamily):
         for site, name in self.families.items():
             if name not in known:
                 raise ArgumentError(f"MeanField(families={{{site!r}: {name!r}}}): expected one of {known}")
-        if not self.init_scale > 0.0:
-            raise ArgumentError(f"MeanField(init_scale={self.init_scale!r}): expected a positive number")
+        check_positive("init_scale", self.init_scale, "MeanField")
 
     def __hash__(self) -> int:
         return hash((tuple(sorted(self.families.items())), self.init_scale))

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from vi_reparam.checks import check_choice, check_positive
 from vi_reparam.errors import ArgumentError
-from vi_reparam.gaussians.bases import Base, Diagonal, Full, Layout, LowRank, Mixture
+from vi_reparam.gaussians.bases import Base, Diagonal, Full, LowRank, Mixture
 from vi_reparam.guides.condition import check_condition
 from vi_reparam.guides.gaussian import GaussianFamily
 from vi_reparam.guides.joint import JointFamily, check_skew
 from vi_reparam.sde.network import MLP
-from vi_reparam.sde.parameterizations import check_parameterization
+from vi_reparam.sde.parameterizations import PARAMETERIZATIONS
 from vi_reparam.sde.path import GRADIENTS
 from vi_reparam.sde.schedules import Schedule, UniformLogSNR
 from vi_reparam.sde.solver import Adams
 from vi_reparam.sde.tau import as_tau
-from vi_reparam.sde.variances import check_variance, kernel_variances
+from vi_reparam.sde.variances import VARIANCES, kernel_variances
+
+if TYPE_CHECKING:
+    from vi_reparam.programs.layout import Layout
 
 BASES: dict[str, Base] = {"diagonal": Diagonal(), "low_rank": LowRank(), "full": Full(), "mixture": Mixture()}
 
@@ -85,8 +89,8 @@ class SDE(JointFamily):
 
     def __post_init__(self) -> None:
         check_condition("SDE", self.condition)
-        check_parameterization(self.parameterization)
-        check_variance(self.variance)
+        check_choice("parameterization", self.parameterization, PARAMETERIZATIONS)
+        check_choice("variance", self.variance, VARIANCES)
         if isinstance(self.base, str) and self.base in BASES:
             object.__setattr__(self, "base", BASES[self.base])
         if isinstance(self.base, GaussianFamily):
@@ -94,8 +98,7 @@ class SDE(JointFamily):
         if self.base != "auto" and not isinstance(self.base, Base):
             names = ["auto", *sorted(BASES)]
             raise ArgumentError(f"SDE(base={self.base!r}): expected one of {names}, or one such as LowRank(4)")
-        if self.gradient not in GRADIENTS:
-            raise ArgumentError(f"SDE(gradient={self.gradient!r}): expected one of {GRADIENTS}")
+        check_choice("gradient", self.gradient, GRADIENTS, "SDE")
         if not isinstance(self.solver, Adams):
             raise ArgumentError(f"SDE(solver={self.solver!r}): expected one such as Adams(order=1)")
         if self.solver.corrector:
@@ -110,8 +113,7 @@ class SDE(JointFamily):
         start = self.warm_start
         if not isinstance(start, int) or isinstance(start, bool) or start < 0:
             raise ArgumentError(f"SDE(warm_start={start!r}): expected a number of steps, 0 for none")
-        if not self.init_scale > 0.0:
-            raise ArgumentError(f"SDE(init_scale={self.init_scale!r}): expected a positive number")
+        check_positive("init_scale", self.init_scale, "SDE")
         object.__setattr__(self, "tau", as_tau(self.tau))
         check_skew("SDE", self.skew)
         if self.condition is not None and self.gradient == "log_variance":
@@ -121,7 +123,7 @@ class SDE(JointFamily):
         kernel_variances(self.variance, self.schedule, self.schedule.grid(self.num_steps), self.tau)
 
     def resolve(self, layout: Layout) -> SDE:
-        """The same with its base converged, for the vector that is laid out so.
+        """The same with its base settled, for the vector that is laid out so.
 
         Raises:
             SiteError: for a base by the elements of a plate that is not around every site.

@@ -32,8 +32,7 @@ class Sites(GuideFamily):
     all other latents by the mean field. Parts are independent of each other given the data, and
     each has its own family's learning rate. Parts that draw their latents together start from a fit
     in which each of them is a mean field; a conditioned part goes without, and so does an `SDE` with
-    ``warm_start=0``. In parts an `SDE` has no gradient of log p, which the other parts' draws would have
-    to be known for.
+    ``warm_start=0``. An `SDE` on a part cannot use the gradient of log p: it would need the other parts' draws.
 
     Args:
         families: site name, tuple of names, or ``"*"`` for all that are not named -> family.
@@ -104,13 +103,13 @@ class Sites(GuideFamily):
 
     @property
     def learning_rate_groups(self) -> tuple[GuideFamily, ...]:
-        """The families at whose rates parameters learn: each part's, and a mean field's."""
+        """One family per learning-rate group: each part's, and a mean field."""
         return *(family for _, family in self.families), MeanField()
 
     def learning_rate_group(self, param: str) -> int:
-        """Which of `learning_rate_groups` a parameter has, by its name; the model's own go with the first mean field, or part 0.
+        """Index into `learning_rate_groups` of a parameter, by its name.
 
-        An SDE's base moves as a mean field does: it would be left behind by the other parts at its network's rate.
+        The model's own go with the first mean field, or part 0; an SDE's base with the mean field at the end.
         """
         covers = self.parts()
         for i, (cover, family) in enumerate(covers):

@@ -8,13 +8,10 @@ from the mode (1 - cos t = 2 sin^2(t/2)), so a concentration of 1e6 keeps its di
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.numerics import special
-
-Array = Any
 
 
 def _rule(ops: Ops, x: Array, dim: int) -> tuple[float, Array, Array]:
@@ -71,10 +68,6 @@ def _log(ops: Ops, x: Array) -> Array:
     return ops.xp.log(ops.xp.clip(x, float(ops.xp.finfo(x.dtype).smallest_normal), None))
 
 
-def _log_sin(ops: Ops, t: Array) -> Array:
-    return _log(ops, ops.xp.sin(t))
-
-
 def normalizer(kappa: Array, dim: int) -> tuple[Array, Array]:
     """Logarithm of INT_0^pi exp(-kappa (1 - cos t)) sin(t)^(dim - 2) dt, and the mean of 1 - cos t.
 
@@ -96,8 +89,8 @@ def normalizer(kappa: Array, dim: int) -> tuple[Array, Array]:
     log_weight = -2.0 * kappa[None] * (square - mode[None])
     log_peak = -2.0 * kappa * mode
     if dim > 2:
-        log_sin = _log_sin(ops, _angle(ops, mode))
-        log_weight = log_weight + (dim - 2) * (_log_sin(ops, t) - log_sin[None])
+        log_sin = _log(ops, xp.sin(_angle(ops, mode)))
+        log_weight = log_weight + (dim - 2) * (_log(ops, xp.sin(t)) - log_sin[None])
         log_peak = log_peak + (dim - 2) * log_sin
     mass = weight * xp.exp(log_weight)
     total = xp.sum(mass, axis=0)
@@ -110,7 +103,7 @@ def log_i0e(kappa: Array) -> Array:
 
 
 def angle_slope(theta: Array, kappa: Array, dim: int) -> Array:
-    """d theta / d kappa at constant F(theta; kappa): the implicit derivative of the polar angle.
+    """d theta / d kappa at constant F(theta; kappa), a constant: the implicit derivative of the polar angle.
 
     With e the integrand, h(t) = cos(theta) - cos(t) and Z the normalizer,
 
@@ -123,9 +116,6 @@ def angle_slope(theta: Array, kappa: Array, dim: int) -> Array:
 
     Args:
         theta: angles in (0, pi), any shape; `kappa`: same shape.
-
-    Returns:
-        The slope; a constant (not meant to be differentiated).
     """
     ops = ops_of(theta, kappa)
     xp = ops.xp

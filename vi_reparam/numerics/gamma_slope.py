@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
+from vi_reparam.backend.ops import Array
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.numerics import special
-
-Array = Any
 
 RULE = (
     (0.0739240574, 0.1857083, 0.0860773727, 0.214783336),
@@ -38,7 +36,7 @@ _FEW = 64
 
 
 def log_slope(w: Array, a: Array) -> Array:
-    """d log z / da of z ~ Gamma(a, 1) at constant F(z; a).
+    """d log z / da of z ~ Gamma(a, 1) at constant F(z; a): a constant, not meant to be differentiated.
 
     With w = log(z / a) and e(x) = exp(x) - 1 - x, substituting t = z exp(-u) in the lower and
     t = z exp(u) in the upper incomplete gamma integral gives, with s the sign of w,
@@ -50,9 +48,6 @@ def log_slope(w: Array, a: Array) -> Array:
 
     Args:
         w: log(z / a), any shape; `a`: the concentration, same shape, both of one float dtype.
-
-    Returns:
-        The slope; a constant (not meant to be differentiated).
     """
     ops = ops_of(w, a)
     xp = ops.xp

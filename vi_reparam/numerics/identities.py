@@ -1,17 +1,11 @@
-"""The two stop-gradient identities from which every gradient here is built.
-
-Both leave the value as it is and are exact to first order, so no custom-gradient machinery of
-any framework is needed.
-"""
+"""The two stop-gradient identities from which every gradient here is built, exact to first order."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
+from vi_reparam.backend.ops import Array
 from vi_reparam.backend.registry import ops_of
-
-Array = Any
 
 
 def surrogate(cost: Array, log_weight: Array) -> Array:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from vi_reparam.backend.ops import Array
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.numerics import special
-
-Array = Any
 
 
 def moments(c: Array, width: Array) -> tuple[Array, Array, Array]:

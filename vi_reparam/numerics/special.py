@@ -1,7 +1,6 @@
 """Functions that keep their precision where the textbook forms lose it.
 
-Everything is elementwise, differentiable by the framework, and free of NaN gradients in the
-branch that was not taken (inputs are clamped on both sides of each `where`).
+All are elementwise and differentiable; inputs are clamped on both sides of each `where`, against NaN gradients.
 """
 
 from __future__ import annotations
@@ -11,9 +10,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from vi_reparam.backend.ops import Array
 from vi_reparam.backend.registry import ops_of
-
-Array = Any
 
 AT_ONCE = 4_096
 """Numbers up to which a quadrature's nodes share an axis: fewer, larger operations. Above, memory counts."""
@@ -31,6 +29,13 @@ def horner(x: Array, coefficients: list[float]) -> Array:
     for c in reversed(coefficients[:-1]):
         total = c + x * total
     return total
+
+
+def log_sum_exp(ops: Any, x: Array, *, axis: int, keepdims: bool = False) -> Array:
+    """log SUM e^x along an axis, without overflow."""
+    top = ops.stop_gradient(ops.xp.max(x, axis=axis, keepdims=True))
+    total = top + ops.xp.log(ops.xp.sum(ops.xp.exp(x - top), axis=axis, keepdims=True))
+    return total if keepdims else ops.xp.squeeze(total, axis=axis)
 
 
 def expm1_minus(x: Array) -> Array:
@@ -113,10 +118,7 @@ def gammaln_half_step(a: Array) -> Array:
 
 
 def exp_clipped(log_value: Array, value: Array | None = None) -> Array:
-    """exp(log_value) kept between the smallest normal and the largest number.
-
-    The gradient is that of the unclipped exponential relative to the value that is returned,
-    so a clipped draw still moves with its parameters.
+    """exp(log_value) kept between the smallest normal and the largest number; a clipped draw still has a gradient.
 
     Args:
         log_value: the precise logarithm.

@@ -6,10 +6,12 @@ import contextlib
 import copy
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 from vi_reparam.backend.backend import Backend
+from vi_reparam.backend.ops import Args, Array, Key, Kwargs
+from vi_reparam.checks import check_choice, check_integer
 from vi_reparam.errors import ArgumentError
 from vi_reparam.objectives import score
 from vi_reparam.objectives.particles import Particles, stacked, total
@@ -18,20 +20,27 @@ from vi_reparam.objectives.structure import CHECK_SEED, Structure, check_plates,
 from vi_reparam.objectives.weak import weak_derivative
 from vi_reparam.sites.recorder import Recorder
 
-Array = Any
-Key = Any
 Start = Callable[[Key], Params]
+FindStructure = Callable[[], Structure]
+Averages = dict[str, Any] | None
+Surrogate = tuple[Array, dict[str, Any]]
 
 
 class Elbo:
     """-E_q[log p - log q], with the gradient that each site's estimator owes.
 
-    A backend's own class adds what its framework calls.
+    Some estimators owe a score term: an extra term of the gradient. It multiplies only the costs that depend on its
+    draw, summed over every dimension that is not a plate of its site (Rao-Blackwellization), less a baseline. Costs
+    are scaled by subsampled plates, score terms never. Plates are checked once, at the start. The objective goes
+    wherever the framework's own ``Trace_ELBO`` goes, its ``SVI`` included.
 
     Args:
         num_particles: draws of the guide a step, one minibatch each.
-        entropy: how log q counts.
-        lanes: whether many particles run as one; None where the program allows it.
+        entropy: ``"monte_carlo"``; ``"path"``, the same with log q's own parameters as constants
+            (sticking the landing; Roeder, Wu and Duvenaud 2017), of less variance near the optimum; or
+            ``"analytic"`` for guides all of whose sites have an entropy in closed form.
+        vectorize_particles: in NumPyro as in its own objectives; in Pyro whether all particles run as one, by
+            `torch.func.vmap`, which needs no plate for them: None where the program reads no drawn value in Python.
 
     Raises:
         ArgumentError: for options that cannot be used.
@@ -41,9 +50,8 @@ class Elbo:
     num_particles: int
 
     def __init__(self, num_particles: int, entropy: str, lanes: bool | None = None) -> None:
-        self._check_particles(num_particles)
-        if entropy not in ENTROPIES:
-            raise ArgumentError(f"ELBO(entropy={entropy!r}): expected one of {ENTROPIES}")
+        check_integer("num_particles", num_particles, type(self).__name__)
+        check_choice("entropy", entropy, ENTROPIES, "ELBO")
         self.entropy = entropy
         self.lanes = lanes
         self._known: dict[Any, Structure] = {}
@@ -53,14 +61,10 @@ class Elbo:
 
     def with_particles(self, num_particles: int) -> Self:
         """The same objective with another number of particles; its checks are kept."""
-        self._check_particles(num_particles)
+        check_integer("num_particles", num_particles, type(self).__name__)
         other = copy.copy(self)
         other.num_particles = num_particles
         return other
-
-    def _check_particles(self, num: Any) -> None:
-        if not isinstance(num, int) or isinstance(num, bool) or num < 1:
-            raise ArgumentError(f"{type(self).__name__}(num_particles={num!r}): expected an integer of at least 1")
 
     def require(self, result: Run) -> None:
         """Refuse a program whose gradient this objective would get wrong."""
@@ -110,10 +114,7 @@ class Elbo:
             with now():
                 return runner.at(None if start is None else start(ops.key(CHECK_SEED)))
 
-        if start is None:
-            first = runner(key)
-        else:
-            first = tracer.shapes(lambda own_key: runner.at(start(own_key))(own_key))
+        first = runner(key) if start is None else tracer.shapes(lambda own_key: runner.at(start(own_key))(own_key))
         self.require(first)
         in_lanes = self.lanes is not False and self.can_share_a_run(located, key)
         if self.lanes and not in_lanes:
@@ -158,12 +159,12 @@ class Elbo:
         key: Key,
         model: Any,
         guide: Any,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+        args: Args,
+        kwargs: Kwargs,
         *,
         params: Params | None = None,
-        averages: dict[str, Any] | None = None,
-    ) -> tuple[Array, dict[str, Any]]:
+        averages: Averages = None,
+    ) -> Surrogate:
         """The negative bound, with the gradient that is owed.
 
         Args:
@@ -179,8 +180,12 @@ class Elbo:
             SiteError: if the guide misses a latent of the model.
             GradientError: if a score term would be lost or a baseline cannot be had.
         """
-        ops, runner = self.backend.ops, self._runner(model, guide, args, kwargs, params)
-        structure = self._structure_of(runner)
+        structure = functools.cache(lambda: self.structure(model, guide, args, kwargs, params))
+        return self._surrogate(key, self._runner(model, guide, args, kwargs, params), structure, averages)
+
+    def _surrogate(self, key: Key, runner: Runner, structure: FindStructure, averages: Averages) -> Surrogate:
+        """As `surrogate`; `structure` is computed once it is asked for."""
+        ops = self.backend.ops
         found = self.particles(key, runner, structure, averages)
         costs, state, places = found.costs, found.state, frozenset(found.costs)
         value = ops.xp.mean(total(ops, [*costs.values(), *found.weak.values()]))
@@ -200,13 +205,7 @@ class Elbo:
             state = {**state, score.BASELINE: averages}
         return -value, state
 
-    def particles(
-        self,
-        key: Key,
-        runner: Runner,
-        structure: Callable[[], Structure],
-        averages: dict[str, Any] | None = None,
-    ) -> Particles:
+    def particles(self, key: Key, runner: Runner, structure: FindStructure, averages: Averages = None) -> Particles:
         """Run all particles, at once where the program allows it."""
         ops = self.backend.ops
         runs: list[Run] = []
@@ -248,12 +247,6 @@ class Elbo:
 
     def _runner(self, model: Any, guide: Any, args: Any, kwargs: Any, params: Params | None = None) -> Runner:
         return Runner(self.backend, model, guide, args, kwargs, self.entropy, params)
-
-    def _structure_of(self, runner: Runner) -> Callable[[], Structure]:
-        """Computes, once it is asked, the structure of a program."""
-        return functools.cache(
-            lambda: self.structure(runner.model, runner.guide, runner.args, runner.kwargs, runner.params)
-        )
 
     def _program(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         # the callables themselves, so that no other can take their id

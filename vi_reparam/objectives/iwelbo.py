@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Key, Ops, Params
 from vi_reparam.objectives import multisample
-from vi_reparam.objectives.elbo import Elbo
+from vi_reparam.objectives.elbo import Averages, Elbo, FindStructure, Surrogate
 from vi_reparam.objectives.multisample import DOUBLY
 from vi_reparam.objectives.particles import Particles, total
-from vi_reparam.objectives.run import Params, Run
-
-Array = Any
-Key = Any
+from vi_reparam.objectives.run import Run, Runner
 
 
 class Iwelbo(Elbo):
     """-E[log mean_k w_k] with w_k = p/q of each of K particles, the importance-weighted bound (Burda et al. 2016).
 
-    A backend's own class adds what its framework calls.
+    It lies between the ELBO and the log evidence. A guide fitted by it is a proposal: broader than
+    the posterior where the family cannot follow it.
 
     Args:
         num_particles: K.
-        gradient: ``"doubly_reparameterized"`` or ``"reparameterization"``.
+        gradient: ``"doubly_reparameterized"`` (Tucker et al. 2019, eq. 8: the guide's parameters get
+            sum_k (w_k / sum w)^2 of each path's gradient of log w_k, with none of their noise from log q), or
+            ``"reparameterization"``, whose signal-to-noise ratio in the guide's parameters falls with K.
+        vectorize_particles: as in `ELBO`.
+
+    Raises:
+        ArgumentError: for options that cannot be used.
     """
 
     gradient: str
@@ -34,30 +37,13 @@ class Iwelbo(Elbo):
     def require(self, result: Run) -> None:
         multisample.check_run(result.draws, result.frozen, result.subsampled, self.gradient)
 
-    def surrogate(
-        self,
-        key: Key,
-        model: Any,
-        guide: Any,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        *,
-        params: Params | None = None,
-        averages: dict[str, Any] | None = None,
-    ) -> tuple[Array, dict[str, Any]]:
-        """The negative bound, with its gradient.
+    def _surrogate(self, key: Key, runner: Runner, structure: FindStructure, averages: Averages) -> Surrogate:
+        """As `Elbo.surrogate`.
 
         The doubly reparameterized gradient weighs the two sides' parameters differently: those of the guide by the
         square of a particle's normalized weight, those of the model by the weight.
-
-        Args: as of `Elbo.surrogate`.
-
-        Raises:
-            SiteError: if the guide misses a latent of the model.
-            GradientError: for a score term, a minibatch, or a guide whose gradient does not fit.
         """
-        ops, runner = self.backend.ops, self._runner(model, guide, args, kwargs, params)
-        structure = self._structure_of(runner)
+        ops, params = self.backend.ops, runner.params
 
         def log_weights(guide_params: Params | None, model_params: Params | None) -> Any:
             found = self.particles(key, runner.at(guide_params, model_params), structure, averages)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vi_reparam.errors import ArgumentError, GradientError
+from vi_reparam.checks import check_choice, check_integer
+from vi_reparam.errors import GradientError
 
 DOUBLY = "doubly_reparameterized"
 GRADIENTS = (DOUBLY, "reparameterization")
@@ -17,10 +18,8 @@ def check_options(num_particles: Any, gradient: Any) -> None:
     Raises:
         ArgumentError: naming the option.
     """
-    if not isinstance(num_particles, int) or isinstance(num_particles, bool) or num_particles < 1:
-        raise ArgumentError(f"IWELBO(num_particles={num_particles!r}): expected an integer of at least 1")
-    if gradient not in GRADIENTS:
-        raise ArgumentError(f"IWELBO(gradient={gradient!r}): expected one of {GRADIENTS}")
+    check_integer("num_particles", num_particles, "IWELBO")
+    check_choice("gradient", gradient, GRADIENTS, "IWELBO")
 
 
 def check_run(draws: Mapping[str, Any], frozen: Mapping[str, bool], subsampled: Any, gradient: str) -> None:

@@ -6,12 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.objectives.plates import PlateDims
 from vi_reparam.objectives.run import Place
 from vi_reparam.sites.draw import Sampled
-
-Array = Any
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,21 +6,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.host import Reader
+from vi_reparam.backend.ops import Args, Array, Key, Kwargs, Params
 from vi_reparam.backend.tracer import Record
-from vi_reparam.errors import SiteError
+from vi_reparam.errors import ArgumentError, SiteError
 from vi_reparam.objectives.plates import PlateDims
 from vi_reparam.sites.density import entropy_of, precise_log_prob
 from vi_reparam.sites.draw import Sampled
 from vi_reparam.sites.recorder import Recorder
 from vi_reparam.sites.totals import scaled
 
-Array = Any
-Key = Any
-Params = Mapping[str, Array]
 Records = Mapping[str, Record]
 Place = tuple[str, str]
 """Where a cost stands: ``("model" or "guide", site name)``."""
@@ -37,7 +33,6 @@ class Run:
             by their plates, each of its site's batch shape.
         plate_dims: the plates of every cost, and of every draw under ``("guide", site)``.
         draws: the estimated draws of the guide, by site.
-        sites: names of the latent sites, in the guide's order.
         state: the values at mutable sites.
         averages: the decaying averages that the guide holds itself, by site.
         frozen: whether a joint guide's log q leaves its own parameters out, by site.
@@ -45,15 +40,14 @@ class Run:
         params: the values of the guide's and the model's parameters, by side and name.
     """
 
-    costs: dict[Place, Array]
-    plate_dims: dict[Place, PlateDims]
     draws: dict[str, Sampled]
-    sites: list[str]
     state: dict[str, Any]
     averages: dict[str, Any]
     frozen: dict[str, bool]
     subsampled: frozenset[str]
     params: dict[Place, Any]
+    costs: dict[Place, Array] = dataclasses.field(default_factory=dict)
+    plate_dims: dict[Place, PlateDims] = dataclasses.field(default_factory=dict)
 
     @property
     def scored(self) -> dict[str, Sampled]:
@@ -65,126 +59,104 @@ class Run:
         return frozenset(plate for name in self.scored for plate in self.plate_dims["guide", name].names)
 
 
-def run(
-    backend: Backend,
-    key: Key,
-    model: Any,
-    guide: Any,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    *,
-    params: Params | None = None,
-    entropy: str = "monte_carlo",
-    recorder: Recorder | None = None,
-    model_params: Params | None = None,
-    frozen: bool = False,
-) -> Run:
-    """Run the guide and the model at its draws, and collect the costs.
-
-    Args:
-        key: from which all noise follows.
-        params: constrained values of both sides' parameters, and of mutable sites. Those that are missing have their
-            initial values; None for those that the surroundings give.
-        entropy: how log q counts: ``"monte_carlo"``, ``"path"`` (its parameters are constants) or ``"analytic"``.
-        recorder: of the guide's draws; one of its own unless given.
-        model_params: the model's, where they are other arrays than the guide's.
-        frozen: take all parameters as constants of differentiation.
-
-    Raises:
-        SiteError: if the guide misses a latent of the model, or draws another shape.
-        GradientError: if a draw's score term would be lost.
-    """
-    recorder = Recorder() if recorder is None else recorder
-    guide_key, model_key = backend.ops.split(key, 2)
-
-    def visit(program: Any, own_key: Key, given: Params | None, **options: Any) -> dict[str, Record]:
-        return backend.tracer.run(program, args, kwargs, own_key, params=given, partial=True, **options)
-
-    ours = visit(guide, guide_key, params, recorder=recorder, frozen=frozen)
-    recorder.finish()
-    values = _values(ours)
-    given = params if model_params is None else model_params
-    state = _of_kind(ours, "mutable")
-    if given is not None and state:
-        given = {**given, **state}
-    theirs = visit(model, model_key, given, values=values, frozen=frozen)
-    held = ours
-    if entropy == "path":  # the same draws, under constants: only they move log q, also where one rests on another
-        held = visit(guide, guide_key, params, values=values, frozen=True)
-    check_sites(theirs, ours)
-
-    found = Run(
-        costs={},
-        plate_dims={},
-        draws=recorder.draws,
-        sites=[],
-        state={**_of_kind(theirs, "mutable"), **state},
-        averages={} if recorder.averages is None else recorder.averages,
-        frozen=recorder.frozen,
-        subsampled=frozenset(n for n, r in theirs.items() if r.kind == "plate" and r.plates[0].is_subsampled),
-        params={(side, n): v for side, of in (("guide", ours), ("model", theirs)) for n, v in _params(of)},
-    )
-    for name, record in theirs.items():
-        if record.kind == "sample":
-            known = record.is_latent and name not in recorder.altered
-            drawn = recorder.draws.get(name) if known else None
-            found.costs["model", name] = scaled(record, log_prob(backend.host, record, drawn))
-            found.plate_dims["model", name] = PlateDims.of(record)
-    for name, record in ours.items():
-        if record.is_latent:
-            found.sites.append(name)
-            term = _entropy(backend.host, record, entropy, held[name], recorder.draws.get(name))
-            found.costs["guide", name] = scaled(record, term)
-            found.plate_dims["guide", name] = PlateDims.of(record)
-    return found
-
-
 @dataclasses.dataclass(frozen=True)
 class Runner:
-    """`run` with its program bound.
+    """A program to run: a model and its guide, their arguments and parameters.
 
     Attributes:
-        params: of both sides; None for those that the surroundings give.
+        entropy: how log q counts: ``"monte_carlo"``, ``"path"`` (its parameters are constants) or ``"analytic"``.
+        params: constrained values of both sides' parameters, and of mutable sites. Those that are missing have their
+            initial values; None for those that the surroundings give.
         model_params: the model's, where they are other arrays than the guide's.
     """
 
     backend: Backend
     model: Any
     guide: Any
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    args: Args
+    kwargs: Kwargs
     entropy: str = "monte_carlo"
     params: Params | None = None
     model_params: Params | None = None
 
     def __call__(self, key: Key, *, recorder: Recorder | None = None, frozen: bool = False) -> Run:
-        return run(
-            self.backend,
-            key,
-            self.model,
-            self.guide,
-            self.args,
-            self.kwargs,
-            params=self.params,
-            entropy=self.entropy,
-            recorder=recorder,
-            model_params=self.model_params,
-            frozen=frozen,
+        """Run the guide and the model at its draws, and collect the costs.
+
+        Args:
+            key: from which all noise follows.
+            recorder: of the guide's draws; one of its own unless given.
+            frozen: take all parameters as constants of differentiation.
+
+        Raises:
+            SiteError: if the guide misses a latent of the model, or draws another shape.
+            GradientError: if a draw's score term would be lost.
+        """
+        host, params = self.backend.host, self.params
+        recorder = Recorder() if recorder is None else recorder
+        guide_key, model_key = self.backend.ops.split(key, 2)
+        ours = self._visit(self.guide, guide_key, params, recorder=recorder, frozen=frozen)
+        recorder.finish()
+        values = _values(ours)
+        given = params if self.model_params is None else self.model_params
+        state = _of_kind(ours, "mutable")
+        if given is not None and state:
+            given = {**given, **state}
+        theirs = self._visit(self.model, model_key, given, values=values, frozen=frozen)
+        held = ours
+        if self.entropy == "path":  # the same draws, under constants: only they move log q, also those of one another
+            held = self._visit(self.guide, guide_key, params, values=values, frozen=True)
+        check_sites(theirs, ours)
+
+        found = Run(
+            draws=recorder.draws,
+            state={**_of_kind(theirs, "mutable"), **state},
+            averages={} if recorder.averages is None else recorder.averages,
+            frozen=recorder.frozen,
+            subsampled=frozenset(n for n, r in theirs.items() if r.kind == "plate" and r.plates[0].is_subsampled),
+            params={(side, n): v for side, of in (("guide", ours), ("model", theirs)) for n, v in _params(of)},
         )
+        for name, record in theirs.items():
+            if record.kind == "sample":
+                known = record.is_latent and name not in recorder.altered
+                drawn = recorder.draws.get(name) if known else None
+                found.costs["model", name] = scaled(record, log_prob(host, record, drawn))
+                found.plate_dims["model", name] = PlateDims.of(record)
+        for name, record in ours.items():
+            if record.is_latent:
+                term = _entropy(host, record, self.entropy, held[name], recorder.draws.get(name))
+                found.costs["guide", name] = scaled(record, term)
+                found.plate_dims["guide", name] = PlateDims.of(record)
+        return found
+
+    def _visit(self, program: Any, key: Key, params: Params | None, **options: Any) -> dict[str, Record]:
+        run = self.backend.tracer.run
+        return run(program, self.args, self.kwargs, key, params=params, partial=True, **options)
 
     def at(self, params: Params | None, model_params: Params | None = None) -> Runner:
         """The same program at other parameters."""
         return dataclasses.replace(self, params=params, model_params=model_params)
 
 
-def first_params(
-    backend: Backend, key: Key, model: Any, guide: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The initial values at the param and mutable sites of guide and model, unless the surroundings give others."""
+def first_params(backend: Backend, key: Key, model: Any, guide: Any, args: Args, kwargs: Kwargs) -> dict[str, Any]:
+    """The initial values at the param and mutable sites of guide and model, unless the surroundings give others.
+
+    Raises:
+        ArgumentError: if the model's own parameter has the name of one of the guide's that a family made.
+    """
     guide_key, model_key = backend.ops.split(key, 2)
     ours = backend.tracer.run(guide, args, kwargs, guide_key)
     theirs = backend.tracer.run(model, args, kwargs, model_key, values=_values(ours))
+    clash = sorted({n for n, _ in _params(theirs)} & {n for n, _ in _params(ours)} - _shared(guide, theirs))
+    if clash:
+        raise ArgumentError(f"the model's parameter {clash[0]!r} has the name of one of the guide's: rename it")
     return {n: r.value for of in (theirs, ours) for n, r in of.items() if r.kind in ("param", "mutable")}
+
+
+def _shared(guide: Any, model: Records) -> frozenset[str]:
+    """The model's parameters that a guide may have too: all for one written by hand, few for one that a family made."""
+    while hasattr(guide, "fn"):  # handlers around it
+        guide = guide.fn
+    return getattr(guide, "model_params", frozenset()) if hasattr(guide, "scope") else frozenset(model)
 
 
 def _values(records: Records) -> dict[str, Array]:
@@ -212,16 +184,15 @@ def check_sites(model: Records, guide: Records) -> None:
         if name not in guide or guide[name].kind != "sample":
             drawn = [n for n, r in guide.items() if r.kind == "sample"]
             raise SiteError(f"the guide misses the latent site {name!r} of the model: it draws {drawn}")
-        given, expected = tuple(np.shape(guide[name].value)), tuple(record.distribution.shape())
+        given, expected = tuple(getattr(guide[name].value, "shape", ())), tuple(record.distribution.shape())
         if given != expected and not _broadcasts(given, expected):
             raise SiteError(f"site {name!r}: the guide draws shape {given}, the model expects {expected}")
 
 
 def _broadcasts(given: tuple[int, ...], expected: tuple[int, ...]) -> bool:
-    try:
-        return np.broadcast_shapes(given, expected) == expected
-    except ValueError:
-        return False
+    """Whether an array of the given shape broadcasts to the expected one."""
+    lead = len(expected) - len(given)
+    return lead >= 0 and all(own in (1, other) for own, other in zip(given, expected[lead:], strict=True))
 
 
 def log_prob(reader: Reader, record: Record, drawn: Sampled | None) -> Array:

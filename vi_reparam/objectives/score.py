@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.errors import GradientError
 from vi_reparam.estimators import Estimator, ScoreFunction
 from vi_reparam.objectives.plates import PlateDims, sum_to
 
-Array = Any
 Scores = tuple[tuple[Array, Array], ...]
 """Pairs (theta - stop(theta), dlog q/dtheta), each with leading particles."""
 

@@ -7,10 +7,9 @@ from typing import Any
 
 from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.data import Data
+from vi_reparam.backend.ops import Array
 from vi_reparam.errors import ArgumentError
 from vi_reparam.programs.latents import held
-
-Array = Any
 
 
 def check_subsampling(backend: Backend, model: Any, data: Data) -> None:

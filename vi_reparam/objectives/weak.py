@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from vi_reparam.backend.ops import Array, Key
 from vi_reparam.objectives import score
 from vi_reparam.objectives.run import Run, Runner
 from vi_reparam.objectives.structure import Structure
 from vi_reparam.sites.recorder import Recorder
-
-Array = Any
-Key = Any
 
 
 def weak_derivative(runner: Runner, key: Key, result: Run, name: str, structure: Structure) -> Array:

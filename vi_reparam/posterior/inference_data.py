@@ -60,11 +60,7 @@ def without_likelihood(scored: Scored) -> Scored:
 
 
 def to_inference_data(
-    scorer: Any,
-    scored: Scored,
-    *,
-    predictive: dict[str, Any] | None,
-    attrs: dict[str, Any],
+    scorer: Any, scored: Scored, *, predictive: dict[str, Any] | None, attrs: dict[str, Any]
 ) -> InferenceData:
     """A posterior as ArviZ knows it: one chain.
 

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from vi_reparam.backend.ops import Array
 from vi_reparam.posterior.sites import Scored
 from vi_reparam.posterior.summary import ROWS_PER_SITE
-
-Array = Any
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from vi_reparam.backend.backend import Backend
+from vi_reparam.backend.ops import Args, Array
 from vi_reparam.errors import ArgumentError
-from vi_reparam.fit.escalation import Attempt
 from vi_reparam.guides import SDE
 from vi_reparam.posterior import inference_data, plots, storage, tail
+from vi_reparam.posterior.attempt import Attempt
 from vi_reparam.posterior.picks import Expect, densities, values_of, with_log_weight
 from vi_reparam.posterior.predict import predict
 from vi_reparam.posterior.scorer import Scorer
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from arviz import InferenceData
     from matplotlib.figure import Figure
 
-Array = Any
 
 NUM_WEIGHTS = 20_000
 NUM_EXPECTATION = 4_000
@@ -64,7 +64,7 @@ class Posterior:
     """The framework's, where the guided model has none."""
 
     def __init__(
-        self, guided: Any, params: dict, *, args: tuple, kwargs: dict, losses: Any, seed: Any, record: dict
+        self, guided: Any, params: dict, *, args: Args, kwargs: dict, losses: Any, seed: Any, record: dict
     ) -> None:
         self.guided = guided
         self.backend: Backend = getattr(guided, "backend", None) or type(self).backend
@@ -387,12 +387,7 @@ class Posterior:
         return first_rows(self.scorer.sites, self._first[1])
 
     def to_arviz(
-        self,
-        num_draws: int = 1_000,
-        seed: Any = 0,
-        *,
-        log_likelihood: bool = True,
-        posterior_predictive: bool = False,
+        self, num_draws: int = 1_000, seed: Any = 0, *, log_likelihood: bool = True, posterior_predictive: bool = False
     ) -> InferenceData:
         """The posterior as ArviZ's InferenceData: one chain, plates as dimensions.
 

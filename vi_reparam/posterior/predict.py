@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vi_reparam.backend.ops import Args, Array, Kwargs
 from vi_reparam.backend.tracer import Statement
 from vi_reparam.errors import ArgumentError, SiteError
 from vi_reparam.posterior.scorer import Pair, Scorer, probed
 from vi_reparam.posterior.sites import Sites
 from vi_reparam.sites.wrappers import innermost
-
-Array = Any
 
 
 class Predictor(NamedTuple):
@@ -73,8 +72,8 @@ class Predictor(NamedTuple):
 
 def predict(
     scorer: Scorer,
-    args: tuple,
-    kwargs: Mapping[str, Any],
+    args: Args,
+    kwargs: Kwargs,
     *,
     num_draws: int,
     key: Any,

@@ -9,11 +9,11 @@ import numpy as np
 
 from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.data import Data, bound_arguments
+from vi_reparam.backend.ops import Args, Array, Kwargs
 from vi_reparam.backend.tracer import Record
 from vi_reparam.posterior.sites import Scored, Sites, describe
-from vi_reparam.sites.totals import total_log_prob
+from vi_reparam.sites.totals import masked, total_log_prob
 
-Array = Any
 Records = dict[str, Record]
 
 
@@ -49,7 +49,7 @@ class Pair(NamedTuple):
         return Scored(
             latents={name: r.value for name, r in records.items() if r.is_latent},
             deterministics={name: r.value for name, r in records.items() if r.kind == "deterministic"},
-            log_likelihood={name: r.log_prob() for name, r in records.items() if r.is_data},
+            log_likelihood={name: masked(r, r.log_prob()) for name, r in records.items() if r.is_data},
             log_p=total_log_prob(self.backend, records, drawn),
             log_q=total_log_prob(self.backend, drawn),
         )
@@ -75,7 +75,7 @@ class Scorer:
     """
 
     def __init__(
-        self, backend: Backend, model: Callable, guide: Callable, params: Mapping, args: tuple, kwargs: Mapping
+        self, backend: Backend, model: Callable, guide: Callable, params: Mapping, args: Args, kwargs: Kwargs
     ) -> None:
         self.backend = backend
         self.pair = Pair(backend, model, guide)
@@ -151,9 +151,7 @@ class Scorer:
         return found
 
 
-def probed(
-    backend: Backend, look: Callable[..., Any], args: tuple, kwargs: Mapping, inputs: tuple, found: list
-) -> Data:
+def probed(backend: Backend, look: Callable[..., Any], args: Args, kwargs: Kwargs, inputs: tuple, found: list) -> Data:
     """Arguments as the framework takes them, after a program has run on them once.
 
     Args:

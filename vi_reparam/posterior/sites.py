@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vi_reparam.backend.host import Reader
+from vi_reparam.backend.ops import Array
 from vi_reparam.backend.tracer import Record
 from vi_reparam.errors import ArgumentError, SiteError
 from vi_reparam.sites.wrappers import innermost
-
-Array = Any
 
 
 class Scored(NamedTuple):

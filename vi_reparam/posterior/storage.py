@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from vi_reparam.errors import ArgumentError
+from vi_reparam.errors import ArgumentError, first_line
 from vi_reparam.posterior.codec import Codec
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def load(path: str | os.PathLike, model: Any, make: type[P]) -> P:
         posterior = make(model, losses=arrays["losses"], **fields)
         form = form_of(posterior)
     except Exception as error:  # another model's code may fail in any way
-        raise ArgumentError(f"{other}, which fails on the stored data: {_first_line(error)}") from error
+        raise ArgumentError(f"{other}, which fails on the stored data: {first_line(error)}") from error
     for kind, expected in metadata["form"].items():
         for name in sorted({*expected, *form[kind]}):
             if expected.get(name) != form[kind].get(name):
@@ -202,11 +202,6 @@ def _decode(value: Any, arrays: dict[str, np.ndarray], codec: Codec) -> Any:
 def name_of(model: Any) -> str:
     """A guided model's name, or its function's where it has none."""
     return str(getattr(model, "name", None) or getattr(model.model, "__name__", type(model.model).__name__))
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__
 
 
 def _shown(shape: list | None) -> str:

@@ -14,8 +14,14 @@ from vi_reparam.programs.gaussian import GaussianGuide
 from vi_reparam.programs.mean_field import MeanFieldGuide
 from vi_reparam.programs.sde import SDEGuide
 from vi_reparam.programs.sites import SitesGuide
+from vi_reparam.programs.student_t import StudentT, StudentTGuide
 
-_JOINT: dict[type[GuideFamily], Callable[..., Any]] = {GaussianFamily: GaussianGuide, Flow: FlowGuide, SDE: SDEGuide}
+JOINT_GUIDES: dict[type[GuideFamily], Callable[..., Any]] = {
+    GaussianFamily: GaussianGuide,
+    Flow: FlowGuide,
+    SDE: SDEGuide,
+    StudentT: StudentTGuide,
+}
 """One row a family over all latents: what draws it."""
 
 
@@ -35,8 +41,8 @@ def build_guide(
         return MeanFieldGuide(backend, model, family, estimators, selection)
     if isinstance(family, Sites):
         return SitesGuide(family, [build_guide(backend, own, model, estimators, part) for part, own in family.parts()])
-    for kind, made in _JOINT.items():
+    for kind, made in JOINT_GUIDES.items():
         if isinstance(family, kind):
             return made(backend, model, family, selection)
-    known = "vr.MeanField(), vr.FullRank(), vr.LowRank(), vr.Flow(), vr.SDE() or vr.Sites({...})"
+    known = "vr.MeanField(), vr.FullRank(), vr.LowRank(), vr.StudentT(), vr.Flow(), vr.SDE() or vr.Sites({...})"
     raise SiteError(f"{family!r} is not a guide family that this backend builds: use {known}")

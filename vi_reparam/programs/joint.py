@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.data import Data
+from vi_reparam.backend.ops import Array, Key
 from vi_reparam.gaussians import skew as skewing
 from vi_reparam.gaussians.bases import Base, Mixture
 from vi_reparam.gaussians.preconditioner import Preconditioner
@@ -19,11 +20,9 @@ from vi_reparam.programs.latents import Latents
 from vi_reparam.programs.layout import Layout
 from vi_reparam.programs.plates import enter
 from vi_reparam.programs.starts import starting_values
-from vi_reparam.programs.vector import SITE
+from vi_reparam.programs.vector import SITE, drawer
 from vi_reparam.sites.totals import total_log_prob
 
-Array = Any
-Key = Any
 Params = dict[str, Array]
 Draws = Mapping[str, Array]
 Bends = Callable[[Array | None], Array | None]
@@ -121,11 +120,12 @@ class JointGuide(abc.ABC):
         """
 
     def vector(self, layout: Layout, noise: Any, draw: Any, features: Array | None) -> Any:
-        """The distribution that `noise` and `draw` make, as in `vi_reparam.backend.host.Host.vector`."""
+        """The distribution that `noise` and `draw` make, as in `vi_reparam.programs.vector.drawer`."""
         batch_shape: tuple[int, ...] = ()
         if features is not None and layout.plate is not None:
             batch_shape = (features.shape[0], *(1 for _ in range(-1 - layout.plate.dim)))
-        return self.host.vector(layout.size, noise, draw, site=self.site, features=features, batch_shape=batch_shape)
+        make = drawer(self.ops, layout.size, noise, draw, features, batch_shape)
+        return self.host.vector(layout.size, make, site=self.site, batch_shape=batch_shape)
 
     def gradient(self, wanted: str) -> str:
         """The gradient that is asked for; where none can be, the one that costs least: the draw is the same."""

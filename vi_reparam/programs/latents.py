@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 
 from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.host import Host
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.backend.tracer import PlateInfo, Record
 from vi_reparam.errors import SiteError
 
-Array = Any
 Plate = PlateInfo
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 from vi_reparam.backend.backend import Backend
+from vi_reparam.backend.ops import Array
 from vi_reparam.errors import SiteError
 from vi_reparam.guides.elements import elements_of
 from vi_reparam.programs.latents import Plate, Site, bijection
 from vi_reparam.programs.rows import NOT_AT_ONCE, OneByOne
-
-Array = Any
 
 
 @dataclass(frozen=True)

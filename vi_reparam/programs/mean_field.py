@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vi_reparam.backend.backend import Backend
+from vi_reparam.backend.ops import Array
 from vi_reparam.errors import SiteError
 from vi_reparam.estimators import Auto, Estimator
 from vi_reparam.guides import MeanField
@@ -15,8 +16,6 @@ from vi_reparam.guides.selection import ALL, SiteSelection
 from vi_reparam.programs.latents import Latents, Site, bijection
 from vi_reparam.programs.plates import enter
 from vi_reparam.programs.starts import starting_values
-
-Array = Any
 
 
 class MeanFieldGuide:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
-Array = Any
-Key = Any
+from vi_reparam.backend.ops import Array, Key
 
 
 class Bijection(Protocol):

@@ -27,6 +27,9 @@ class SDEGuide(JointGuide):
     Args:
         backend: the framework; `model`, `family`, `selection`: as in `JointGuide`.
         steps: other steps than the trained ones, to draw with.
+
+    Attributes:
+        model_params: names of the model's parameters, where the drift computes with log p.
     """
 
     kind = "sde"
@@ -41,7 +44,7 @@ class SDEGuide(JointGuide):
         steps: latent.Steps | None = None,
     ) -> None:
         super().__init__(backend, model, family, selection)
-        self.steps = steps
+        self.steps, self.model_params = steps, frozenset[str]()
         self._said: set[str] = set()
 
     def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> Any:
@@ -116,6 +119,7 @@ class SDEGuide(JointGuide):
             )
             return None
         params = self.backend.tracer.outer_params(self.model, args, kwargs) if structure.params else {}
+        self.model_params = frozenset(params)
         return self.log_joint(layout, params, args, kwargs)
 
     def _say(self, what: str) -> None:

@@ -8,13 +8,13 @@ from typing import Any
 
 from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.data import Data
+from vi_reparam.backend.ops import Array
 from vi_reparam.errors import NonFiniteError
 from vi_reparam.gaussians import pathfinder
 from vi_reparam.gaussians.preconditioner import Preconditioner
 from vi_reparam.programs.layout import Layout
 from vi_reparam.programs.rows import NOT_AT_ONCE, OneByOne
 
-Array = Any
 Function = Callable[[Array], Array]
 
 

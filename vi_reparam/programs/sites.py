@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from vi_reparam.backend.data import Data
+from vi_reparam.backend.ops import Array
 from vi_reparam.guides.sites import Sites, start_from
-
-Array = Any
 
 
 class SitesGuide:

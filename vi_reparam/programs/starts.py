@@ -7,11 +7,11 @@ import math
 from typing import Any
 
 from vi_reparam.backend.backend import Backend
+from vi_reparam.backend.ops import Array
 from vi_reparam.programs.latents import Site, bijection, origin
 from vi_reparam.programs.rows import NOT_AT_ONCE, OneByOne
 from vi_reparam.sites.totals import total_log_prob
 
-Array = Any
 Values = dict[str, Array]
 
 NUM_DRAWS = 64

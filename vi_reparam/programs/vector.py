@@ -6,11 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Key, Ops
 from vi_reparam.errors import SiteError
 
-Array = Any
-Key = Any
 Noise = Callable[[Key, tuple[int, ...]], Any]
 """Noise of draws with some leading dimensions, from a key: a tree of arrays."""
 
@@ -43,7 +41,15 @@ def drawer(
     features: Array | None,
     batch_shape: tuple[int, ...],
 ) -> Callable[[Key], Vector]:
-    """What makes a draw from a key; arguments as of `vi_reparam.backend.host.Host.vector`."""
+    """What makes a draw from a key.
+
+    Args:
+        size: D.
+        noise: of draws with some leading dimensions, drawn before any vmap.
+        draw: a `Vector` from the noise of one draw and its row of features, if any.
+        features: a row for each element of a plate, each of which has a vector of its own. Shape ``[B, F]``.
+        batch_shape: of that plate, B elements in all.
+    """
     if features is None:
         return lambda key: draw(noise(key, ()), None)
 

@@ -6,23 +6,18 @@ import abc
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.errors import GradientError
-
-Array = Any
 
 
 class RejectionSampler(abc.ABC):
     """How to propose a value, and what the target density is. Subclass it for a sampler of your own.
 
-    Every method works on batches: parameters arrive broadcast to the lanes' shape, noise with
-    that shape followed by `noise_shape`. Write the mathematics with the array functions of
-    ``vi_reparam.ops_of(noise).xp`` and the class works in every backend.
+    Every method works on batches: parameters arrive broadcast to the lanes' shape, noise with that shape followed by
+    `noise_shape`. With the array functions of ``vi_reparam.ops_of(noise).xp`` it works in every backend.
 
-    Two conditions make the acceptance-rejection gradient right (Naesseth et al. 2017, section 3):
-    the support of the noise does not move with the parameters, and the density of the accepted
-    noise vanishes at any edge of that support. The mean of the gradient of
-    `log_noise_density` is then zero.
+    The acceptance-rejection gradient is right (Naesseth et al. 2017, section 3) if the support of the noise does not
+    move with the parameters, and the density of the accepted noise vanishes at its edges.
 
     Attributes:
         noise: law of the raw noise, ``"normal"`` or ``"uniform"`` (on (0, 1]).
@@ -32,7 +27,7 @@ class RejectionSampler(abc.ABC):
     """
 
     noise: ClassVar[str] = "normal"
-    noise_shape: tuple[int, ...] = ()
+    noise_shape: Shape = ()
     event_dim: int = 0
     max_rounds: int = 2_000
 
@@ -77,13 +72,10 @@ class RejectionSampler(abc.ABC):
         return self.log_noise_density(noise, *params) - self.log_bound(*params)
 
     def squeeze(self, noise: Array, u: Array, *params: Array) -> Array | None:
-        """Lanes where u, uniform, is below the probability of acceptance by a cheap bound; None if there is none.
-
-        A loop that can compute on few lanes asks `log_accept` only of the others.
-        """
+        """Lanes accepted by a cheap bound, so that `log_accept` is asked only of the others; None if there is none."""
         return None
 
-    def auxiliary(self, ops: Ops, key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+    def auxiliary(self, ops: Ops, key: Any, shape: Shape, dtype: Any) -> Any:
         """Further noise that is not subject to rejection; None if there is none."""
         return None
 
@@ -104,7 +96,7 @@ class RejectionSampler(abc.ABC):
         """Whether `attach` is defined."""
         return type(self).attach is not RejectionSampler.attach
 
-    def raw_noise(self, ops: Ops, key: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+    def raw_noise(self, ops: Ops, key: Any, shape: Shape, dtype: Any) -> Array:
         draw = {"normal": ops.normal, "uniform": ops.uniform}[self.noise]
         return draw(key, (*shape, *self.noise_shape), dtype)
 
@@ -117,12 +109,12 @@ class Attempt:
     sampler: RejectionSampler
     dtype: Any
 
-    def __call__(self, key: Any, lanes: tuple[int, ...], *params: Array) -> tuple[Array, Array]:
+    def __call__(self, key: Any, lanes: Shape, *params: Array) -> tuple[Array, Array]:
         """The noise of a proposal, and whether it is accepted."""
         noise, u = self.propose(key, lanes, *params)
         return noise, self.accepts(noise, u, *params)
 
-    def propose(self, key: Any, lanes: tuple[int, ...], *params: Array) -> tuple[Array, Array]:
+    def propose(self, key: Any, lanes: Shape, *params: Array) -> tuple[Array, Array]:
         """The noise of a proposal, and the uniform that decides on it."""
         proposal, coin = self.ops.split(key, 2)
         noise = self.sampler.propose(self.sampler.raw_noise(self.ops, proposal, lanes, self.dtype), *params)
@@ -133,7 +125,7 @@ class Attempt:
         return self.ops.xp.log(u) < self.sampler.log_accept(noise, *params)
 
 
-def accepted_noise(ops: Ops, key: Any, sampler: RejectionSampler, shape: tuple[int, ...], *params: Array) -> Any:
+def accepted_noise(ops: Ops, key: Any, sampler: RejectionSampler, shape: Shape, *params: Array) -> Any:
     """Noise of accepted proposals, as constants: batch first, masked, bounded.
 
     Args:
@@ -148,8 +140,3 @@ def accepted_noise(ops: Ops, key: Any, sampler: RejectionSampler, shape: tuple[i
     dtype = params[0].dtype
     noise = ops.rejection_loop(Attempt(ops, sampler, dtype), key, shape, params, sampler.max_rounds)
     return sampler.join(stop(noise), sampler.auxiliary(ops, ops.aux_key(key), shape, dtype))
-
-
-def broadcast(ops: Ops, shape: tuple[int, ...], *params: Array) -> tuple[Array, ...]:
-    """The parameters, each broadcast to the lanes' shape."""
-    return tuple(ops.xp.broadcast_to(p, shape) for p in params)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.numerics import special
 from vi_reparam.numerics.gamma_slope import ratio_slope
 from vi_reparam.numerics.identities import attach
 from vi_reparam.samplers.base import RejectionSampler
-
-Array = Any
 
 
 class LogGamma(RejectionSampler):
@@ -26,8 +24,6 @@ class LogGamma(RejectionSampler):
     Args:
         boost: B, the number of shape augmentations.
     """
-
-    noise = "normal"
 
     def __init__(self, boost: int = 1) -> None:
         self.boost = boost
@@ -110,7 +106,7 @@ class LogGamma(RejectionSampler):
         xp = ops_of(a).xp
         return -0.5 * eps * eps - 0.5 * special.LOG_2PI + 0.5 * xp.log(d) + xp.log1p(x)
 
-    def auxiliary(self, ops: Ops, key: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+    def auxiliary(self, ops: Ops, key: Any, shape: Shape, dtype: Any) -> Array:
         return ops.uniform(key, (self.boost, *shape), dtype)
 
     def join(self, noise: Array, auxiliary: Any) -> tuple[Array, Array]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.numerics import mills
 from vi_reparam.samplers.base import RejectionSampler
-
-Array = Any
 
 _ROOT = math.sqrt(2.0)
 _FAR = 100.0  # standard deviations at which a normal weighs nothing in any dtype

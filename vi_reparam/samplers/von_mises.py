@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
+from vi_reparam.backend.ops import Array
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.numerics import bessel, special
 from vi_reparam.numerics.identities import attach
 from vi_reparam.samplers.base import RejectionSampler
-
-Array = Any
 
 
 class VonMisesDeviation(RejectionSampler):
@@ -36,26 +34,22 @@ class VonMisesDeviation(RejectionSampler):
         adjacent = xp.cos(angle)
         return opposite, adjacent, opposite * opposite + adjacent * adjacent
 
-    def transform(self, noise: Array, *params: Array) -> Array:
-        (kappa,) = params
+    def transform(self, noise: Array, kappa: Array) -> Array:
         opposite, adjacent, _ = self._half(noise, kappa)
         return 2.0 * ops_of(kappa).xp.atan2(opposite, adjacent)
 
-    def inverse(self, value: Array, *params: Array) -> Array:
-        (kappa,) = params
+    def inverse(self, value: Array, kappa: Array) -> Array:
         xp = ops_of(kappa).xp
         widen = xp.exp(0.5 * xp.asinh(2.0 * kappa))
         return 2.0 / math.pi * xp.atan2(widen * xp.sin(0.5 * value), xp.cos(0.5 * value))
 
-    def log_proposal(self, value: Array, *params: Array) -> Array:
-        (kappa,) = params
+    def log_proposal(self, value: Array, kappa: Array) -> Array:
         xp = ops_of(kappa).xp
         log_g = -0.5 * xp.asinh(2.0 * kappa)
         spread = xp.sin(0.5 * value) ** 2 + xp.exp(2.0 * log_g) * xp.cos(0.5 * value) ** 2
         return log_g - xp.log(spread) - special.LOG_2PI
 
-    def log_target(self, value: Array, *params: Array) -> Array:
-        (kappa,) = params
+    def log_target(self, value: Array, kappa: Array) -> Array:
         square = ops_of(kappa).xp.sin(0.5 * value) ** 2
         return -2.0 * kappa * square - special.LOG_2PI - bessel.log_i0e(kappa)
 
@@ -64,22 +58,19 @@ class VonMisesDeviation(RejectionSampler):
         xp = ops_of(kappa).xp
         return 0.5 * xp.expm1(-xp.asinh(2.0 * kappa))
 
-    def log_bound(self, *params: Array) -> Array:
-        (kappa,) = params
+    def log_bound(self, kappa: Array) -> Array:
         xp = ops_of(kappa).xp
         root = xp.sqrt(1.0 + 4.0 * kappa * kappa)
         return self._offset(kappa) - 0.5 * xp.log(0.5 * (1.0 + root)) - bessel.log_i0e(kappa)
 
-    def log_accept(self, noise: Array, *params: Array) -> Array:
-        (kappa,) = params
+    def log_accept(self, noise: Array, kappa: Array) -> Array:
         opposite, _, total = self._half(noise, kappa)
         return -special.minus_log1p(self._offset(kappa) + 2.0 * kappa * opposite * opposite / total)
 
-    def log_noise_density(self, noise: Array, *params: Array) -> Array:
-        return self.log_accept(noise, *params) + self.log_bound(*params)
+    def log_noise_density(self, noise: Array, kappa: Array) -> Array:
+        return self.log_accept(noise, kappa) + self.log_bound(kappa)
 
-    def attach(self, value: Array, *params: Array) -> Array:
-        (kappa,) = params
+    def attach(self, value: Array, kappa: Array) -> Array:
         return attach(ops_of(kappa).stop_gradient(value), kappa, self._slope)
 
     @staticmethod

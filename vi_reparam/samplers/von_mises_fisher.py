@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.errors import ArgumentError
 from vi_reparam.numerics import bessel, special
 from vi_reparam.numerics.identities import attach
 from vi_reparam.samplers.base import RejectionSampler
-
-Array = Any
 
 
 class PolarLogit(RejectionSampler):
@@ -34,7 +32,7 @@ class PolarLogit(RejectionSampler):
             raise ArgumentError(f"a direction with {dim} coordinates: von Mises-Fisher needs at least 2")
         self.dim = dim
 
-    def raw_noise(self, ops: Ops, key: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+    def raw_noise(self, ops: Ops, key: Any, shape: Shape, dtype: Any) -> Array:
         """logit of a symmetric beta, (1 + R cos A) / 2 (Ulrich 1984), with neither end cancelled."""
         xp = ops.xp
         pair = ops.uniform(key, (2, *shape), dtype)
@@ -61,14 +59,14 @@ class PolarLogit(RejectionSampler):
         size = xp.abs(value)
         return -0.5 * (self.dim - 1) * (size + 2.0 * xp.log1p(xp.exp(-size)))
 
-    def transform(self, noise: Array, *params: Array) -> Array:
-        return noise + self._shift(params[0])
+    def transform(self, noise: Array, kappa: Array) -> Array:
+        return noise + self._shift(kappa)
 
-    def inverse(self, value: Array, *params: Array) -> Array:
-        return value - self._shift(params[0])
+    def inverse(self, value: Array, kappa: Array) -> Array:
+        return value - self._shift(kappa)
 
-    def log_proposal(self, value: Array, *params: Array) -> Array:
-        return self._power(self.inverse(value, *params)) - self._log_beta()
+    def log_proposal(self, value: Array, kappa: Array) -> Array:
+        return self._power(self.inverse(value, kappa)) - self._log_beta()
 
     def _log_beta(self) -> float:
         a = 0.5 * (self.dim - 1)
@@ -78,8 +76,7 @@ class PolarLogit(RejectionSampler):
         """log of INT_0^pi exp(-concentration (1 - cos t)) sin^(p - 2) t dt."""
         return bessel.normalizer(kappa, self.dim)[0]
 
-    def log_target(self, value: Array, *params: Array) -> Array:
-        (kappa,) = params
+    def log_target(self, value: Array, kappa: Array) -> Array:
         log_mass = self.log_normalizer(kappa) - (self.dim - 2) * math.log(2.0)
         return -2.0 * kappa * self._square(value) + self._power(value) - log_mass
 
@@ -88,25 +85,22 @@ class PolarLogit(RejectionSampler):
         shift = self._shift(kappa)
         return self._square(shift), shift
 
-    def log_bound(self, *params: Array) -> Array:
-        (kappa,) = params
+    def log_bound(self, kappa: Array) -> Array:
         xp = ops_of(kappa).xp
         best, shift = self._best(kappa)
         n = self.dim - 1
         peak = n * (math.log(2.0) - xp.log1p(xp.exp(shift)) + 0.5 * shift) - 2.0 * kappa * best
         return peak - self.log_normalizer(kappa) + (self.dim - 2) * math.log(2.0) + self._log_beta()
 
-    def log_accept(self, noise: Array, *params: Array) -> Array:
-        (kappa,) = params
+    def log_accept(self, noise: Array, kappa: Array) -> Array:
         best, shift = self._best(kappa)
         n = self.dim - 1
         return -n * special.minus_log1p(2.0 / n * kappa * (self._square(noise + shift) - best))
 
-    def log_noise_density(self, noise: Array, *params: Array) -> Array:
-        return self.log_accept(noise, *params) + self.log_bound(*params)
+    def log_noise_density(self, noise: Array, kappa: Array) -> Array:
+        return self.log_accept(noise, kappa) + self.log_bound(kappa)
 
-    def attach(self, value: Array, *params: Array) -> Array:
-        (kappa,) = params
+    def attach(self, value: Array, kappa: Array) -> Array:
         return attach(ops_of(kappa).stop_gradient(value), kappa, self._slope)
 
     def _slope(self, value: Array, kappa: Array) -> Array:

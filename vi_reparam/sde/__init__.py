@@ -2,19 +2,16 @@
 
 from vi_reparam.gaussians.bases import Base, Blocks, Diagonal, Full, LowRank, Mixture
 from vi_reparam.sde.network import MLP
-from vi_reparam.sde.parameterizations import PARAMETERIZATIONS, from_data, to_data
-from vi_reparam.sde.path import GRADIENTS, Drifts, Path, simulate
+from vi_reparam.sde.parameterizations import from_data, to_data
+from vi_reparam.sde.path import Drifts, simulate
 from vi_reparam.sde.schedules import Cosine, Linear, Schedule, UniformLogSNR, VarianceExploding, VariancePreserving
 from vi_reparam.sde.solver import Adams, sample
 from vi_reparam.sde.tau import Constant, Ramp, Tau, Window, as_tau
-from vi_reparam.sde.transition import Step, exact_step, noise_variance, noising
-from vi_reparam.sde.variances import VARIANCES, kernel_variances
+from vi_reparam.sde.transition import exact_step, noise_variance, noising
+from vi_reparam.sde.variances import kernel_variances
 
 __all__ = [
-    "GRADIENTS",
     "MLP",
-    "PARAMETERIZATIONS",
-    "VARIANCES",
     "Adams",
     "Base",
     "Blocks",
@@ -26,10 +23,8 @@ __all__ = [
     "Linear",
     "LowRank",
     "Mixture",
-    "Path",
     "Ramp",
     "Schedule",
-    "Step",
     "Tau",
     "UniformLogSNR",
     "VarianceExploding",

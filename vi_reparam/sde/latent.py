@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.errors import ArgumentError
-from vi_reparam.gaussians.bases import Mixture
+from vi_reparam.gaussians.bases import Mixture, Params, lift
 from vi_reparam.gaussians.skew import skew
+from vi_reparam.numerics.special import log_sum_exp
 from vi_reparam.sde import network as networks
 from vi_reparam.sde.path import Drifts, simulate
 from vi_reparam.sde.schedules import Schedule
@@ -22,8 +23,6 @@ from vi_reparam.sde.variances import kernel_variances
 if TYPE_CHECKING:
     from vi_reparam.guides.sde import SDE
 
-Array = Any
-Params = dict[str, Array]
 Slope = Callable[[Callable[[Array], Array]], Callable[[Array], Array]]
 """``slope(fn)``: the gradient of a function of a vector, as the backend takes it."""
 
@@ -33,7 +32,6 @@ class Residual(Protocol):
 
     def rows(self, lambdas: tuple[float, ...], dtype: Any, *, frozen: bool) -> Any:
         """What it precomputes, leading axis over the lambdas."""
-        ...
 
     def at(self, x: Array, row: Any, *, frozen: bool) -> tuple[Array, Array | None]:
         """r at x, and the gate of the target's gradient or None."""
@@ -103,7 +101,7 @@ class MLPResidual:
     """The default network with its parameters, which are kept in units of `network.parameter_scale`.
 
     Args:
-        component: one-hot, the base's component that the path is standardized by; None for one alone.
+        component: one-hot, of the base; None for one alone.
         features: the row that it is conditioned on, shape ``[F]``; None for none.
     """
 
@@ -125,12 +123,9 @@ class MLPResidual:
         params = self.fixed if frozen else self.live
         features = networks.fourier(self.span, lambdas, self.spec.frequencies)
         found = networks.embed(self.ops, params, self.ops.xp.asarray(features, dtype=dtype))
-        if "component" in params:
-            own = self.ops.xp.reshape(self.component, (1, -1)) @ params["component"]
-            found["hidden"] = found["hidden"] + own
-        if self.features is not None:
-            own = self.ops.xp.reshape(self.features, (1, -1)) @ params["condition"]
-            found["hidden"] = found["hidden"] + own
+        for name, row in (("component", self.component), ("condition", self.features)):
+            if name in params:
+                found["hidden"] = found["hidden"] + self.ops.xp.reshape(row, (1, -1)) @ params[name]
         return found
 
     def at(self, x: Array, row: Any, *, frozen: bool) -> tuple[Array, Array | None]:
@@ -142,7 +137,7 @@ def deviations(ops: Ops, family: SDE, size: int, dtype: Any, log_ratio: Array | 
     """The kernels' standard deviations, shape ``[steps, D]``.
 
     Args:
-        log_ratio: of the learned ones to those they start from, in units of `network.parameter_scale`, shape ``[steps, D]``.
+        log_ratio: log of the learned ones over their start, over `network.parameter_scale`. Shape ``[steps, D]``.
     """
     xp, grid = ops.xp, family.schedule.grid(family.num_steps)
     fixed = [v**0.5 for v in kernel_variances(family.variance, family.schedule, grid, family.tau)]
@@ -181,20 +176,11 @@ def draw(
         steps: other steps than the trained ones, each with the noise that its own exact step injects;
             `noise` has as many. Without a kernel (a corrector, or tau = 0) log_q is NaN.
     """
-    sampling = False
-    if steps is not None:
-        sampling = not steps.have_kernel(family.schedule)
-        form = steps.solver.form
-        if not sampling:
-            family = replace(
-                family,
-                num_steps=steps.num_steps,
-                solver=steps.solver,
-                tau=steps.tau,
-                variance=form,
-                gradient="reparameterization",
-            )
-            log_ratio = None
+    sampling = steps is not None and not steps.have_kernel(family.schedule)
+    if steps is not None and not sampling:
+        taken = {"num_steps": steps.num_steps, "solver": steps.solver, "tau": steps.tau}
+        family = replace(family, **taken, variance=steps.solver.form, gradient="reparameterization")
+        log_ratio = None
     xp, stop, dtype = ops.xp, ops.stop_gradient, start.dtype
     spec = family.base
     grid = family.schedule.grid(family.num_steps if steps is None else steps.num_steps)
@@ -242,8 +228,7 @@ def draw(
         data = mine["x"] * x + mine["r"] * r
         if given is None or gate is None:
             return data
-        gate = gate if gate.ndim == x.ndim else xp.reshape(gate, (*(1 for _ in x.shape[:-1]), -1))
-        return data + gate * given
+        return data + lift(ops, gate, x.ndim) * given
 
     if sampling and steps is not None:
         end = sample(
@@ -289,12 +274,6 @@ def draw(
     if component is not None and isinstance(spec, Mixture):
         # the draw of a component, against which stands the component's probability given z
         logs = spec.log_joint(ops, base, z)
-        top = stop(xp.max(logs, axis=0))
-        evidence = top + xp.log(xp.sum(xp.exp(logs - top), axis=0))
-        log_q = log_q - math.log(spec.num_components) - (_at(ops, logs, component) - evidence)
+        own_log = xp.sum(logs * xp.reshape(component, (-1, *(1 for _ in logs.shape[1:]))), axis=0)
+        log_q = log_q - math.log(spec.num_components) - (own_log - log_sum_exp(ops, logs, axis=0))
     return Latent(z, log_q, score_term)
-
-
-def _at(ops: Ops, logs: Array, component: Array) -> Array:
-    chosen = ops.xp.reshape(component, (-1, *(1 for _ in logs.shape[1:])))
-    return ops.xp.sum(logs * chosen, axis=0)

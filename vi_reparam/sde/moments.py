@@ -26,11 +26,6 @@ def unit_moment(n: int, z: float) -> float:
     return total
 
 
-def moment(n: int, rate: float, h: float) -> float:
-    """The integral of e^(rate u) u^n over u in [-h, 0]: lambda shifted by its end, so that float32 may use it."""
-    return (-1.0) ** n * h ** (n + 1) * unit_moment(n, rate * h)
-
-
 def lagrange(nodes: Sequence[float]) -> list[list[float]]:
     """Coefficients, by power, of the polynomials that are 1 at one node and 0 at the others."""
     rows = []

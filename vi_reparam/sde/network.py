@@ -5,25 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from vi_reparam.backend.ops import Ops
-from vi_reparam.errors import ArgumentError
+from vi_reparam.backend.ops import Array, Ops
+from vi_reparam.checks import check_choice, check_integer, check_positive
+from vi_reparam.gaussians.bases import Params, lift
 from vi_reparam.sde.parameterizations import residual_scale
 from vi_reparam.sde.schedules import Schedule
-
-Array = Any
-Params = dict[str, Array]
 
 TARGETS = ("auto", "full", "off")
 
 REACH = 10.0
-"""Where the network stops looking: its input saturates here, in standard deviations of the base. A residual that grew
-with x without end would feed itself from step to step, and throw single paths out of float32."""
+"""The network's input saturates here, in standard deviations of the base: an unbounded residual would grow from step
+to step, and throw single paths out of float32."""
 
 COORDINATES = 64
-"""Up to so many the network learns at the rate of the fit; above, slower by the root of their number: one step of an
-optimizer moves the drift of all of them, and what is wrong with each adds up."""
+"""Above so many coordinates the drift learns more slowly: one step moves all of them, and their errors add up."""
 
 
 @dataclass(frozen=True)
@@ -54,26 +50,19 @@ class MLP:
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "frequencies"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ArgumentError(f"MLP({name}={value!r}): expected an integer of at least 1")
-        if self.target not in TARGETS:
-            raise ArgumentError(f"MLP(target={self.target!r}): expected one of {TARGETS}")
-        if not self.clip > 0.0:
-            raise ArgumentError(f"MLP(clip={self.clip!r}): expected a positive number")
+            check_integer(name, getattr(self, name), "MLP")
+        check_choice("target", self.target, TARGETS, "MLP")
+        check_positive("clip", self.clip, "MLP")
 
     def shapes(
         self, size: int, num_components: int = 1, num_features: int = 0
     ) -> dict[str, tuple[tuple[int, ...], float]]:
-        """Parameter name -> its shape, and the standard deviation of its start (0: starts at zero).
+        """Parameter name -> its shape, and the standard deviation of its start in units of `parameter_scale`.
 
         Args:
             size: D, of x.
             num_components: of the base; with more than one the network is told which it is.
             num_features: of the row that it is conditioned on.
-
-        Returns:
-            In units of `parameter_scale`.
         """
         features = 2 * self.frequencies + 1
         out: dict[str, tuple[tuple[int, ...], float]] = {
@@ -96,7 +85,10 @@ class MLP:
 
 
 def parameter_scale(size: int) -> float:
-    """The unit in which a drift of so many coordinates keeps its parameters, so that they learn by as much less."""
+    """Scale of the drift's parameters: min(1, sqrt(COORDINATES / size)).
+
+    Adam's steps are the same for every parameter, so a smaller scale lowers the learning rate of wide drifts.
+    """
     return min(1.0, math.sqrt(COORDINATES / size))
 
 
@@ -118,17 +110,17 @@ def embed(ops: Ops, params: Params, features: Array) -> dict[str, Array]:
         features: from `fourier`, shape ``[points, F]``.
     """
     gate = _gelu(ops, features @ params["gate_time"]) @ params["gate_out"]
-    return {"hidden": features @ params["time"] + _lift(ops, params["bias0"], 2), "gate": gate}
+    return {"hidden": features @ params["time"] + lift(ops, params["bias0"], 2), "gate": gate}
 
 
 def apply(ops: Ops, spec: MLP, params: Params, x: Array, embedded: dict[str, Array]) -> Array:
     """The network's part of r at x, shape of x. `embedded` is one row of `embed`."""
     rank = x.ndim
     x = x / ops.xp.sqrt(1.0 + x * x * REACH**-2)
-    hidden = _gelu(ops, x @ params["in"] + _lift(ops, embedded["hidden"], rank))
+    hidden = _gelu(ops, x @ params["in"] + lift(ops, embedded["hidden"], rank))
     for layer in range(1, spec.depth):
-        hidden = _gelu(ops, hidden @ params[f"hidden{layer}"] + _lift(ops, params[f"bias{layer}"], rank))
-    return hidden @ params["out"] + _lift(ops, params["bias_out"], rank)
+        hidden = _gelu(ops, hidden @ params[f"hidden{layer}"] + lift(ops, params[f"bias{layer}"], rank))
+    return hidden @ params["out"] + lift(ops, params["bias_out"], rank)
 
 
 def coefficients(
@@ -147,10 +139,6 @@ def coefficients(
         scale.append(residual_scale(kind, a, s))
         target.append(a * s * s / total)
     return base, scale, target
-
-
-def _lift(ops: Ops, x: Array, rank: int) -> Array:
-    return x if x.ndim == rank else ops.xp.reshape(x, (*(1 for _ in range(rank - x.ndim)), *x.shape))
 
 
 def _gelu(ops: Ops, x: Array) -> Array:

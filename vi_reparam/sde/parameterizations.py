@@ -5,61 +5,41 @@ With x = alpha x0 + sigma eps: score = -eps / sigma, velocity = alpha eps - sigm
 
 from __future__ import annotations
 
-from typing import Any
-
-from vi_reparam.errors import ArgumentError
-
-Array = Any
+from vi_reparam.backend.ops import Array
+from vi_reparam.checks import check_choice
 
 PARAMETERIZATIONS = ("data", "noise", "score", "velocity")
 
 
-def check_parameterization(name: Any) -> str:
-    """The name itself.
+def weights(kind: str, alpha: Array, sigma: Array) -> tuple[Array | float, Array | float]:
+    """(a, b) in x0 = a x + b prediction.
 
     Raises:
-        ArgumentError: if it is none.
+        ArgumentError: for a kind that does not exist.
     """
-    if name not in PARAMETERIZATIONS:
-        raise ArgumentError(f"parameterization={name!r}: expected one of {PARAMETERIZATIONS}")
-    return name
+    check_choice("parameterization", kind, PARAMETERIZATIONS)
+    if kind == "data":
+        return 0.0, 1.0
+    if kind == "noise":
+        return 1.0 / alpha, -sigma / alpha
+    if kind == "score":
+        return 1.0 / alpha, sigma * sigma / alpha
+    total = alpha * alpha + sigma * sigma
+    return alpha / total, -sigma / total
 
 
 def to_data(kind: str, x: Array, prediction: Array, alpha: Array, sigma: Array) -> Array:
     """The data x0 that a prediction at x implies. All arguments broadcast."""
-    if kind == "data":
-        return prediction
-    if kind == "noise":
-        return (x - sigma * prediction) / alpha
-    if kind == "score":
-        return (x + sigma * sigma * prediction) / alpha
-    check_parameterization(kind)
-    return (alpha * x - sigma * prediction) / (alpha * alpha + sigma * sigma)
+    of_x, of_prediction = weights(kind, alpha, sigma)
+    return of_x * x + of_prediction * prediction
 
 
 def from_data(kind: str, x: Array, data: Array, alpha: Array, sigma: Array) -> Array:
     """The prediction at x that the data x0 implies: the inverse of `to_data`."""
-    if kind == "data":
-        return data
-    if kind == "noise":
-        return (x - alpha * data) / sigma
-    if kind == "score":
-        return (alpha * data - x) / (sigma * sigma)
-    check_parameterization(kind)
-    return (alpha * x - (alpha * alpha + sigma * sigma) * data) / sigma
+    of_x, of_prediction = weights(kind, alpha, sigma)
+    return (data - of_x * x) / of_prediction
 
 
 def residual_scale(kind: str, alpha: float, sigma: float) -> float:
-    """c in x0 = alpha x / (alpha^2 + sigma^2) + c r: what a residual in these terms moves the data by.
-
-    The first summand is the data's mean under a standard normal, so r = 0 is that in all four;
-    signs are left to the network.
-    """
-    if kind == "data":
-        return 1.0
-    if kind == "noise":
-        return sigma / alpha
-    if kind == "score":
-        return sigma * sigma / alpha
-    check_parameterization(kind)
-    return sigma / (alpha * alpha + sigma * sigma)
+    """How far a residual in these terms moves the data; its sign is left to the network."""
+    return abs(weights(kind, alpha, sigma)[1])

@@ -16,15 +16,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops
+from vi_reparam.checks import check_choice
 from vi_reparam.errors import ArgumentError
+from vi_reparam.gaussians.bases import lift
 from vi_reparam.numerics.special import LOG_2PI
 from vi_reparam.sde.schedules import Schedule
 from vi_reparam.sde.solver import Adams, in_form, rows, tables
 from vi_reparam.sde.tau import Tau
 from vi_reparam.sde.transition import noising
-
-Array = Any
 
 GRADIENTS = ("path", "reparameterization", "log_variance")
 
@@ -88,8 +88,7 @@ def simulate(
     Raises:
         ArgumentError: for a gradient that does not exist, or a corrector, which has no kernel.
     """
-    if gradient not in GRADIENTS:
-        raise ArgumentError(f"gradient={gradient!r}: expected one of {GRADIENTS}")
+    check_choice("gradient", gradient, GRADIENTS)
     if adams.corrector:
         raise ArgumentError(f"{adams!r}: a corrected step has no tractable kernel; use corrector=0 for a path's weight")
     xp, stop, dtype = ops.xp, ops.stop_gradient, start.dtype
@@ -123,7 +122,7 @@ def simulate(
         x, history, log_q = state
         shared = drifts.shared(x, row["row"])
         live = in_form(adams.form, x, drifts.live(x, row["row"], shared), row["row"])
-        wide = row["sd"] if x.ndim == 1 else xp.reshape(row["sd"], (*(1 for _ in x.shape[:-1]), size))
+        wide = lift(ops, row["sd"], x.ndim)
         if gradient == "path":
             frozen = in_form(adams.form, x, drifts.frozen(x, row["row"], shared), row["row"])
             history = ((live, frozen), *history)

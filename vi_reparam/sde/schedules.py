@@ -9,6 +9,7 @@ import abc
 import math
 from dataclasses import dataclass
 
+from vi_reparam.checks import check_integer
 from vi_reparam.errors import ArgumentError
 
 
@@ -40,8 +41,7 @@ class Schedule(abc.ABC):
         Raises:
             ArgumentError: if `num_steps` is not an integer of at least 1.
         """
-        if not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 1:
-            raise ArgumentError(f"num_steps={num_steps!r}: expected an integer of at least 1")
+        check_integer("num_steps", num_steps)
         return tuple(self.log_snr(k / num_steps) for k in range(num_steps + 1))
 
 
@@ -71,7 +71,8 @@ class UniformLogSNR(VariancePreserving):
     high: float = 4.0
 
     def __post_init__(self) -> None:
-        _check_increasing(self)
+        if not self.low < self.high:
+            raise ArgumentError(f"{self!r}: expected low < high")
 
     def log_snr(self, t: float) -> float:
         return self.low + (self.high - self.low) * t
@@ -158,8 +159,3 @@ class VarianceExploding(Schedule):
 
 def _sigmoid(x: float) -> float:
     return 1.0 / (1.0 + math.exp(-x)) if x >= 0.0 else math.exp(x) / (1.0 + math.exp(x))
-
-
-def _check_increasing(schedule: UniformLogSNR) -> None:
-    if not schedule.low < schedule.high:
-        raise ArgumentError(f"{schedule!r}: expected low < high")

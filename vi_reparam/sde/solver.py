@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops
+from vi_reparam.checks import check_choice
 from vi_reparam.errors import ArgumentError
 from vi_reparam.sde.parameterizations import from_data
 from vi_reparam.sde.schedules import Schedule
 from vi_reparam.sde.tau import Tau
 from vi_reparam.sde.transition import FORMS, exact_step
 
-Array = Any
 Row = dict[str, Any]
 Predict = Callable[[Array, Row], Array]
 """``predict(x, row)``: the data x0 that the drift expects at x. A row holds ``lam``, ``alpha``, ``sigma`` of its
@@ -46,8 +46,7 @@ class Adams:
         for name, value, least in (("order", self.order, 1), ("corrector", self.corrector, 0)):
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MAX_ORDER:
                 raise ArgumentError(f"Adams({name}={value!r}): expected an integer from {least} to {MAX_ORDER}")
-        if self.form not in FORMS:
-            raise ArgumentError(f"Adams(form={self.form!r}): expected one of {FORMS}")
+        check_choice("form", self.form, FORMS, "Adams")
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def sample(
     own: Any = None,
     past: Sequence[tuple[float, Array]] = (),
 ) -> Array:
-    """Follow the solver from noise to data.
+    """Follow the solver from noise to data: x at ``grid[-1]``, shape of `start`.
 
     Args:
         predict: the drift.
@@ -122,14 +121,11 @@ def sample(
         grid: lambdas, increasing.
         own: the drift's own rows, leading axis over ``grid``.
         past: (lambda, predicted data) before the grid, the newest first; a start of full order.
-
-    Returns:
-        x at ``grid[-1]``, shape of `start`.
     """
     xp = ops.xp
     found = tables(schedule, grid, adams, tau, past=[lam for lam, _ in past])
     points = rows(ops, schedule, grid, start.dtype, own)
-    here, there = _cut(points, slice(None, -1)), _cut(points, slice(1, None))
+    here, there = _take(points, slice(None, -1)), _take(points, slice(1, None))
     xs = {
         "keep": xp.asarray(found.keep, dtype=start.dtype),
         "predictor": xp.asarray(found.predictor, dtype=start.dtype),
@@ -163,7 +159,7 @@ def sample(
     if not adams.corrector:
         return ops.scan(plain, (start, tuple(history[:width])), xs)[0][0]
     xs["corrector"] = xp.asarray(found.corrector, dtype=start.dtype)
-    first = _at(points, 0)
+    first = _take(points, 0)
     now = in_form(adams.form, start, predict(start, first), first)
     return ops.scan(corrected, (start, (now, *history)[:width]), xs)[0][0]
 
@@ -184,17 +180,9 @@ def _padded(weights: Sequence[float], width: int) -> list[float]:
     return [*weights, *(0.0 for _ in range(width - len(weights)))]
 
 
-def _cut(points: Any, part: slice) -> Any:
+def _take(points: Any, index: slice | int) -> Any:
     if isinstance(points, dict):
-        return {name: _cut(value, part) for name, value in points.items()}
+        return {name: _take(value, index) for name, value in points.items()}
     if isinstance(points, tuple | list):
-        return tuple(_cut(value, part) for value in points)
-    return points[part]
-
-
-def _at(points: Any, index: int) -> Any:
-    if isinstance(points, dict):
-        return {name: _at(value, index) for name, value in points.items()}
-    if isinstance(points, tuple | list):
-        return tuple(_at(value, index) for value in points)
+        return tuple(_take(value, index) for value in points)
     return points[index]

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vi_reparam.checks import check_choice
 from vi_reparam.errors import ArgumentError
 from vi_reparam.sde.moments import adams_weights
 from vi_reparam.sde.schedules import Schedule
@@ -46,8 +47,7 @@ def exact_step(
     Raises:
         ArgumentError: for a form that does not exist, or unless low < high.
     """
-    if form not in FORMS:
-        raise ArgumentError(f"form={form!r}: expected one of {FORMS}")
+    check_choice("form", form, FORMS)
     if not low < high:
         raise ArgumentError(f"a step goes towards the data: expected low < high, got {low!r} and {high!r}")
     h = high - low
@@ -74,16 +74,8 @@ def noise_variance(schedule: Schedule, low: float, high: float, tau: float, *, f
     return tau * tau * sigma * sigma * math.expm1(2.0 * h)
 
 
-@dataclass(frozen=True)
-class Noising:
-    """The exact kernel from the data's side to the noise's: x_s = keep x_t + sqrt(variance) xi."""
-
-    keep: float
-    variance: float
-
-
-def noising(schedule: Schedule, low: float, high: float) -> Noising:
-    """The noising kernel from lambda = `high` back to `low`."""
+def noising(schedule: Schedule, low: float, high: float) -> Step:
+    """The exact noising kernel from lambda = `high` back to `low`: x_s = keep x_t + sqrt(variance) xi."""
     keep = schedule.alpha(low) / schedule.alpha(high)
     # sigma_s^2 - keep^2 sigma_t^2 = sigma_s^2 (1 - e^(-2h)), without the cancellation
-    return Noising(keep, schedule.sigma(low) ** 2 * -math.expm1(-2.0 * (high - low)))
+    return Step(keep, (), schedule.sigma(low) ** 2 * -math.expm1(-2.0 * (high - low)))

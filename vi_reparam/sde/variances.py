@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import itertools
 
+from vi_reparam.checks import check_choice
 from vi_reparam.errors import ArgumentError
 from vi_reparam.sde.schedules import Schedule
 from vi_reparam.sde.tau import Tau
 from vi_reparam.sde.transition import noise_variance, noising
 
 VARIANCES = ("learned", "data", "noise", "ddpm")
-
-
-def check_variance(name: object) -> str:
-    """The name itself.
-
-    Raises:
-        ArgumentError: if it is none.
-    """
-    if name not in VARIANCES:
-        raise ArgumentError(f"variance={name!r}: expected one of {VARIANCES}")
-    return str(name)
 
 
 def kernel_variances(kind: str, schedule: Schedule, grid: tuple[float, ...], tau: Tau) -> tuple[float, ...]:
@@ -33,7 +23,7 @@ def kernel_variances(kind: str, schedule: Schedule, grid: tuple[float, ...], tau
     Raises:
         ArgumentError: for a kind that does not exist, or a variance of 0 (tau = 0), which has no density.
     """
-    check_variance(kind)
+    check_choice("variance", kind, VARIANCES)
     out = []
     for low, high in itertools.pairwise(grid):
         if kind in ("learned", "ddpm"):

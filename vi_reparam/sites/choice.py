@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from vi_reparam.backend.host import Reader
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Ops, Shape
 from vi_reparam.errors import ArgumentError, SiteError
 from vi_reparam.estimators import Auto, Estimator
 from vi_reparam.sites.draw import resolve
@@ -67,7 +67,7 @@ class Chooser:
         self._served = True
         return chosen
 
-    def note(self, name: str, estimator: Estimator, batch_shape: tuple[int, ...], plates: Collection[int]) -> None:
+    def note(self, name: str, estimator: Estimator, batch_shape: Shape, plates: Collection[int]) -> None:
         """Remember a site that wants a decaying average: one for each element of the plates.
 
         Args:

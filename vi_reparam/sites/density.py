@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from vi_reparam.backend.host import Reader
+from vi_reparam.backend.ops import Array
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.families import Family
 from vi_reparam.sites.host_family import family_of
 from vi_reparam.sites.wrappers import masked, sum_rightmost
-
-Array = Any
 
 _LOGS_OF = {
     "gamma": "positive",

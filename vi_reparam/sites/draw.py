@@ -6,15 +6,13 @@ import dataclasses
 from typing import Any
 
 from vi_reparam.backend.host import Reader
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.draw import Branch, Draw
 from vi_reparam.errors import SiteError
 from vi_reparam.estimators import Auto, Estimator, MeasureValued, ScoreFunction
 from vi_reparam.families import Family
 from vi_reparam.sites.host_family import family_of, require_inverse
 from vi_reparam.sites.wrappers import innermost, masked, sum_rightmost
-
-Array = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +59,7 @@ def sample_with(
     distribution: Any,
     estimator: Estimator,
     key: Any,
-    lanes: tuple[int, ...],
+    lanes: Shape,
     value: Array | None = None,
 ) -> Sampled:
     """Draw from a distribution, whatever wraps it, with an estimator's gradient.
@@ -98,7 +96,7 @@ def sample_with(
 
 
 def _sample_transformed(
-    reader: Reader, ops: Ops, d: Any, estimator: Estimator, key: Any, lanes: tuple[int, ...], value: Array | None
+    reader: Reader, ops: Ops, d: Any, estimator: Estimator, key: Any, lanes: Shape, value: Array | None
 ) -> Sampled:
     for t in reversed(d.transforms) if value is not None else ():
         value = t.inv(value)
@@ -124,7 +122,7 @@ def _push(transforms: Any, x: Array) -> Array:
 
 
 def _sample_leaf(
-    reader: Reader, ops: Ops, d: Any, estimator: Estimator, key: Any, lanes: tuple[int, ...], value: Array | None
+    reader: Reader, ops: Ops, d: Any, estimator: Estimator, key: Any, lanes: Shape, value: Array | None
 ) -> Sampled:
     family, params = family_of(reader, d)
     if isinstance(estimator, Auto):

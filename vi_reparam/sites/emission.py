@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.draw import Draw
 from vi_reparam.estimators import Estimator, ScoreFunction
 from vi_reparam.sites.draw import Sampled
@@ -14,7 +14,6 @@ from vi_reparam.sites.recorder import current
 if TYPE_CHECKING:
     from vi_reparam.programs.vector import Vector
 
-Array = Any
 
 ALONE = "this computation"
 """What a refusal names where no objective of the framework runs."""

@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vi_reparam.backend.host import Reader
-from vi_reparam.backend.ops import Ops
+from vi_reparam.backend.ops import Array, Ops, Shape
 from vi_reparam.draw import Draw
 from vi_reparam.errors import GradientError, SiteError
 from vi_reparam.estimators import Estimator
 from vi_reparam.families import FAMILIES, Family
 from vi_reparam.samplers import Primitive
 
-Array = Any
 Reading = tuple[Family, tuple[Array, ...]]
 Row = Callable[[Any], Reading | None]
 
@@ -39,13 +38,7 @@ class HostFamily(Family):
         self.kinds = frozenset({"score_function"} | ({"pathwise"} if differentiable else set()))  # type: ignore[misc]
 
     def build(
-        self,
-        primitive: Primitive,
-        ops: Ops,
-        key: Any,
-        shape: tuple[int, ...],
-        *params: Array,
-        value: Array | None = None,
+        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
     ) -> Draw:
         shape_type = type(self.distribution.batch_shape)  # torch has its own, which some distributions insist on
         lanes = self.distribution.expand(shape_type(shape))
@@ -99,11 +92,7 @@ def shared_rows(dist: Any) -> dict[type, Row]:
 
 
 def read_by(rows: Mapping[type, Row], ops: Ops, distribution: Any) -> Reading | None:
-    """A distribution as its class's row reads it, or as it says itself by `as_family`; None where neither does.
-
-    Returns:
-        The family, and its parameters in one floating-point type.
-    """
+    """A distribution by its own `as_family` or its class's row, parameters in one float dtype; None without either."""
     own = getattr(distribution, "as_family", None)
     read = rows.get(type(distribution))
     found = own() if own is not None else read(distribution) if read is not None else None

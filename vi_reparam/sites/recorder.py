@@ -6,11 +6,12 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from vi_reparam.backend.ops import Array
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.errors import GradientError
 from vi_reparam.sites.draw import Sampled
 
-Array = Any
+BySite = Mapping[str, Array]
 
 
 class Recorder:
@@ -32,11 +33,7 @@ class Recorder:
     """
 
     def __init__(
-        self,
-        *,
-        shifts: Mapping[str, Array] | None = None,
-        held: Mapping[str, Array] | None = None,
-        moved: Mapping[str, Array] | None = None,
+        self, *, shifts: BySite | None = None, held: BySite | None = None, moved: BySite | None = None
     ) -> None:
         self.shifts = shifts or {}
         self.held = held or {}

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from vi_reparam.backend.backend import Backend
+from vi_reparam.backend.ops import Array
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.backend.tracer import Record
 from vi_reparam.families.base import broadcast_shapes
 from vi_reparam.sites.density import precise_log_prob
 
-Array = Any
 
-
-def scaled(record: Record, term: Array) -> Array:
-    """A site's term, broadcast to its batch shape, masked by its handlers and scaled by its plates."""
+def masked(record: Record, term: Array) -> Array:
+    """A site's term, broadcast to its batch shape and masked by its handlers."""
     xp = ops_of(term).xp
     shape = broadcast_shapes(tuple(term.shape), tuple(record.distribution.batch_shape))
     if record.mask is not None:
@@ -23,7 +21,12 @@ def scaled(record: Record, term: Array) -> Array:
         shape = broadcast_shapes(shape, tuple(mask.shape))
         zero = xp.zeros((), dtype=term.dtype)
         term = xp.where(xp.broadcast_to(mask, shape), xp.broadcast_to(term, shape), zero)
-    term = xp.broadcast_to(term, shape)
+    return xp.broadcast_to(term, shape)
+
+
+def scaled(record: Record, term: Array) -> Array:
+    """A site's term, broadcast to its batch shape, masked by its handlers and scaled by its plates."""
+    term = masked(record, term)
     plain = record.scale is None or (isinstance(record.scale, int | float) and record.scale == 1)
     return term if plain else record.scale * term
 
@@ -31,15 +34,12 @@ def scaled(record: Record, term: Array) -> Array:
 def total_log_prob(
     backend: Backend, records: Mapping[str, Record], guide_records: Mapping[str, Record] | None = None
 ) -> Array:
-    """Sum of the log densities of a run, factors, masks and scales included.
+    """Sum of the log densities of a run, factors, masks and scales included: a scalar, in nats.
 
     Args:
         records: of the guide or the model.
         guide_records: of the guide, where `records` are the model's under its draws: these remember their precise
             logarithms, which a draw in single precision has lost.
-
-    Returns:
-        A scalar, in nats.
     """
     ops = backend.ops
     total = ops.xp.zeros((), dtype=ops.float_dtype())

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from vi_reparam.backend.host import Reader
+from vi_reparam.backend.ops import Array
 from vi_reparam.backend.registry import ops_of
-
-Array = Any
 
 
 def innermost(reader: Reader, distribution: Any) -> Any:

@@ -10,16 +10,17 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from vi_reparam.backend.engine import Task
+from vi_reparam.checks import check_integer
 from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators import Auto, Estimator
+from vi_reparam.fit.measure import Moments, coordinates, leaves_of, measure
 from vi_reparam.study.comparison import Comparison, build, everywhere, z_scores
-from vi_reparam.study.measure import Moments, coordinates, leaves_of, measure
 
 if TYPE_CHECKING:
     from vi_reparam.fit.guided import Guided
 
-FAR = 0x5EED
-"""Tells the noise of the reference from that of the estimators."""
+REFERENCE_STREAM = 0x5EED
+"""Folded into the key of the reference, whose noise is not the estimators'."""
 
 
 def compare_estimators(
@@ -64,7 +65,9 @@ def compare_estimators(
     engine, ops = bound.backend.engine, bound.backend.ops
     guided = bound.of(guided)
     data, key = engine.data(args, kwargs, guided.model), engine.key(seed)
-    places = {"start": engine.data((), params).kwargs if params else guided.start_at(data, key)}
+    places = {"start": guided.start_at(data, key)}
+    if params:
+        places["start"] = {**places["start"], **_given(engine.data((), params).kwargs, places["start"])}
     if "fitted" in stages:
         posterior = guided.fit(*args, num_steps=fit_steps, seed=seed, progress=progress, **kwargs)
         places["fitted"] = posterior.params
@@ -90,7 +93,7 @@ def compare_estimators(
                 bar.update()
             if reference is None:
                 auto = with_estimators({n: Auto() for n in sites})
-                truth, _ = measure(engine, auto, data, values, ops.fold_in(key, FAR), 4 * num_replicates)
+                truth, _ = measure(engine, auto, data, values, ops.fold_in(key, REFERENCE_STREAM), 4 * num_replicates)
                 exact, error = truth.mean, truth.error
             else:
                 given = leaves_of({name: reference[name] for name in values if not name.startswith("vr.")})
@@ -99,17 +102,19 @@ def compare_estimators(
             for name in names:
                 z[name, stage] = z_scores(moments[name, stage].mean, moments[name, stage].error, exact, error)
             bar.update()
-    return build(
-        model=guided.name,
-        estimators=names,
-        stages=list(stages),
-        parameters=parameters,
-        moments=moments,
-        seconds=seconds,
-        z=z,
-        num_particles=num_particles,
-        reference="the exact gradient" if reference is not None else f"{4 * num_replicates} replicates of Auto()",
-    )
+    against = "the exact gradient" if reference is not None else f"{4 * num_replicates} replicates of Auto()"
+    about = {"model": guided.name, "num_particles": num_particles, "reference": against}
+    return build(names, list(stages), parameters, moments, seconds, z, **about)
+
+
+def _given(params: dict[str, Any], start: dict[str, Any]) -> dict[str, Any]:
+    known = {name for name in start if not name.startswith("vr.")}
+    for what, names in (("misses", known - set(params)), ("has unknown", set(params) - set(start))):
+        if names:
+            raise ArgumentError(
+                f"compare_estimators(params=...) {what} {sorted(names)}: the parameters are {sorted(known)}"
+            )
+    return params
 
 
 def _check(estimators: Any, num_replicates: Any, num_particles: Any, stages: Sequence[str], reference: Any) -> None:
@@ -119,9 +124,8 @@ def _check(estimators: Any, num_replicates: Any, num_particles: Any, stages: Seq
         )
     if len(set(map(repr, estimators))) != len(estimators):
         raise ArgumentError("compare_estimators: two of the estimators are equal")
-    for name, value, least in (("num_replicates", num_replicates, 2), ("num_particles", num_particles, 1)):
-        if not isinstance(value, int) or value < least:
-            raise ArgumentError(f"compare_estimators({name}={value!r}): expected an integer of at least {least}")
+    check_integer("num_replicates", num_replicates, "compare_estimators", least=2)
+    check_integer("num_particles", num_particles, "compare_estimators")
     unknown = [s for s in stages if s not in ("start", "fitted")]
     if unknown or not stages:
         raise ArgumentError(f"compare_estimators(stages={stages!r}): expected 'start', 'fitted' or both")

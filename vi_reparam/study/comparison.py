@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import xarray as xr
 from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators import Auto, Estimator
 from vi_reparam.families import Family
-from vi_reparam.study.measure import Moments
+from vi_reparam.fit.measure import Moments
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,36 +46,6 @@ class Comparison:
         """One row for every estimator, stage and parameter."""
         return self.dataset.to_dataframe().reset_index()
 
-    def _rows(self, parameter: str | None) -> list[dict[str, Any]]:
-        data = self.dataset
-        if parameter is not None and parameter not in data.parameter.values:
-            some = ", ".join(map(str, data.parameter.values[:5]))
-            raise ArgumentError(
-                f"parameter {parameter!r} was not compared: there are {data.sizes['parameter']}, as {some}"
-            )
-        rows = []
-        for stage in data.stage.values:
-            at = data.sel(stage=stage)
-            best = float(at.variance_x_seconds.min())
-            for estimator in data.estimator.values:
-                one = at.sel(estimator=estimator)
-                shown = one.variance_per_draw
-                alone = None if parameter is None else float(shown.sel(parameter=parameter))
-                z = np.abs(one.z.values)
-                rows.append(
-                    {
-                        "stage": str(stage),
-                        "estimator": str(estimator),
-                        "median_variance": float(np.median(shown)),
-                        "largest_variance": float(np.max(shown)),
-                        "variance_of_parameter": alone,
-                        "largest_z": float(np.max(z)),
-                        "milliseconds": 1e3 * float(one.seconds),
-                        "variance_x_seconds": float(one.variance_x_seconds) / best if best > 0 else float("nan"),
-                    }
-                )
-        return rows
-
     def table(self, parameter: str | None = None) -> Table:
         """A table to print with rich.
 
@@ -88,38 +58,43 @@ class Comparison:
         from rich.markup import escape
         from rich.table import Table
 
-        data = self.dataset
-        largest = expected_largest_z(data.sizes["parameter"])
+        data, attrs, number = self.dataset, self.dataset.attrs, self.dataset.sizes["parameter"]
+        if parameter is not None and parameter not in data.parameter.values:
+            some = ", ".join(map(str, data.parameter.values[:5]))
+            raise ArgumentError(f"parameter {parameter!r} was not compared: there are {number}, as {some}")
         table = Table(
-            title=f"Gradient variance per draw; {data.attrs['num_particles']} particles, "
-            f"{data.attrs['num_replicates']} replicates",
-            caption=f"variance x time: relative to the best. |z| against {data.attrs['reference']}; of "
-            f"{data.sizes['parameter']} unbiased ones the largest is about {largest:.1f}",
+            title=f"Gradient variance per draw; {attrs['num_particles']} particles, "
+            f"{attrs['num_replicates']} replicates",
+            caption=f"variance x time: relative to the best. |z| against {attrs['reference']}; of {number} unbiased "
+            f"ones the largest is about {expected_largest_z(number):.1f}",
         )
         table.add_column("stage")
         table.add_column("estimator")
-        shown = () if parameter is None else (escape(parameter),)
-        for name in (*shown, "median", "largest", "largest |z|", "ms / gradient", "variance x time"):
+        own = () if parameter is None else (escape(parameter),)
+        for name in (*own, "median", "largest", "largest |z|", "ms / gradient", "variance x time"):
             table.add_column(name, justify="right")
-        for row in self._rows(parameter):
-            table.add_row(
-                row["stage"],
-                row["estimator"],
-                *(() if parameter is None else (f"{row['variance_of_parameter']:.3g}",)),
-                f"{row['median_variance']:.3g}",
-                f"{row['largest_variance']:.3g}",
-                f"{row['largest_z']:.2f}",
-                f"{row['milliseconds']:.3g}",
-                f"{row['variance_x_seconds']:.3g}",
-            )
+        for stage in data.stage.values:
+            at = data.sel(stage=stage)
+            best = float(at.variance_x_seconds.min())
+            for estimator in data.estimator.values:
+                one = at.sel(estimator=estimator)
+                variances, z = one.variance_per_draw, np.abs(one.z.values)
+                alone = () if parameter is None else (f"{float(variances.sel(parameter=parameter)):.3g}",)
+                cost = float(one.variance_x_seconds) / best if best > 0 else float("nan")
+                table.add_row(
+                    str(stage),
+                    str(estimator),
+                    *alone,
+                    f"{float(np.median(variances)):.3g}",
+                    f"{float(np.max(variances)):.3g}",
+                    f"{float(np.max(z)):.2f}",
+                    f"{1e3 * float(one.seconds):.3g}",
+                    f"{cost:.3g}",
+                )
         return table
 
     def plot(self, path: str | Path | None = None) -> Any:
-        """Variances over parameters, and variance x time, by estimator; saved to `path` if given.
-
-        Returns:
-            The matplotlib figure.
-        """
+        """A matplotlib figure of variances over parameters, and variance x time; saved to `path` if given."""
         import matplotlib
 
         if path is not None:
@@ -198,41 +173,32 @@ def expected_largest_z(number: int) -> float:
 
 
 def build(
-    *,
-    model: str,
     estimators: list[str],
     stages: list[str],
     parameters: list[str],
     moments: dict[tuple[str, str], Moments],
     seconds: dict[tuple[str, str], float],
     z: dict[tuple[str, str], np.ndarray],
-    num_particles: int,
-    reference: str,
+    **attributes: Any,
 ) -> Comparison:
     """A `Comparison` from what was measured, keyed by (estimator, stage)."""
 
-    def stacked(values: Any) -> np.ndarray:
-        return np.array([[values(moments[e, s]) for s in stages] for e in estimators])
+    def stacked(of: Callable[[tuple[str, str]], Any]) -> np.ndarray:
+        return np.array([[of((e, s)) for s in stages] for e in estimators])
 
     dims = ("estimator", "stage", "parameter")
-    variance = stacked(lambda m: m.variance)
-    time = np.array([[seconds[e, s] for s in stages] for e in estimators])
+    variance, time = stacked(lambda at: moments[at].variance), stacked(seconds.__getitem__)
     dataset = xr.Dataset(
         {
-            "mean": (dims, stacked(lambda m: m.mean)),
+            "mean": (dims, stacked(lambda at: moments[at].mean)),
             "variance": (dims, variance),
-            "variance_error": (dims, stacked(lambda m: m.variance_error)),
-            "variance_per_draw": (dims, variance * num_particles),
-            "z": (dims, np.array([[z[e, s] for s in stages] for e in estimators])),
+            "variance_error": (dims, stacked(lambda at: moments[at].variance_error)),
+            "variance_per_draw": (dims, variance * attributes["num_particles"]),
+            "z": (dims, stacked(z.__getitem__)),
             "seconds": (dims[:2], time),
             "variance_x_seconds": (dims[:2], variance.sum(-1) * time),
         },
         coords={"estimator": estimators, "stage": stages, "parameter": parameters},
-        attrs={
-            "model": model,
-            "num_particles": num_particles,
-            "num_replicates": next(iter(moments.values())).count,
-            "reference": reference,
-        },
+        attrs={**attributes, "num_replicates": next(iter(moments.values())).count},
     )
     return Comparison(dataset)

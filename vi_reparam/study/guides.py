@@ -12,13 +12,14 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from vi_reparam.backend.engine import Task
+from vi_reparam.backend.ops import Args
 from vi_reparam.errors import ArgumentError
 from vi_reparam.fit.escalation import size_of
+from vi_reparam.fit.measure import coordinates, measure
 from vi_reparam.gaussians.pathfinder import LARGEST
 from vi_reparam.guides import SDE, Flow, FullRank, GaussianFamily, GuideFamily, LowRank, MeanField
 from vi_reparam.guides.escalate import LARGEST_FLOW
 from vi_reparam.guides.gaussian import GRADIENTS
-from vi_reparam.study.measure import coordinates, measure
 from vi_reparam.study.table import Study
 
 if TYPE_CHECKING:
@@ -109,8 +110,7 @@ def compare_sde(
         args: the model's arguments; `kwargs`: its keyword arguments.
         family: what else the guides have in common; `SDE()` unless given.
         num_steps: of each fit; `num_particles`: a step's.
-        num_replicates: gradients from which the variance is taken, each of `num_particles` draws,
-            at the fitted parameters.
+        num_replicates: gradients at the fitted parameters from which the variance is taken.
         progress: whether to show a progress bar.
 
     Returns:
@@ -133,9 +133,7 @@ def compare_sde(
             form = spec.parameterization, spec.variance, spec.gradient
             bar.set_postfix_str(", ".join(form))
             guided = _guided(bound, model, spec, num_particles)
-            begun = time.perf_counter()
-            posterior = guided.fit(*args, num_steps=num_steps, seed=seed, progress=False, **kwargs)
-            seconds = time.perf_counter() - begun
+            posterior, seconds = _timed_fit(guided, args, kwargs, num_steps=num_steps, seed=seed)
             spread = gradient_variance(guided, OWN, posterior, num_replicates, seed)
             elbo, error = posterior.elbo()
             rows.append(FormRow(*form, elbo, error, spread, seconds))
@@ -193,10 +191,8 @@ def compare_guides(
         for family in bar:
             bar.set_postfix_str(repr(family))
             guided = _with_gradient(bound, model, family, "path", None)
-            options = {"num_steps": num_steps, "num_particles": num_particles, "seed": seed, "progress": False}
-            begun = time.perf_counter()
-            posterior = guided.fit(*args, **options, **kwargs)
-            seconds = time.perf_counter() - begun
+            options = {"num_steps": num_steps, "num_particles": num_particles, "seed": seed}
+            posterior, seconds = _timed_fit(guided, args, kwargs, **options)
             elbo, error = posterior.elbo()
             own = tuple(f"{site}_" for site in posterior.draws(1)) if isinstance(family, MeanField) else OWN
             for gradient in gradients:
@@ -206,12 +202,14 @@ def compare_guides(
     return Study(FamilyRow, rows, num_replicates=num_replicates, seed=seed)
 
 
-def families_for(size: int | None) -> tuple[GuideFamily, ...]:
-    """What is compared unless told.
+def _timed_fit(guided: Guided, args: Args, kwargs: dict, **options: Any) -> tuple[Any, float]:
+    begun = time.perf_counter()
+    posterior = guided.fit(*args, **options, progress=False, **kwargs)
+    return posterior, time.perf_counter() - begun
 
-    Args:
-        size: coordinates of the model's latents; None where no joint family covers them.
-    """
+
+def families_for(size: int | None) -> tuple[GuideFamily, ...]:
+    """What is compared unless told, for a model of so many coordinates (None: no joint family covers them)."""
     if size is None:
         return (MeanField(),)
     if size <= LARGEST:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -19,9 +19,10 @@ Array = Any
 
 
 def check_data(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """As `check_finite`, for every array that is known."""
+    """As `check_finite`, for every number and array that is known."""
     for (which, first, *rest), leaf in jax.tree_util.tree_leaves_with_path((args, kwargs)):
-        if _is_array(leaf) and not isinstance(leaf, Tracer) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        is_key = _is_array(leaf) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        if isinstance(leaf, float) or (_is_array(leaf) and not isinstance(leaf, Tracer) and not is_key):
             key = first.idx if which.idx == 0 else repr(first.key)
             check_finite(f"{key}{jax.tree_util.keystr(tuple(rest))}", np.asarray(leaf))
 
@@ -41,7 +42,9 @@ def data_of(args: tuple[Any, ...], kwargs: dict[str, Any], *, closed: bool = Fal
     if closed:
         args, kwargs = jax.tree.map(_values, (args, kwargs))
     else:
-        args, kwargs = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, (args, kwargs))
+        args, kwargs = jax.tree.map(
+            lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) and _is_array(x) else x, (args, kwargs)
+        )
     leaves, tree = jax.tree.flatten((tuple(args), dict(kwargs)), is_leaf=lambda x: x is None)
     arrays = tuple(jnp.asarray(x) for x in leaves if _is_array(x) and not closed)
     rest = tuple(_HOLE if _is_array(x) and not closed else x for x in leaves)
@@ -59,22 +62,6 @@ def _values(leaf: Any) -> Any:
 def _join(tree: Any, rest: tuple[Any, ...], arrays: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     taken = iter(arrays)
     return jax.tree.unflatten(tree, [next(taken) if x is _HOLE else x for x in rest])
-
-
-SMALL = 10_000
-"""Numbers of data up to which a program that runs once is compiled longer than it runs."""
-
-
-def jit_once(fn: Callable[..., Any], data: Any, *, size: int = 0) -> Any:
-    """`jax.jit` for what runs a few times: on a CPU, and with few numbers, it is compiled without optimization.
-
-    Args:
-        data: a tree; its arrays are what counts.
-        size: other numbers that it computes with.
-    """
-    count = size + sum(np.size(x) for x in jax.tree.leaves(data) if _is_array(x))
-    small = jax.default_backend() == "cpu" and count <= SMALL
-    return jax.jit(fn, compiler_options={"xla_backend_optimization_level": 0} if small else None)
 
 
 class _Hole:

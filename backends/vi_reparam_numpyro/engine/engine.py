@@ -25,10 +25,11 @@ from vi_reparam.errors import ArgumentError
 from vi_reparam.objectives.run import Runner, first_params
 from vi_reparam.objectives.subsampling import check_subsampling
 from vi_reparam_numpyro.engine import optimizers
-from vi_reparam_numpyro.engine.arguments import check_data, data_of, jit_once
+from vi_reparam_numpyro.engine.arguments import check_data, data_of
 from vi_reparam_numpyro.engine.codec import JaxCodec
 from vi_reparam_numpyro.engine.program import Program
 from vi_reparam_numpyro.host.tracer import tracer
+from vi_reparam_numpyro.ops.jit import jit_once
 from vi_reparam_numpyro.ops.ops import ops
 
 Array = Any
@@ -74,7 +75,7 @@ class JaxEngine:
             return seed
         if isinstance(seed, jax.Array) and seed.dtype == jnp.uint32 and seed.ndim == 1:
             return random.wrap_key_data(seed)
-        raise ArgumentError(f"seed={seed!r}: expected an int of at most 64 bits, or a jax.random.key")
+        raise ArgumentError(f"seed={seed!r}: expected an int of at most 64 bits or a jax.random.key")
 
     def data(self, args: tuple, kwargs: Mapping, model: Any = None, *, inputs: tuple = (), finite: bool = True) -> Data:
         if finite:
@@ -128,15 +129,7 @@ class JaxEngine:
         return True
 
     def many(
-        self,
-        fn: Callable,
-        data: Data,
-        key: Any,
-        num: int,
-        *inputs: Any,
-        size: int,
-        name: Any = None,
-        at_once: bool = True,
+        self, fn: Any, data: Data, key: Any, num: int, *inputs: Any, size: int, name: Any = None, at_once: bool = True
     ) -> Any:
         join = data.join
 

@@ -156,16 +156,16 @@ class Program:
         model, guide, values = self.task.model, self.task.guide, self.params(state)
         runner = Runner(objective.backend, model, guide, *state.data.call, objective.entropy, values)
         _, step_key = random.split(tree["key"])
+        runs = [runner(key) for key in random.split(step_key, objective.num_particles)]
         sites: dict[str, str] = {}
-        for key in random.split(step_key, objective.num_particles):
-            result = runner(key)
-            for name, sampled in result.draws.items():
-                if not bool(jnp.all(jnp.isfinite(sampled.draw.value))):
-                    sites[name] = "its draw is not finite"
-            for (side, name), cost in result.costs.items():
-                bad = int(jnp.sum(~jnp.isfinite(cost)))
-                if bad and name not in sites:
-                    sites[name] = f"log density in the {side} is not finite for {bad} of {cost.size} elements"
+        for name in runs[0].draws:
+            if not all(bool(jnp.all(jnp.isfinite(run.draws[name].draw.value))) for run in runs):
+                sites[name] = "its draw is not finite"
+        for side, name in runs[0].costs:
+            finite = np.stack([np.isfinite(run.costs[side, name]) for run in runs])
+            if not finite.all() and name not in sites:
+                bad = np.sum(~finite)
+                sites[name] = f"log density in the {side} is not finite for {bad} of {finite.size} elements"
         if not sites:
             slopes = jax.grad(lambda p: self._loss(p, tree["mutable"], step_key, state.data.arrays)[0])(tree["params"])
             for name, slope in slopes.items():

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from numpyro.distributions import constraints
 from numpyro.distributions.distribution import Distribution
 
+from vi_reparam.errors import SiteError
 from vi_reparam.estimators import Auto, Estimator
 from vi_reparam.families import FAMILIES, Family
 from vi_reparam.families.own import SamplerFamily
@@ -129,6 +130,8 @@ def annotate(distribution: Distribution, estimator: Estimator, site: str = "") -
     Raises:
         SiteError: if the estimator does not serve it, or it is not a NumPyro distribution.
     """
+    if not isinstance(distribution, Distribution):
+        raise SiteError(f"{estimator!r} annotates NumPyro distributions (numpyro.distributions), not {distribution!r}")
     if isinstance(distribution, Estimated):
         return Estimated(distribution.base, estimator, site or distribution.site)
     return Estimated(distribution, estimator, site)

@@ -15,7 +15,7 @@ from jax import experimental, random
 
 from vi_reparam.errors import BackendError
 from vi_reparam.guides.flow import INTERVAL, KINDS, NUM_KNOTS, Flow
-from vi_reparam_numpyro.engine.arguments import jit_once
+from vi_reparam_numpyro.ops.jit import jit_once
 
 Array = Any
 

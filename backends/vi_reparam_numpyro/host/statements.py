@@ -15,7 +15,7 @@ from vi_reparam_numpyro.host.drift_module import drift
 from vi_reparam_numpyro.host.families import NumpyroReader
 from vi_reparam_numpyro.host.networks import network
 from vi_reparam_numpyro.host.supports import Supports
-from vi_reparam_numpyro.host.vector import differentiating, vector
+from vi_reparam_numpyro.host.vector import JointVector, differentiating
 
 
 class NumpyroHost(Supports, NumpyroReader):
@@ -51,7 +51,7 @@ class NumpyroHost(Supports, NumpyroReader):
     def scope(self) -> str:
         return ""
 
-    vector = staticmethod(vector)
+    vector = JointVector
     differentiating = staticmethod(differentiating)
     bijection = staticmethod(network)
     drift = staticmethod(drift)

@@ -7,20 +7,9 @@ from typing import Any
 import jax
 from numpyro.distributions import biject_to, constraints
 
-_KINDS: tuple[tuple[Any, str], ...] = (
-    (constraints.real, "real"),
-    (constraints.positive, "positive"),
-    (constraints.softplus_positive, "positive"),
-    (constraints.nonnegative, "positive"),
-    (constraints.unit_interval, "unit_interval"),
-    (constraints.interval(0.0, 1.0), "unit_interval"),
-    (constraints.open_interval(0.0, 1.0), "unit_interval"),
-    (constraints.simplex, "simplex"),
-    (constraints.sphere, "sphere"),
-    (constraints.circular, "circular"),
-    (constraints.boolean, "boolean"),
-    (constraints.nonnegative_integer, "count"),
-)
+from vi_reparam.sites.supports import kind_of
+
+_UNIT_INTERVALS = (constraints.interval(0.0, 1.0), constraints.open_interval(0.0, 1.0))
 
 
 class Supports:
@@ -32,10 +21,9 @@ class Supports:
     def support_kind(self, support: Any, distribution: Any = None) -> str:
         while isinstance(support, constraints._IndependentConstraint):
             support = support.base_constraint
-        for constraint, kind in _KINDS:
-            if type(support) is type(constraint) and _same(support, constraint):
-                return kind
-        return "discrete" if support.is_discrete else "other"
+        if any(type(support) is type(unit) and _same(support, unit) for unit in _UNIT_INTERVALS):
+            return "unit_interval"
+        return kind_of(support, constraints, _same)
 
     def biject_to(self, support: Any) -> Any:
         return biject_to(support)

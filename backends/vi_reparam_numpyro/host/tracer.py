@@ -19,6 +19,7 @@ from vi_reparam.backend.tracer import Given, PlateInfo, Record, Statement
 from vi_reparam.errors import ArgumentError
 from vi_reparam.sites.recorder import Recorder, recording
 from vi_reparam_numpyro.host.distributions import Estimated
+from vi_reparam_numpyro.host.supports import Supports
 
 Array = Any
 T = TypeVar("T")
@@ -169,13 +170,16 @@ def _given(values: Callable[[Statement], Array | None], msg: Any) -> Array | Non
 
 
 def _origin(msg: Any) -> Array | None:
-    """Improper latents, which cannot be drawn, sit where the unconstrained origin is."""
+    """Improper latents, which cannot be drawn, are at the unconstrained origin; on a sphere, at equal coordinates."""
     if msg["type"] != "sample" or msg["is_observed"] or msg["value"] is not None:
         return None
     if _innermost(msg["fn"]) != ImproperUniform.__name__:
         return None
-    transform = biject_to(msg["fn"].support)
-    return transform(jnp.zeros(transform.inverse_shape(tuple(msg["fn"].shape()))))
+    support, shape = msg["fn"].support, tuple(msg["fn"].shape())
+    if Supports().support_kind(support) == "sphere":  # it has no bijection
+        return jnp.full(shape, shape[-1] ** -0.5)
+    transform = biject_to(support)
+    return transform(jnp.zeros(transform.inverse_shape(shape)))
 
 
 def _innermost(fn: Any) -> str:

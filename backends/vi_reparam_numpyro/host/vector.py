@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 from jax import random
 from numpyro.distributions import constraints
 
-from vi_reparam.programs.vector import Noise, Vector, drawer, lost_path
+from vi_reparam.programs.vector import Vector, lost_path
 from vi_reparam.sites.emission import ALONE, emit_vector
 from vi_reparam.sites.recorder import current
 from vi_reparam_numpyro.host.guard import running_objective
@@ -35,7 +35,9 @@ class JointVector(dist.Distribution):
     pytree_aux_fields = ("make", "site")
     known_by_draws = True
 
-    def __init__(self, size: int, make: Callable[[Array], Vector], site: str, batch_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, size: int, make: Callable[[Array], Vector], *, site: str, batch_shape: tuple[int, ...] = ()
+    ) -> None:
         self.make, self.site = make, site
         super().__init__(batch_shape, (size,), validate_args=False)
 
@@ -64,19 +66,6 @@ class JointVector(dist.Distribution):
         if not intermediates:
             raise lost_path(self.site)
         return intermediates[0]
-
-
-def vector(
-    size: int,
-    noise: Noise,
-    draw: Callable[[Any, Array | None], Vector],
-    *,
-    site: str,
-    features: Array | None = None,
-    batch_shape: tuple[int, ...] = (),
-) -> JointVector:
-    """As `vi_reparam.backend.host.Host.vector`."""
-    return JointVector(size, drawer(ops, size, noise, draw, features, batch_shape), site, batch_shape)
 
 
 def differentiating() -> bool:

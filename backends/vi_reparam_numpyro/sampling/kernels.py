@@ -22,7 +22,7 @@ from vi_reparam.backend.kernel_choice import KernelTiming
 from vi_reparam.backend.ops import Ops
 from vi_reparam.samplers.base import RejectionSampler, accepted_noise
 from vi_reparam.samplers.gamma import LogGamma
-from vi_reparam.samplers.primitives import ImplicitGradient
+from vi_reparam.samplers.primitive import ImplicitGradient
 from vi_reparam_numpyro.ops.noise import normal_of, threefry_data, uniform_of
 from vi_reparam_numpyro.ops.ops import ops
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from vi_reparam.errors import ArgumentError
 from vi_reparam.families import FAMILIES
 from vi_reparam.samplers import LogGamma
-from vi_reparam.samplers.primitives import ImplicitGradient
+from vi_reparam.samplers.primitive import ImplicitGradient
 from vi_reparam_numpyro.ops.ops import ops
 from vi_reparam_numpyro.sampling import kernels
 

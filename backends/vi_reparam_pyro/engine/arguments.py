@@ -26,10 +26,10 @@ def to_numpy(x: Any) -> np.ndarray:
 
 
 def check_data(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """As `check_finite`, for every array."""
+    """As `check_finite`, for every number and array."""
     leaves: Any = pytree.tree_flatten_with_path((args, kwargs))[0]
     for (which, first, *rest), leaf in leaves:
-        if is_array(leaf):
+        if is_array(leaf) or isinstance(leaf, float):
             key = first.idx if which.idx == 0 else repr(first.key)
             check_finite(f"{key}{pytree.keystr(tuple(rest))}", to_numpy(leaf))
 
@@ -40,8 +40,7 @@ def as_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any
     def convert(leaf: Any) -> Any:
         if not isinstance(leaf, np.ndarray) or not is_array(leaf):
             return leaf
-        held = leaf if leaf.flags.writeable else leaf.copy()  # torch cannot promise not to write
-        tensor = torch.as_tensor(held, device=torch.get_default_device())
+        tensor = torch.tensor(leaf, device=torch.get_default_device())  # a copy: the user's array may change
         return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
 
     return pytree.tree_map(convert, (tuple(args), dict(kwargs)))

@@ -71,15 +71,7 @@ class TorchEngine:
         return True
 
     def many(
-        self,
-        fn: Callable,
-        data: Data,
-        key: Any,
-        num: int,
-        *inputs: Any,
-        size: int,
-        name: Any = None,
-        at_once: bool = True,
+        self, fn: Any, data: Data, key: Any, num: int, *inputs: Any, size: int, name: Any = None, at_once: bool = True
     ) -> Any:
         def one(key: int) -> Any:
             return fn(key, *data.call, *inputs)
@@ -182,7 +174,7 @@ def _at_once(one: Callable[[int], Any], num: int, key: int) -> Any:
     """
     try:
         with torch.no_grad():
-            return vectorized(lambda: one(key), num, key)
+            return vectorized(lambda: pytree.tree_map(torch.as_tensor, one(key)), num, key)
     except RuntimeError as error:
         if "vmap" in str(error) or ".item()" in str(error):
             raise ReadsValuesError(str(error)) from error

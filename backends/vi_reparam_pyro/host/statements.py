@@ -17,7 +17,7 @@ from vi_reparam_pyro.host.families import PyroReader
 from vi_reparam_pyro.host.networks import network
 from vi_reparam_pyro.host.params import new_scope
 from vi_reparam_pyro.host.supports import Supports
-from vi_reparam_pyro.host.vector import differentiating, vector
+from vi_reparam_pyro.host.vector import JointVector, differentiating
 from vi_reparam_pyro.ops.ops import ops
 
 
@@ -55,7 +55,7 @@ class PyroHost(Supports, PyroReader):
     def scope(self) -> str:
         return new_scope()
 
-    vector = staticmethod(vector)
+    vector = JointVector
     differentiating = staticmethod(differentiating)
     bijection = staticmethod(network)
     drift = staticmethod(drift)

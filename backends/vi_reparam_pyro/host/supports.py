@@ -8,17 +8,7 @@ import torch
 from pyro.distributions import constraints
 from torch.distributions import biject_to
 
-_KINDS: tuple[tuple[Any, str], ...] = (
-    (constraints.real, "real"),
-    (constraints.positive, "positive"),
-    (constraints.softplus_positive, "positive"),
-    (constraints.nonnegative, "positive"),
-    (constraints.unit_interval, "unit_interval"),
-    (constraints.simplex, "simplex"),
-    (constraints.sphere, "sphere"),
-    (constraints.boolean, "boolean"),
-    (constraints.nonnegative_integer, "count"),
-)
+from vi_reparam.sites.supports import kind_of
 
 
 class Supports:
@@ -37,10 +27,7 @@ class Supports:
             return "circular"
         while isinstance(support, constraints.independent):
             support = support.base_constraint
-        for constraint, kind in _KINDS:
-            if support is constraint or (type(support) is type(constraint) and _same(support, constraint)):
-                return kind
-        return "discrete" if support.is_discrete else "other"
+        return kind_of(support, constraints, _same)
 
     def biject_to(self, support: Any) -> Any:
         return biject_to(support)

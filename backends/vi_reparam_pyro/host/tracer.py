@@ -22,6 +22,7 @@ from vi_reparam_pyro.host.densities import log_prob
 from vi_reparam_pyro.host.distributions import Estimated
 from vi_reparam_pyro.host.handlers import is_subsample
 from vi_reparam_pyro.host.params import clean, isolated, using
+from vi_reparam_pyro.host.supports import Supports
 from vi_reparam_pyro.lanes.seeding import mix
 from vi_reparam_pyro.lanes.vmap import drawing, keyed
 from vi_reparam_pyro.ops.ops import ops
@@ -74,7 +75,8 @@ class PyroTracer:
             if resample:
                 enter(_Resample())
             program(*args, **kwargs)
-        return {clean(name): _record(name, site) for name, site in tracing.get_trace().nodes.items() if "name" in site}
+        nodes = tracing.get_trace().nodes
+        return {_plain(name, site): _record(name, site) for name, site in nodes.items() if "name" in site}
 
     def shapes(self, fn: Callable[[int], T]) -> T:
         with torch.no_grad(), isolated():
@@ -82,7 +84,8 @@ class PyroTracer:
 
     def outer_params(self, program: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         hidden, tracing = poutine.block(hide_fn=lambda msg: msg["type"] != "param"), poutine.trace()
-        with hidden, _dimensions_of_its_own(), keyed(mix(0)), drawing(), tracing, _Origin():
+        # nothing is drawn that need not be: a step that reads torch's global state cannot be captured
+        with hidden, _dimensions_of_its_own(), keyed(mix(0)), drawing(), tracing, _Origin(improper_only=False):
             program(*args, **kwargs)
         return {clean(n): s["value"] for n, s in tracing.get_trace().nodes.items() if s["type"] == "param"}
 
@@ -211,13 +214,28 @@ class _Given(Messenger):
 
 
 class _Origin(Messenger):
-    """Improper latents, which cannot be drawn, sit where the unconstrained origin is."""
+    """Latents are at the unconstrained origin; on a sphere, at equal coordinates.
+
+    Args:
+        improper_only: only those that cannot be drawn; else all that are continuous.
+    """
+
+    def __init__(self, *, improper_only: bool = True) -> None:
+        super().__init__()
+        self.improper_only = improper_only
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or msg["value"] is not None or _innermost(msg["fn"]) != "ImproperUniform":
+        if msg["is_observed"] or msg["value"] is not None or is_subsample(msg["fn"]):
             return
-        transform = biject_to(msg["fn"].support)
-        msg["value"] = transform(torch.zeros(transform.inverse_shape(torch.Size(msg["fn"].shape()))))
+        can_be_drawn = _innermost(msg["fn"]) != "ImproperUniform"
+        if can_be_drawn and (self.improper_only or msg["fn"].support.is_discrete):
+            return
+        support, shape = msg["fn"].support, torch.Size(msg["fn"].shape())
+        if Supports().support_kind(support) == "sphere":  # it has no bijection
+            msg["value"] = torch.full(shape, shape[-1] ** -0.5)
+            return
+        transform = biject_to(support)
+        msg["value"] = transform(torch.zeros(transform.inverse_shape(shape)))
 
 
 class _Resample(Messenger):
@@ -247,6 +265,10 @@ def _plates(msg: Any) -> tuple[PlateInfo, ...]:
         full = frame.size if frame.full_size is None else frame.full_size
         found.append(PlateInfo(frame.name, frame.dim if frame.vectorized else None, int(full), int(frame.size)))
     return tuple(found)
+
+
+def _plain(name: str, msg: Any) -> str:
+    return clean(name) if msg["type"] == "param" else name
 
 
 def _record(name: str, msg: Any) -> Record:

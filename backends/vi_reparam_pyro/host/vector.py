@@ -10,7 +10,7 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.ops.provenance import extract_provenance, get_provenance, track_provenance
 
-from vi_reparam.programs.vector import Noise, Vector, drawer, lost_path
+from vi_reparam.programs.vector import Vector, lost_path
 from vi_reparam.sites.emission import ALONE, emit_vector
 from vi_reparam_pyro.host.guard import running_objective
 from vi_reparam_pyro.ops.ops import ops
@@ -37,7 +37,9 @@ class JointVector(TorchDistribution):
     has_rsample = True
     known_by_draws = True
 
-    def __init__(self, size: int, make: Callable[[int], Vector], site: str, batch_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, size: int, make: Callable[[int], Vector], *, site: str, batch_shape: tuple[int, ...] = ()
+    ) -> None:
         self.make, self.site = make, site
         self._last: tuple[Array, Array] | None = None
         super().__init__(torch.Size(batch_shape), torch.Size((size,)), validate_args=False)
@@ -69,19 +71,6 @@ class JointVector(TorchDistribution):
 def _objective() -> str:
     running = running_objective()
     return ALONE if running is None else type(running).__name__
-
-
-def vector(
-    size: int,
-    noise: Noise,
-    draw: Callable[[Any, Array | None], Vector],
-    *,
-    site: str,
-    features: Array | None = None,
-    batch_shape: tuple[int, ...] = (),
-) -> JointVector:
-    """As `vi_reparam.backend.host.Host.vector`."""
-    return JointVector(size, drawer(ops, size, noise, draw, features, batch_shape), site, batch_shape)
 
 
 def differentiating() -> bool:

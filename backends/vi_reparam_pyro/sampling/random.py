@@ -10,7 +10,7 @@ import torch
 from vi_reparam.draw import Draw
 from vi_reparam.errors import ArgumentError
 from vi_reparam.families import FAMILIES
-from vi_reparam.samplers.primitives import ImplicitGradient
+from vi_reparam.samplers.primitive import ImplicitGradient
 from vi_reparam_pyro.lanes import vmap as lanes_
 from vi_reparam_pyro.ops.ops import ops, plain
 from vi_reparam_pyro.sampling.gammas import Beta, Dirichlet, Gamma, LogGamma_, ratios

@@ -9,8 +9,7 @@ import numpy as np
 
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import Engine, Task
-
-Array = Any
+from vi_reparam.backend.ops import Array
 
 
 class Moments:

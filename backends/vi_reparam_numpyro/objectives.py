@@ -17,25 +17,8 @@ from vi_reparam.objectives.run import first_params
 from vi_reparam_numpyro.backend import backend
 
 
-class ELBO(Elbo, HostELBO):
-    """-E_q[log p - log q], with the gradient that each site's estimator owes.
-
-    A score term multiplies only the costs that depend on its draw, summed over every dimension
-    that is not a plate of its site (Rao-Blackwellization; costs are scaled by subsampled plates,
-    score terms never), less a baseline. Plates are checked once, at the start. It goes wherever
-    `numpyro.infer.Trace_ELBO` goes, `numpyro.infer.SVI` included.
-
-    Args:
-        num_particles: draws of the guide a step, one minibatch each.
-        entropy: ``"monte_carlo"``; ``"path"``, the same with log q's own parameters as constants
-            (sticking the landing; Roeder, Wu and Duvenaud 2017), of less variance near the optimum; or
-            ``"analytic"`` for guides all of whose sites have an entropy in closed form.
-        vectorize_particles: as in NumPyro.
-
-    Raises:
-        ArgumentError: for options that cannot be used.
-    """
-
+class ELBO(Elbo, HostELBO):  # noqa: D101
+    __doc__ = Elbo.__doc__
     backend = backend
     can_infer_discrete = True
     holds_state = True
@@ -76,22 +59,8 @@ class ELBO(Elbo, HostELBO):
         return {"loss": loss, "mutable_state": state or None}
 
 
-class IWELBO(Iwelbo, ELBO):
-    """-E[log mean_k w_k] with w_k = p/q of each of K particles, the importance-weighted bound (Burda et al. 2016).
-
-    It lies between the ELBO and the log evidence. A guide fitted by it is a proposal: broader than
-    the posterior where the family cannot follow it.
-
-    Args:
-        num_particles: K.
-        gradient: ``"doubly_reparameterized"`` (Tucker et al. 2019, eq. 8: the guide's parameters get
-            sum_k (w_k / sum w)^2 of each path's gradient of log w_k, with none of their noise from log q), or
-            ``"reparameterization"``, whose signal in the guide's parameters falls with K.
-        vectorize_particles: as in NumPyro.
-
-    Raises:
-        ArgumentError: for options that cannot be used.
-    """
+class IWELBO(Iwelbo, ELBO):  # noqa: D101
+    __doc__ = Iwelbo.__doc__
 
     def __init__(self, num_particles: int = 8, *, gradient: str = DOUBLY, vectorize_particles: Any = True) -> None:
         multisample.check_options(num_particles, gradient)

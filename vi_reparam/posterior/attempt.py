@@ -1,0 +1,63 @@
+"""One family's fit in figures, as `vr.Escalate` judges it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+GOOD_KHAT = 0.5
+GOOD_GAP = 0.04
+GOOD_SHIFT = 0.05
+"""Nats below the log evidence, and standard deviations: what weights may still correct."""
+
+WORTH = 0.02
+"""Nats that a richer family must gain, beyond the error, to be called a gain."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One family's fit.
+
+    Attributes:
+        family: as it is written.
+        elbo: in nats; `error`: its standard error.
+        khat: Pareto shape of the importance weights' tail.
+        gap: log evidence, by the weights, minus the ELBO.
+        shift: the most that the weights move a mean or the logarithm of a standard deviation, in standard
+            deviations.
+        steps: of its fit; `seconds`: it took.
+        note: why it was not fitted, or failed.
+    """
+
+    family: str
+    elbo: float = -math.inf
+    error: float = 0.0
+    khat: float = math.nan
+    gap: float = math.nan
+    shift: float = math.nan
+    steps: int = 0
+    seconds: float = 0.0
+    note: str = ""
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the weights find nothing left to correct."""
+        return self.khat < GOOD_KHAT and self.gap < GOOD_GAP and self.shift < GOOD_SHIFT
+
+    def is_better_than(self, other: Attempt) -> bool:
+        """By the ELBO where the errors tell them apart, else by k-hat."""
+        apart = 3.0 * math.hypot(self.error, other.error)
+        if abs(self.elbo - other.elbo) > max(apart, WORTH):
+            return self.elbo > other.elbo
+        return not math.isnan(self.khat) and not self.khat >= other.khat
+
+    def plain(self) -> dict[str, Any]:
+        """As numbers and text; None for the figures of what was not fitted."""
+        return {name: _shown(value, self.note) for name, value in asdict(self).items()}
+
+
+def _shown(value: Any, note: str) -> Any:
+    if isinstance(value, str | int):
+        return value
+    return None if note else float(f"{value:.6g}")
