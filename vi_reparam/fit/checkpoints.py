@@ -14,6 +14,8 @@ import numpy as np
 from vi_reparam.errors import ArgumentError
 from vi_reparam.fit.convergence import Convergence
 
+Arrays = Mapping[str, np.ndarray]
+
 _FORMAT = "vi-reparam-checkpoint/2"
 _COURSE = "course/"
 
@@ -47,12 +49,7 @@ def form_of(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def save(
-    path: Any,
-    signature: FitSignature,
-    arrays: Mapping[str, np.ndarray],
-    done: int,
-    losses: np.ndarray,
-    course: Convergence | None = None,
+    path: Any, signature: FitSignature, arrays: Arrays, done: int, losses: np.ndarray, course: Convergence | None = None
 ) -> None:
     """Write the state after `done` steps, whole or not at all, with the course of a fit that ends by itself."""
     target = Path(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from vi_reparam.backend.data import Data
 from vi_reparam.backend.ops import Args
 from vi_reparam.errors import NonFiniteError
 from vi_reparam.estimators import Auto
-from vi_reparam.fit.options import check_options
+from vi_reparam.fit.options import Options
 from vi_reparam.guides.base import GuideFamily
 from vi_reparam.guides.escalate import cost_of
 from vi_reparam.guides.gaussian import FullRank, LowRank
@@ -42,32 +43,26 @@ def why_stop(attempts: Sequence[Attempt], next_cost: float | None, elapsed: floa
     return ""
 
 
-def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: dict[str, Any]) -> Any:
-    """Fit a `Guided` whose family is an `Escalate`.
-
-    Args:
-        options: of `Guided.fit`.
-
-    Returns:
-        The best posterior; its record says what was tried and why it ended.
+def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) -> Any:
+    """Fit a `Guided` whose family is an `Escalate`: the best posterior, whose record says why it ended.
 
     Raises:
         NonFiniteError: if every family failed.
     """
     spec, engine = guided.family, guided.backend.engine
-    check_options(engine, **options)
-    data, key = engine.data(args, kwargs, guided.model), engine.key(options["seed"])
+    options.check(engine)
+    data, key = engine.data(args, kwargs, guided.model), engine.key(options.seed)
     guided.for_family(MeanField()).fitter.check(data, key)
     size, subsampled = size_of(guided, data)
     named = any(site != "*" or not isinstance(e, Auto) for site, e in guided.estimators.items())
-    ladder, file = spec.ladder(size, estimators=named, subsampled=subsampled), options["checkpoint"]
+    ladder, file = spec.ladder(size, estimators=named, subsampled=subsampled), options.checkpoint
     posteriors: dict[GuideFamily, Any] = {}
 
     def fit(family: GuideFamily) -> Any:
         own = f"{file}.{type(family).__name__}" if file is not None and len(ladder) > 1 else file
         fitter = guided.for_family(family).fitter
         fitter.fitted = dict(posteriors)  # where a richer family may start from
-        posteriors[family] = fitter.run(data, **{**options, "checkpoint": own})
+        posteriors[family] = fitter.run(data, replace(options, checkpoint=own))
         return posteriors[family]
 
     def skip_reason(family: GuideFamily) -> str:
@@ -89,19 +84,9 @@ def _climb(
     *,
     budget: float,
 ) -> Any:
-    """Fit one family after the other, until one is good or no more is to be gained.
+    """Fit one family after the other, until one is good or no more is to be gained; the best posterior.
 
-    Args:
-        ladder: the families, the cheapest first.
-        fit: gives the posterior of a family.
-        skip_reason: why a family need not be tried; empty where it should be.
-        budget: seconds.
-
-    Returns:
-        The best posterior; its record says what was tried and why it ended.
-
-    Raises:
-        NonFiniteError: if every family failed.
+    `skip_reason` says why a family need not be tried; it is empty where it should be. The budget is in seconds.
     """
     begun = time.perf_counter()
     attempts: list[Attempt] = []

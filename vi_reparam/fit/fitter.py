@@ -15,13 +15,12 @@ from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import Task
 from vi_reparam.backend.ops import Args, Array, Key
 from vi_reparam.errors import ArgumentError, ViReparamError, first_line
-from vi_reparam.estimators import Estimator
 from vi_reparam.fit import checkpoints
 from vi_reparam.fit.checkpoints import FitSignature, form_of
 from vi_reparam.fit.convergence import Convergence
 from vi_reparam.fit.loop import Restart, run_steps
 from vi_reparam.fit.optimizers import plan_of
-from vi_reparam.fit.options import check_options
+from vi_reparam.fit.options import Options
 from vi_reparam.fit.selection import choose
 from vi_reparam.gaussians.pathfinder import APART, distance
 from vi_reparam.guides import JointFamily, Sites
@@ -52,23 +51,12 @@ class Fitter:
         self._simpler: dict[Any, Fitter] = {}
         self._rivals: list[float] = []
 
-    def fit(self, args: Args, kwargs: dict[str, Any], **options: Any) -> Any:
+    def fit(self, args: Args, kwargs: dict[str, Any], options: Options) -> Any:
         """As `Guided.fit`."""
-        check_options(self.engine, **options)
-        return self.run(self.engine.data(args, kwargs, self.guided.model), **options)
+        options.check(self.engine)
+        return self.run(self.engine.data(args, kwargs, self.guided.model), options)
 
-    def run(
-        self,
-        data: Data,
-        *,
-        num_steps: int | None,
-        num_particles: int | None,
-        optimizer: Any,
-        seed: Any,
-        progress: bool,
-        checkpoint: Any,
-        final: bool = True,
-    ) -> Any:
+    def run(self, data: Data, options: Options, *, final: bool = True) -> Any:
         """As `Guided.fit`, on data that the engine made ready.
 
         Args:
@@ -76,11 +64,11 @@ class Fitter:
         """
         begun = time.perf_counter()
         family, engine = self.guided.family, self.engine
-        watched = num_steps is None and (family is None or family.converges)
-        total: int = num_steps or (MAX_STEPS if family is None else family.max_steps)
-        key = engine.key(seed)
-        start_key, key = self.ops.split(key, 2)
-        task = self._task(num_particles)
+        watched = options.num_steps is None and (family is None or family.converges)
+        total: int = options.num_steps or (MAX_STEPS if family is None else family.max_steps)
+        seed, optimizer = options.seed, options.optimizer
+        start_key, key = self.ops.split(engine.key(seed), 2)
+        task = self._task(options.num_particles)
         start = self._check(task, data, start_key)
         task, prices = self._select(task, data, start_key)
         plan = plan_of(family, None if watched else total) if optimizer is None else optimizer
@@ -94,13 +82,15 @@ class Fitter:
             "plan": f"{plan if optimizer is None else 'an optimizer given'}{', until it converges' if watched else ''}",
         }
         runs = []
-        for known in self._warm_starts(data, key, total, task.objective.num_particles)[: 1 if checkpoint else None]:
+        for known in self._warm_starts(data, key, total, task.objective.num_particles)[
+            : 1 if options.checkpoint else None
+        ]:
             values = self.guided.start_at(data, start_key, known) if start is None else {**start, **known}
             if all(name.startswith("vr.") for name in values):
                 raise ArgumentError("there is nothing to fit: neither model nor guide has a parameter")
             state = program.init(key, values, data)
             course = Convergence(total, family is not None and family.by_losses) if watched else None
-            runs.append(self._restart(program, state, course, about, progress=progress, checkpoint=checkpoint))
+            runs.append(self._restart(program, state, course, about, options))
         best, rivals = self._compare(runs)
         record = {
             "num_steps": len(best.losses),
@@ -114,15 +104,9 @@ class Fitter:
             "steps": best.execution,
             "versions": engine.versions(),
         }
-        posterior = self.guided.posterior_type(
-            self.guided,
-            best.params,
-            args=data.args,
-            kwargs=data.kwargs,
-            losses=best.losses,
-            seed=int(seed) if isinstance(seed, Integral) else 0,
-            record=record,
-        )
+        fitted = {"args": data.args, "kwargs": data.kwargs, "losses": best.losses, "record": record}
+        seed = int(seed) if isinstance(seed, Integral) else 0
+        posterior = self.guided.posterior_type(self.guided, best.params, seed=seed, **fitted)
         if final and family is not None and family.has_tail:
             posterior.fit_tail()
         posterior.record["seconds"] = time.perf_counter() - begun
@@ -150,7 +134,7 @@ class Fitter:
         except ViReparamError:
             raise
         except Exception as error:
-            args, kwargs = _shapes(data.args), _shapes(data.kwargs)
+            args, kwargs = self.ops.tree_map(lambda x: tuple(x.shape) if hasattr(x, "shape") else x, data.call)
             text = f"{self.guided.name} could not run on arguments of shapes {args} {kwargs}: {first_line(error)}"
             raise ArgumentError(text) from error
         self._checked.add(data.form)
@@ -161,16 +145,9 @@ class Fitter:
         case = repr(task.objective), data.form
         if case not in self._selected:
             guided = self.guided
-
-            def with_estimators(estimators: dict[str, Estimator]) -> Task:
-                return replace(task, guide=guided.with_estimators(estimators).guide)
-
-            def start() -> Values:
-                return guided.start_at(data, self.engine.key(0))
-
-            chosen, prices = choose(self.engine, task, data, guided.estimators, start, with_estimators)
+            chosen, prices = choose(self.engine, guided, task, data)
             if chosen:
-                task = with_estimators({**guided.estimators, **chosen})
+                task = replace(task, guide=guided.with_estimators({**guided.estimators, **chosen}).guide)
                 self.engine.check(task, data, functools.partial(guided.start_at, data), key, known=False)
             self._selected[case] = task.guide, prices
         guide, prices = self._selected[case]
@@ -190,19 +167,11 @@ class Fitter:
         def fit(family: Any, num_steps: int | None, key: Key) -> Any:
             posterior = self.fitted.get(family)
             if posterior is None:
-                particles = None
+                options = Options(num_steps, seed=key)
                 if parts:
-                    num_steps, particles = min(num_steps or total, total), min(num_particles, family.num_particles)
-                posterior = self._fitter_of(family, share=not parts).run(
-                    data,
-                    num_steps=num_steps,
-                    num_particles=particles,
-                    optimizer=None,
-                    seed=key,
-                    progress=False,
-                    checkpoint=None,
-                    final=False,
-                )
+                    particles = min(num_particles, family.num_particles)
+                    options = Options(min(num_steps or total, total), particles, seed=key)
+                posterior = self._fitter_of(family, share=not parts).run(data, options, final=False)
             self._rivals = list(posterior.record["rivals"])
             return posterior
 
@@ -223,20 +192,14 @@ class Fitter:
         return self._simpler[family]
 
     def _restart(
-        self,
-        program: Any,
-        state: Any,
-        course: Convergence | None,
-        about: dict[str, Any],
-        *,
-        progress: bool,
-        checkpoint: Any,
+        self, program: Any, state: Any, course: Convergence | None, about: dict[str, Any], options: Options
     ) -> Restart:
         """One fit from one start.
 
         Args:
             about: fields of its `FitSignature`.
         """
+        checkpoint, progress = options.checkpoint, options.progress
         losses, done, name = np.full(about["num_steps"], np.nan), 0, self.guided.name
         signature = None if checkpoint is None else FitSignature(**about, state=form_of(program.arrays(state)))
         stored = None if signature is None else checkpoints.load(checkpoint, signature, course)
@@ -264,12 +227,3 @@ class Fitter:
             if distance(move, root, np.linalg.solve) > APART:
                 rivals.append(float(best.bound - other.bound))
         return best, rivals
-
-
-def _shapes(tree: Any) -> Any:
-    """The shapes of a tree's arrays in their places."""
-    if isinstance(tree, dict):
-        return {name: _shapes(value) for name, value in tree.items()}
-    if type(tree) in (list, tuple):
-        return type(tree)(_shapes(value) for value in tree)
-    return tuple(tree.shape) if hasattr(tree, "shape") else tree

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -13,7 +14,7 @@ from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators import Auto
 from vi_reparam.fit.escalation import escalate
 from vi_reparam.fit.fitter import Fitter
-from vi_reparam.fit.options import NAMES
+from vi_reparam.fit.options import Options
 from vi_reparam.guides import Escalate, GuideFamily, JointFamily, MeanField
 from vi_reparam.programs.builder import build_guide
 from vi_reparam.sites.choice import as_mapping
@@ -211,17 +212,10 @@ class Guided:
             GradientError: for a gradient that would be wrong.
             NonFiniteError: for a NaN or an infinity, with its step and site.
         """
-        options = {
-            "num_steps": num_steps,
-            "num_particles": num_particles,
-            "optimizer": optimizer,
-            "seed": seed,
-            "progress": progress,
-            "checkpoint": checkpoint,
-        }
+        options = Options(num_steps, num_particles, optimizer, seed, progress, checkpoint)
         if isinstance(self.family, Escalate):
             return escalate(self, args, kwargs, options)
-        return self.fitter.fit(args, kwargs, **options)
+        return self.fitter.fit(args, kwargs, options)
 
     @functools.cached_property
     def fitter(self) -> Fitter:
@@ -251,17 +245,15 @@ def _refuse_names(model: Callable[..., Any]) -> None:
         names = inspect.signature(model).parameters
     except (TypeError, ValueError):
         return
-    clash = [name for name in NAMES if name in names]
-    if clash:
-        raise ArgumentError(
-            f"the model's argument {clash[0]!r} has the name of an option of fit: rename it in the model"
-        )
+    for option in dataclasses.fields(Options):
+        if option.name in names:
+            raise ArgumentError(
+                f"the model's argument {option.name!r} has the name of an option of fit: rename it in the model"
+            )
 
 
 def _named(module: str, path: str) -> Any:
     thing: Any = importlib.import_module(module)
     for part in path.split("."):
         thing = getattr(thing, part, None)
-        if thing is None:
-            return None
     return thing

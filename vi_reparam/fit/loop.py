@@ -62,12 +62,8 @@ def run_steps(
 
     Args:
         losses: one for each step of the whole fit; those to come are filled in.
-        name: of the model, for messages.
         course: decides when the fit ends by itself; None for one with a number of steps.
-        save: writes a checkpoint of (state, steps done).
-
-    Returns:
-        (the state, the number of steps done).
+        save: writes a checkpoint of (state, steps done), which are also the result.
 
     Raises:
         NonFiniteError: for a NaN or an infinity, with its step and site.
@@ -106,11 +102,7 @@ def _look(program: Program, state: Any, course: Convergence, losses: np.ndarray)
 
 
 def not_finite(program: Program, state: Any, losses: np.ndarray, name: str) -> NonFiniteError:
-    """The error that names what is not finite in the step after `state`.
-
-    Args:
-        losses: up to that step.
-    """
+    """The error that names what is not finite in the step after `state`; the losses are those up to that step."""
     sites = program.non_finite(state)
     listed = "; ".join(f"site {site!r}: {what}" for site, what in sites.items()) or "the cause did not recur"
     return NonFiniteError(

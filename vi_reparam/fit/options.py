@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,26 +11,32 @@ from vi_reparam.backend.engine import Engine
 from vi_reparam.checks import check_integer
 from vi_reparam.errors import ArgumentError
 
-NAMES = ("num_steps", "num_particles", "optimizer", "seed", "progress", "checkpoint")
-"""The options of a fit; a model's arguments have other names."""
 
+@dataclass(frozen=True)
+class Options:
+    """How to fit: as in `vi_reparam.fit.guided.Guided.fit`. A model's arguments have other names."""
 
-def check_options(
-    engine: Engine, *, num_steps: Any, num_particles: Any, optimizer: Any, seed: Any, progress: Any, checkpoint: Any
-) -> None:
-    """Refuse options of a fit that cannot be used.
+    num_steps: int | None = None
+    num_particles: int | None = None
+    optimizer: Any = None
+    seed: Any = 0
+    progress: bool = False
+    checkpoint: Any = None
 
-    Raises:
-        ArgumentError: naming the option.
-    """
-    for name, value in (("num_steps", num_steps), ("num_particles", num_particles)):
-        if value is not None:
-            check_integer(name, value, "fit")
-    if optimizer is not None:
-        engine.optimizer(optimizer)
-    if not isinstance(progress, bool):
-        raise ArgumentError(f"fit(progress={progress!r}): expected True or False")
-    engine.key(seed)
+    def check(self, engine: Engine) -> None:
+        """Refuse options that cannot be used.
+
+        Raises:
+            ArgumentError: naming the option.
+        """
+        for name, value in (("num_steps", self.num_steps), ("num_particles", self.num_particles)):
+            if value is not None:
+                check_integer(name, value, "fit")
+        if self.optimizer is not None:
+            engine.optimizer(self.optimizer)
+        if not isinstance(self.progress, bool):
+            raise ArgumentError(f"fit(progress={self.progress!r}): expected True or False")
+        engine.key(self.seed)
 
 
 def check_finite(name: str, array: np.ndarray) -> None:

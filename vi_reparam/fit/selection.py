@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import Engine, Task
-from vi_reparam.backend.ops import Array
 from vi_reparam.estimators import Auto, Estimator
 from vi_reparam.fit.measure import measure
 
@@ -19,25 +20,17 @@ REPLICATES = 6
 CLOSE = ("implicit", "rejection")
 
 
-def choose(
-    engine: Engine,
-    task: Task,
-    data: Data,
-    estimators: Mapping[str, Estimator],
-    start: Callable[[], Mapping[str, Array]],
-    with_estimators: Callable[[dict[str, Estimator]], Task],
-) -> tuple[dict[str, Estimator], dict[str, float]]:
+def choose(engine: Engine, guided: Any, task: Task, data: Data) -> tuple[dict[str, Estimator], dict[str, float]]:
     """Estimators for the sites that `Auto` holds and where `Implicit` and `Rejection` both apply.
 
     Args:
-        estimators: those of the task's guide.
-        start: computes the first parameters, once something is to be measured.
-        with_estimators: the same task with other estimators.
+        guided: whose guide is the task's.
 
     Returns:
         The choice by site, empty where the fixed order decides, and each candidate's variance x
         time relative to the first's.
     """
+    estimators: Mapping[str, Estimator] = guided.estimators
     open_sites: dict[str, list[Estimator]] = {}
     size = 0
     for name, drawn in engine.draws(task, data, None).items():
@@ -48,14 +41,16 @@ def choose(
             size += drawn.size
     if size < WORTH_MEASURING:
         return {}, {}
-    params, key = start(), engine.key(0)
+    key = engine.key(0)
+    params = guided.start_at(data, key)
     prices: dict[str, float] = {}
     choices: dict[str, dict[str, Estimator]] = {}
     base: np.ndarray | None = None
     for position in range(len(CLOSE)):
         mapping = {name: candidates[position] for name, candidates in open_sites.items()}
         label = " / ".join(sorted({repr(e) for e in mapping.values()}))
-        moments, seconds = measure(engine, with_estimators({**estimators, **mapping}), data, params, key, REPLICATES)
+        other = replace(task, guide=guided.with_estimators({**estimators, **mapping}).guide)
+        moments, seconds = measure(engine, other, data, params, key, REPLICATES)
         base = moments.variance if base is None else base
         moved = base > 0.0
         # The median over parameters: a few wild coordinates must not decide for all.

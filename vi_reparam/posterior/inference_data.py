@@ -65,13 +65,8 @@ def to_inference_data(
     """A posterior as ArviZ knows it: one chain.
 
     Args:
-        scorer: the backend's scorer of the fitted model and guide: its `sites`, `observed()` and `named_arrays()`.
-        scored: stacked draws.
-        predictive: stacked posterior predictive draws, if wanted.
+        scored: stacked draws; `predictive`: the posterior predictive ones, if wanted.
         attrs: strings and numbers about the fit.
-
-    Returns:
-        InferenceData, which can be written to netCDF.
     """
     sites = scorer.sites
     posterior = _chain({**scored.latents, **scored.deterministics})
@@ -84,15 +79,13 @@ def to_inference_data(
         "sample_stats": _chain(stats),
         "log_likelihood": _chain(scored.log_likelihood),
         "posterior_predictive": _chain(predictive or {}),
-        "observed_data": _renamed(observed),
-        "constant_data": _renamed(constant),
+        "observed_data": {safe_name(name): value for name, value in observed.items()},
+        "constant_data": {safe_name(name): value for name, value in constant.items()},
     }
-    dims = {}
-    for name, site in {**sites.latents, **sites.deterministics, **sites.observed}.items():
-        dims[safe_name(name)] = _dims(name, site)
-    data = import_arviz().from_dict(
-        **{name: group for name, group in groups.items() if group}, dims=dims, save_warmup=False
-    )
+    named = {**sites.latents, **sites.deterministics, **sites.observed}
+    dims = {safe_name(name): _dims(name, site) for name, site in named.items()}
+    groups = {name: group for name, group in groups.items() if group}
+    data = import_arviz().from_dict(**groups, dims=dims, save_warmup=False)
     for group in data.groups():
         data[group].attrs.update(attrs, inference_library="vi-reparam")
     return data
@@ -107,10 +100,6 @@ def _chain(values: dict[str, Any]) -> dict[str, np.ndarray]:
     return {safe_name(name): np.asarray(value)[None] for name, value in values.items()}
 
 
-def _renamed(values: dict[str, Any]) -> dict[str, np.ndarray]:
-    return {safe_name(name): np.asarray(value) for name, value in values.items()}
-
-
 def _dims(name: str, site: Site) -> list[str]:
     # a dimension may not be named as a variable is
     plates = {dim: f"{safe_name(plate)}_plate" for dim, plate in site.plates.items()}
@@ -118,8 +107,4 @@ def _dims(name: str, site: Site) -> list[str]:
 
 
 def _constant(arrays: dict[str, np.ndarray], observed: list[np.ndarray]) -> dict[str, np.ndarray]:
-    out = {}
-    for name, value in arrays.items():
-        if not any(value.shape == other.shape and np.array_equal(value, other) for other in observed):
-            out[name] = value
-    return out
+    return {n: x for n, x in arrays.items() if not any(np.array_equal(x, other) for other in observed)}

@@ -18,7 +18,7 @@ class Expect:
     fn: Callable
 
     def __call__(self, scored: Scored) -> tuple[Any, Array]:
-        return self.fn({**scored.latents, **scored.deterministics}), scored.log_p - scored.log_q
+        return self.fn(values_of(scored)), scored.log_p - scored.log_q
 
 
 def values_of(scored: Scored) -> dict[str, Array]:

@@ -21,14 +21,7 @@ GRADE_COLOURS = {"good": "#2f855a", "fair": "#b7791f", "poor": RED}
 
 
 def posterior_figure(posterior: Posterior) -> Figure:
-    """Draws the picture; no display is needed.
-
-    Args:
-        posterior: the posterior.
-
-    Returns:
-        The figure.
-    """
+    """Draws the picture; no display is needed."""
     from matplotlib.figure import Figure
 
     marginals = _marginals(posterior)
@@ -45,11 +38,7 @@ def posterior_figure(posterior: Posterior) -> Figure:
 
 
 def write(figure: Figure, path: str | os.PathLike) -> None:
-    """Writes a figure to a file.
-
-    Args:
-        figure: the figure.
-        path: the file; its ending says what kind.
+    """Writes a figure to a file, whose ending says what kind.
 
     Raises:
         ArgumentError: the folder does not exist, or the ending is not a kind of picture.

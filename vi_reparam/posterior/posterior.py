@@ -168,11 +168,8 @@ class Posterior:
 
     @cached_property
     def _first(self) -> tuple[Weights, dict[str, np.ndarray]]:
-        return self._score(self.default_num_weights, 0, float(self.backend.ops.xp.finfo(self._dtype).eps))
-
-    @property
-    def _dtype(self) -> Any:
-        return self.backend.ops.float_dtype()
+        ops = self.backend.ops
+        return self._score(self.default_num_weights, 0, float(ops.xp.finfo(ops.float_dtype()).eps))
 
     def _score(self, num_draws: int, seed: Any, epsilon: float = 0.0) -> tuple[Weights, dict[str, np.ndarray]]:
         log_p, log_q, heads = self.scorer.run(densities, num_draws, self.backend.engine.key(seed))
@@ -301,29 +298,18 @@ class Posterior:
         """
         if not args and not kwargs:
             args, kwargs = self.args, self.kwargs
-        return predict(
-            self.scorer,
-            args,
-            kwargs,
-            num_draws=check_count("num_draws", num_draws),
-            key=self.backend.engine.key(seed),
-            return_sites=return_sites,
-            fresh_sites=fresh_sites,
-        )
+        num_draws, key = check_count("num_draws", num_draws), self.backend.engine.key(seed)
+        return predict(self.scorer, args, kwargs, num_draws, key, return_sites, fresh_sites)
 
     @cached_property
     def verdict(self) -> Verdict:
         """Whether to trust the posterior, with the figures and the reasons; `.grade` is the short form."""
         log_weights, sites = self.log_weights, self.scorer.sites
-        elbo, elbo_error = self.elbo()
-        log_evidence, log_evidence_error = self.log_evidence()
         outside = int(np.isneginf(log_weights).sum())
         figures = Figures(
-            khat=self.khat,
-            elbo=elbo,
-            elbo_error=elbo_error,
-            log_evidence=log_evidence,
-            log_evidence_error=log_evidence_error,
+            self.khat,
+            *self.elbo(),
+            *self.log_evidence(),
             num_weights=len(log_weights),
             num_nan=int((~np.isfinite(log_weights)).sum()) - outside,
             num_outside=outside,

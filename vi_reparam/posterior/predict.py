@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ from vi_reparam.errors import ArgumentError, SiteError
 from vi_reparam.posterior.scorer import Pair, Scorer, probed
 from vi_reparam.posterior.sites import Sites
 from vi_reparam.sites.wrappers import innermost
+
+Names = Collection[str]
 
 
 class Predictor(NamedTuple):
@@ -30,30 +33,15 @@ class Predictor(NamedTuple):
     fresh: frozenset[str]
 
     def run(self, key: Any, args: Any, kwargs: Any, params: Any, new_args: Any, new_kwargs: Any) -> dict[str, Any]:
-        """All that is drawn or determined, the data too, as records.
-
-        Args:
-            args: of the fit; `kwargs`: likewise.
-            new_args: of the new inputs; `new_kwargs`: likewise.
-        """
-        backend = self.pair.backend
-        guide_key, model_key = backend.ops.split(key, 2)
+        """All that is drawn or determined, the data too, as records."""
+        guide_key, model_key = self.pair.backend.ops.split(key, 2)
         drawn = self.pair.run_guide(guide_key, args, kwargs, params)
         values = {name: r.value for name, r in drawn.items() if r.is_latent and name in self.sites.latents}
-        records = backend.tracer.run(
-            self.pair.model,
-            new_args,
-            new_kwargs,
-            model_key,
-            params=params,
-            values=lambda statement: self._value(statement, values),
-            full_data=True,
-            resample=True,
-            alone=True,
-        )
+        given = functools.partial(self._value, values)
+        records = self.pair.run_model(model_key, new_args, new_kwargs, params, values=given, resample=True)
         return {name: r for name, r in records.items() if r.is_latent or r.kind == "deterministic"}
 
-    def _value(self, statement: Statement, values: Mapping[str, Array]) -> Array | None:
+    def _value(self, values: Mapping[str, Array], statement: Statement) -> Array | None:
         """The guide's draw of a latent; None for one that belongs to other data."""
         name, distribution, plates = statement
         if name in values and name not in self.fresh:
@@ -71,32 +59,9 @@ class Predictor(NamedTuple):
 
 
 def predict(
-    scorer: Scorer,
-    args: Args,
-    kwargs: Kwargs,
-    *,
-    num_draws: int,
-    key: Any,
-    return_sites: Collection[str] | None,
-    fresh_sites: Collection[str],
+    scorer: Scorer, args: Args, kwargs: Kwargs, num_draws: int, key: Any, return_sites: Names | None, fresh_sites: Names
 ) -> dict[str, Array]:
-    """Draws from the posterior predictive distribution.
-
-    Args:
-        scorer: the fitted model and guide.
-        args: positional arguments of the model for the new inputs; `kwargs`: keyword arguments.
-        num_draws: how many.
-        key: from which all draws follow.
-        return_sites: names of sites to return; None for all that are neither latent nor deterministic.
-        fresh_sites: latents to draw from the model instead of the guide.
-
-    Returns:
-        Draws by site, each with a leading dimension of `num_draws`.
-
-    Raises:
-        ArgumentError: if a name is not a site of the model.
-        SiteError: if a latent has another shape for these inputs, and no plate explains it; or it cannot be drawn.
-    """
+    """As `Posterior.predict`; `key` is that from which all draws follow."""
     sites, params, fit = scorer.sites, scorer.params, scorer.data
     fresh = _known(fresh_sites, sites.latents, "fresh_sites", "a latent site of the model")
     wanted = None if return_sites is None else _names(return_sites)
@@ -109,8 +74,7 @@ def predict(
     new = probed(scorer.backend, look, args, kwargs, (params, fit.arrays), found)
     if wanted is not None:
         _known(wanted, found[-1], "return_sites", "a site that the model draws")
-    names = wanted
-    if names is None:
+    if (names := wanted) is None:
         names = frozenset(name for name, r in found[-1].items() if r.is_latent and name not in sites.latents)
     if not names:
         return {}

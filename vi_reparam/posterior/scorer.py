@@ -33,15 +33,17 @@ class Pair(NamedTuple):
         """The guide's sites, drawn."""
         return self.backend.tracer.run(self.guide, args, kwargs, key, params=params, full_data=True, alone=True)
 
+    def run_model(self, key: Any, args: Any, kwargs: Any, params: Any, **options: Any) -> Records:
+        """The model's sites."""
+        run = self.backend.tracer.run
+        return run(self.model, args, kwargs, key, params=params, full_data=True, alone=True, **options)
+
     def run(self, key: Any, args: Any, kwargs: Any, params: Any) -> tuple[Records, Records]:
         """The model's sites at the guide's draws, and the guide's."""
         guide_key, model_key = self.backend.ops.split(key, 2)
         drawn = self.run_guide(guide_key, args, kwargs, params)
         values = {name: r.value for name, r in drawn.items() if r.is_latent}
-        records = self.backend.tracer.run(
-            self.model, args, kwargs, model_key, params=params, values=values, full_data=True, alone=True
-        )
-        return records, drawn
+        return self.run_model(model_key, args, kwargs, params, values=values), drawn
 
     def score(self, key: Any, args: Any, kwargs: Any, params: Any) -> Scored:
         """One draw with its log densities."""
@@ -95,15 +97,10 @@ class Scorer:
         return value
 
     def run(self, pick: Callable[[Scored], Any], num_draws: int, key: Any) -> Any:
-        """What `pick` takes from each of `num_draws` scored draws, stacked.
+        """What `pick` takes from each of `num_draws` scored draws, stacked; equal functions compile once.
 
         Args:
-            pick: equal functions compile once.
-            num_draws: how many.
             key: the i-th draw depends on this key and i alone, not on `num_draws`.
-
-        Returns:
-            The result of `pick` with a leading dimension of `num_draws`.
 
         Raises:
             One of the engine's `reads_values`: if `pick` reads a value in Python.
@@ -118,17 +115,9 @@ class Scorer:
             name: equal for calls of the same function.
             size: numbers that a run holds beyond model and guide.
         """
-        return self.backend.engine.many(
-            fn,
-            self.data,
-            key,
-            num,
-            self.params,
-            *inputs,
-            size=self.sites.scalars + size,
-            name=name,
-            at_once=self.at_once,
-        )
+        size += self.sites.scalars
+        many, at_once = self.backend.engine.many, self.at_once
+        return many(fn, self.data, key, num, self.params, *inputs, size=size, name=name, at_once=at_once)
 
     def observed(self) -> dict[str, np.ndarray]:
         """The observed sites' values."""

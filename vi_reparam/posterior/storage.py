@@ -23,37 +23,18 @@ P = TypeVar("P", bound="Posterior")
 FORMAT = "vi-reparam posterior"
 VERSION = 1
 METADATA = "metadata"
-FIELDS = {"model", "form", "seed", "record", "params", "args", "kwargs"}
+STORED = ("seed", "record", "params", "args", "kwargs")
 
 
 def save(posterior: Posterior, path: str | os.PathLike) -> Path:
-    """Writes a posterior: parameters, data, losses and the record of the fit.
-
-    Args:
-        posterior: the posterior.
-        path: the file, replaced if it is there; the name is taken as it is.
-
-    Returns:
-        The path.
-
-    Raises:
-        ArgumentError: an argument of the fit is neither array, number, text nor a container of these.
-    """
+    """As `Posterior.save`."""
     arrays: dict[str, Any] = {}
     codec = posterior.backend.engine.codec
-    metadata = {
-        "format": FORMAT,
-        "version": VERSION,
-        "model": posterior.name,
-        "form": form_of(posterior),
-        "seed": _encode(posterior.seed, arrays, "seed", codec),
-        "record": _encode(posterior.record, arrays, "record", codec),
-        "params": _encode(posterior.params, arrays, "params", codec),
-        "args": _encode(posterior.args, arrays, "args", codec),
-        "kwargs": _encode(posterior.kwargs, arrays, "kwargs", codec),
-    }
+    metadata = {"format": FORMAT, "version": VERSION, "model": posterior.name, "form": form_of(posterior)}
+    for name in STORED:
+        metadata[name] = _encode(getattr(posterior, name), arrays, name, codec)
     arrays["losses"] = np.asarray(posterior.losses)
-    text: dict[str, Any] = {METADATA: np.array(json.dumps(metadata))}
+    text = {METADATA: np.array(json.dumps(metadata))}
     path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -68,19 +49,7 @@ def save(posterior: Posterior, path: str | os.PathLike) -> Path:
 
 
 def load(path: str | os.PathLike, model: Any, make: type[P]) -> P:
-    """Reads a posterior that `Posterior.save` wrote.
-
-    Args:
-        path: the file.
-        model: the guided model that it was fitted with.
-        make: the class of the posterior.
-
-    Returns:
-        The posterior.
-
-    Raises:
-        ArgumentError: there is no such file, it is not one of ours, or it is of another model.
-    """
+    """As `Posterior.load`; `make` is the class of the posterior."""
     missing = [name for name in ("model", "guide") if not callable(getattr(model, name, None))]
     if missing:
         raise ArgumentError(f"the model has no .{missing[0]}; pass the guided model that the file was fitted with")
@@ -94,7 +63,7 @@ def load(path: str | os.PathLike, model: Any, make: type[P]) -> P:
         )
     if hasattr(model, "for_family_named"):  # of a ladder of families, the one that was kept
         model = model.for_family_named(_decode(metadata["record"], arrays, codec).get("family"))
-    fields = {key: _decode(metadata[key], arrays, codec) for key in ("seed", "record", "params", "args", "kwargs")}
+    fields = {key: _decode(metadata[key], arrays, codec) for key in STORED}
     other = f"{path} holds a posterior of another {stored!r} than the given {given!r}"
     try:
         _run_once(backend, model.guide, fields)
@@ -146,7 +115,7 @@ def _read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
             raise KeyError("format")
         if metadata["version"] > VERSION:
             raise ArgumentError(f"{path} was written by a later version; update vi-reparam to read it")
-        if not metadata.keys() >= FIELDS or "losses" not in arrays:
+        if not metadata.keys() >= {"model", "form", *STORED} or "losses" not in arrays:
             raise KeyError("metadata")
     except ArgumentError:
         raise

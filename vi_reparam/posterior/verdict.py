@@ -127,21 +127,14 @@ def loss_drift(losses: Sequence[float], fraction: float = 0.2) -> Drift | None:
 
 
 def judge(figures: Figures) -> Verdict:
-    """Grades a posterior.
+    """Grades a posterior by what was measured.
 
     "poor": a log weight or a loss that is NaN, draws outside the model's support, a point
     estimate, or a k-hat of 0.7 or above (Vehtari et al. 2024; Yao et al. 2018, "Yes, but did it
     work?"). "fair": usable, with a k-hat of 0.5 or above, an ELBO or a gap to the log evidence
     that is not small, or a loss that was still falling. "good": none of these.
-
-    Args:
-        figures: what was measured.
-
-    Returns:
-        The verdict with its reasons.
     """
-    poor = _faults(figures)
-    fair = _weaknesses(figures)
+    poor, fair = _faults(figures), _weaknesses(figures)
     grade: Grade = "poor" if poor else "fair" if fair else "good"
     return Verdict(grade=grade, figures=figures, reasons=(*poor, *fair))
 
