@@ -4,6 +4,9 @@ import contextlib
 import gc
 import importlib.metadata
 import os
+import pathlib
+import platform
+import shutil
 
 import pytest
 
@@ -16,12 +19,28 @@ with contextlib.suppress(importlib.metadata.PackageNotFoundError):
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers have the cores among them
 
+CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache" / platform.node()  # machine code: of this machine only
+MOST = 500_000_000  # bytes, above which it is made anew
+
 gc.set_threshold(200_000, 50, 100)  # tracing makes many objects that live on; looking through them takes longer
 
 with contextlib.suppress(ImportError):
     import jax
 
     jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_disable_most_optimizations", True)
+    # Compiled programs are kept for the other workers and the next run, in a folder that git ignores.
+    jax.config.update("jax_compilation_cache_dir", str(CACHE))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # writing a small one costs as much
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def pytest_configure(config):
+    """Only where the run begins: its workers share the folder."""
+    if hasattr(config, "workerinput") or not CACHE.is_dir():
+        return
+    if sum(entry.stat().st_size for entry in os.scandir(CACHE)) > MOST:
+        shutil.rmtree(CACHE)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -14,6 +14,7 @@ BACKENDS = ("numpyro", "pyro")
 
 # These programs run once or twice: compiling them well would take most of the time.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
 
 
 def ops_or_skip(backend: str) -> Any:
@@ -29,7 +30,7 @@ def quickly(ops: Any, function: Any, *, optimized: bool = False) -> Any:
         return function
     import jax
 
-    return jax.jit(function, compiler_options={} if optimized else QUICK)
+    return jax.jit(function, compiler_options=OPTIMIZED if optimized else QUICK)
 
 
 def leave_one_out(cost: Any) -> Any:
@@ -93,7 +94,7 @@ def jax_gradients(estimator: Any, row: Any, num: int, *, corrected: bool = True)
     return lambda seed: np.asarray(compiled(params, tangents, seed))
 
 
-def torch_gradients(estimator: Any, row: Any, num: int) -> Any:
+def torch_gradients(estimator: Any, row: Any, num: int, *, corrected: bool = True) -> Any:
     """The same by reverse mode, every draw with parameters of its own."""
     import torch
 
@@ -111,7 +112,7 @@ def torch_gradients(estimator: Any, row: Any, num: int) -> Any:
         for c, cost in enumerate(costs):
             held = cost.detach()
             loss = cost.sum() if cost.requires_grad else 0.0
-            if draw.score_term is not None:
+            if draw.score_term is not None and corrected:
                 loss = loss + ((held - leave_one_out(held)) * draw.score_term).sum()
             for b in draw.branches:
                 branch_cost = torch.atleast_2d(row.cost(ops.xp, _branch(b.value)))[c]

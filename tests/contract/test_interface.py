@@ -49,25 +49,26 @@ def test_shapes_and_dtypes(backend, dtype, name, estimator):
     def draw(key, *params):
         d = estimator.draw(ops, key, family, shape, *params)
         found = [d.log_prob, *([] if d.score_term is None else [d.score_term]), family.log_prob(d.value, *params)]
-        return d.value, found, [b.weight for b in d.branches], [b.value for b in d.branches], d.logs
+        try:
+            entropy = family.entropy(*params)
+        except SiteError:
+            entropy = None
+        return d.value, found, [b.weight for b in d.branches], [b.value for b in d.branches], d.logs, entropy
 
     if backend == "numpyro":
         import jax
 
-        value, scalars, weights, branches, logs = jax.eval_shape(draw, ops.key(0), *params)
+        value, scalars, weights, branches, logs, entropy = jax.eval_shape(draw, ops.key(0), *params)
     else:
-        value, scalars, weights, branches, logs = draw(ops.key(0), *params)
+        value, scalars, weights, branches, logs, entropy = draw(ops.key(0), *params)
     wanted = getattr(ops.xp, dtype)
     for array in (value, *branches):
         assert (tuple(array.shape), array.dtype) == ((*shape, *event), wanted)
     for array in (*scalars, *weights):
         assert (tuple(array.shape), array.dtype) == (shape, wanted)
     assert all(log.dtype == wanted for log in logs or ())
-    try:
-        entropy = family.entropy(*params)
-    except SiteError:
-        return
-    assert (tuple(entropy.shape), entropy.dtype) == (batch, wanted)
+    if entropy is not None:
+        assert (tuple(entropy.shape), entropy.dtype) == (batch, wanted)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -129,6 +129,31 @@ def test_bound_holds_and_acceptance_is_worth_having(backend, name):
     assert np.all(accept.mean(1) > 0.45)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_lane_whose_parameter_is_nan_is_given_up_at_once(backend):
+    """No proposal is ever accepted there: 2,000 rounds would be for nothing. The other lanes draw as before."""
+    ops = ops_or_skip(backend)
+    looked = []
+
+    class Counted(LogGamma):
+        def log_accept(self, noise, *params):
+            if backend == "numpyro":
+                import jax
+
+                jax.debug.callback(lambda _: looked.append(1), params[0])
+            else:
+                looked.append(1)
+            return super().log_accept(noise, *params)
+
+    whole = np.full(20, 0.7)
+    broken = np.where(np.arange(20) % 3 == 0, np.nan, whole)
+    drawn, left = (
+        np.asarray(accepted_noise(ops, ops.key(1), Counted(1), (20,), ops.xp.asarray(a))[0]) for a in (whole, broken)
+    )
+    np.testing.assert_array_equal(left, np.where(np.isnan(broken), np.nan, drawn))
+    assert 0 < len(looked) < 100
+
+
 _legendre = functools.cache(np.polynomial.legendre.leggauss)
 
 

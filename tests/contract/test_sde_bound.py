@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from harness import BACKENDS, ops_or_skip
+from harness import BACKENDS, ops_or_skip, quickly
 
 from vi_reparam import ArgumentError, SiteError
 from vi_reparam.guides import SDE
@@ -203,17 +203,20 @@ def _log_gaussian(x):
 )
 def test_the_start_is_the_base(kind, parameterization):
     """With r = 0 and the DDPM variance every path's weight is the base's own, so the ELBO is too."""
-    import jax.numpy as jnp
+    import jax
 
     ops = ops_or_skip("numpyro")
+    log_ratio = quickly(
+        ops, jax.vmap(lambda base, v: _log_gaussian(v) - BASES[kind].log_prob(ops, base, v), in_axes=(None, 0))
+    )
     for steps, schedule in ((1, VP), (5, VP), (32, VP), (5, VarianceExploding())):
         family = SDE(parameterization=parameterization, base=BASES[kind], num_steps=steps, schedule=schedule)
         params = _params(ops, family, 3, 0, 0.0)
         base_noise = _params(ops, family, 3, 1, 0.4)["base"]
         zero = {n: (0.0 * p if n in ("out", "bias_out", "gate_out") else p) for n, p in params["net"].items()}
         params = {**params, "net": zero, "base": base_noise}
-        log_w, _, z = _jax_draws(family, 20, 3, 0, _log_gaussian)(params)
-        exact = jnp.asarray([_log_gaussian(v) - family.base.log_prob(ops, base_noise, v) for v in z])
+        log_w, _, z = quickly(ops, _jax_draws(family, 20, 3, 0, _log_gaussian))(params)
+        exact = log_ratio(base_noise, z)
         assert np.allclose(log_w, exact, rtol=1e-9, atol=1e-9)
 
 
@@ -230,14 +233,13 @@ def _near(ops, params):
 @pytest.mark.parametrize("kind", BASES)
 @pytest.mark.parametrize("variance", ["learned", pytest.param("ddpm", marks=pytest.mark.slow)])
 def test_weights_average_to_the_evidence(kind, variance):
-    import jax
 
     ops = ops_or_skip("numpyro")
     family = SDE(base=BASES[kind], variance=variance, num_steps=6, network=MLP(width=8))
     params = _near(ops, _params(ops, family, 3, 3, 0.05))
     if variance == "learned":  # wider than it must be: weights of a narrow kernel have no variance
         params["ratio"] = abs(params["ratio"])
-    log_w, _, _ = jax.jit(_jax_draws(family, 100_000, 3, 5, _log_gaussian))(params)
+    log_w, _, _ = quickly(ops, _jax_draws(family, 100_000, 3, 5, _log_gaussian), optimized=True)(params)
     w = np.exp(np.asarray(log_w) - 1.25)
     error = w.std() / len(w) ** 0.5
     assert error < 0.03
@@ -247,12 +249,11 @@ def test_weights_average_to_the_evidence(kind, variance):
 
 @pytest.mark.parametrize("adams", [Adams(order=2), pytest.param(Adams(form="noise"), marks=pytest.mark.slow)])
 def test_other_steps_keep_the_evidence(adams):
-    import jax
 
     ops = ops_or_skip("numpyro")
     family = SDE(base=Diagonal(), solver=adams, variance="noise", num_steps=48, network=MLP(width=8))
     params = _near(ops, _params(ops, family, 3, 3, 0.02))
-    log_w, _, _ = jax.jit(_jax_draws(family, 100_000, 3, 5, _log_gaussian))(params)
+    log_w, _, _ = quickly(ops, _jax_draws(family, 100_000, 3, 5, _log_gaussian), optimized=True)(params)
     w = np.exp(np.asarray(log_w) - 1.25)
     error = w.std() / len(w) ** 0.5
     assert error < 0.05 and abs(w.mean() - 1.0) < 3.0 * error
@@ -417,7 +418,7 @@ def test_backends_agree_on_log_weights_and_gradients(kind, options):
             return log_p(made.value) - made.log_q
 
         if backend == "numpyro":
-            value, grads = jax.value_and_grad(weight)(params)
+            value, grads = quickly(ops, jax.value_and_grad(weight))(params)
             leaves = jax.tree.leaves(grads)
         else:
             params = jax.tree.map(lambda p: p.requires_grad_(), params)

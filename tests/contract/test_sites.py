@@ -108,7 +108,7 @@ def test_a_vector_reports_itself_or_is_guarded(backend):
     def emitted(objective, **changes):
         def total(x):
             vector = SimpleNamespace(**{**vars(value_of(x)), **changes})
-            value, log_q = emit_vector(ops, "v", vector, lambda: objective, ("ELBO",))
+            value, log_q = emit_vector(ops, "v", vector, lambda: objective, linear=("ELBO",))
             return value.sum() + log_q
 
         return ops.to_numpy(ops.grad(total)(ops.asarray(np.ones(2))))

@@ -97,7 +97,7 @@ def test_both_gradients_have_the_same_mean(kind):
     found = {}
     for gradient in ("path", "reparameterization"):
         guided = vr.guide(small(kind, gradient=gradient), objective=vr.ELBO(300))(banana)
-        leaves = {n: v.requires_grad_() for n, v in parameters(guided, noise=0.7).items() if not n.endswith("tail")}
+        leaves = {n: v.requires_grad_() for n, v in parameters(guided, noise=0.4).items() if not n.endswith("tail")}
         params = {**leaves, "flow_tail": torch.zeros(())}
         moving = [v for n, v in leaves.items() if not n.endswith(("center", "root"))]
         flat = [

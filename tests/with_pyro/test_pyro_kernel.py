@@ -18,6 +18,12 @@ pytest.importorskip("triton", reason="Triton is not installed: its kernel is tes
 kernels = importlib.import_module("vi_reparam_pyro.sampling.kernels")
 
 
+@pytest.fixture(autouse=True)
+def wide_programs(monkeypatch):
+    """The interpreter takes as long for a program of few lanes as for one of many; each lane's noise is its own."""
+    monkeypatch.setattr(kernels, "_LANES", 4_096)
+
+
 def single(x):
     return torch.as_tensor(x, dtype=torch.float32)
 

@@ -5,7 +5,7 @@ import pyro
 import pyro.distributions as tdist
 import pytest
 import torch
-from plain_loop import plain_rejection_loop
+from contract.plain import plain_rejection_loop
 
 import vi_reparam_pyro as vrt
 from vi_reparam.estimators import Implicit, MeasureValued, Rejection, ScoreFunction

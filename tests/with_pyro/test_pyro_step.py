@@ -1,5 +1,7 @@
 """A captured step is the step: the same losses, and a reason where there is none."""
 
+import functools
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -41,12 +43,13 @@ def losses(monkeypatch, estimators, *, worth, compiling=1e9, program=model, part
     ids=repr,
 )
 def test_a_captured_fit_is_the_fit(monkeypatch, estimators, particles):
-    plain, how = losses(monkeypatch, estimators, worth=10**9, particles=particles)
+    losses_of = functools.partial(losses, monkeypatch, estimators, particles=particles, num_steps=20)
+    plain, how = losses_of(worth=10**9)
     assert how == "by the handlers: too few steps"
-    captured, how = losses(monkeypatch, estimators, worth=50, particles=particles)
+    captured, how = losses_of(worth=15)
     assert how == "captured"
     np.testing.assert_array_equal(captured, plain)
-    by_python, _ = losses(monkeypatch, estimators, worth=50, particles=particles, scripting=10**9)
+    by_python, _ = losses_of(worth=15, scripting=10**9)
     np.testing.assert_array_equal(by_python, plain)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from vi_reparam.backend.ops import Args, Array, Key, Kwargs
@@ -56,7 +56,7 @@ class Record:
     kind: str
     value: Array
     distribution: Any = None
-    log_prob: Callable[[], Array] | None = None
+    log_prob: Callable[[], Array] = field(default=lambda: None)
     observed: bool = False
     scale: Any = None
     mask: Any = None

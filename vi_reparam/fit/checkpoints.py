@@ -28,6 +28,7 @@ class FitSignature:
         model: its name.
         num_steps: of the whole fit, at the most.
         objective: as it is written.
+        estimators: those that were asked for, by site.
         seed: of the fit.
         plan: how its steps are taken: the optimizer, and whether the fit ends by itself.
         state: names, shapes and dtypes of the first state's arrays, as JSON.
@@ -36,6 +37,7 @@ class FitSignature:
     model: str
     num_steps: int
     objective: str
+    estimators: str
     seed: str
     plan: str
     state: str

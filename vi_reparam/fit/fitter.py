@@ -74,6 +74,7 @@ class Fitter:
             "model": self.guided.name,
             "num_steps": total,
             "objective": repr(task.objective),
+            "estimators": repr(self.guided.estimators),
             "seed": str(int(seed)) if isinstance(seed, Integral) else repr(seed),
             "plan": f"{plan if optimizer is None else 'an optimizer given'}{', until it converges' if watched else ''}",
         }

@@ -219,7 +219,8 @@ class Elbo:
             found = stacked(ops, [particle(own_key) for own_key in ops.split(key, self.num_particles)])
         state = runs[-1].state
         if self.num_particles > 1:
-            state = {n: runner.params[n] for n in state if n in (runner.params or {})}
+            given = runner.params or {}
+            state = {n: given[n] for n in state if n in given}
         return Particles(
             *found,
             plate_dims={place: where for result in runs for place, where in result.plate_dims.items()},

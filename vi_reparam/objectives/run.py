@@ -198,7 +198,7 @@ def _broadcasts(given: tuple[int, ...], expected: tuple[int, ...]) -> bool:
 def log_prob(reader: Reader, record: Record, drawn: Sampled | None) -> Array:
     """Log density at a site, from the precise logarithms of the guide's draw where there are some."""
     if drawn is None or drawn.draw.logs is None:
-        return record.log_prob()  # type: ignore[misc]
+        return record.log_prob()
     return precise_log_prob(reader, record.distribution, record.value, drawn.family, drawn.draw.logs)
 
 
@@ -212,4 +212,4 @@ def _entropy(reader: Reader, record: Record, kind: str, held: Record, drawn: Sam
         return entropy_of(reader, record.distribution)
     if kind == "path" and not getattr(record.distribution, "known_by_draws", False):
         return -log_prob(reader, held, drawn)
-    return -record.log_prob()  # type: ignore[misc]
+    return -record.log_prob()

@@ -6,11 +6,10 @@ import os
 from collections.abc import Callable, Collection
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.ops import Args, Array
 from vi_reparam.errors import ArgumentError
 from vi_reparam.guides import SDE
@@ -60,14 +59,14 @@ class Posterior:
         SiteError: if guide and model do not have the same latent sites, in the same shapes.
     """
 
-    backend: ClassVar[Any] = None
-    """The framework's, where the guided model has none."""
+    backend: Any = None
+    """The guided model's, or the framework's where it has none."""
 
     def __init__(
         self, guided: Any, params: dict, *, args: Args, kwargs: dict, losses: Any, seed: Any, record: dict
     ) -> None:
         self.guided = guided
-        self.backend: Backend = getattr(guided, "backend", None) or type(self).backend
+        self.backend = getattr(guided, "backend", None) or type(self).backend
         self.params = dict(params)
         self.args, self.kwargs = tuple(args), dict(kwargs)
         self.losses = np.asarray(losses)

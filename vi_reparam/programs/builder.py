@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from vi_reparam.backend.backend import Backend
@@ -16,7 +16,7 @@ from vi_reparam.programs.sde import SDEGuide
 from vi_reparam.programs.sites import SitesGuide
 from vi_reparam.programs.student_t import StudentT, StudentTGuide
 
-_JOINT: dict[type[GuideFamily], Callable[..., Any]] = {
+JOINT_GUIDES: dict[type[GuideFamily], Callable[..., Any]] = {
     GaussianFamily: GaussianGuide,
     Flow: FlowGuide,
     SDE: SDEGuide,
@@ -26,7 +26,7 @@ _JOINT: dict[type[GuideFamily], Callable[..., Any]] = {
 
 
 def build_guide(
-    backend: Backend, family: GuideFamily, model: Any, estimators: Mapping[str, Any], selection: SiteSelection = ALL
+    backend: Backend, family: GuideFamily, model: Any, estimators: dict[str, Any], selection: SiteSelection = ALL
 ) -> Any:
     """The guide of a family for a model.
 
@@ -41,7 +41,7 @@ def build_guide(
         return MeanFieldGuide(backend, model, family, estimators, selection)
     if isinstance(family, Sites):
         return SitesGuide(family, [build_guide(backend, own, model, estimators, part) for part, own in family.parts()])
-    for kind, made in _JOINT.items():
+    for kind, made in JOINT_GUIDES.items():
         if isinstance(family, kind):
             return made(backend, model, family, selection)
     known = "vr.MeanField(), vr.FullRank(), vr.LowRank(), vr.StudentT(), vr.Flow(), vr.SDE() or vr.Sites({...})"

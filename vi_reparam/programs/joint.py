@@ -116,7 +116,7 @@ class JointGuide(abc.ABC):
         """The distribution that `noise` and `draw` make, as in `vi_reparam.programs.vector.drawer`."""
         batch_shape: tuple[int, ...] = ()
         if features is not None and layout.plate is not None:
-            batch_shape = (features.shape[0], *(1 for _ in range(-1 - layout.plate.dim)))
+            batch_shape = (features.shape[0], *(1 for _ in range(-1 - (layout.plate.dim or 0))))
         make = drawer(self.ops, layout.size, noise, draw, features, batch_shape)
         return self.host.vector(layout.size, make, site=self.site, batch_shape=batch_shape)
 
@@ -184,7 +184,7 @@ class JointGuide(abc.ABC):
                     indices = enter(host, stack, plates, plate)
                     whole = plate != layout.plate and len(indices) != plate.size
                     if whole and plate.size != plate.subsample_size:
-                        axis = len(site.shape) - site.event_dim + plate.dim
+                        axis = len(site.shape) - site.event_dim + (plate.dim or 0)
                         value, log_det = xp.take(value, indices, axis=axis), xp.take(log_det, indices, axis=axis)
                 delta = host.dist.Delta(value, log_density=-log_det, event_dim=site.event_dim)
                 values[site.name] = host.sample(site.name, delta)

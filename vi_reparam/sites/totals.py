@@ -12,8 +12,8 @@ from vi_reparam.families.base import broadcast_shapes
 from vi_reparam.sites.density import precise_log_prob
 
 
-def scaled(record: Record, term: Array) -> Array:
-    """A site's term, broadcast to its batch shape, masked by its handlers and scaled by its plates."""
+def masked(record: Record, term: Array) -> Array:
+    """A site's term, broadcast to its batch shape and masked by its handlers."""
     xp = ops_of(term).xp
     shape = broadcast_shapes(tuple(term.shape), tuple(record.distribution.batch_shape))
     if record.mask is not None:
@@ -21,7 +21,12 @@ def scaled(record: Record, term: Array) -> Array:
         shape = broadcast_shapes(shape, tuple(mask.shape))
         zero = xp.zeros((), dtype=term.dtype)
         term = xp.where(xp.broadcast_to(mask, shape), xp.broadcast_to(term, shape), zero)
-    term = xp.broadcast_to(term, shape)
+    return xp.broadcast_to(term, shape)
+
+
+def scaled(record: Record, term: Array) -> Array:
+    """A site's term, broadcast to its batch shape, masked by its handlers and scaled by its plates."""
+    term = masked(record, term)
     plain = record.scale is None or (isinstance(record.scale, int | float) and record.scale == 1)
     return term if plain else record.scale * term
 

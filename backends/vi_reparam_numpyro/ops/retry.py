@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -45,7 +47,8 @@ def retry(attempt: Attempt, key: Any, shape: tuple[int, ...], params: tuple[Arra
         noise, taken = _round(attempt, data, 0, lanes, num, flat)
     noise = jnp.where(_of(taken, noise), noise, jnp.asarray(jnp.nan, noise.dtype))
     if num:
-        noise = _finish(_Rounds(attempt, data, num, most), 1, lanes, flat, noise, ~taken)
+        never = functools.reduce(operator.or_, map(jnp.isnan, flat))  # no proposal is accepted there
+        noise = _finish(_Rounds(attempt, data, num, most), 1, lanes, flat, noise, ~taken & ~never)
     return jnp.reshape(noise, (*shape, *noise.shape[1:]))
 
 

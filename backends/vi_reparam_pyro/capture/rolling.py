@@ -93,7 +93,7 @@ def stretches(graph: GraphModule, run: Witness) -> list[Stretch]:
         graph: flat; numbers that differ from turn to turn become tensors in it.
         run: what was seen of it on an example.
     """
-    forms, written = run.forms, run.base_guide
+    forms, written = run.forms, run.written
     nodes = [n for n in graph.graph.nodes if n.op == "call_function"]
     kinds: dict[Hashable, int] = {}
     tokens = [kinds.setdefault((node.target, forms[node]), len(kinds)) for node in nodes]

@@ -56,7 +56,7 @@ def simplify(graph: GraphModule, run: Witness) -> None:
     known: dict[Any, Node] = {}
     for node in list(graph.graph.nodes):
         touched = (node, *node.all_input_nodes)
-        if any(places(run.forms[n]) & run.base_guide.keys() for n in touched):
+        if any(places(run.forms[n]) & run.written.keys() for n in touched):
             continue
         if node.op == "get_attr":
             fixed[node] = getattr(graph, str(node.target))

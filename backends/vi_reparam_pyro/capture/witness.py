@@ -50,7 +50,7 @@ class Witness(Interpreter):
     def __init__(self, graph: GraphModule) -> None:
         super().__init__(graph)
         self.forms: Forms = {}
-        self.base_guide: dict[int, set[Node]] = {}
+        self.written: dict[int, set[Node]] = {}
         self._pointers: list[int] = []  # by place; memory that was let go is used again
         self._lasting: dict[int, int] = {}  # places of arguments and constants, by pointer
 
@@ -63,7 +63,7 @@ class Witness(Interpreter):
             for argument, declared in zip(n.args, schema.arguments, strict=False):
                 if declared.alias_info is not None and declared.alias_info.is_write and isinstance(argument, Node):
                     for place in places(self.forms[argument]):
-                        self.base_guide.setdefault(place, set()).add(n)
+                        self.written.setdefault(place, set()).add(n)
         return value
 
     def note(self, node: Node, value: Any, near: dict[int, int] | None = None) -> None:

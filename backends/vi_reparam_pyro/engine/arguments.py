@@ -40,8 +40,7 @@ def as_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any
     def convert(leaf: Any) -> Any:
         if not isinstance(leaf, np.ndarray) or not is_array(leaf):
             return leaf
-        held = leaf if leaf.flags.writeable else leaf.copy()  # torch cannot promise not to write
-        tensor = torch.as_tensor(held, device=torch.get_default_device())
+        tensor = torch.tensor(leaf, device=torch.get_default_device())  # a copy: the user's array may change
         return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
 
     return pytree.tree_map(convert, (tuple(args), dict(kwargs)))

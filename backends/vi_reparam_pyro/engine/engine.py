@@ -174,7 +174,7 @@ def _at_once(one: Callable[[int], Any], num: int, key: int) -> Any:
     """
     try:
         with torch.no_grad():
-            return vectorized(lambda: one(key), num, key)
+            return vectorized(lambda: pytree.tree_map(torch.as_tensor, one(key)), num, key)
     except RuntimeError as error:
         if "vmap" in str(error) or ".item()" in str(error):
             raise ReadsValuesError(str(error)) from error

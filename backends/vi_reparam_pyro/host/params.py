@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyro
@@ -168,6 +169,17 @@ class using(Messenger):  # noqa: N801  (handlers are lower case in Pyro)
         msg["done"] = True
 
 
-def isolated() -> Any:
-    """Pyro's store emptied for a while: modules write to it on their own, and no two fits may meet there."""
-    return pyro.get_param_store().scope()
+@contextlib.contextmanager
+def isolated() -> Iterator[None]:
+    """Pyro's store emptied for a while: modules write to it on their own, and no two fits may meet there.
+
+    `ParamStoreDict.scope` would take from every value that was given out before the reference to its leaf, which
+    `SVI` asks for.
+    """
+    store = pyro.get_param_store()
+    held = store._params, store._constraints, store._param_to_name
+    store._params, store._constraints, store._param_to_name = {}, {}, {}
+    try:
+        yield
+    finally:
+        store._params, store._constraints, store._param_to_name = held

@@ -30,7 +30,7 @@ class PyroHost(Supports, PyroReader):
     xp: Any = xp
 
     def sample(self, name: str, distribution: Any, *, obs: Any = None, infer: Any = None) -> Any:
-        return pyro.sample(name, distribution, obs=obs, infer=None if infer is None else dict(infer))
+        return pyro.sample(name, distribution, obs=obs, infer=None if infer is None else dict(infer))  # type: ignore[arg-type]
 
     def param(self, name: str, init: Any, *, constraint: Any = None, event_dim: int | None = None) -> Any:
         first = functools.partial(_init, init) if callable(init) else init

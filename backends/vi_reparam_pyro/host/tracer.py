@@ -75,17 +75,19 @@ class PyroTracer:
             if resample:
                 enter(_Resample())
             program(*args, **kwargs)
-        return {clean(name): _record(name, site) for name, site in tracing.get_trace().nodes.items() if "name" in site}
+        nodes = tracing.get_trace().nodes
+        return {_plain(name, site): _record(name, site) for name, site in nodes.items() if "name" in site}
 
     def shapes(self, fn: Callable[[int], T]) -> T:
         with torch.no_grad(), isolated():
             return fn(mix(0))
 
     def outer_params(self, program: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        hidden, tracing = poutine.block(hide_fn=lambda msg: msg["type"] != "param"), poutine.trace()
-        with hidden, _dimensions_of_its_own(), keyed(mix(0)), drawing(), tracing, _Origin():
+        hidden, tracing = poutine.block(hide_fn=_is_no_param), poutine.trace()
+        # nothing is drawn that need not be: a step that reads torch's global state cannot be captured
+        with hidden, _dimensions_of_its_own(), keyed(mix(0)), drawing(), tracing, _Origin(improper_only=False):
             program(*args, **kwargs)
-        return {clean(n): s["value"] for n, s in tracing.get_trace().nodes.items() if s["type"] == "param"}
+        return {clean(n): s["value"] for n, s in tracing.get_trace().nodes.items() if not _is_no_param(s)}  # type: ignore
 
     def constants(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -116,6 +118,10 @@ class PyroTracer:
             elif isinstance(part, torch.Tensor):
                 found.append(part)
         return found
+
+
+def _is_no_param(msg: Any) -> bool:
+    return msg["type"] != "param"
 
 
 def _reached(array: Array, tags: dict[str, Array]) -> frozenset[str]:
@@ -212,10 +218,21 @@ class _Given(Messenger):
 
 
 class _Origin(Messenger):
-    """Improper latents, which cannot be drawn, are at the unconstrained origin; on a sphere, at equal coordinates."""
+    """Latents are at the unconstrained origin; on a sphere, at equal coordinates.
+
+    Args:
+        improper_only: only those that cannot be drawn; else all that are continuous.
+    """
+
+    def __init__(self, *, improper_only: bool = True) -> None:
+        super().__init__()
+        self.improper_only = improper_only
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or msg["value"] is not None or _innermost(msg["fn"]) != "ImproperUniform":
+        if msg["is_observed"] or msg["value"] is not None or is_subsample(msg["fn"]):
+            return
+        can_be_drawn = _innermost(msg["fn"]) != "ImproperUniform"
+        if can_be_drawn and (self.improper_only or msg["fn"].support.is_discrete):
             return
         support, shape = msg["fn"].support, torch.Size(msg["fn"].shape())
         if Supports().support_kind(support) == "sphere":  # it has no bijection
@@ -252,6 +269,10 @@ def _plates(msg: Any) -> tuple[PlateInfo, ...]:
         full = frame.size if frame.full_size is None else frame.full_size
         found.append(PlateInfo(frame.name, frame.dim if frame.vectorized else None, int(full), int(frame.size)))
     return tuple(found)
+
+
+def _plain(name: str, msg: Any) -> str:
+    return clean(name) if msg["type"] == "param" else name
 
 
 def _record(name: str, msg: Any) -> Record:

@@ -82,6 +82,10 @@ def retry(
     num = math.prod(shape)
     flat = tuple(p.reshape((num,)) for p in params)
     noise, left = _first(attempt, keys[0], num, flat)
+    if left.numel():
+        never = torch.stack([torch.isnan(p[left]) for p in flat]).any(0)  # no proposal is accepted there
+        noise[left[never]] = float("nan")
+        left = left[~never]
     for count in range(1, most):
         if not left.numel():
             break

@@ -1,15 +1,22 @@
-"""The rejection loop in its plainest form, to compare others with."""
+"""The rejection loop in its plainest form, the same in both backends."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from vi_reparam.backend.ops import Array, Ops, Shape
+from vi_reparam.backend.ops import Ops
+
+Array = Any
 
 
 def plain_rejection_loop(
-    ops: Ops, attempt: Callable[..., tuple[Array, Array]], key: Any, shape: Shape, params: tuple[Array, ...], most: int
+    ops: Ops,
+    attempt: Callable[..., tuple[Array, Array]],
+    key: Any,
+    shape: tuple[int, ...],
+    params: tuple[Array, ...],
+    most: int,
 ) -> Array:
     """`Ops.rejection_loop` in its plainest form: every round proposes for all lanes."""
     xp = ops.xp
