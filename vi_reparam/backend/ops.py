@@ -17,8 +17,6 @@ Array = Any
 Key = Any
 Shape = tuple[int, ...]
 Params = Mapping[str, Array]
-"""Of a program, by name, constrained."""
-
 Args = tuple[Any, ...]
 Kwargs = Mapping[str, Any]
 State = TypeVar("State")

@@ -36,9 +36,8 @@ def package_of(backend: str) -> Any:
     vr = registry.load_package(backend)
     missing = [name for name in ("host", "guide", "Guided", "ELBO") if not hasattr(vr, name)]
     if missing:
-        raise BackendError(
-            f"backend {backend!r} cannot fit models: it has no {', '.join(missing)}; use another backend"
-        )
+        text = f"backend {backend!r} cannot fit models: it has no {', '.join(missing)}; use another backend"
+        raise BackendError(text)
     return vr
 
 

@@ -21,9 +21,8 @@ def run_fit(job: Job, report: Report, *, seed: int, picture: bool = True) -> dic
     posterior = job.guided.fit(*job.args, **job.kwargs, **job.settings, seed=seed, progress=report.progress)
     report.show(str(posterior.summary()))
     latents = posterior.verdict.figures.num_latents
-    inference = posterior.to_arviz(
-        max(50, min(1_000, MAX_STORED // max(latents, 1))), seed, log_likelihood=latents <= 1_000
-    )
+    num_draws = max(50, min(1_000, MAX_STORED // max(latents, 1)))
+    inference = posterior.to_arviz(num_draws, seed, log_likelihood=latents <= 1_000)
     if path := report.path(f"{job.name}.nc"):
         inference.to_netcdf(str(path))
     if picture and (path := report.path(f"{job.name}.png")):

@@ -52,11 +52,7 @@ def features_of(condition: Condition, model: Any, args: Any, kwargs: Any) -> Arr
 
 
 def plate_of(plates: Sequence[Iterable[PlateInfo]], num_rows: int) -> PlateInfo:
-    """The plate whose elements the rows belong to.
-
-    Args:
-        plates: around each site of the guide.
-        num_rows: of the features.
+    """The plate whose elements the rows of features belong to, of those around each site of the guide.
 
     Raises:
         SiteError: unless exactly one plate of that size is around all of the sites.

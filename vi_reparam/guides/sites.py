@@ -85,13 +85,9 @@ class Sites(GuideFamily):
         """What each family covers."""
         keys = [(key,) if isinstance(key, str) else key for key, _ in self.families]
         named = frozenset(name for names in keys for name in names if names != (REST,))
-        out = []
-        for names, (_, family) in zip(keys, self.families, strict=True):
-            rest = names == (REST,)
-            out.append(
-                (SiteSelection(None, named, "rest") if rest else SiteSelection(names, label="_".join(names)), family)
-            )
-        return out
+        rest = SiteSelection(None, named, "rest")
+        covers = [rest if names == (REST,) else SiteSelection(names, label="_".join(names)) for names in keys]
+        return [(cover, family) for cover, (_, family) in zip(covers, self.families, strict=True)]
 
     def simpler(self) -> tuple[Sites, int] | None:
         """What a fit starts from and its steps: mean fields for parts that want a warm start; None for none."""
@@ -135,9 +131,7 @@ def start_from(posterior: Any, new: list[tuple[Any, Any]], key: Any) -> dict[str
     """The parameters of a simpler fit, with what its draws say of those that it lacks.
 
     Args:
-        posterior: of the fit.
         new: guides that drew nothing there, each with its layout.
-        key: of the draws.
     """
     names = [part.site.name for _, layout in new for part in layout.parts]
     draws = posterior.scorer.run(lambda scored: {name: scored.latents[name] for name in names}, NUM_MATCHED, key)

@@ -87,10 +87,7 @@ def check_count(name: str, value: Any) -> int:
 
 
 def describe(reader: Reader, records: Mapping[str, Record], drawn: Mapping[str, Record]) -> Sites:
-    """The form of a model's sites and its guide's, checked.
-
-    Args:
-        records: of the model, run with the guide's latents; `drawn`: of the guide.
+    """The form of a model's sites, run with the guide's latents, and of its guide's (`drawn`), checked.
 
     Raises:
         SiteError: if the two do not have the same latents, in the same shapes.

@@ -25,11 +25,7 @@ def starting_values(backend: Backend, model: Any, args: Any, kwargs: Any, sites:
     """Of a few candidates the one with the highest joint density, at the sites' full shapes.
 
     Candidates are the prior's median, its mean, the unconstrained origin and draws of the prior.
-    Nothing of one call is kept for another.
-
-    Args:
-        model: the model; `args`, `kwargs`: its arguments.
-        sites: its latents, as `Latents.sites`.
+    Nothing of one call is kept for another. The sites are the model's latents, as `Latents.sites`.
     """
     ops, tracer = backend.ops, backend.tracer
     xp = ops.xp

@@ -41,10 +41,9 @@ def drawer(
     features: Array | None,
     batch_shape: tuple[int, ...],
 ) -> Callable[[Key], Vector]:
-    """What makes a draw from a key.
+    """What makes a draw of size D from a key.
 
     Args:
-        size: D.
         noise: of draws with some leading dimensions, drawn before any vmap.
         draw: a `Vector` from the noise of one draw and its row of features, if any.
         features: a row for each element of a plate, each of which has a vector of its own. Shape ``[B, F]``.

@@ -135,7 +135,8 @@ def compare_sde(
             guided = _guided(bound, model, spec, num_particles)
             posterior, seconds = _timed_fit(guided, args, kwargs, num_steps=num_steps, seed=seed)
             spread = gradient_variance(guided, OWN, posterior, num_replicates, seed)
-            rows.append(FormRow(*form, *posterior.elbo(), spread, seconds))
+            elbo, error = posterior.elbo()
+            rows.append(FormRow(*form, elbo, error, spread, seconds))
     about = {"num_steps": num_steps, "num_particles": num_particles}
     return Study(FormRow, rows, **about, num_replicates=num_replicates, seed=seed)
 
