@@ -52,7 +52,7 @@ class VectorFamily:
 
 
 def emit_vector(
-    ops: Ops, site: str, vector: Vector, objective: Callable[[], str], linear: Names, drop_deltas: Names = ()
+    ops: Ops, site: str, vector: Vector, objective: Callable[[], str], *, linear: Names, drop_deltas: Names = ()
 ) -> tuple[Array, Array]:
     """Report a draw of a joint guide's vector, or guard it where none listens.
 
