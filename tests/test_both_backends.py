@@ -9,6 +9,7 @@ import contextlib
 import functools
 import importlib
 import inspect
+import pickle
 import re
 import subprocess
 import sys
@@ -501,6 +502,26 @@ def test_estimators_are_compared_at_all_parameters_and_no_others(backend, given,
 
 def test_the_posterior_knows_a_seed_of_numpy(backend):
     assert fit(backend, 1.0, seed=np.int64(7)).seed == 7
+
+
+def pickled_model(y):
+    backend = Backend(y[0])
+    z = backend.host.sample("z", backend.dist.Normal(backend.array(0.0), backend.array(1.0)))
+    backend.host.sample("y", backend.dist.Normal(z, backend.array(1.0)), obs=backend.array(y[1]))
+
+
+@pytest.mark.parametrize("family", ["MeanField", "SDE"])
+def test_a_posterior_is_pickled(backend, family):
+    guided = backend.vr.guide(getattr(backend.vr, family)())(pickled_model)
+    fitted = guided.fit((backend.name, 0.5), num_steps=2, num_particles=2, progress=False)
+    again = pickle.loads(pickle.dumps(fitted))
+    assert again.guided is not guided
+    np.testing.assert_array_equal(again.draws(3)["z"], fitted.draws(3)["z"])
+
+
+def test_a_pickle_of_the_version_before_is_refused_in_one_line():
+    with pytest.raises(ImportError, match=r"earlier version .* fit again"):
+        pickle.loads(b"cvi_reparam_numpyro.posterior\nPosterior\n.")
 
 
 def test_the_data_of_a_posterior_are_its_own(backend):

@@ -56,6 +56,9 @@ class Elbo:
         self.lanes = lanes
         self._known: dict[Any, Structure] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_known": {}}  # what was learned of programs is learned again
+
     def __repr__(self) -> str:
         return f"ELBO(num_particles={self.num_particles}, entropy={self.entropy!r})"
 

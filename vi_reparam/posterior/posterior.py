@@ -75,6 +75,10 @@ class Posterior:
         self.scorer = self._scorer(guided.guide)
         self._other_scorers: dict[Any, Scorer] = {}
 
+    def __reduce__(self) -> Any:
+        fields = {name: getattr(self, name) for name in (*storage.STORED, "losses")}
+        return storage.remade, (type(self), self.guided, fields)
+
     def _scorer(self, guide: Any) -> Scorer:
         return Scorer(self.backend, self.guided.model, guide, self.params, self.args, self.kwargs)
 

@@ -66,8 +66,7 @@ def load(path: str | os.PathLike, model: Any, make: type[P]) -> P:
     fields = {key: _decode(metadata[key], arrays, codec) for key in STORED}
     other = f"{path} holds a posterior of another {stored!r} than the given {given!r}"
     try:
-        _run_once(backend, model.guide, fields)
-        posterior = make(model, losses=arrays["losses"], **fields)
+        posterior = remade(make, model, {"losses": arrays["losses"], **fields})
         form = form_of(posterior)
     except Exception as error:  # another model's code may fail in any way
         raise ArgumentError(f"{other}, which fails on the stored data: {first_line(error)}") from error
@@ -99,10 +98,13 @@ def _shapes(value: Any, path: str = "") -> dict[str, list[int]]:
     return {path: list(np.shape(value))}
 
 
-def _run_once(backend: Backend, guide: Any, fields: dict[str, Any]) -> None:
-    """Run the guide: some learn the model's form in their first call, which must not be an abstract one."""
-    key, params = backend.ops.key(0), fields["params"]
-    backend.tracer.run(guide, fields["args"], fields["kwargs"], key, params=params, alone=True)
+def remade(make: type[P], guided: Any, fields: dict[str, Any]) -> P:
+    """The posterior of these fields."""
+    backend = getattr(guided, "backend", None) or make.backend
+    params, key = fields["params"], backend.ops.key(0)
+    # Some guides learn the model's form in their first call, which must not be an abstract one.
+    backend.tracer.run(guided.guide, fields["args"], fields["kwargs"], key, params=params, alone=True)
+    return make(guided, **fields)
 
 
 def _read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
