@@ -33,5 +33,4 @@ class MeasureValued(Estimator):
             weight = stop(pair.coefficient) * (theta - stop(theta))
             branches += [Branch(stop(pair.plus), weight), Branch(stop(pair.minus), -weight)]
         z = stop(z)
-        log_prob = xp.broadcast_to(family.log_prob(z, *params), shape)
-        return Draw(value=z, log_prob=log_prob, branches=tuple(branches))
+        return Draw(z, xp.broadcast_to(family.log_prob(z, *params), shape), branches=tuple(branches))

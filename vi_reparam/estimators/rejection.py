@@ -75,8 +75,7 @@ class Rejection(Estimator):
             name = family.parameters[index]
             known = ops.concrete(concentration)
             if known is not None:
-                lowest = float(ops.xp.min(known))
-                if lowest < 1.0:
+                if (lowest := float(ops.xp.min(known))) < 1.0:
                     raise GradientError(
                         f"{self!r} on {family.name} with {name} giving a gamma concentration of {lowest:.4g}: without "
                         "boost it must be at least 1, or the correction has a boundary term; use boost=1 or more"
@@ -87,8 +86,6 @@ class Rejection(Estimator):
                     "be wrong; use boost=1 or more, or promise min_concentration=1.0"
                 )
             else:
-                zero = 0.0 * ops.stop_gradient(concentration)
-                checked[index] = params[index] + ops.xp.where(
-                    concentration >= self.min_concentration, zero, float("nan")
-                )
+                zero, kept = 0.0 * ops.stop_gradient(concentration), concentration >= self.min_concentration
+                checked[index] = params[index] + ops.xp.where(kept, zero, float("nan"))
         return tuple(checked)

@@ -48,8 +48,7 @@ class ScoreFunction(Estimator):
         drawn = family.build(Constant(), ops, key, shape, *(stop(p) for p in params), value=value)
         held = stop(drawn.value)
         logs = None if drawn.logs is None else tuple(stop(log) for log in drawn.logs)
-        log_prob = family.log_prob(held, *_without_edges(ops, family, params), logs=logs)
-        log_prob = ops.xp.broadcast_to(log_prob, shape)
+        log_prob = ops.xp.broadcast_to(family.log_prob(held, *_without_edges(ops, family, params), logs=logs), shape)
         log_prob = stop(drawn.log_prob) + (log_prob - stop(log_prob))
         return Draw(value=held, log_prob=log_prob, score_term=log_prob, logs=logs)
 

@@ -68,8 +68,7 @@ class Poisson(Family):
         self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
     ) -> Draw:
         rate = ops.xp.broadcast_to(params[0], shape)
-        value = ops.poisson(key, rate, shape) if value is None else ops.xp.astype(value, rate.dtype)
-        value = ops.stop_gradient(value)
+        value = ops.stop_gradient(ops.poisson(key, rate, shape) if value is None else ops.xp.astype(value, rate.dtype))
         return Draw(value=value, log_prob=self.log_prob(value, rate))
 
     def log_prob(self, value: Array, *params: Array, logs: tuple[Array, ...] | None = None) -> Array:

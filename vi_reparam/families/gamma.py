@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from vi_reparam.backend.ops import Array, Ops, Shape
@@ -55,13 +56,8 @@ class Gamma(Family):
         log_value = w + xp.log(a) - xp.log(rate)
         # About the mean for its digits, but not below it: 1 + expm1(w) has none left there.
         natural = stop(xp.where(w > -0.5, a + a * xp.expm1(w), a * xp.exp(w)) / rate)
-        return Draw(
-            value=special.exp_clipped(log_value, natural),
-            log_prob=sampler.log_target(w, a) - log_value if primitive.density else None,
-            score_term=score_term,
-            noise=noise,
-            logs=(log_value,),
-        )
+        log_prob = sampler.log_target(w, a) - log_value if primitive.density else None
+        return Draw(special.exp_clipped(log_value, natural), log_prob, score_term, noise=noise, logs=(log_value,))
 
     def log_prob(self, value: Array, *params: Array, logs: tuple[Array, ...] | None = None) -> Array:
         value, a, rate = self.ranked(value, *params)
@@ -84,8 +80,7 @@ class Gamma(Family):
         """In the rate: (a / rate) (Gamma(a, rate) - Gamma(a + 1, rate)), coupled by adding Exp(rate)."""
         a, rate = (ops.stop_gradient(ops.xp.broadcast_to(p, shape)) for p in params)
         draw_key, exp_key = ops.split(key, 2)
-        z = self.build(Constant(), ops, draw_key, shape, a, rate, value=value).value
-        z = ops.stop_gradient(z)
+        z = ops.stop_gradient(self.build(Constant(), ops, draw_key, shape, a, rate, value=value).value)
         more = z - ops.xp.log(ops.uniform(exp_key, shape, z.dtype)) / rate
         return z, [WeakDerivative(1, a / rate, z, more)]
 
@@ -102,17 +97,12 @@ class InverseGamma(Family):
     def build(
         self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
     ) -> Draw:
-        given = None if value is None else 1.0 / value
-        draw = GAMMA.build(primitive, ops, key, shape, *params, value=given)
+        draw = GAMMA.build(primitive, ops, key, shape, *params, value=None if value is None else 1.0 / value)
         assert draw.logs is not None
         log_value = -draw.logs[0]
-        return Draw(
-            value=special.exp_clipped(log_value, ops.stop_gradient(1.0 / draw.value)),
-            log_prob=draw.log_prob - 2.0 * log_value if primitive.density else None,
-            score_term=draw.score_term,
-            noise=draw.noise,
-            logs=(log_value,),
-        )
+        moved = special.exp_clipped(log_value, ops.stop_gradient(1.0 / draw.value))
+        log_prob = draw.log_prob - 2.0 * log_value if primitive.density else None
+        return replace(draw, value=moved, log_prob=log_prob, logs=(log_value,))
 
     def log_prob(self, value: Array, *params: Array, logs: tuple[Array, ...] | None = None) -> Array:
         log_value = ops_of(value).xp.log(value) if logs is None else logs[0]
@@ -121,8 +111,7 @@ class InverseGamma(Family):
     def entropy(self, *params: Array) -> Array:
         a, rate = same_rank(params, self.parameter_event_dims)
         ops = ops_of(a, rate)
-        mean_log = ops.xp.log(rate) - ops.digamma(a)
-        return GAMMA.entropy(a, rate) + 2.0 * mean_log
+        return GAMMA.entropy(a, rate) + 2.0 * (ops.xp.log(rate) - ops.digamma(a))  # twice the mean logarithm
 
 
 class Chi2(Family):

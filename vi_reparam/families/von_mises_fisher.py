@@ -28,8 +28,7 @@ def _reflect(ops: Ops, direction: Array, x: Array) -> Array:
     """
     xp = ops.xp
     first = direction[..., :1]
-    sign = xp.where(first < 0.0, 0.0 * first - 1.0, 0.0 * first + 1.0)
-    sign = ops.stop_gradient(sign)
+    sign = ops.stop_gradient(xp.where(first < 0.0, 0.0 * first - 1.0, 0.0 * first + 1.0))
     zero = 0.0 * ops.stop_gradient(direction)
     normal = sign * direction + xp.concat([zero[..., :1] + 1.0, zero[..., 1:]], axis=-1)
     scale = 2.0 * xp.sum(normal * x, axis=-1, keepdims=True) / xp.sum(normal * normal, axis=-1, keepdims=True)
@@ -70,12 +69,8 @@ class VonMisesFisher(Family):
         cosine, sine = 1.0 - 2.0 * square, 2.0 * xp.exp(-0.5 * xp.abs(ell)) / (1.0 + xp.exp(-xp.abs(ell)))
         tangent = stop(tangent / xp.sqrt(xp.sum(tangent * tangent, axis=-1, keepdims=True)))
         local = xp.concat([cosine[..., None], sine[..., None] * tangent], axis=-1)
-        return Draw(
-            value=_reflect(ops, direction, local),
-            log_prob=-2.0 * kappa * square - sampler.log_normalizer(kappa) - _log_area(dim),
-            score_term=score_term,
-            noise=noise,
-        )
+        log_prob = -2.0 * kappa * square - sampler.log_normalizer(kappa) - _log_area(dim)
+        return Draw(_reflect(ops, direction, local), log_prob, score_term, noise=noise)
 
     def log_prob(self, value: Array, *params: Array, logs: tuple[Array, ...] | None = None) -> Array:
         value, direction, kappa = self.ranked(value, *params)
