@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from vi_reparam.backend.ops import Array, Ops, Shape
+from vi_reparam.backend.ops import Array, Held, Ops, Shape
 from vi_reparam.checks import check_choice, check_integer
 from vi_reparam.draw import Draw
 from vi_reparam.errors import ArgumentError, GradientError
@@ -60,9 +60,7 @@ class Rejection(Estimator):
             options["min_concentration"] = self.min_concentration
         return options
 
-    def draw(
-        self, ops: Ops, key: Any, family: Family, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def draw(self, ops: Ops, key: Any, family: Family, shape: Shape, *params: Array, value: Held = None) -> Draw:
         self.require(family)
         if self.boost == 0:
             params = self._shapes_of_at_least_one(ops, family, params)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from typing import Any, ClassVar, NamedTuple
 
-from vi_reparam.backend.ops import Array, Ops, Shape
+from vi_reparam.backend.ops import Array, Held, Ops, Shape
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.errors import SiteError
@@ -53,9 +53,7 @@ class Family(abc.ABC):
     edge_parameters: ClassVar[tuple[int, ...]] = ()
 
     @abc.abstractmethod
-    def build(
-        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def build(self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None) -> Draw:
         """A draw whose rejection samplers are drawn by `primitive`.
 
         Args:

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from vi_reparam.backend.ops import Array, Ops, Shape
+from vi_reparam.backend.ops import Array, Held, Ops, Shape
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family, same_rank
@@ -55,9 +55,7 @@ class Dirichlet(Family):
     kinds = GAMMA_KINDS
     shape_parameters = ((0, 1.0),)
 
-    def build(
-        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def build(self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None) -> Draw:
         xp = ops.xp
         a = xp.broadcast_to(params[0], (*shape, params[0].shape[-1]))
         sampler = LogGamma(primitive.boost)
@@ -110,9 +108,7 @@ class Beta(Family):
     def _stack(ops: Ops, *pair: Array) -> Array:
         return ops.xp.stack(list(ops.xp.broadcast_arrays(*same_rank(pair, (0, 0)))), axis=-1)
 
-    def build(
-        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def build(self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None) -> Draw:
         xp = ops.xp
         pair = None if value is None else self._stack(ops, value, 1.0 - value)
         draw = DIRICHLET.build(primitive, ops, key, shape, self._stack(ops, *params), value=pair)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vi_reparam.backend.ops import Array, Ops, Shape
+from vi_reparam.backend.ops import Array, Held, Ops, Shape
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family, WeakDerivative
@@ -22,9 +22,7 @@ class Bernoulli(Family):
     kinds = _KINDS
     weak_parameters = ("logits",)
 
-    def build(
-        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def build(self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None) -> Draw:
         xp = ops.xp
         logits = xp.broadcast_to(params[0], shape)
         if value is None:
@@ -64,9 +62,7 @@ class Poisson(Family):
     kinds = _KINDS
     weak_parameters = ("rate",)
 
-    def build(
-        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def build(self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None) -> Draw:
         rate = ops.xp.broadcast_to(params[0], shape)
         value = ops.stop_gradient(ops.poisson(key, rate, shape) if value is None else ops.xp.astype(value, rate.dtype))
         return Draw(value=value, log_prob=self.log_prob(value, rate))

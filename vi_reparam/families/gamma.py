@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from vi_reparam.backend.ops import Array, Ops, Shape
+from vi_reparam.backend.ops import Array, Held, Ops, Shape
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family, WeakDerivative, same_rank
@@ -42,9 +42,7 @@ class Gamma(Family):
     weak_parameters = ("rate",)
     shape_parameters = ((0, 1.0),)
 
-    def build(
-        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def build(self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None) -> Draw:
         xp, stop = ops.xp, ops.stop_gradient
         a, rate = (xp.broadcast_to(p, shape) for p in params)
         sampler = LogGamma(primitive.boost)
@@ -94,9 +92,7 @@ class InverseGamma(Family):
     kinds = GAMMA_KINDS
     shape_parameters = ((0, 1.0),)
 
-    def build(
-        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def build(self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None) -> Draw:
         draw = GAMMA.build(primitive, ops, key, shape, *params, value=None if value is None else 1.0 / value)
         assert draw.logs is not None
         log_value = -draw.logs[0]
@@ -127,9 +123,7 @@ class Chi2(Family):
     def _gamma(df: Array) -> tuple[Array, Array]:
         return 0.5 * df, 0.0 * ops_of(df).stop_gradient(df) + 0.5
 
-    def build(
-        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def build(self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None) -> Draw:
         return GAMMA.build(primitive, ops, key, shape, *self._gamma(params[0]), value=value)
 
     def log_prob(self, value: Array, *params: Array, logs: tuple[Array, ...] | None = None) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vi_reparam.backend.ops import Array, Ops, Shape
+from vi_reparam.backend.ops import Array, Held, Ops, Shape
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family
@@ -38,9 +38,7 @@ class StudentT(Family):
     kinds = GAMMA_KINDS
     shape_parameters = ((0, 0.5),)
 
-    def build(
-        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def build(self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None) -> Draw:
         xp, stop = ops.xp, ops.stop_gradient
         df, loc, scale = (xp.broadcast_to(p, shape) for p in params)
         normal_key, gamma_key = ops.split(key, 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vi_reparam.backend.ops import Array, Ops, Shape
+from vi_reparam.backend.ops import Array, Held, Ops, Shape
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family, same_rank
@@ -40,9 +40,7 @@ class TruncatedNormal(Family):
     kinds = frozenset({"implicit", "rejection", "score_function"})
     edge_parameters = (2, 3)
 
-    def build(
-        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def build(self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None) -> Draw:
         xp, stop = ops.xp, ops.stop_gradient
         loc, scale, low, high = (xp.broadcast_to(p, shape) for p in params)
         edges = _standardize(ops, loc, scale, low, high)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from vi_reparam.backend.ops import Array, Ops, Shape
+from vi_reparam.backend.ops import Array, Held, Ops, Shape
 from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family, same_rank
 from vi_reparam.numerics import bessel
@@ -36,9 +36,7 @@ class VonMises(Family):
     parameter_event_dims = (0, 0)
     kinds = frozenset({"implicit", "rejection", "score_function"})
 
-    def build(
-        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def build(self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None) -> Draw:
         loc, kappa = (ops.xp.broadcast_to(p, shape) for p in params)
         given = None if value is None else _wrap(ops, ops.stop_gradient(value - loc))
         deviation, score_term, noise = primitive(ops, key, _SAMPLER, shape, kappa, value=given)

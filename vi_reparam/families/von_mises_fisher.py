@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from vi_reparam.backend.ops import Array, Ops, Shape
+from vi_reparam.backend.ops import Array, Held, Ops, Shape
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family, broadcast_shapes
@@ -47,9 +47,7 @@ class VonMisesFisher(Family):
     event_dim = 1
     kinds = frozenset({"implicit", "rejection", "score_function"})
 
-    def build(
-        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def build(self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None) -> Draw:
         xp, stop = ops.xp, ops.stop_gradient
         dim = params[0].shape[-1]
         sampler = PolarLogit(dim)
