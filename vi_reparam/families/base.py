@@ -74,7 +74,7 @@ class Family(abc.ABC):
         raise SiteError(f"{self.name} has no entropy in closed form: use entropy='monte_carlo'")
 
     def weak_derivatives(
-        self, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
+        self, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None
     ) -> tuple[Array, list[WeakDerivative]]:
         """A draw, and one coupled pair for each of `weak_parameters`, all constants.
 

@@ -43,7 +43,7 @@ class Bernoulli(Family):
         return -self.log_prob(p, logits)
 
     def weak_derivatives(
-        self, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
+        self, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None
     ) -> tuple[Array, list[WeakDerivative]]:
         """Exact: p'(logits) (f(1) - f(0))."""
         xp = ops.xp
@@ -73,7 +73,7 @@ class Poisson(Family):
         return value * ops.xp.log(rate) - rate - ops.gammaln(value + 1.0)
 
     def weak_derivatives(
-        self, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
+        self, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None
     ) -> tuple[Array, list[WeakDerivative]]:
         """In the rate: Poisson + 1 against Poisson, of the same draw."""
         rate = ops.stop_gradient(ops.xp.broadcast_to(params[0], shape))

@@ -73,7 +73,7 @@ class Gamma(Family):
         return special.stirling(a) + 0.5 * special.LOG_2PI + 0.5 * log_a + (1.0 - a) * psi - ops.xp.log(rate)
 
     def weak_derivatives(
-        self, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
+        self, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None
     ) -> tuple[Array, list[WeakDerivative]]:
         """In the rate: (a / rate) (Gamma(a, rate) - Gamma(a + 1, rate)), coupled by adding Exp(rate)."""
         a, rate = (ops.stop_gradient(ops.xp.broadcast_to(p, shape)) for p in params)

@@ -37,7 +37,7 @@ class Normal(Family):
         return 0.0 * loc + ops_of(loc, scale).xp.log(scale) + 0.5 * (special.LOG_2PI + 1.0)
 
     def weak_derivatives(
-        self, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
+        self, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None
     ) -> tuple[Array, list[WeakDerivative]]:
         """Mohamed et al. (2020), table 1: loc by two Weibulls, scale by a double-sided Maxwell.
 
