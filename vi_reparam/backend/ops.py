@@ -19,7 +19,12 @@ Shape = tuple[int, ...]
 Params = Mapping[str, Array]
 Args = tuple[Any, ...]
 Kwargs = Mapping[str, Any]
+Held = Array | None
+"""A value at which a draw is held, or None to draw it."""
+
 State = TypeVar("State")
+Body = Callable[[State, Any], tuple[State, Any]]
+"""A step of a loop: from the state and a row to the new state and an output."""
 
 
 @runtime_checkable
@@ -107,13 +112,7 @@ class Ops(Protocol):
         """``value``, with the derivative ``slope(value, parameter)`` in `parameter`; computed only where asked for."""
 
     def scan(
-        self,
-        body: Callable[[State, Any], tuple[State, Any]],
-        state: State,
-        xs: Any,
-        *,
-        checkpoint: bool = False,
-        unroll: bool = False,
+        self, body: Body[State], state: State, xs: Any, *, checkpoint: bool = False, unroll: bool = False
     ) -> tuple[State, Any]:
         """Fold `body` over the leading axis of `xs`; differentiated, recomputing if `checkpoint`.
 

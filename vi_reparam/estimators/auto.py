@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vi_reparam.backend.ops import Array, Ops, Shape
+from vi_reparam.backend.ops import Array, Held, Ops, Shape
 from vi_reparam.draw import Draw
 from vi_reparam.estimators.base import Estimator
 from vi_reparam.estimators.measure_valued import MeasureValued
@@ -38,7 +38,5 @@ class Auto(Estimator):
         """All that apply, in the measured order."""
         return [estimator for estimator in ORDER if estimator.applies_to(family)]
 
-    def draw(
-        self, ops: Ops, key: Any, family: Family, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def draw(self, ops: Ops, key: Any, family: Family, shape: Shape, *params: Array, value: Held = None) -> Draw:
         return self.choose(family).draw(ops, key, family, shape, *params, value=value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from typing import Any, ClassVar
 
-from vi_reparam.backend.ops import Array, Ops, Shape
+from vi_reparam.backend.ops import Array, Held, Ops, Shape
 from vi_reparam.backend.registry import host_package
 from vi_reparam.draw import Draw
 from vi_reparam.errors import SiteError
@@ -43,9 +43,7 @@ class Estimator(abc.ABC):
             raise SiteError(f"{where}{self!r} does not apply to {family.name}; use one of {names}")
 
     @abc.abstractmethod
-    def draw(
-        self, ops: Ops, key: Any, family: Family, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def draw(self, ops: Ops, key: Any, family: Family, shape: Shape, *params: Array, value: Held = None) -> Draw:
         """Draw `shape` values of the family, with this estimator's gradient.
 
         Args:

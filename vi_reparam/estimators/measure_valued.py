@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vi_reparam.backend.ops import Array, Ops, Shape
+from vi_reparam.backend.ops import Array, Held, Ops, Shape
 from vi_reparam.draw import Branch, Draw
 from vi_reparam.estimators.base import Estimator
 from vi_reparam.families.base import Family
@@ -21,9 +21,7 @@ class MeasureValued(Estimator):
     kind = "measure_valued"
     has_score_term = True
 
-    def draw(
-        self, ops: Ops, key: Any, family: Family, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def draw(self, ops: Ops, key: Any, family: Family, shape: Shape, *params: Array, value: Held = None) -> Draw:
         self.require(family)
         xp, stop = ops.xp, ops.stop_gradient
         z, pairs = family.weak_derivatives(ops, key, shape, *(stop(p) for p in params), value=value)
@@ -33,5 +31,4 @@ class MeasureValued(Estimator):
             weight = stop(pair.coefficient) * (theta - stop(theta))
             branches += [Branch(stop(pair.plus), weight), Branch(stop(pair.minus), -weight)]
         z = stop(z)
-        log_prob = xp.broadcast_to(family.log_prob(z, *params), shape)
-        return Draw(value=z, log_prob=log_prob, branches=tuple(branches))
+        return Draw(z, xp.broadcast_to(family.log_prob(z, *params), shape), branches=tuple(branches))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vi_reparam.backend.ops import Array, Ops, Shape
+from vi_reparam.backend.ops import Array, Held, Ops, Shape
 from vi_reparam.draw import Draw
 from vi_reparam.estimators.base import Estimator
 from vi_reparam.families.base import Family
@@ -16,9 +16,7 @@ class Pathwise(Estimator):
 
     kind = "pathwise"
 
-    def draw(
-        self, ops: Ops, key: Any, family: Family, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def draw(self, ops: Ops, key: Any, family: Family, shape: Shape, *params: Array, value: Held = None) -> Draw:
         self.require(family)
         return family.build(Constant(), ops, key, shape, *params, value=value)
 
@@ -28,8 +26,6 @@ class Implicit(Estimator):
 
     kind = "implicit"
 
-    def draw(
-        self, ops: Ops, key: Any, family: Family, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def draw(self, ops: Ops, key: Any, family: Family, shape: Shape, *params: Array, value: Held = None) -> Draw:
         self.require(family)
         return family.build(ImplicitGradient(), ops, key, shape, *params, value=value)

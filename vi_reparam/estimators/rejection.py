@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from vi_reparam.backend.ops import Array, Ops, Shape
+from vi_reparam.backend.ops import Array, Held, Ops, Shape
 from vi_reparam.checks import check_choice, check_integer
 from vi_reparam.draw import Draw
 from vi_reparam.errors import ArgumentError, GradientError
@@ -60,9 +60,7 @@ class Rejection(Estimator):
             options["min_concentration"] = self.min_concentration
         return options
 
-    def draw(
-        self, ops: Ops, key: Any, family: Family, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def draw(self, ops: Ops, key: Any, family: Family, shape: Shape, *params: Array, value: Held = None) -> Draw:
         self.require(family)
         if self.boost == 0:
             params = self._shapes_of_at_least_one(ops, family, params)
@@ -75,8 +73,7 @@ class Rejection(Estimator):
             name = family.parameters[index]
             known = ops.concrete(concentration)
             if known is not None:
-                lowest = float(ops.xp.min(known))
-                if lowest < 1.0:
+                if (lowest := float(ops.xp.min(known))) < 1.0:
                     raise GradientError(
                         f"{self!r} on {family.name} with {name} giving a gamma concentration of {lowest:.4g}: without "
                         "boost it must be at least 1, or the correction has a boundary term; use boost=1 or more"
@@ -87,8 +84,6 @@ class Rejection(Estimator):
                     "be wrong; use boost=1 or more, or promise min_concentration=1.0"
                 )
             else:
-                zero = 0.0 * ops.stop_gradient(concentration)
-                checked[index] = params[index] + ops.xp.where(
-                    concentration >= self.min_concentration, zero, float("nan")
-                )
+                zero, kept = 0.0 * ops.stop_gradient(concentration), concentration >= self.min_concentration
+                checked[index] = params[index] + ops.xp.where(kept, zero, float("nan"))
         return tuple(checked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from vi_reparam.backend.ops import Array, Ops, Shape
+from vi_reparam.backend.ops import Array, Held, Ops, Shape
 from vi_reparam.checks import check_choice
 from vi_reparam.draw import Draw
 from vi_reparam.estimators.base import Estimator
@@ -40,16 +40,13 @@ class ScoreFunction(Estimator):
     def options(self) -> dict[str, Any]:
         return {} if self.baseline == "auto" else {"baseline": self.baseline}
 
-    def draw(
-        self, ops: Ops, key: Any, family: Family, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def draw(self, ops: Ops, key: Any, family: Family, shape: Shape, *params: Array, value: Held = None) -> Draw:
         self.require(family)
         stop = ops.stop_gradient
         drawn = family.build(Constant(), ops, key, shape, *(stop(p) for p in params), value=value)
         held = stop(drawn.value)
         logs = None if drawn.logs is None else tuple(stop(log) for log in drawn.logs)
-        log_prob = family.log_prob(held, *_without_edges(ops, family, params), logs=logs)
-        log_prob = ops.xp.broadcast_to(log_prob, shape)
+        log_prob = ops.xp.broadcast_to(family.log_prob(held, *_without_edges(ops, family, params), logs=logs), shape)
         log_prob = stop(drawn.log_prob) + (log_prob - stop(log_prob))
         return Draw(value=held, log_prob=log_prob, score_term=log_prob, logs=logs)
 

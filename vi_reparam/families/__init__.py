@@ -11,22 +11,8 @@ from vi_reparam.families.truncated_normal import TRUNCATED_NORMAL
 from vi_reparam.families.von_mises import VON_MISES
 from vi_reparam.families.von_mises_fisher import VON_MISES_FISHER
 
-FAMILIES: dict[str, Family] = {
-    family.name: family
-    for family in (
-        NORMAL,
-        GAMMA,
-        INVERSE_GAMMA,
-        CHI2,
-        BETA,
-        DIRICHLET,
-        STUDENT_T,
-        VON_MISES,
-        VON_MISES_FISHER,
-        TRUNCATED_NORMAL,
-        BERNOULLI,
-        POISSON,
-    )
-}
+_BY_GAMMAS = (GAMMA, INVERSE_GAMMA, CHI2, BETA, DIRICHLET, STUDENT_T)
+_OTHERS = (VON_MISES, VON_MISES_FISHER, TRUNCATED_NORMAL, BERNOULLI, POISSON)
+FAMILIES: dict[str, Family] = {family.name: family for family in (NORMAL, *_BY_GAMMAS, *_OTHERS)}
 
 __all__ = ["FAMILIES", "Family", "SamplerFamily", "WeakDerivative"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from typing import Any, ClassVar, NamedTuple
 
-from vi_reparam.backend.ops import Array, Ops, Shape
+from vi_reparam.backend.ops import Array, Held, Ops, Shape
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.errors import SiteError
@@ -53,9 +53,7 @@ class Family(abc.ABC):
     edge_parameters: ClassVar[tuple[int, ...]] = ()
 
     @abc.abstractmethod
-    def build(
-        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def build(self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None) -> Draw:
         """A draw whose rejection samplers are drawn by `primitive`.
 
         Args:
@@ -76,7 +74,7 @@ class Family(abc.ABC):
         raise SiteError(f"{self.name} has no entropy in closed form: use entropy='monte_carlo'")
 
     def weak_derivatives(
-        self, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
+        self, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None
     ) -> tuple[Array, list[WeakDerivative]]:
         """A draw, and one coupled pair for each of `weak_parameters`, all constants.
 

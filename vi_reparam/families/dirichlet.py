@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
-from vi_reparam.backend.ops import Array, Ops, Shape
+from vi_reparam.backend.ops import Array, Held, Ops, Shape
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family, same_rank
@@ -54,9 +55,7 @@ class Dirichlet(Family):
     kinds = GAMMA_KINDS
     shape_parameters = ((0, 1.0),)
 
-    def build(
-        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def build(self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None) -> Draw:
         xp = ops.xp
         a = xp.broadcast_to(params[0], (*shape, params[0].shape[-1]))
         sampler = LogGamma(primitive.boost)
@@ -66,13 +65,8 @@ class Dirichlet(Family):
             given = self._ratios_given(ops, total_key, ops.stop_gradient(xp.log(value)), ops.stop_gradient(a))
         w, score_term, noise = primitive(ops, key, sampler, tuple(a.shape), a, value=given)
         log_x, log_prob = _from_ratios(ops, w, a)
-        return Draw(
-            value=special.exp_clipped(log_x),
-            log_prob=log_prob,
-            score_term=None if score_term is None else xp.sum(score_term, axis=-1),
-            noise=noise,
-            logs=(log_x,),
-        )
+        score_term = None if score_term is None else xp.sum(score_term, axis=-1)
+        return Draw(special.exp_clipped(log_x), log_prob, score_term, noise=noise, logs=(log_x,))
 
     @staticmethod
     def _ratios_given(ops: Ops, key: Any, log_x: Array, a: Array) -> Array:
@@ -111,15 +105,13 @@ class Beta(Family):
     shape_parameters = ((0, 1.0), (1, 1.0))
 
     @staticmethod
-    def _stack(ops: Ops, shape: Shape, *params: Array) -> Array:
-        return ops.xp.stack([ops.xp.broadcast_to(p, shape) for p in params], axis=-1)
+    def _stack(ops: Ops, *pair: Array) -> Array:
+        return ops.xp.stack(list(ops.xp.broadcast_arrays(*same_rank(pair, (0, 0)))), axis=-1)
 
-    def build(
-        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def build(self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None) -> Draw:
         xp = ops.xp
-        pair = None if value is None else xp.stack([value, 1.0 - value], axis=-1)
-        draw = DIRICHLET.build(primitive, ops, key, shape, self._stack(ops, shape, *params), value=pair)
+        pair = None if value is None else self._stack(ops, value, 1.0 - value)
+        draw = DIRICHLET.build(primitive, ops, key, shape, self._stack(ops, *params), value=pair)
         assert draw.logs is not None
         log_x, log_rest = draw.logs[0][..., 0], draw.logs[0][..., 1]
         # Above one half the complement is the precise one; x is kept below 1 by half an epsilon.
@@ -129,24 +121,17 @@ class Beta(Family):
         held = ops.stop_gradient(xp.where(high, xp.clip(1.0 - rest, None, 1.0 - 0.5 * eps), x))
         slope = xp.where(high, -rest, x)
         log_moving = xp.where(high, log_rest, log_x)
-        value_ = held + ops.stop_gradient(slope) * (log_moving - ops.stop_gradient(log_moving))
-        return Draw(
-            value=value_, log_prob=draw.log_prob, score_term=draw.score_term, noise=draw.noise, logs=(log_x, log_rest)
-        )
+        value = held + ops.stop_gradient(slope) * (log_moving - ops.stop_gradient(log_moving))
+        return replace(draw, value=value, logs=(log_x, log_rest))
 
     def log_prob(self, value: Array, *params: Array, logs: tuple[Array, ...] | None = None) -> Array:
         ops = ops_of(value, *params)
         xp = ops.xp
-        log_x, log_rest = (xp.log(value), xp.log1p(-value)) if logs is None else logs
-        params = same_rank(params, self.parameter_event_dims)
-        stacked = xp.stack(list(xp.broadcast_arrays(log_x, log_rest)), axis=-1)
-        a = self._stack(ops, tuple(xp.broadcast_arrays(*params)[0].shape), *params)
-        return DIRICHLET.log_prob(value, a, logs=(stacked,))
+        log_pair = (xp.log(value), xp.log1p(-value)) if logs is None else logs
+        return DIRICHLET.log_prob(value, self._stack(ops, *params), logs=(self._stack(ops, *log_pair),))
 
     def entropy(self, *params: Array) -> Array:
-        ops = ops_of(*params)
-        params = same_rank(params, self.parameter_event_dims)
-        return DIRICHLET.entropy(self._stack(ops, tuple(ops.xp.broadcast_arrays(*params)[0].shape), *params))
+        return DIRICHLET.entropy(self._stack(ops_of(*params), *params))
 
 
 DIRICHLET = Dirichlet()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vi_reparam.backend.ops import Array, Ops, Shape
+from vi_reparam.backend.ops import Array, Held, Ops, Shape
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family, WeakDerivative
@@ -22,9 +22,7 @@ class Bernoulli(Family):
     kinds = _KINDS
     weak_parameters = ("logits",)
 
-    def build(
-        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def build(self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None) -> Draw:
         xp = ops.xp
         logits = xp.broadcast_to(params[0], shape)
         if value is None:
@@ -45,7 +43,7 @@ class Bernoulli(Family):
         return -self.log_prob(p, logits)
 
     def weak_derivatives(
-        self, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
+        self, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None
     ) -> tuple[Array, list[WeakDerivative]]:
         """Exact: p'(logits) (f(1) - f(0))."""
         xp = ops.xp
@@ -64,12 +62,9 @@ class Poisson(Family):
     kinds = _KINDS
     weak_parameters = ("rate",)
 
-    def build(
-        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def build(self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None) -> Draw:
         rate = ops.xp.broadcast_to(params[0], shape)
-        value = ops.poisson(key, rate, shape) if value is None else ops.xp.astype(value, rate.dtype)
-        value = ops.stop_gradient(value)
+        value = ops.stop_gradient(ops.poisson(key, rate, shape) if value is None else ops.xp.astype(value, rate.dtype))
         return Draw(value=value, log_prob=self.log_prob(value, rate))
 
     def log_prob(self, value: Array, *params: Array, logs: tuple[Array, ...] | None = None) -> Array:
@@ -78,7 +73,7 @@ class Poisson(Family):
         return value * ops.xp.log(rate) - rate - ops.gammaln(value + 1.0)
 
     def weak_derivatives(
-        self, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
+        self, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None
     ) -> tuple[Array, list[WeakDerivative]]:
         """In the rate: Poisson + 1 against Poisson, of the same draw."""
         rate = ops.stop_gradient(ops.xp.broadcast_to(params[0], shape))

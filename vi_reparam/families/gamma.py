@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from vi_reparam.backend.ops import Array, Ops, Shape
+from vi_reparam.backend.ops import Array, Held, Ops, Shape
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family, WeakDerivative, same_rank
@@ -41,9 +42,7 @@ class Gamma(Family):
     weak_parameters = ("rate",)
     shape_parameters = ((0, 1.0),)
 
-    def build(
-        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def build(self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None) -> Draw:
         xp, stop = ops.xp, ops.stop_gradient
         a, rate = (xp.broadcast_to(p, shape) for p in params)
         sampler = LogGamma(primitive.boost)
@@ -55,13 +54,8 @@ class Gamma(Family):
         log_value = w + xp.log(a) - xp.log(rate)
         # About the mean for its digits, but not below it: 1 + expm1(w) has none left there.
         natural = stop(xp.where(w > -0.5, a + a * xp.expm1(w), a * xp.exp(w)) / rate)
-        return Draw(
-            value=special.exp_clipped(log_value, natural),
-            log_prob=sampler.log_target(w, a) - log_value if primitive.density else None,
-            score_term=score_term,
-            noise=noise,
-            logs=(log_value,),
-        )
+        log_prob = sampler.log_target(w, a) - log_value if primitive.density else None
+        return Draw(special.exp_clipped(log_value, natural), log_prob, score_term, noise=noise, logs=(log_value,))
 
     def log_prob(self, value: Array, *params: Array, logs: tuple[Array, ...] | None = None) -> Array:
         value, a, rate = self.ranked(value, *params)
@@ -79,13 +73,12 @@ class Gamma(Family):
         return special.stirling(a) + 0.5 * special.LOG_2PI + 0.5 * log_a + (1.0 - a) * psi - ops.xp.log(rate)
 
     def weak_derivatives(
-        self, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
+        self, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None
     ) -> tuple[Array, list[WeakDerivative]]:
         """In the rate: (a / rate) (Gamma(a, rate) - Gamma(a + 1, rate)), coupled by adding Exp(rate)."""
         a, rate = (ops.stop_gradient(ops.xp.broadcast_to(p, shape)) for p in params)
         draw_key, exp_key = ops.split(key, 2)
-        z = self.build(Constant(), ops, draw_key, shape, a, rate, value=value).value
-        z = ops.stop_gradient(z)
+        z = ops.stop_gradient(self.build(Constant(), ops, draw_key, shape, a, rate, value=value).value)
         more = z - ops.xp.log(ops.uniform(exp_key, shape, z.dtype)) / rate
         return z, [WeakDerivative(1, a / rate, z, more)]
 
@@ -99,20 +92,13 @@ class InverseGamma(Family):
     kinds = GAMMA_KINDS
     shape_parameters = ((0, 1.0),)
 
-    def build(
-        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
-        given = None if value is None else 1.0 / value
-        draw = GAMMA.build(primitive, ops, key, shape, *params, value=given)
+    def build(self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None) -> Draw:
+        draw = GAMMA.build(primitive, ops, key, shape, *params, value=None if value is None else 1.0 / value)
         assert draw.logs is not None
         log_value = -draw.logs[0]
-        return Draw(
-            value=special.exp_clipped(log_value, ops.stop_gradient(1.0 / draw.value)),
-            log_prob=draw.log_prob - 2.0 * log_value if primitive.density else None,
-            score_term=draw.score_term,
-            noise=draw.noise,
-            logs=(log_value,),
-        )
+        moved = special.exp_clipped(log_value, ops.stop_gradient(1.0 / draw.value))
+        log_prob = draw.log_prob - 2.0 * log_value if primitive.density else None
+        return replace(draw, value=moved, log_prob=log_prob, logs=(log_value,))
 
     def log_prob(self, value: Array, *params: Array, logs: tuple[Array, ...] | None = None) -> Array:
         log_value = ops_of(value).xp.log(value) if logs is None else logs[0]
@@ -121,8 +107,7 @@ class InverseGamma(Family):
     def entropy(self, *params: Array) -> Array:
         a, rate = same_rank(params, self.parameter_event_dims)
         ops = ops_of(a, rate)
-        mean_log = ops.xp.log(rate) - ops.digamma(a)
-        return GAMMA.entropy(a, rate) + 2.0 * mean_log
+        return GAMMA.entropy(a, rate) + 2.0 * (ops.xp.log(rate) - ops.digamma(a))  # twice the mean logarithm
 
 
 class Chi2(Family):
@@ -138,9 +123,7 @@ class Chi2(Family):
     def _gamma(df: Array) -> tuple[Array, Array]:
         return 0.5 * df, 0.0 * ops_of(df).stop_gradient(df) + 0.5
 
-    def build(
-        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def build(self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None) -> Draw:
         return GAMMA.build(primitive, ops, key, shape, *self._gamma(params[0]), value=value)
 
     def log_prob(self, value: Array, *params: Array, logs: tuple[Array, ...] | None = None) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vi_reparam.backend.ops import Array, Ops, Shape
+from vi_reparam.backend.ops import Array, Held, Ops, Shape
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family, WeakDerivative, same_rank
@@ -21,9 +21,7 @@ class Normal(Family):
     kinds = frozenset({"pathwise", "score_function", "measure_valued"})
     weak_parameters = ("loc", "scale")
 
-    def build(
-        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def build(self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None) -> Draw:
         loc, scale = (ops.xp.broadcast_to(p, shape) for p in params)
         eps = ops.normal(key, shape, loc.dtype) if value is None else ops.stop_gradient((value - loc) / scale)
         log_prob = -0.5 * eps * eps - ops.xp.log(scale) - 0.5 * special.LOG_2PI
@@ -39,7 +37,7 @@ class Normal(Family):
         return 0.0 * loc + ops_of(loc, scale).xp.log(scale) + 0.5 * (special.LOG_2PI + 1.0)
 
     def weak_derivatives(
-        self, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
+        self, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None
     ) -> tuple[Array, list[WeakDerivative]]:
         """Mohamed et al. (2020), table 1: loc by two Weibulls, scale by a double-sided Maxwell.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from vi_reparam.backend.ops import Array, Ops, Shape
+from vi_reparam.backend.ops import Array, Held, Ops, Shape
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.errors import ArgumentError
@@ -49,9 +49,7 @@ class SamplerFamily(Family):
         self.event_dim = sampler.event_dim
         self.kinds = frozenset({"rejection", "score_function"} | ({"implicit"} if sampler.has_implicit else set()))
 
-    def build(
-        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def build(self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None) -> Draw:
         params = tuple(ops.xp.broadcast_to(p, shape) for p in params)
         drawn, score_term, noise = primitive(ops, key, self.sampler, shape, *params, value=value)
         log_prob = self.sampler.log_target(drawn, *params)

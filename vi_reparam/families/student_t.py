@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vi_reparam.backend.ops import Array, Ops, Shape
+from vi_reparam.backend.ops import Array, Held, Ops, Shape
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family
@@ -20,9 +20,13 @@ def _log_density(ops: Ops, log_t: Array, df: Array) -> Array:
     """Log density of the standard t at exp(log_t), precise for any df and any |t|."""
     xp = ops.xp
     ratio = 2.0 * log_t - xp.log(df)
-    low = ratio < 0.0
-    tail = xp.where(low, 0.0 * ratio, ratio) + xp.log1p(xp.exp(-xp.abs(ratio)))
-    return special.gammaln_half_step(0.5 * df) - 0.5 * (xp.log(df) + _LOG_PI) - 0.5 * (df + 1.0) * tail
+    tail = xp.where(ratio < 0.0, 0.0 * ratio, ratio) + xp.log1p(xp.exp(-xp.abs(ratio)))
+    return _by_tail(ops, tail, df)
+
+
+def _by_tail(ops: Ops, tail: Array, df: Array) -> Array:
+    """Log density of the standard t by log(1 + t^2 / df)."""
+    return special.gammaln_half_step(0.5 * df) - 0.5 * (ops.xp.log(df) + _LOG_PI) - 0.5 * (df + 1.0) * tail
 
 
 class StudentT(Family):
@@ -34,9 +38,7 @@ class StudentT(Family):
     kinds = GAMMA_KINDS
     shape_parameters = ((0, 0.5),)
 
-    def build(
-        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def build(self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None) -> Draw:
         xp, stop = ops.xp, ops.stop_gradient
         df, loc, scale = (xp.broadcast_to(p, shape) for p in params)
         normal_key, gamma_key = ops.split(key, 2)
@@ -51,13 +53,8 @@ class StudentT(Family):
         w, score_term, noise = primitive(ops, gamma_key, LogGamma(primitive.boost), shape, a, value=given)
         log_t = xp.log(xp.abs(eps)) - 0.5 * w
         t = special.exp_clipped(log_t) * xp.where(eps < 0.0, -1.0, 1.0)
-        return Draw(
-            value=loc + scale * t,
-            log_prob=_log_density(ops, log_t, df) - xp.log(scale),
-            score_term=score_term,
-            noise=noise,
-            logs=(log_t,),
-        )
+        log_prob = _log_density(ops, log_t, df) - xp.log(scale)
+        return Draw(loc + scale * t, log_prob, score_term, noise=noise, logs=(log_t,))
 
     @staticmethod
     def _ratio_given(ops: Ops, key: Any, t: Array, df: Array) -> Array:
@@ -78,10 +75,7 @@ class StudentT(Family):
             slope = xp.where(t < 0.0, size, -size) * (df + 1.0) / (df + size * size)
             moving = ops.stop_gradient(slope) * (t - ops.stop_gradient(t))
             return _log_density(ops, ops.stop_gradient(logs[0]), df) - xp.log(scale) + moving
-        tail = xp.log1p(t * t / df)
-        return (
-            special.gammaln_half_step(0.5 * df) - 0.5 * (xp.log(df) + _LOG_PI) - 0.5 * (df + 1.0) * tail - xp.log(scale)
-        )
+        return _by_tail(ops, xp.log1p(t * t / df), df) - xp.log(scale)
 
 
 STUDENT_T = StudentT()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vi_reparam.backend.ops import Array, Ops, Shape
+from vi_reparam.backend.ops import Array, Held, Ops, Shape
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family, same_rank
@@ -15,11 +15,11 @@ from vi_reparam.samplers.truncated_normal import TruncatedNormalOffset
 _SAMPLER = TruncatedNormalOffset()
 
 
-def _standardize(ops: Ops, loc: Array, scale: Array, edge: Array) -> Array:
+def _standardize(ops: Ops, loc: Array, scale: Array, *edges: Array) -> list[Array]:
     """(edge - loc) / scale; an infinite edge stays, without a gradient."""
-    xp = ops.xp
-    finite = xp.isfinite(edge)
-    return xp.where(finite, (xp.where(finite, edge, ops.stop_gradient(loc)) - loc) / scale, ops.stop_gradient(edge))
+    where, stop = ops.xp.where, ops.stop_gradient
+    finite = [(edge, ops.xp.isfinite(edge)) for edge in edges]
+    return [where(inside, (where(inside, edge, stop(loc)) - loc) / scale, stop(edge)) for edge, inside in finite]
 
 
 def _anchor(ops: Ops, loc: Array, low: Array, high: Array) -> Array:
@@ -40,23 +40,17 @@ class TruncatedNormal(Family):
     kinds = frozenset({"implicit", "rejection", "score_function"})
     edge_parameters = (2, 3)
 
-    def build(
-        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def build(self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None) -> Draw:
         xp, stop = ops.xp, ops.stop_gradient
         loc, scale, low, high = (xp.broadcast_to(p, shape) for p in params)
-        edges = _standardize(ops, loc, scale, low), _standardize(ops, loc, scale, high)
+        edges = _standardize(ops, loc, scale, low, high)
         anchor = _anchor(ops, loc, low, high)
         given = None if value is None else stop((value - anchor) / scale)
         offset, score_term, noise = primitive(ops, key, _SAMPLER, shape, *edges, value=given)
         moving = anchor + scale * offset
         held = stop(xp.minimum(xp.maximum(moving, low), high))
-        return Draw(
-            value=held + (moving - stop(moving)),
-            log_prob=_SAMPLER.log_target(offset, *edges) - xp.log(scale),
-            score_term=score_term,
-            noise=noise,
-        )
+        log_prob = _SAMPLER.log_target(offset, *edges) - xp.log(scale)
+        return Draw(held + (moving - stop(moving)), log_prob, score_term, noise=noise)
 
     def log_prob(self, value: Array, *params: Array, logs: tuple[Array, ...] | None = None) -> Array:
         ops = ops_of(value, *params)
@@ -65,15 +59,14 @@ class TruncatedNormal(Family):
         inside = (value >= low) & (value <= high)
         anchor = _anchor(ops, loc, low, high)
         offset = xp.where(inside, (value - anchor) / scale, 0.0 * scale)
-        edges = _standardize(ops, loc, scale, low), _standardize(ops, loc, scale, high)
-        log_prob = _SAMPLER.log_target(offset, *edges) - xp.log(scale)
+        log_prob = _SAMPLER.log_target(offset, *_standardize(ops, loc, scale, low, high)) - xp.log(scale)
         return xp.where(inside, log_prob, 0.0 * loc - float("inf"))
 
     def entropy(self, *params: Array) -> Array:
         ops = ops_of(*params)
         xp = ops.xp
         loc, scale, low, high = xp.broadcast_arrays(*same_rank(params, self.parameter_event_dims))
-        interval = _SAMPLER.interval(_standardize(ops, loc, scale, low), _standardize(ops, loc, scale, high))
+        interval = _SAMPLER.interval(*_standardize(ops, loc, scale, low, high))
         ahead = mills.moments(interval.c, interval.ahead)
         behind = mills.moments(0.0 * interval.c, interval.behind)
         total = ahead[0] + behind[0]

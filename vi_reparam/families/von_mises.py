@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from vi_reparam.backend.ops import Array, Ops, Shape
-from vi_reparam.backend.registry import ops_of
+from vi_reparam.backend.ops import Array, Held, Ops, Shape
 from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family, same_rank
-from vi_reparam.numerics import bessel, special
+from vi_reparam.numerics import bessel
 from vi_reparam.samplers.primitive import Primitive
 from vi_reparam.samplers.von_mises import VonMisesDeviation
 
@@ -37,23 +36,15 @@ class VonMises(Family):
     parameter_event_dims = (0, 0)
     kinds = frozenset({"implicit", "rejection", "score_function"})
 
-    def build(
-        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def build(self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None) -> Draw:
         loc, kappa = (ops.xp.broadcast_to(p, shape) for p in params)
         given = None if value is None else _wrap(ops, ops.stop_gradient(value - loc))
         deviation, score_term, noise = primitive(ops, key, _SAMPLER, shape, kappa, value=given)
-        return Draw(
-            value=_wrap(ops, loc + deviation),
-            log_prob=_SAMPLER.log_target(deviation, kappa),
-            score_term=score_term,
-            noise=noise,
-        )
+        return Draw(_wrap(ops, loc + deviation), _SAMPLER.log_target(deviation, kappa), score_term, noise=noise)
 
     def log_prob(self, value: Array, *params: Array, logs: tuple[Array, ...] | None = None) -> Array:
         value, loc, kappa = self.ranked(value, *params)
-        square = ops_of(value, loc, kappa).xp.sin(0.5 * (value - loc)) ** 2
-        return -2.0 * kappa * square - special.LOG_2PI - bessel.log_i0e(kappa)
+        return _SAMPLER.log_target(value - loc, kappa)
 
     def entropy(self, *params: Array) -> Array:
         loc, kappa = same_rank(params, self.parameter_event_dims)

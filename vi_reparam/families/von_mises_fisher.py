@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from vi_reparam.backend.ops import Array, Ops, Shape
+from vi_reparam.backend.ops import Array, Held, Ops, Shape
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.draw import Draw
 from vi_reparam.families.base import Family, broadcast_shapes
@@ -28,8 +28,7 @@ def _reflect(ops: Ops, direction: Array, x: Array) -> Array:
     """
     xp = ops.xp
     first = direction[..., :1]
-    sign = xp.where(first < 0.0, 0.0 * first - 1.0, 0.0 * first + 1.0)
-    sign = ops.stop_gradient(sign)
+    sign = ops.stop_gradient(xp.where(first < 0.0, 0.0 * first - 1.0, 0.0 * first + 1.0))
     zero = 0.0 * ops.stop_gradient(direction)
     normal = sign * direction + xp.concat([zero[..., :1] + 1.0, zero[..., 1:]], axis=-1)
     scale = 2.0 * xp.sum(normal * x, axis=-1, keepdims=True) / xp.sum(normal * normal, axis=-1, keepdims=True)
@@ -48,9 +47,7 @@ class VonMisesFisher(Family):
     event_dim = 1
     kinds = frozenset({"implicit", "rejection", "score_function"})
 
-    def build(
-        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def build(self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None) -> Draw:
         xp, stop = ops.xp, ops.stop_gradient
         dim = params[0].shape[-1]
         sampler = PolarLogit(dim)
@@ -70,12 +67,8 @@ class VonMisesFisher(Family):
         cosine, sine = 1.0 - 2.0 * square, 2.0 * xp.exp(-0.5 * xp.abs(ell)) / (1.0 + xp.exp(-xp.abs(ell)))
         tangent = stop(tangent / xp.sqrt(xp.sum(tangent * tangent, axis=-1, keepdims=True)))
         local = xp.concat([cosine[..., None], sine[..., None] * tangent], axis=-1)
-        return Draw(
-            value=_reflect(ops, direction, local),
-            log_prob=-2.0 * kappa * square - sampler.log_normalizer(kappa) - _log_area(dim),
-            score_term=score_term,
-            noise=noise,
-        )
+        log_prob = -2.0 * kappa * square - sampler.log_normalizer(kappa) - _log_area(dim)
+        return Draw(_reflect(ops, direction, local), log_prob, score_term, noise=noise)
 
     def log_prob(self, value: Array, *params: Array, logs: tuple[Array, ...] | None = None) -> Array:
         value, direction, kappa = self.ranked(value, *params)

@@ -38,26 +38,19 @@ def gaussian(
         noise: standard normal, shape ``[D]``.
         gradient: ``"path"`` or ``"reparameterization"``.
     """
-    return affine(ops, base, params, frame, *widen(ops, noise, tail), gradient=gradient)
+    return affine(ops, base, params, frame, widen(ops, noise, tail), gradient=gradient)
 
 
 def affine(
-    ops: Ops,
-    base: Base,
-    params: Params,
-    frame: Preconditioner,
-    x: Array,
-    log_density: Array,
-    slope: Array,
-    *,
-    gradient: str,
+    ops: Ops, base: Base, params: Params, frame: Preconditioner, drawn: tuple[Array, Array, Array], *, gradient: str
 ) -> tuple[Array, Array]:
     """A draw moved and stretched by a base and a frame, and its log q, of shapes ``[D]`` and ``[]``.
 
     Args:
-        x: the standard draw, shape ``[D]``; `log_density`: its own; `slope`: of that in `x`.
+        drawn: the standard draw, its own log density and the slope of that in the draw, as `tails.widen` has them.
         gradient: ``"path"`` or ``"reparameterization"``.
     """
+    x, log_density, slope = drawn
     y = base.to_latent(ops, params, x)
     if gradient == "reparameterization":
         return frame.place(y), log_density - base.log_det(ops, params) - frame.log_det(ops)

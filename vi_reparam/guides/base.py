@@ -33,10 +33,9 @@ class GuideFamily(abc.ABC):
         """As one would write it: options at their defaults are left out."""
         shown = []
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
             made = field.default_factory
             default = field.default if made is dataclasses.MISSING else made()
-            if value != default:
+            if (value := getattr(self, field.name)) != default:
                 shown.append(f"{field.name}={value!r}")
         return f"{type(self).__name__}({', '.join(shown)})"
 

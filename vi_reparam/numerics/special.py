@@ -130,9 +130,8 @@ def exp_clipped(log_value: Array, value: Array | None = None) -> Array:
     largest = math.log(float(info.max)) - 1e-3
     smallest = math.log(float(info.smallest_normal))
     inside = (log_value > smallest) & (log_value < largest)
-    raw = ops.stop_gradient(xp.exp(xp.clip(log_value, smallest, largest)) if value is None else value)
-    edge = ops.stop_gradient(xp.exp(xp.clip(log_value, smallest, largest)))
-    raw = xp.where(inside, raw, edge)
+    raw = ops.stop_gradient(xp.exp(xp.clip(log_value, smallest, largest)))
+    raw = raw if value is None else xp.where(inside, ops.stop_gradient(value), raw)
     raw = xp.where(raw < float(info.smallest_normal), 0.0 * raw + float(info.smallest_normal), raw)
     return raw * (1.0 + (log_value - ops.stop_gradient(log_value)))
 

@@ -66,7 +66,7 @@ class StudentTGuide(JointGuide):
         def draw(own: Array, row: Array | None) -> Vector:
             chi_squared = ops.xp.sum(own[size:] ** 2)
             t = own[:size] * ops.xp.sqrt(df / chi_squared)
-            made = path.affine(ops, Full(), params, frame, t, *standard(ops, t, df), gradient=gradient)
+            made = path.affine(ops, Full(), params, frame, (t, *standard(ops, t, df)), gradient=gradient)
             return Vector(*made, frozen=self.family.gradient == "path")
 
         return self.vector(layout, noise, draw, features)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from typing import Any
 
-from vi_reparam.backend.ops import Array, Ops, Shape
+from vi_reparam.backend.ops import Array, Held, Ops, Shape
 from vi_reparam.samplers.base import RejectionSampler, accepted_noise
 from vi_reparam.samplers.gamma import LogGamma
 
@@ -23,7 +23,7 @@ class Primitive(abc.ABC):
 
     @abc.abstractmethod
     def __call__(
-        self, ops: Ops, key: Any, sampler: RejectionSampler, shape: Shape, *params: Array, value: Array | None = None
+        self, ops: Ops, key: Any, sampler: RejectionSampler, shape: Shape, *params: Array, value: Held = None
     ) -> tuple[Array, Array | None, Any]:
         """A value of the sampler (`value` itself if given), its score term or None, its noise."""
 
@@ -43,7 +43,7 @@ class Constant(Primitive):
     """No gradient at all."""
 
     def __call__(
-        self, ops: Ops, key: Any, sampler: RejectionSampler, shape: Shape, *params: Array, value: Array | None = None
+        self, ops: Ops, key: Any, sampler: RejectionSampler, shape: Shape, *params: Array, value: Held = None
     ) -> tuple[Array, Array | None, Any]:
         value, noise = _constant(ops, key, sampler, shape, value, *params)
         return value, None, noise
@@ -56,7 +56,7 @@ class ImplicitGradient(Primitive):
         self.density = density
 
     def __call__(
-        self, ops: Ops, key: Any, sampler: RejectionSampler, shape: Shape, *params: Array, value: Array | None = None
+        self, ops: Ops, key: Any, sampler: RejectionSampler, shape: Shape, *params: Array, value: Held = None
     ) -> tuple[Array, Array | None, Any]:
         value, noise = _constant(ops, key, sampler, shape, value, *params)
         params = tuple(ops.xp.broadcast_to(p, shape) for p in params)
@@ -70,7 +70,7 @@ class AcceptedNoise(Primitive):
         self.boost = boost
 
     def __call__(
-        self, ops: Ops, key: Any, sampler: RejectionSampler, shape: Shape, *params: Array, value: Array | None = None
+        self, ops: Ops, key: Any, sampler: RejectionSampler, shape: Shape, *params: Array, value: Held = None
     ) -> tuple[Array, Array | None, Any]:
         params = tuple(ops.xp.broadcast_to(p, shape) for p in params)
         if value is None:

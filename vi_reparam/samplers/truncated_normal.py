@@ -108,8 +108,7 @@ class TruncatedNormalOffset(RejectionSampler):
         tilt, mass = self._exponential(interval)
         rate = interval.c + tilt
         outer = xp.log(rate) - rate * t - xp.log(mass)
-        behind, ahead = self._logistic(interval)
-        inner = -2.0 * self._log_cosh(ops, t / _ROOT) - xp.log(_ROOT * (behind + ahead))
+        inner = -2.0 * self._log_cosh(ops, t / _ROOT) - xp.log(_ROOT * sum(self._logistic(interval)))
         return xp.where(interval.tail, outer, inner)
 
     def log_normalizer(self, interval: Interval) -> Array:
@@ -128,8 +127,7 @@ class TruncatedNormalOffset(RejectionSampler):
         xp = ops_of(interval.c).xp
         tilt, mass = self._exponential(interval)
         outer = 0.5 * tilt * tilt + xp.log(mass) - xp.log(interval.c + tilt)
-        behind, ahead = self._logistic(interval)
-        inner = xp.log(_ROOT * (behind + ahead))
+        inner = xp.log(_ROOT * sum(self._logistic(interval)))
         return xp.where(interval.tail, outer, inner) - self.log_normalizer(interval)
 
     def log_accept(self, noise: Array, *params: Array) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -173,11 +174,9 @@ def draw(
     own = base if component is None else spec.component(ops, base, component)
     held = {name: stop(value) for name, value in own.items()}
     lambdas = grid if sampling else grid[:-1]
-    from_x, from_r, from_target = networks.coefficients(family.parameterization, family.schedule, lambdas)
+    factors = networks.coefficients(family.parameterization, family.schedule, lambdas)
     rows = {
-        "x": xp.asarray(from_x, dtype=dtype),
-        "r": xp.asarray(from_r, dtype=dtype),
-        "target": xp.asarray(from_target, dtype=dtype),
+        **{name: xp.asarray(by, dtype=dtype) for name, by in zip(("x", "r", "target"), factors, strict=True)},
         "live": residual.rows(lambdas, dtype, frozen=False),
         "frozen": residual.rows(lambdas, dtype, frozen=True) if family.gradient == "path" else (),
     }
@@ -214,28 +213,16 @@ def draw(
         mine = row["own"]
         r, gate = residual.at(x, mine["frozen" if frozen else "live"], frozen=frozen)
         data = mine["x"] * x + mine["r"] * r
-        if given is None or gate is None:
-            return data
-        return data + lift(ops, gate, x.ndim) * given
+        return data if given is None or gate is None else data + lift(ops, gate, x.ndim) * given
 
     if sampling and steps is not None:
-        end = sample(
-            ops,
-            lambda x, row: predict(x, row, shared(x, row), False),
-            family.schedule.total(grid[0]) * start,
-            noise,
-            adams=steps.solver,
-            tau=steps.tau,
-            **process,
-        )
+        first = family.schedule.total(grid[0]) * start
+        process |= {"adams": steps.solver, "tau": steps.tau}
+        end = sample(ops, lambda x, row: predict(x, row, shared(x, row), False), first, noise, **process)
         z, _ = end_at(own, end / family.schedule.total(grid[-1]), bend)
         return Latent(z, xp.sum(0.0 * z, axis=-1) + math.nan)
 
-    drifts = Drifts(
-        live=lambda x, row, given: predict(x, row, given, False),
-        frozen=lambda x, row, given: predict(x, row, given, True),
-        shared=shared,
-    )
+    drifts = Drifts(partial(predict, frozen=False), partial(predict, frozen=True), shared)
     sd = deviations(ops, family, start.shape[-1], dtype, log_ratio)
     kernels = {"adams": family.solver, "tau": family.tau, "gradient": family.gradient, "checkpoint": family.checkpoint}
     path = simulate(ops, drifts, start, noise, sd, **process, **kernels)

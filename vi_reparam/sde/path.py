@@ -121,27 +121,19 @@ def simulate(
     def body(state: Any, row: Any) -> Any:
         x, history, log_q = state
         shared = drifts.shared(x, row["row"])
-        live = in_form(adams.form, x, drifts.live(x, row["row"], shared), row["row"])
-        wide = lift(ops, row["sd"], x.ndim)
+        live = frozen = in_form(adams.form, x, drifts.live(x, row["row"], shared), row["row"])
         if gradient == "path":
             frozen = in_form(adams.form, x, drifts.frozen(x, row["row"], shared), row["row"])
-            history = ((live, frozen), *history)
-            new = mean(x, history, row, 0) + wide * row["noise"]
-            fixed = stop(wide)
-            scaled = (new - mean(x, history, row, 1)) / fixed
-            log_sd = xp.log(fixed)
-        else:
-            history = ((live, live), *history)
-            middle = mean(x, history, row, 0)
-            new = middle + wide * row["noise"]
-            if gradient == "log_variance":
-                new = stop(new)
-                scaled = (new - middle) / wide
-            else:
-                scaled = row["noise"]
-            log_sd = xp.log(wide)
+        history = ((live, frozen), *history)
+        middle, wide = mean(x, history, row, 0), lift(ops, row["sd"], x.ndim)
+        new = middle + wide * row["noise"]
+        if gradient == "path":
+            middle, wide = mean(x, history, row, 1), stop(wide)
+        elif gradient == "log_variance":
+            new = stop(new)
+        scaled = row["noise"] if gradient == "reparameterization" else (new - middle) / wide
         behind = (x - row["back"] * new) / row["back_sd"]
-        log_q = log_q + xp.sum(0.5 * behind * behind - 0.5 * scaled * scaled - log_sd, axis=-1)
+        log_q = log_q + xp.sum(0.5 * behind * behind - 0.5 * scaled * scaled - xp.log(wide), axis=-1)
         return (new, history[: adams.order - 1], log_q), row["keep"]
 
     log_q = constant - 0.5 * xp.sum(start * start, axis=-1)

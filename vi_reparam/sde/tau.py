@@ -48,9 +48,7 @@ class Window(Tau):
     high: float = 3.0
 
     def __post_init__(self) -> None:
-        _check(self, self.tau)
-        if not self.low < self.high:
-            raise ArgumentError(f"{self!r}: expected low < high")
+        _check(self, self.tau, low=self.low, high=self.high)
 
     def at(self, low: float, high: float) -> float:
         return self.tau if self.low <= 0.5 * (low + high) <= self.high else 0.0
@@ -70,10 +68,7 @@ class Ramp(Tau):
     high: float = 4.0
 
     def __post_init__(self) -> None:
-        _check(self, self.first)
-        _check(self, self.last)
-        if not self.low < self.high:
-            raise ArgumentError(f"{self!r}: expected low < high")
+        _check(self, self.first, self.last, low=self.low, high=self.high)
 
     def at(self, low: float, high: float) -> float:
         part = (0.5 * (low + high) - self.low) / (self.high - self.low)
@@ -93,6 +88,8 @@ def as_tau(value: Any) -> Tau:
     raise ArgumentError(f"tau={value!r}: expected a number of at least 0 or a schedule such as Window(1.0, -2.0, 3.0)")
 
 
-def _check(owner: Tau, value: float) -> None:
-    if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0.0):
+def _check(owner: Tau, *values: float, low: float = 0.0, high: float = 1.0) -> None:
+    if not all(isinstance(value, int | float) and math.isfinite(value) and value >= 0.0 for value in values):
         raise ArgumentError(f"{owner!r}: expected a finite tau of at least 0")
+    if not low < high:
+        raise ArgumentError(f"{owner!r}: expected low < high")

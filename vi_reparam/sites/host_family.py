@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vi_reparam.backend.host import Reader
-from vi_reparam.backend.ops import Array, Ops, Shape
+from vi_reparam.backend.ops import Array, Held, Ops, Shape
 from vi_reparam.draw import Draw
 from vi_reparam.errors import GradientError, SiteError
 from vi_reparam.estimators import Estimator
@@ -37,9 +37,7 @@ class HostFamily(Family):
         differentiable = distribution.has_rsample and not is_discrete(distribution)
         self.kinds = frozenset({"score_function"} | ({"pathwise"} if differentiable else set()))  # type: ignore[misc]
 
-    def build(
-        self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Array | None = None
-    ) -> Draw:
+    def build(self, primitive: Primitive, ops: Ops, key: Any, shape: Shape, *params: Array, value: Held = None) -> Draw:
         shape_type = type(self.distribution.batch_shape)  # torch has its own, which some distributions insist on
         lanes = self.distribution.expand(shape_type(shape))
         value = self.reader.draw(lanes, key) if value is None else ops.stop_gradient(value)
