@@ -15,7 +15,6 @@ from vi_reparam.errors import ArgumentError, first_line
 from vi_reparam.posterior.codec import Codec
 
 if TYPE_CHECKING:
-    from vi_reparam.backend.backend import Backend
     from vi_reparam.posterior.posterior import Posterior
 
 P = TypeVar("P", bound="Posterior")

@@ -159,7 +159,8 @@ class Program:
         raise RuntimeError("a step that was not finite did not come again")  # noise follows from the key: it must
 
     def params(self, state: State) -> dict[str, Array]:
-        return state.params.values()
+        # Detached: a value of Pyro's keeps a weak reference to its leaf, which cannot be pickled.
+        return {name: value.detach() for name, value in state.params.values().items()}
 
     def moments(self, state: State) -> tuple[State, np.ndarray, np.ndarray]:
         assert state.sums is not None

@@ -164,6 +164,7 @@ class using(Messenger):  # noqa: N801  (handlers are lower case in Pyro)
                     init.data = value.detach()
                 value = init
         elif not hasattr(value, "unconstrained"):
+            value = value.view_as(value)  # the one given stays as it is: a weak reference cannot be pickled
             value.unconstrained = weakref.ref(value)
         msg["value"] = value
         msg["done"] = True
