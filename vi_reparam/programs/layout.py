@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.ops import Array
@@ -121,7 +122,7 @@ class Layout:
         for part in self.parts:
             axis = _axis(part.site, self.plate)
             value = ops.asarray(values[part.site.name])
-            rows[part.site.name] = ops.xp.expand_dims(ops.xp.moveaxis(value, axis, 0), axis=axis + 1)
+            rows[part.site.name] = ops.xp.expand_dims(_moved(ops.xp, value, axis, 0), axis=axis + 1)
         try:
             return ops.vmap(self.pack)(rows)
         except NOT_AT_ONCE:  # a bijection that has no such rule
@@ -134,9 +135,15 @@ class Layout:
         axes = {part.site.name: _axis(part.site, self.plate) for part in self.parts}
 
         def restored(x: Array, axis: int) -> Array:
-            return xp.moveaxis(xp.squeeze(x, axis=axis + 1), 0, axis)
+            return _moved(xp, xp.squeeze(x, axis=axis + 1), 0, axis)
 
         return {n: (restored(value, axes[n]), restored(log_det, axes[n])) for n, (value, log_det) in found.items()}
+
+
+def _moved(xp: Any, x: Array, source: int, target: int) -> Array:
+    axes = list(range(x.ndim))
+    axes.insert(target, axes.pop(source))
+    return xp.permute_dims(x, tuple(axes))  # moveaxis has no rule for vmap in torch
 
 
 def _axis(site: Site, plate: Plate) -> int:
