@@ -104,8 +104,9 @@ def first_parameters(
     store, known = pyro.get_param_store(), known or {}
     noted = _Noted(known)
     with store.scope(), keyed(key), torch.no_grad(), noted:
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        poutine.replay(model, trace=guide_trace)(*args, **kwargs)
+        with poutine.trace() as tracing:  # called as a function, it would add shapes to a refusal
+            guide(*args, **kwargs)
+        poutine.replay(model, trace=tracing.get_trace())(*args, **kwargs)
         made = {**dict.fromkeys(noted.constraints), **dict(store.named_parameters())}
         limits = {full: store._constraints.get(full, noted.constraints.get(full)) for full in made}
     free: dict[str, Array] = {}
