@@ -23,6 +23,11 @@ def _is_double(ops: Any, x: Array) -> bool:
     return ops.xp.finfo(x.dtype).eps < 1e-10
 
 
+def _apart(xp: Any, first: Array, x: Array, other: float, rest: float) -> tuple[Array, Array]:
+    """x where `first` holds, else `other`; and x where it does not, else `rest`: no NaN gradient from either side."""
+    return xp.where(first, x, 0.0 * x + other), xp.where(first, 0.0 * x + rest, x)
+
+
 def horner(x: Array, coefficients: list[float]) -> Array:
     """SUM_k c_k x^k."""
     total = coefficients[-1] + 0.0 * x
@@ -49,8 +54,7 @@ def expm1_minus(x: Array) -> Array:
     if wide is not None:
         return xp.astype(xp.expm1(wide) - wide, x.dtype)
     small = xp.abs(x) < 0.5
-    near = xp.where(small, x, 0.0 * x)
-    far = xp.where(small, 0.0 * x + 1.0, x)
+    near, far = _apart(xp, small, x, 0.0, 1.0)
     terms = 16 if _is_double(ops, x) else 9
     series = near * near * horner(near, [1.0 / math.factorial(k) for k in range(2, terms)])
     return xp.where(small, series, xp.expm1(far) - far)
@@ -64,8 +68,7 @@ def minus_log1p(t: Array) -> Array:
     if wide is not None:
         return xp.astype(wide - xp.log1p(wide), t.dtype)
     small = xp.abs(t) < 0.3
-    near = xp.where(small, t, 0.0 * t)
-    far = xp.where(small, 0.0 * t + 1.0, t)
+    near, far = _apart(xp, small, t, 0.0, 1.0)
     r = near / (2.0 + near)
     terms = 11 if _is_double(ops, t) else 5
     series = near * r - 2.0 * r**3 * horner(r * r, [1.0 / (2 * k + 3) for k in range(terms)])
@@ -77,8 +80,7 @@ def log1p_remainder(x: Array) -> Array:
     ops = ops_of(x)
     xp = ops.xp
     small = xp.abs(x) < 0.2
-    near = xp.where(small, x, 0.0 * x)
-    far = xp.where(small, 0.0 * x + 1.0, x)
+    near, far = _apart(xp, small, x, 0.0, 1.0)
     terms = 26 if _is_double(ops, x) else 13
     series = near**4 * horner(near, [-3.0 * (-1.0) ** k / k for k in range(4, terms)])
     return xp.where(small, series, 3.0 * xp.log1p(far) - 3.0 * far + 1.5 * far * far - far**3)
@@ -93,8 +95,7 @@ def stirling(a: Array) -> Array:
     ops = ops_of(a)
     xp = ops.xp
     large = a > 8.0
-    far = xp.where(large, a, 0.0 * a + 8.0)
-    near = xp.where(large, 0.0 * a + 8.0, a)
+    far, near = _apart(xp, large, a, 8.0, 8.0)
     series = horner(1.0 / (far * far), _STIRLING) / far
     direct = ops.gammaln(near) - (near - 0.5) * xp.log(near) + near - 0.5 * LOG_2PI
     return xp.where(large, series, direct)
@@ -105,8 +106,7 @@ def digamma_minus_log(a: Array) -> Array:
     ops = ops_of(a)
     xp = ops.xp
     large = a > 8.0
-    far = xp.where(large, a, 0.0 * a + 8.0)
-    near = xp.where(large, 0.0 * a + 8.0, a)
+    far, near = _apart(xp, large, a, 8.0, 8.0)
     square = 1.0 / (far * far)
     return xp.where(large, -0.5 / far + square * horner(square, _DIGAMMA), ops.digamma(near) - xp.log(near))
 
