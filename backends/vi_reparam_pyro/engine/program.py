@@ -12,7 +12,6 @@ import torch
 
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import Task
-from vi_reparam.errors import ArgumentError
 from vi_reparam.objectives.run import Runner
 from vi_reparam_pyro.engine.arguments import to_numpy
 from vi_reparam_pyro.engine.gradient import PROGRAM_KEY, Gradient, salt
@@ -37,8 +36,6 @@ class State:
     """
 
     def __init__(self, params: Parameters, make: Maker, key: int) -> None:
-        if not params.free:
-            raise ArgumentError("there is nothing to fit: neither model nor guide has a parameter")
         self.params, self.key = params, key
         self.optimizer, self.schedule = make(params.free)
         self.averages: dict[str, Any] = {}
