@@ -5,14 +5,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from vi_reparam.backend.ops import Args, Array, Key, Kwargs
+from vi_reparam.errors import ArgumentError
 
 T = TypeVar("T")
+
+
+def without_value(missing: Iterable[str], given: Iterable[str]) -> ArgumentError:
+    """The refusal of a run that lacks parameters, of whose names others are given."""
+    names, known = ", ".join(sorted(missing)), sorted(given)
+    text = f"no value for the parameters {names}; pass the params of this model's own fit, whose parameters are {known}"
+    return ArgumentError(text)
 
 
 class PlateInfo(NamedTuple):

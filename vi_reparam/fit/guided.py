@@ -132,11 +132,8 @@ class Guided:
         module, path = getattr(self, "__module__", None), getattr(self, "__qualname__", None)
         if module and path and _named(module, path) is self:
             return _named, (module, path)
-        return type(self)._remake, (self.model, self.family or self.base_guide, self.estimators, self.objective)
-
-    @classmethod
-    def _remake(cls, model: Any, guide: Any, estimators: Any, objective: Any) -> Self:
-        return cls(model, guide, estimators=estimators, objective=objective)
+        remake = functools.partial(type(self), estimators=self.estimators, objective=self.objective)
+        return remake, (self.model, self.family or self.base_guide)
 
     def _with(self, **changes: Any) -> Self:
         """Another of the same parts but for these."""

@@ -106,14 +106,14 @@ class Runner:
         if self.entropy == "path":  # the same draws, under constants: only they move log q, also those of one another
             held = self._visit(self.guide, guide_key, params, values=values, frozen=True)
         check_sites(theirs, ours)
-
+        sides = {"guide": ours, "model": theirs}
         found = Run(
             draws=recorder.draws,
             state={**_of_kind(theirs, "mutable"), **state},
             averages={} if recorder.averages is None else recorder.averages,
             frozen=recorder.frozen,
             subsampled=frozenset(n for n, r in theirs.items() if r.kind == "plate" and r.plates[0].is_subsampled),
-            params={(side, n): v for side, of in (("guide", ours), ("model", theirs)) for n, v in _params(of)},
+            params={(side, n): v for side, of in sides.items() for n, v in _of_kind(of, "param").items()},
         )
         for name, record in theirs.items():
             if record.kind == "sample":
@@ -146,7 +146,7 @@ def first_params(backend: Backend, key: Key, model: Any, guide: Any, args: Args,
     guide_key, model_key = backend.ops.split(key, 2)
     ours = backend.tracer.run(guide, args, kwargs, guide_key)
     theirs = backend.tracer.run(model, args, kwargs, model_key, values=_values(ours))
-    clash = sorted({n for n, _ in _params(theirs)} & {n for n, _ in _params(ours)} - _shared(guide, theirs))
+    clash = sorted(_of_kind(theirs, "param").keys() & _of_kind(ours, "param").keys() - _shared(guide, theirs))
     if clash:
         raise ArgumentError(f"the model's parameter {clash[0]!r} has the name of one of the guide's: rename it")
     return {n: r.value for of in (theirs, ours) for n, r in of.items() if r.kind in ("param", "mutable")}
@@ -166,10 +166,6 @@ def _values(records: Records) -> dict[str, Array]:
 
 def _of_kind(records: Records, kind: str) -> dict[str, Any]:
     return {name: r.value for name, r in records.items() if r.kind == kind}
-
-
-def _params(records: Records) -> list[tuple[str, Any]]:
-    return [(name, r.value) for name, r in records.items() if r.kind == "param"]
 
 
 def check_sites(model: Records, guide: Records) -> None:

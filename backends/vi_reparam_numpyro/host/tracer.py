@@ -15,8 +15,7 @@ from numpyro.handlers import block, seed, substitute, trace
 from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import Messenger
 
-from vi_reparam.backend.tracer import Given, PlateInfo, Record, Statement
-from vi_reparam.errors import ArgumentError
+from vi_reparam.backend.tracer import Given, PlateInfo, Record, Statement, without_value
 from vi_reparam.sites.recorder import Recorder, recording
 from vi_reparam_numpyro.host.distributions import Estimated
 from vi_reparam_numpyro.host.supports import Supports
@@ -190,12 +189,9 @@ def _innermost(fn: Any) -> str:
 
 
 def _require_params(sites: Any, params: Mapping[str, Array]) -> None:
-    missing = sorted(n for n, s in sites.items() if s["type"] == "param" and n not in params)
+    missing = {n for n, s in sites.items() if s["type"] == "param" and n not in params}
     if missing:
-        raise ArgumentError(
-            f"no value for the parameters {', '.join(missing)}; pass the params of this model's own fit, whose "
-            f"parameters are {sorted(params)}"
-        )
+        raise without_value(missing, params)
 
 
 def _plates(msg: Any, sizes: Mapping[str, Any]) -> tuple[PlateInfo, ...]:

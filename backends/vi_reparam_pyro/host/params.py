@@ -16,6 +16,7 @@ from pyro.distributions import constraints
 from pyro.poutine.messenger import Messenger
 from torch.distributions import transform_to
 
+from vi_reparam.backend.tracer import without_value
 from vi_reparam.errors import ArgumentError
 from vi_reparam_pyro.lanes.vmap import keyed
 
@@ -144,10 +145,7 @@ class using(Messenger):  # noqa: N801  (handlers are lower case in Pyro)
         self.modules = {}
         done, missing, self.missing = super().__exit__(*args), self.missing, set()
         if missing and args[0] is None:
-            raise ArgumentError(
-                f"no value for the parameters {', '.join(sorted(missing))}; pass the params of this model's own fit, "
-                f"whose parameters are {sorted(self.values)}"
-            )
+            raise without_value(missing, self.values)
         return done
 
     def _pyro_param(self, msg: Any) -> None:
