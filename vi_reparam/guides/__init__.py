@@ -8,6 +8,7 @@ from vi_reparam.guides.joint import JointFamily
 from vi_reparam.guides.mean_field import MeanField
 from vi_reparam.guides.sde import SDE
 from vi_reparam.guides.sites import Sites
+from vi_reparam.guides.structured import Structured
 
 __all__ = [
     "SDE",
@@ -21,4 +22,5 @@ __all__ = [
     "LowRank",
     "MeanField",
     "Sites",
+    "Structured",
 ]

@@ -7,13 +7,14 @@ from typing import Any
 
 from vi_reparam.backend.backend import Backend
 from vi_reparam.errors import SiteError
-from vi_reparam.guides import SDE, Flow, GaussianFamily, GuideFamily, MeanField, Sites
+from vi_reparam.guides import SDE, Flow, GaussianFamily, GuideFamily, MeanField, Sites, Structured
 from vi_reparam.guides.selection import ALL, SiteSelection
 from vi_reparam.programs.flow import FlowGuide
 from vi_reparam.programs.gaussian import GaussianGuide
 from vi_reparam.programs.mean_field import MeanFieldGuide
 from vi_reparam.programs.sde import SDEGuide
 from vi_reparam.programs.sites import SitesGuide
+from vi_reparam.programs.structured import StructuredGuide
 from vi_reparam.programs.student_t import StudentT, StudentTGuide
 
 JOINT_GUIDES: dict[type[GuideFamily], Callable[..., Any]] = {
@@ -21,6 +22,7 @@ JOINT_GUIDES: dict[type[GuideFamily], Callable[..., Any]] = {
     Flow: FlowGuide,
     SDE: SDEGuide,
     StudentT: StudentTGuide,
+    Structured: StructuredGuide,
 }
 """One row a family over all latents: what draws it."""
 
@@ -44,5 +46,5 @@ def build_guide(
     for kind, made in JOINT_GUIDES.items():
         if isinstance(family, kind):
             return made(backend, model, family, selection)
-    known = "vr.MeanField(), vr.FullRank(), vr.LowRank(), vr.StudentT(), vr.Flow(), vr.SDE() or vr.Sites({...})"
+    known = "vr.MeanField(), vr.FullRank(), vr.LowRank(), vr.StudentT(), vr.Flow(), vr.SDE(), vr.Structured() or vr.Sites({...})"
     raise SiteError(f"{family!r} is not a guide family that this backend builds: use {known}")

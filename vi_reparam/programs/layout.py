@@ -101,19 +101,23 @@ class Layout:
 
     def unpack(self, vector: Array) -> dict[str, tuple[Array, Array]]:
         """By site: its value on its support, and log|det| of the way there, of its batch shape."""
-        xp, out = self.backend.ops.xp, {}
-        for part in self.parts:
-            site = part.site
-            flat = xp.reshape(vector[part.offset : part.offset + part.size], part.shape)
-            transform = bijection(self.backend.host, site.support)
-            value = transform(flat)
-            if site.kind == "positive":  # neither rounded to zero, where densities may be infinite, nor to infinity
-                info = xp.finfo(value.dtype)
-                value = xp.clip(value, info.tiny if hasattr(info, "tiny") else info.smallest_normal, info.max)
-            log_det = transform.log_abs_det_jacobian(flat, value)
-            events = tuple(range(len(site.shape) - site.event_dim, log_det.ndim))
-            out[site.name] = value, xp.sum(log_det, axis=events) if events else log_det
-        return out
+        return {part.site.name: self.place(part, self.cut(part, vector)) for part in self.parts}
+
+    def cut(self, part: Part, vector: Array) -> Array:
+        """A part's own coordinates of the vector, shape ``part.shape``."""
+        return self.backend.ops.xp.reshape(vector[part.offset : part.offset + part.size], part.shape)
+
+    def place(self, part: Part, flat: Array) -> tuple[Array, Array]:
+        """A site's value on its support from its unconstrained coordinates, and log|det|, of its batch shape."""
+        xp, site = self.backend.ops.xp, part.site
+        transform = bijection(self.backend.host, site.support)
+        value = transform(flat)
+        if site.kind == "positive":  # neither rounded to zero, where densities may be infinite, nor to infinity
+            info = xp.finfo(value.dtype)
+            value = xp.clip(value, info.tiny if hasattr(info, "tiny") else info.smallest_normal, info.max)
+        log_det = transform.log_abs_det_jacobian(flat, value)
+        events = tuple(range(len(site.shape) - site.event_dim, log_det.ndim))
+        return value, xp.sum(log_det, axis=events) if events else log_det
 
     def pack_each(self, values: dict[str, Array]) -> Array:
         """The vectors of the plate's elements, of values over all of it. Shape ``[elements, size]``."""
