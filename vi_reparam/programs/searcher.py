@@ -58,7 +58,7 @@ class Searcher:
                 params={},
                 losses=found["value"][:0],
             )
-        chosen = pathfinder.worth_a_run(found["bound"], found["center"], found["root"], _solve)
+        chosen = pathfinder.worth_a_run(found["bound"], found["center"], found["root"], solve)
         return [Preconditioner(ops.asarray(found["center"][i]), ops.asarray(found["root"][i])) for i in chosen]
 
     def _paths(self, runs: Any, layout: Layout, args: Any, kwargs: Any, key: Any) -> pathfinder.State:
@@ -74,7 +74,7 @@ class Searcher:
 
         density = pathfinder.Density(runs.vmap(log_p), curvature)
         start_key, noise_key = ops.split(key, 2)
-        starts = self._starts(runs, layout, args, kwargs, start_key)
+        starts = self.starts(runs, layout, args, kwargs, start_key)
         noise = ops.normal(noise_key, (pathfinder.NUM_DRAWS, layout.size), starts.dtype)
         advance = runs.vmap(lambda state: pathfinder.advance(ops, density, noise, state))
 
@@ -87,7 +87,7 @@ class Searcher:
         # where no path moves, the next step would be the same one
         return ops.while_loop(lambda s: (s[0] < pathfinder.NUM_ITERATIONS) & s[1], step, begun)[2]
 
-    def _starts(self, runs: Any, layout: Layout, args: Any, kwargs: Any, key: Any) -> Array:
+    def starts(self, runs: Any, layout: Layout, args: Any, kwargs: Any, key: Any) -> Array:
         """A sensible vector, draws of the prior, and vectors near the origin. Shape ``[S, D]``."""
         ops, tracer = self.backend.ops, self.backend.tracer
         first = self.guide.start(layout, args, kwargs)()
@@ -103,7 +103,7 @@ class Searcher:
         return ops.xp.concat([first[None], runs.many(draw, prior_key, num), near])
 
 
-def _solve(root: Array, move: Array) -> Array:
+def solve(root: Array, move: Array) -> Array:
     """y of root y = move, by forward substitution; the root is lower triangular, both are arrays on the host."""
     found = move.copy()
     for i in range(len(move)):

@@ -1,0 +1,113 @@
+"""Which latents a structured guide draws together, and which one after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+from vi_reparam.backend.backend import Backend
+from vi_reparam.backend.ops import Array, Ops
+from vi_reparam.gaussians.pathfinder import LARGEST
+from vi_reparam.programs.layout import Layout, Part
+
+Draws = dict[str, Array]
+"""Unconstrained values by site, of the parts' shapes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The coordinates of a model's latents, in globals and locals.
+
+    Attributes:
+        layout: of all latents.
+        globals: of those that are drawn together; None for none.
+        locals: the other parts of the layout, in the model's order.
+        siblings: by local site, the names of those before it in the same plates.
+    """
+
+    layout: Layout
+    globals: Layout | None
+    locals: tuple[Part, ...]
+    siblings: dict[str, tuple[str, ...]]
+
+    @property
+    def num_globals(self) -> int:
+        """Coordinates of the globals."""
+        return 0 if self.globals is None else self.globals.size
+
+    @property
+    def num_locals(self) -> int:
+        """Coordinates of the others."""
+        return sum(part.size for part in self.locals)
+
+    @property
+    def most_siblings(self) -> int:
+        """The most that a site has."""
+        return max(map(len, self.siblings.values()), default=0)
+
+    @functools.cached_property
+    def _places(self) -> dict[str, tuple[int, Part]]:
+        """Each local site's first coordinate among the locals', and its part."""
+        found, offset = {}, 0
+        for part in self.locals:
+            found[part.site.name] = offset, part
+            offset += part.size
+        return found
+
+    def cut(self, ops: Ops, name: str, vector: Array) -> Array:
+        """A local site's own coordinates of the locals' vector, of the part's shape."""
+        offset, part = self._places[name]
+        return ops.xp.reshape(vector[offset : offset + part.size], part.shape)
+
+    def named(self, vector: Array) -> Draws:
+        """The globals of their vector, by site."""
+        return {} if self.globals is None else {p.site.name: self.globals.cut(p, vector) for p in self.globals.parts}
+
+    def parted(self, ops: Ops, vector: Array) -> tuple[Array, Array]:
+        """The globals' and the locals' coordinates of all latents' vector."""
+        chosen = {p.site.name for p in self.locals}
+        pieces: tuple[list[Array], list[Array]] = ([vector[:0]], [vector[:0]])
+        for part in self.layout.parts:
+            pieces[part.site.name in chosen].append(vector[part.offset : part.offset + part.size])
+        return ops.xp.concat(pieces[0]), ops.xp.concat(pieces[1])
+
+    def joined(self, ops: Ops, values: Draws) -> Array:
+        """All latents' vector of these values."""
+        return ops.xp.concat([ops.xp.reshape(values[p.site.name], (-1,)) for p in self.layout.parts])
+
+
+def split_of(backend: Backend, model: Any, layout: Layout, args: Any, kwargs: Any) -> Split:
+    """Globals are the latents outside plates whose prior depends on no other latent, the smallest first.
+
+    There are at most as many coordinates of them as a search takes.
+    """
+    free = [part for part in layout.parts if not part.site.plates]
+    children = _that_have_parents(backend, model, free, layout, args, kwargs) if free else frozenset()
+    chosen, total = {}, 0
+    for part in sorted((p for p in free if p.site.name not in children), key=lambda part: part.size):
+        total += part.size
+        if total <= LARGEST:
+            chosen[part.site.name] = part.site
+    own = {p.site.name: p.site for p in layout.parts if p.site.name in chosen}
+    rest = tuple(part for part in layout.parts if part.site.name not in chosen)
+    siblings = {}
+    for i, part in enumerate(rest):
+        alike = (p for p in rest[:i] if part.site.plates and p.site.plates == part.site.plates and p.shape == part.shape)
+        siblings[part.site.name] = tuple(p.site.name for p in alike)
+    return Split(layout, Layout.of(backend, own, "vr.Structured") if own else None, rest, siblings)
+
+
+def _that_have_parents(
+    backend: Backend, model: Any, parts: list[Part], layout: Layout, args: Any, kwargs: Any
+) -> frozenset[str]:
+    """The sites whose prior depends on other latents."""
+    ops, tracer = backend.ops, backend.tracer
+    center = layout.unpack(ops.xp.zeros(layout.size, dtype=ops.float_dtype()))
+
+    def densities(values: Any) -> dict[Any, Array]:
+        found = tracer.run(model, args, kwargs, ops.key(0), values=values, full_data=True, alone=True)
+        return {part.site.name: found[part.site.name].log_prob() for part in parts}
+
+    on = tracer.depends(densities, {name: value for name, (value, _) in center.items()})
+    return frozenset(name for name, names in on.items() if names - {name})

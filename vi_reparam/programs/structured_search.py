@@ -1,0 +1,208 @@
+"""Where a structured guide starts: Newton steps of the globals, the locals integrated at each.
+
+Factors that stay as they are make a lower bound of log p(globals, data), which touches it where they fit. So the two
+are improved in turns: the factors at the globals, by the expected slope and curvature of log p (Khan and Lin 2017),
+then the globals, by a saddle-free Newton step on the bound.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from vi_reparam.backend.backend import Backend
+from vi_reparam.backend.data import Data
+from vi_reparam.backend.ops import Array
+from vi_reparam.errors import NonFiniteError
+from vi_reparam.gaussians import pathfinder
+from vi_reparam.programs.conditionals import Conditionals, Drawn, Factor
+from vi_reparam.programs.rows import NOT_AT_ONCE, OneByOne
+from vi_reparam.programs.searcher import Searcher, solve
+from vi_reparam.programs.split import Draws, Split
+from vi_reparam.sites.totals import total_log_prob
+
+State = dict[str, Array]
+FactorState = tuple[Array, Array]
+"""Location and log precision of all locals' factors."""
+
+NUM_TURNS = 30
+NUM_PATHS = 4
+NUM_DRAWS = 16
+"""Of the globals, behind a bound."""
+
+NUM_LOCAL_DRAWS = 4
+SHARE = 0.5
+"""Of the new factor in a turn; the rest is the one before."""
+
+WEAKEST = 1e-3
+"""Least precision of a factor, as a part of the whole one's."""
+
+
+class StructuredSearch:
+    """Finds the frame of the globals and the factors of the locals, from several starts.
+
+    Args:
+        guide: a `StructuredGuide`.
+    """
+
+    def __init__(self, backend: Backend, guide: Any) -> None:
+        self.backend, self.guide = backend, guide
+
+    def run(self, split: Split, data: Data, key: Any) -> list[State]:
+        """Starts worth a fit of their own, the best first: parameters of the guide.
+
+        Raises:
+            NonFiniteError: if log p is not finite at any start.
+        """
+        ops = self.backend.ops
+
+        def paths(args: Any, kwargs: Any, key: Any) -> State:
+            try:
+                return Paths(self.guide, ops, split, args, kwargs, key).run()
+            except NOT_AT_ONCE:
+                return Paths(self.guide, OneByOne(ops), split, args, kwargs, key).run()
+
+        state = self.backend.engine.call(paths, data, key, name=self.guide)
+        found = {name: ops.to_numpy(value) for name, value in state.items()}
+        if not any(map(math.isfinite, found["bound"])):
+            text = f"log p of the model is not finite at any of {NUM_PATHS} starts: look at its densities and data"
+            raise NonFiniteError(text, step=0, sites={}, params={}, losses=found["bound"][:0])
+        chosen = pathfinder.worth_a_run(found["bound"], found["center"], found["root"], solve)
+        names = ("place", "unit", *(("center", "root") if split.num_globals else ()))
+        return [{name: ops.asarray(found[name][i]) for name in names} for i in chosen]
+
+
+class Paths:
+    """The turns of all paths, as one program.
+
+    Args:
+        runs: has `vmap` and `many`: the framework's, or one by one.
+    """
+
+    def __init__(self, guide: Any, runs: Any, split: Split, args: Any, kwargs: Any, key: Any) -> None:
+        self.backend, self.ops, self.runs, self.split = guide.backend, guide.ops, runs, split
+        self.conditionals = Conditionals(guide.backend, guide.model, split, args, kwargs, {})
+        self.log_p = self.ops.compiled(guide.log_joint(split.layout, {}, args, kwargs))
+        start_key, own_key, local_key = self.ops.split(key, 3)
+        self.starts = Searcher(guide.backend, guide).starts(runs, split.layout, args, kwargs, start_key)[:NUM_PATHS]
+        dtype = self.starts.dtype
+        self.noise = self.ops.normal(own_key, (NUM_DRAWS, split.num_globals), dtype)
+        self.local_noise = self.ops.normal(local_key, (NUM_LOCAL_DRAWS, split.num_locals), dtype)
+
+    def run(self) -> State:
+        """The ends of all paths."""
+        turn = self.runs.vmap(self._turn)
+
+        def step(paths: tuple[Array, State]) -> tuple[Array, State]:
+            return paths[0] + 1, turn(paths[1])
+
+        begun = (self.ops.xp.asarray(0), self.runs.vmap(self._begin)(self.starts))
+        found = self.ops.while_loop(lambda paths: paths[0] < NUM_TURNS, step, begun)[1]
+        return {**found, "place": found["kept_loc"], "unit": self.ops.xp.exp(-0.5 * found["kept_log_precision"])}
+
+    def _begin(self, start: Array) -> State:
+        g, x = self.split.parted(self.ops, start)
+        flat = self.ops.xp.zeros_like(x)
+        _, precision = self._priors(self._drawn(g, (x, flat), flat))
+        weight = self.ops.xp.log(self.ops.xp.where(precision > 0.0, precision, self.ops.xp.ones_like(precision)))
+        own = {"loc": x, "log_precision": weight}
+        return {**pathfinder.begin(self.ops, g), **own, **{f"kept_{name}": value for name, value in own.items()}}
+
+    def _turn(self, state: State) -> State:
+        xp = self.ops.xp
+        loc, log_precision = factors = self._refit(state["at"], (state["loc"], state["log_precision"]))
+
+        def bound(at: Array) -> Array:
+            return xp.mean(self.runs.vmap(lambda noise: self._bound(at, factors, noise))(self.local_noise))
+
+        slope = self.ops.grad(bound)
+        derivatives = self.ops.jacobian(lambda at: (slope(at),) * 2, has_aux=True)
+
+        def curvature(at: Array) -> tuple[Array, Array]:
+            hessian, found = derivatives(at)
+            return found, hessian
+
+        density = pathfinder.Density(self.runs.vmap(bound), curvature)
+        after = pathfinder.advance(self.ops, density, self.noise, state)
+        better = after["bound"] > state["bound"]
+        return {
+            **after,
+            "loc": loc,
+            "log_precision": log_precision,
+            "kept_loc": xp.where(better, loc, state["kept_loc"]),
+            "kept_log_precision": xp.where(better, log_precision, state["kept_log_precision"]),
+        }
+
+    def _drawn(self, g: Array, factors: FactorState, noise: Array, *, whole: bool = False) -> Drawn:
+        def factor(name: str, drawn: Draws) -> Factor:
+            return Factor(*(self.split.cut(self.ops, name, part) for part in factors))
+
+        return self.conditionals.draw(self.split.named(g), factor, noise, whole=whole)
+
+    def _bound(self, g: Array, factors: FactorState, noise: Array) -> Array:
+        """log p of all less log q of the locals, at one draw of these."""
+        ops, layout = self.ops, self.split.layout
+        drawn = self._drawn(g, factors, noise, whole=True)
+        values = {**self.split.named(g), **drawn.values}
+        total = total_log_prob(self.backend, drawn.records)
+        for part in layout.parts:
+            total = total + ops.xp.sum(layout.place(part, values[part.site.name])[1])
+        for name, normal in drawn.normals.items():
+            total = total - normal.log_prob(ops, drawn.values[name])
+        return total
+
+    def _priors(self, drawn: Drawn) -> FactorState:
+        """Means and precisions of the locals' priors, end to end; a precision of zero where there is none."""
+        xp, means, precisions = self.ops.xp, [self.starts[0, :0]], [self.starts[0, :0]]
+        for part in self.split.locals:
+            prior, value = drawn.priors[part.site.name], drawn.values[part.site.name]
+            means.append(xp.reshape(value if prior is None else prior.mean, (-1,)))
+            precisions.append(xp.reshape(xp.zeros_like(value) if prior is None else prior.scale**-2, (-1,)))
+        return xp.concat(means), xp.concat(precisions)
+
+    def _refit(self, g: Array, factors: FactorState) -> FactorState:
+        """The factors, nearer to what log p asks for at these globals."""
+        if not self.split.num_locals:
+            return factors
+        ops, xp = self.ops, self.ops.xp
+        slope = ops.grad(self.log_p)
+
+        def look(noise: Array) -> tuple[Array, ...]:
+            drawn = self._drawn(g, factors, noise)
+            at = self.split.joined(ops, {**self.split.named(g), **drawn.values})
+            signs = xp.where(noise < 0.0, -xp.ones_like(noise), xp.ones_like(noise))
+
+            def along(mask: Array) -> Array:  # one site's signs: within a site, elements seldom know of each other
+                probe = mask * signs
+                whole = self._among_all(g, probe)
+                return probe * self._own(ops.grad(lambda v: xp.sum(slope(v) * whole))(at))
+
+            curvature = xp.sum(self.runs.vmap(along)(self._masks()), axis=0)
+            return self._own(at), self._own(slope(at)), curvature, *self._priors(drawn)
+
+        x, rise, curvature, mean, prior = (xp.mean(v, axis=0) for v in self.runs.vmap(look)(self.local_noise))
+        whole = xp.where(-curvature > prior, -curvature, prior)
+        whole = xp.where(whole > 0.0, whole, 1e-2 * xp.ones_like(whole))
+        weight = xp.where(whole - prior > WEAKEST * whole, whole - prior, WEAKEST * whole)
+        pull = (prior + weight) * x + rise - prior * mean  # weight times location
+        old = (1.0 - SHARE) * xp.exp(factors[1])
+        new = old + SHARE * weight
+        loc = (old * factors[0] + SHARE * pull) / new
+        fine = xp.isfinite(loc) & xp.isfinite(new)
+        return xp.where(fine, loc, factors[0]), xp.where(fine, xp.log(new), factors[1])
+
+    def _own(self, vector: Array) -> Array:
+        """The locals' coordinates of a vector of all latents."""
+        return self.split.parted(self.ops, vector)[1]
+
+    def _among_all(self, g: Array, own: Array) -> Array:
+        """The locals' coordinates at their place among all latents; globals are zero."""
+        cut = {part.site.name: self.split.cut(self.ops, part.site.name, own) for part in self.split.locals}
+        return self.split.joined(self.ops, {**self.split.named(self.ops.xp.zeros_like(g)), **cut})
+
+    def _masks(self) -> Array:
+        """A row for each local site: one at its coordinates, zero elsewhere."""
+        xp, dtype, rows = self.ops.xp, self.starts.dtype, []
+        for part in self.split.locals:
+            rows.append(xp.concat([(xp.ones if p is part else xp.zeros)(p.size, dtype=dtype) for p in self.split.locals]))
+        return xp.stack(rows)
