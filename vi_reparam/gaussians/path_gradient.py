@@ -27,6 +27,18 @@ def moving(ops: Ops, log_q: Array, value: Array, slope: Array) -> Array:
     return stop(log_q) + ops.xp.sum(stop(slope) * (value - stop(value)))
 
 
+Standard = tuple[Array, Array, Array]
+"""A draw, its own log density, and the slope of that in the draw, as `tails.widen` has them."""
+
+
+def bent(ops: Ops, drawn: Standard, bend: Array | None) -> Standard:
+    """A standard draw with one-sided tails, as `skew.skew` bends it; itself where `bend` is None."""
+    if bend is None:
+        return drawn
+    x, log_rise, more = skew(ops, drawn[0], bend)
+    return x, drawn[1] - ops.xp.sum(log_rise), (drawn[2] - more) * ops.xp.exp(-log_rise)
+
+
 def gaussian(
     ops: Ops, base: Base, params: Params, frame: Preconditioner, tail: Array, noise: Array, *, gradient: str = "path"
 ) -> tuple[Array, Array]:
@@ -42,12 +54,12 @@ def gaussian(
 
 
 def affine(
-    ops: Ops, base: Base, params: Params, frame: Preconditioner, drawn: tuple[Array, Array, Array], *, gradient: str
+    ops: Ops, base: Base, params: Params, frame: Preconditioner, drawn: Standard, *, gradient: str
 ) -> tuple[Array, Array]:
     """A draw moved and stretched by a base and a frame, and its log q, of shapes ``[D]`` and ``[]``.
 
     Args:
-        drawn: the standard draw, its own log density and the slope of that in the draw, as `tails.widen` has them.
+        drawn: the standard draw.
         gradient: ``"path"`` or ``"reparameterization"``.
     """
     x, log_density, slope = drawn
@@ -86,11 +98,7 @@ def flow(
         cheap_inverse: whether T has an inverse that costs no more than T.
     """
     xp = ops.xp
-    x, log_density, slope = widen(ops, noise, tail)
-    if bend is not None:
-        x, log_rise, more = skew(ops, x, bend)
-        log_density = log_density - xp.sum(log_rise)
-        slope = (slope - more) * xp.exp(-log_rise)
+    x, log_density, slope = bent(ops, widen(ops, noise, tail), bend)
     y, log_det = live.at(x, row)
     z = frame.place(y)
     if gradient == "reparameterization":

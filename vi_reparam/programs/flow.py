@@ -31,7 +31,7 @@ class FlowGuide(JointGuide):
         weights = self._weights(network)
         live = network.bind(weights)
         held = network.bind({name: ops.stop_gradient(weight) for name, weight in weights.items()})
-        bend = self.bends(layout, features)
+        bend = self.bends(layout, features, wanted=family.skew)
         wanted, cheap = family.gradient_at(size), family.kind_at(size) in CHEAP_INVERSES
         gradient = self.gradient(wanted)
 

@@ -225,10 +225,10 @@ class JointGuide(abc.ABC):
 
         return {name: self.param(name, init(*own)) for name, own in shapes.items()}
 
-    def bends(self, layout: Layout, features: Array | None) -> Bends:
-        """The one-sided tails of positive sites' coordinates, as parameters, if the family learns any."""
+    def bends(self, layout: Layout, features: Array | None, *, wanted: bool = True) -> Bends:
+        """The one-sided tails of positive sites' coordinates, as parameters, if any are wanted."""
         mask = layout.positive()
-        if not self.family.skew or not any(mask):
+        if not wanted or not any(mask):
             return lambda row: None
         params = self.drawn_params(skewing.shapes(layout.size, 0 if features is None else features.shape[1]))
         held = self.ops.asarray(mask, self.ops.float_dtype())

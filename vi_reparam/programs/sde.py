@@ -51,7 +51,7 @@ class SDEGuide(JointGuide):
             log_ratio = self.param("log_deviation", ops.xp.zeros((family.num_steps, size), dtype=dtype))
         network = self._network(layout, family.base.num_components, 0 if features is None else features.shape[1])
         target = self._target(layout, args, kwargs)
-        bend = self.bends(layout, features)
+        bend = self.bends(layout, features, wanted=family.skew)
         clip = family.network.clip if isinstance(family.network, MLP) else MLP().clip
         options = {"target": target, "slope": ops.grad, "clip": clip, "steps": self.steps}
 

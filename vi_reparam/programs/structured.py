@@ -11,6 +11,7 @@ from vi_reparam.errors import SiteError
 from vi_reparam.gaussians import path_gradient as path
 from vi_reparam.gaussians.bases import Full
 from vi_reparam.gaussians.preconditioner import Preconditioner
+from vi_reparam.gaussians.tails import widen
 from vi_reparam.programs.conditionals import Conditionals, Factor, Factors, Normal
 from vi_reparam.programs.joint import Array, JointGuide, Key, Layout, Params
 from vi_reparam.programs.split import Draws, Split, split_of
@@ -84,9 +85,11 @@ class StructuredGuide(JointGuide):
         frame = self.frame(size, 0.1, lambda: split.parted(ops, start())[0], dense=True)
         params = self.base_params(Full(), 1.0, lambda: ops.xp.zeros(size, dtype=dtype))
         inverse, tail = ops.xp.linalg.inv(frame.root), ops.xp.zeros((), dtype=dtype)
+        bend = self.bends(split.globals, None)(None) if split.globals else None
 
         def draw(noise: Array) -> tuple[Array, Array, Array]:
-            g, log_q = path.gaussian(ops, Full(), params, frame, tail, noise, gradient=wanted)
+            drawn = path.bent(ops, widen(ops, noise, tail), bend)
+            g, log_q = path.affine(ops, Full(), params, frame, drawn, gradient=wanted)
             return g, log_q, inverse @ (g - frame.center)
 
         return draw
