@@ -7,52 +7,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from vi_reparam.backend.backend import Backend
-from vi_reparam.backend.ops import Array, Ops, Params
+from vi_reparam.backend.ops import Array, Params
 from vi_reparam.backend.tracer import Record, Statement
 from vi_reparam.errors import SiteError
-from vi_reparam.numerics.special import LOG_2PI
-from vi_reparam.programs.priors import Prior, prior_of
+from vi_reparam.programs.prior_table import prior_of
+from vi_reparam.programs.priors import Factor, Normal, Prior
 from vi_reparam.programs.split import Draws, Split
-
-
-class Factor(NamedTuple):
-    """What the data say of a site, as a normal density in its unconstrained coordinates.
-
-    Attributes:
-        loc: its location; `log_precision`: both of the part's shape.
-    """
-
-    loc: Array
-    log_precision: Array
 
 
 Factors = Callable[[str, Draws], Factor]
 """A site's factor, given the locals drawn before it."""
-
-
-class Normal(NamedTuple):
-    """The normal from which a site is drawn.
-
-    Attributes:
-        mean: of the part's shape; `scale`: its standard deviation.
-    """
-
-    mean: Array
-    scale: Array
-
-    @classmethod
-    def of(cls, ops: Ops, prior: Prior | None, factor: Factor) -> Normal:
-        """The prior times the factor; the factor alone where there is no prior."""
-        xp = ops.xp
-        if prior is None:
-            return cls(factor.loc, xp.exp(-0.5 * factor.log_precision))
-        ratio = xp.exp(factor.log_precision) * prior.scale**2  # of the precisions
-        return cls(prior.mean + ratio / (1.0 + ratio) * (factor.loc - prior.mean), prior.scale / xp.sqrt(1.0 + ratio))
-
-    def log_prob(self, ops: Ops, x: Array) -> Array:
-        """Its log density at `x`, a scalar."""
-        n = (x - self.mean) / self.scale
-        return -ops.xp.sum(0.5 * n * n + ops.xp.log(self.scale) + 0.5 * LOG_2PI)
 
 
 class Drawn(NamedTuple):
@@ -60,12 +24,12 @@ class Drawn(NamedTuple):
 
     Attributes:
         values: by site.
-        priors: by site, None where there is none; `normals`: from which they were drawn.
+        priors: by site; `normals`: from which they were drawn.
         records: the model's run at the draw; empty where it was cut off after the last latent.
     """
 
     values: Draws
-    priors: dict[str, Prior | None]
+    priors: dict[str, Prior]
     normals: dict[str, Normal]
     records: dict[str, Record]
 
@@ -110,8 +74,8 @@ class Conditionals:
             if name in given:
                 return layout.place(part, given[name])[0]
             priors[name] = prior_of(self.backend, statement.distribution, part)
-            normals[name] = normal = Normal.of(ops, priors[name], factors(name, values))
-            values[name] = normal.mean + normal.scale * split.cut(ops, name, noise)
+            normals[name] = priors[name].times(ops, factors(name, values))
+            values[name] = normals[name].place(split.cut(ops, name, noise))
             waiting.discard(name)
             if not waiting and not whole:
                 raise _Enough

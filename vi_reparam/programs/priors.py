@@ -1,116 +1,143 @@
-"""A latent's prior as a normal in the latent's unconstrained coordinates: as it is, or the nearest at its mode."""
+"""A latent's prior as a normal in its unconstrained coordinates, and its product with a factor."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import abc
 from typing import Any, NamedTuple
 
-from vi_reparam.backend.backend import Backend
-from vi_reparam.backend.ops import Array
-from vi_reparam.programs.latents import bijection
-from vi_reparam.programs.layout import Part
-
-Nearest = Callable[..., tuple[Any, Any]]
-"""Mean and standard deviation of the normal, from array functions and the family's parameters."""
+from vi_reparam.backend.ops import Array, Ops
+from vi_reparam.numerics.triangular import cholesky, inverse
 
 
-class Prior(NamedTuple):
-    """A normal prior, independent over coordinates; both of a part's shape.
+class Factor(NamedTuple):
+    """What the data say of a site, as a normal density in its unconstrained coordinates.
 
     Attributes:
-        mean: of each coordinate; `scale`: its standard deviation.
+        loc: its location; `log_precision`: both of the site's shape there.
+        shear: None; or (U, a), strictly upper triangular matrices for the last dimension and a place of the site's shape:
+            what the factor is normal in is then x + U (x - a), so that it knows of all coordinates together.
+    """
+
+    loc: Array
+    log_precision: Array
+    shear: tuple[Array, Array] | None = None
+
+
+class Normal(NamedTuple):
+    """The normal from which a site is drawn: x = mean + root n, for standard normal n.
+
+    Attributes:
+        mean: of the site's shape; `root`: of its shape, or matrices for the last dimension.
+        inverse: of `root`, of the same shape; `log_det`: log|det root|, a scalar.
     """
 
     mean: Array
-    scale: Array
+    root: Array
+    inverse: Array
+    log_det: Array
+
+    def place(self, n: Array) -> Array:
+        """x of n."""
+        return self.mean + _times(self.root, n)
+
+    def standardize(self, x: Array) -> Array:
+        """n of x."""
+        return _times(self.inverse, x - self.mean)
 
 
-FAMILIES: dict[str, Nearest] = {
-    "normal": lambda xp, loc, scale: (loc, scale),
-    "student_t": lambda xp, df, loc, scale: (loc, scale * xp.sqrt(df / (df + 1.0))),
-    "gamma": lambda xp, a, rate: (xp.log(a / rate), a**-0.5),
-    "chi2": lambda xp, df: (xp.log(df), (0.5 * df) ** -0.5),
-    "inverse_gamma": lambda xp, a, rate: (xp.log(rate / a), a**-0.5),
-    "beta": lambda xp, a, b: (xp.log(a / b), xp.sqrt(1.0 / a + 1.0 / b)),
-    "von_mises": lambda xp, loc, concentration: (loc, concentration**-0.5),
-}
-"""One row a family of the core: the normal with the mode and the curvature there, on the unconstrained scale."""
+class Prior(abc.ABC):
+    """A normal prior."""
 
-CLASSES: dict[str, tuple[tuple[str, ...], Nearest]] = {
-    "Cauchy": (("loc", "scale"), lambda xp, loc, scale: (loc, scale * 0.5**0.5)),
-    "Laplace": (("loc", "scale"), lambda xp, loc, scale: (loc, scale * 2.0**0.5)),
-    "Logistic": (("loc", "scale"), lambda xp, loc, scale: (loc, scale * 2.0**0.5)),
-    "HalfNormal": (("scale",), lambda xp, scale: (xp.log(scale), 0.5**0.5)),
-    "HalfCauchy": (("scale",), lambda xp, scale: (xp.log(scale), 2.0**0.5)),
-    "Exponential": (("rate",), lambda xp, rate: (-xp.log(rate), 1.0)),
-}
-"""The same for frameworks' own classes, by name: which attributes are read."""
+    @abc.abstractmethod
+    def times(self, ops: Ops, factor: Factor) -> Normal:
+        """The normal proportional to the prior times a factor."""
+
+    @abc.abstractmethod
+    def curvature(self, ops: Ops, x: Array) -> tuple[Array, Array]:
+        """Minus the slope of its log density at `x`, and the diagonal of its precision, of the site's shape."""
 
 
-def prior_of(backend: Backend, distribution: Any, part: Part) -> Prior | None:
-    """The normal prior of a site; None where its distribution has none.
+class Flat(Prior):
+    """No prior: the factor alone."""
+
+    def times(self, ops: Ops, factor: Factor) -> Normal:
+        return _scaled(ops, factor.loc, ops.xp.exp(-0.5 * factor.log_precision))
+
+    def curvature(self, ops: Ops, x: Array) -> tuple[Array, Array]:
+        return ops.xp.zeros_like(x), ops.xp.zeros_like(x)
+
+
+class Independent(Prior):
+    """Independent coordinates.
 
     Args:
-        distribution: of the site, at the values drawn before it.
-        part: where the site lies.
+        mean: of the site's shape; `scale`: standard deviations.
     """
-    ops, host = backend.ops, backend.host
-    xp, transforms = ops.xp, []
-    while (wrapping := host.unwrap(distribution)) is not None:
-        if wrapping.kind == "transformed":
-            transforms = [*wrapping.detail, *transforms]
-        distribution = wrapping.inner
-    found = _nearest(backend, distribution)
-    if found is None:
-        return None
-    shape = part.site.shape if transforms else part.shape
-    mean, scale = (xp.broadcast_to(_lifted(xp, ops.asarray(x), len(shape)), shape) for x in found)
-    if transforms:
-        moved = _moved(backend, mean, transforms, part)
-        if moved is None:
-            return None
-        mean, log_slope = moved
-        scale = scale * xp.exp(log_slope)
-    return Prior(mean, scale)
+
+    def __init__(self, mean: Array, scale: Array) -> None:
+        self.mean, self.scale = mean, scale
+
+    def times(self, ops: Ops, factor: Factor) -> Normal:
+        ratio = ops.xp.exp(factor.log_precision) * self.scale**2  # of the precisions
+        pull = ratio / (1.0 + ratio)
+        return _scaled(ops, self.mean + pull * (factor.loc - self.mean), self.scale / ops.xp.sqrt(1.0 + ratio))
+
+    def curvature(self, ops: Ops, x: Array) -> tuple[Array, Array]:
+        precision = self.scale**-2
+        return precision * (x - self.mean), precision
 
 
-def _nearest(backend: Backend, distribution: Any) -> tuple[Array, Array] | None:
-    xp, reading = backend.ops.xp, backend.host.read(distribution)
-    if reading is not None:
-        family, params = reading
-        row = FAMILIES.get(family.name)
-        return None if row is None else row(xp, *params)
-    name = type(distribution).__name__
-    if name not in CLASSES:
-        return None
-    attributes, row = CLASSES[name]
-    return row(xp, *(backend.ops.asarray(getattr(distribution, a)) for a in attributes))
+class Dense(Prior):
+    """Coordinates of the last dimension that depend on each other.
+
+    Args:
+        mean: shape ``[..., K]``.
+        root: lower triangular, the covariance is root root^T. Shape ``[..., K, K]``.
+    """
+
+    def __init__(self, mean: Array, root: Array) -> None:
+        self.mean, self.root = mean, root
+
+    def times(self, ops: Ops, factor: Factor) -> Normal:
+        # whitened, x = mean + root v: no covariance is inverted
+        xp = ops.xp
+        half = xp.exp(0.5 * factor.log_precision)[..., None] * self._sheared(factor)
+        eye = xp.eye(self.mean.shape[-1], dtype=half.dtype)
+        lower = cholesky(xp, _lifted(eye, half.ndim) + _transposed(xp, half) @ half)
+        spread = _transposed(xp, inverse(xp, lower))
+        wanted = factor.loc - self.mean
+        if factor.shear is not None:
+            wanted = wanted + _times(factor.shear[0], factor.shear[1] - self.mean)
+        pulled = _times(_transposed(xp, half), xp.exp(0.5 * factor.log_precision) * wanted)
+        whitened = _times(spread, _times(_transposed(xp, spread), pulled))
+        root, back = self.root @ spread, _transposed(xp, lower) @ inverse(xp, self.root)
+        log_det = xp.sum(xp.log(_diagonal(xp, self.root))) - xp.sum(xp.log(_diagonal(xp, lower)))
+        return Normal(self.mean + _times(self.root, whitened), root, back, log_det)
+
+    def _sheared(self, factor: Factor) -> Array:
+        return self.root if factor.shear is None else self.root + factor.shear[0] @ self.root
+
+    def curvature(self, ops: Ops, x: Array) -> tuple[Array, Array]:
+        back = inverse(ops.xp, self.root)
+        lean = _times(_transposed(ops.xp, back), _times(back, x - self.mean))
+        return lean, ops.xp.sum(back * back, axis=-2)
 
 
-def _moved(backend: Backend, mean: Array, transforms: list[Any], part: Part) -> tuple[Array, Array] | None:
-    """The mean behind transforms, unconstrained, and the logarithm of the slope there; exact where that is constant."""
-    back = _plain(bijection(backend.host, part.site.support))
-    if part.shape != part.site.shape or any(_mixes(t) for t in (back, *map(_plain, transforms))):
-        return None
-    value, log_slope = mean, 0.0
-    for transform in map(_plain, transforms):
-        before, value = value, transform(value)
-        log_slope = log_slope + transform.log_abs_det_jacobian(before, value)
-    free = back.inv(value)
-    return free, log_slope - back.log_abs_det_jacobian(free, value)
+def _scaled(ops: Ops, mean: Array, scale: Array) -> Normal:
+    return Normal(mean, scale, 1.0 / scale, ops.xp.sum(ops.xp.log(scale)))
 
 
-def _plain(transform: Any) -> Any:
-    """A transform without the mark that its dimensions are events."""
-    while hasattr(transform, "base_transform"):
-        transform = transform.base_transform
-    return transform
+def _times(root: Array, x: Array) -> Array:
+    return root * x if root.ndim == x.ndim else (root @ x[..., None])[..., 0]
 
 
-def _mixes(transform: Any) -> bool:
-    """Whether coordinates of its value depend on several of its argument."""
-    return bool(transform.domain.event_dim or transform.codomain.event_dim)
+def _lifted(x: Any, ndim: int) -> Any:
+    return x.reshape(*(1 for _ in range(ndim - x.ndim)), *x.shape)
 
 
-def _lifted(xp: Any, x: Array, ndim: int) -> Array:
-    return x if x.ndim >= ndim else xp.reshape(x, (*(1 for _ in range(ndim - x.ndim)), *x.shape))
+def _transposed(xp: Any, x: Array) -> Array:
+    return xp.permute_dims(x, (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2))
+
+
+def _diagonal(xp: Any, x: Array) -> Array:
+    return xp.linalg.diagonal(x)

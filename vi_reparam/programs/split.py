@@ -23,12 +23,14 @@ class Split:
         layout: of all latents.
         globals: of those that are drawn together; None for none.
         locals: the other parts of the layout, in the model's order.
-        siblings: by local site, the names of those before it in the same plates.
+        small: names of locals of few coordinates, whose noise is drawn together, and on which later factors depend.
+        siblings: by local site, the names of those before it in the same plates that are not small.
     """
 
     layout: Layout
     globals: Layout | None
     locals: tuple[Part, ...]
+    small: tuple[str, ...]
     siblings: dict[str, tuple[str, ...]]
 
     @property
@@ -40,6 +42,11 @@ class Split:
     def num_locals(self) -> int:
         """Coordinates of the others."""
         return sum(part.size for part in self.locals)
+
+    @property
+    def num_small(self) -> int:
+        """Coordinates of the small ones."""
+        return sum(part.size for part in self.locals if part.site.name in self.small)
 
     @property
     def most_siblings(self) -> int:
@@ -59,6 +66,24 @@ class Split:
         """A local site's own coordinates of the locals' vector, of the part's shape."""
         offset, part = self._places[name]
         return ops.xp.reshape(vector[offset : offset + part.size], part.shape)
+
+    def rows(self, name: str, matrix: Array) -> Array:
+        """A local site's own rows of a matrix with a row for each coordinate, shape ``[size, ...]``."""
+        offset, part = self._places[name]
+        return matrix[offset : offset + part.size]
+
+    def gathered(self, ops: Ops, vector: Array) -> Array:
+        """The small locals' coordinates of the locals' vector, shape ``[num_small]``."""
+        return ops.xp.concat([vector[:0], *(self.rows(name, vector) for name in self.small)])
+
+    def replaced(self, ops: Ops, vector: Array, small: Array) -> Array:
+        """The locals' vector with other coordinates of the small ones."""
+        pieces, at = [vector[:0]], 0
+        for part in self.locals:
+            is_small = part.site.name in self.small
+            pieces.append(small[at : at + part.size] if is_small else self.rows(part.site.name, vector))
+            at += part.size if is_small else 0
+        return ops.xp.concat(pieces)
 
     def named(self, vector: Array) -> Draws:
         """The globals of their vector, by site."""
@@ -91,11 +116,18 @@ def split_of(backend: Backend, model: Any, layout: Layout, args: Any, kwargs: An
             chosen[part.site.name] = part.site
     own = {p.site.name: p.site for p in layout.parts if p.site.name in chosen}
     rest = tuple(part for part in layout.parts if part.site.name not in chosen)
+    largest = max((p for p in rest if p.site.plates), key=lambda part: part.size, default=None)
+    few, total = set(), 0  # elements of one plate know of each other through globals alone
+    for part in sorted((p for p in rest if largest is None or p.site.plates != largest.site.plates), key=lambda p: p.size):
+        total += part.size
+        if total <= LARGEST:
+            few.add(part.site.name)
     siblings = {}
     for i, part in enumerate(rest):
-        alike = (p for p in rest[:i] if part.site.plates and p.site.plates == part.site.plates and p.shape == part.shape)
-        siblings[part.site.name] = tuple(p.site.name for p in alike)
-    return Split(layout, Layout.of(backend, own, "vr.Structured") if own else None, rest, siblings)
+        before = (p for p in rest[:i] if p.site.plates == part.site.plates and p.shape == part.shape)
+        siblings[part.site.name] = tuple(p.site.name for p in before if part.site.plates and p.site.name not in few)
+    small = tuple(part.site.name for part in rest if part.site.name in few)
+    return Split(layout, Layout.of(backend, own, "vr.Structured") if own else None, rest, small, siblings)
 
 
 def _that_have_parents(

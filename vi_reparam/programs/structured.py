@@ -12,13 +12,19 @@ from vi_reparam.gaussians import path_gradient as path
 from vi_reparam.gaussians.bases import Full
 from vi_reparam.gaussians.preconditioner import Preconditioner
 from vi_reparam.gaussians.tails import widen
-from vi_reparam.programs.conditionals import Conditionals, Factor, Factors, Normal
+from vi_reparam.numerics.special import LOG_2PI
+from vi_reparam.programs.conditionals import Conditionals, Factors
+from vi_reparam.programs.gaussian import fold, frame_of
 from vi_reparam.programs.joint import Array, JointGuide, Key, Layout, Params
+from vi_reparam.programs.priors import Factor
 from vi_reparam.programs.split import Draws, Split, split_of
 from vi_reparam.programs.structured_search import StructuredSearch
 from vi_reparam.programs.vector import Vector
 
 Start = Callable[[], Array]
+
+MOST_JOINT = 8
+"""Coordinates of a vector site up to which its factor is one for all of them together."""
 
 
 class StructuredGuide(JointGuide):
@@ -53,17 +59,28 @@ class StructuredGuide(JointGuide):
         held = {n: ops.stop_gradient(p) for n, p in own.items()} if wanted == "path" else own
         conditionals = Conditionals(self.backend, self.model, split, args, kwargs, self._outer(args, kwargs))
 
+        def mixed(params: Params, n: Array) -> Array:
+            small = split.gathered(ops, n)
+            return split.replaced(ops, n, small + xp.tril(params["coupling"], k=-1) @ small)
+
+        def unmixed(params: Params, n: Array) -> Array:
+            inverse = xp.linalg.inv(xp.eye(split.num_small, dtype=dtype) + xp.tril(params["coupling"], k=-1))
+            return split.replaced(ops, n, inverse @ split.gathered(ops, n))
+
         def noise(key: Key, lead: tuple[int, ...]) -> Array:
             return ops.normal(key, (*lead, layout.size), dtype)
 
         def draw(n: Array, row: Array | None) -> Vector:
             g, log_q, at = draw_globals(n[:num])
             given = split.named(g)
-            drawn = conditionals.draw(given, self._factors(split, own, at), n[num:])
-            again = self._factors(split, held, at)
+            drawn = conditionals.draw(given, self._factors(split, own, at), mixed(own, n[num:]))
+            again, back = self._factors(split, held, at), [n[:0]]
             for name, value in drawn.values.items():
-                normal = Normal.of(ops, drawn.priors[name], again(name, drawn.values))
-                log_q = log_q + normal.log_prob(ops, value)
+                normal = drawn.priors[name].times(ops, again(name, drawn.values))
+                log_q = log_q - normal.log_det
+                back.append(xp.reshape(normal.standardize(value), (-1,)))
+            back = unmixed(held, xp.concat(back))
+            log_q = log_q - 0.5 * xp.sum(back * back) - 0.5 * split.num_locals * LOG_2PI
             vector = split.joined(ops, {**given, **drawn.values})
             return Vector(vector, log_q, frozen=self.family.gradient == "path")
 
@@ -102,28 +119,43 @@ class StructuredGuide(JointGuide):
         def zeros(*shape: int) -> Array:
             return xp.zeros(shape, dtype=dtype)
 
-        return {
+        few = split.num_globals + split.num_small
+        found = {
             "place": self.constant("place", lambda _: split.parted(self.ops, start())[1]),
             "unit": self.constant("unit", xp.ones(size, dtype=dtype)),
             "shift": self.param("shift", zeros(size)),
             "weight": self.param("weight", zeros(size)),
-            "shift_slopes": self.param("shift_slopes", zeros(size, split.num_globals)),
+            "shift_slopes": self.param("shift_slopes", zeros(size, few)),
             "weight_slopes": self.param("weight_slopes", zeros(size, split.num_globals)),
             "sibling_slopes": self.param("sibling_slopes", zeros(size, split.most_siblings)),
+            "coupling": self.param("coupling", zeros(split.num_small, split.num_small)),
         }
+        for part in split.locals:
+            if part.site.event_dim and 1 < part.shape[-1] <= MOST_JOINT:
+                found[f"upper_{part.site.name}"] = self.param(f"upper_{part.site.name}", zeros(*part.shape, part.shape[-1]))
+        return found
 
     def _factors(self, split: Split, own: Params, at: Array) -> Factors:
-        """The factors of all sites, affine in the globals' coordinates `at` and in the siblings."""
+        """The factors of all sites, affine in the globals' coordinates `at` and in the locals before them."""
         ops, cut = self.ops, functools.partial(split.cut, self.ops)
-        shift = own["shift"] + own["shift_slopes"] @ at
         weight = own["weight"] + own["weight_slopes"] @ at
+        known: dict[str, Array] = {}
+
+        def standard(name: str, drawn: Draws) -> Array:
+            if name not in known:
+                known[name] = (drawn[name] - cut(name, own["place"])) / cut(name, own["unit"])
+            return known[name]
 
         def factor(name: str, drawn: Draws) -> Factor:
-            place, unit, move = cut(name, own["place"]), cut(name, own["unit"]), cut(name, shift)
+            flat = [at, *(ops.xp.reshape(standard(n, drawn), (-1,)) for n in split.small if n in drawn)]
+            context, unit = ops.xp.concat(flat), cut(name, own["unit"])
+            slopes = split.rows(name, own["shift_slopes"])[:, : context.shape[0]]
+            move = cut(name, own["shift"]) + ops.xp.reshape(slopes @ context, tuple(unit.shape))
             for i, sibling in enumerate(split.siblings[name]):
-                known = (drawn[sibling] - cut(sibling, own["place"])) / cut(sibling, own["unit"])
-                move = move + cut(name, own["sibling_slopes"][:, i]) * known
-            return Factor(place + unit * move, cut(name, weight) - 2.0 * ops.xp.log(unit))
+                move = move + cut(name, own["sibling_slopes"][:, i]) * standard(sibling, drawn)
+            place, upper = cut(name, own["place"]), own.get(f"upper_{name}")
+            shear = None if upper is None else (ops.xp.triu(upper, k=1), place)
+            return Factor(place + unit * move, cut(name, weight) - 2.0 * ops.xp.log(unit), shear)
 
         return factor
 
@@ -136,9 +168,11 @@ class StructuredGuide(JointGuide):
         return [self.named(params) for params in found] or [{}]
 
     def location(self, params: Params) -> Preconditioner | None:
+        names = ("center", "root", *Full.names)
         if f"{self.prefix}_center" not in params:
             return None
-        return Preconditioner(params[f"{self.prefix}_center"], params[f"{self.prefix}_root"])
+        center, root, *own = (params[f"{self.prefix}_{name}"] for name in names)
+        return frame_of(self.backend, fold(self.backend, center, root, dict(zip(Full.names, own, strict=True))))
 
     def matched(self, layout: Layout, draws: Any) -> Params:
         raise SiteError("vr.Structured draws all latents of a model: give it to vr.guide, not to a part of vr.Sites")

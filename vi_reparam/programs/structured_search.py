@@ -15,7 +15,9 @@ from vi_reparam.backend.data import Data
 from vi_reparam.backend.ops import Array
 from vi_reparam.errors import NonFiniteError
 from vi_reparam.gaussians import pathfinder
-from vi_reparam.programs.conditionals import Conditionals, Drawn, Factor
+from vi_reparam.numerics.special import LOG_2PI
+from vi_reparam.programs.conditionals import Conditionals, Drawn
+from vi_reparam.programs.priors import Factor
 from vi_reparam.programs.rows import NOT_AT_ONCE, OneByOne
 from vi_reparam.programs.searcher import Searcher, solve
 from vi_reparam.programs.split import Draws, Split
@@ -147,18 +149,18 @@ class Paths:
         total = total_log_prob(self.backend, drawn.records)
         for part in layout.parts:
             total = total + ops.xp.sum(layout.place(part, values[part.site.name])[1])
-        for name, normal in drawn.normals.items():
-            total = total - normal.log_prob(ops, drawn.values[name])
-        return total
+        for normal in drawn.normals.values():
+            total = total + normal.log_det
+        return total + 0.5 * ops.xp.sum(noise * noise) + 0.5 * self.split.num_locals * LOG_2PI
 
     def _priors(self, drawn: Drawn) -> FactorState:
-        """Means and precisions of the locals' priors, end to end; a precision of zero where there is none."""
-        xp, means, precisions = self.ops.xp, [self.starts[0, :0]], [self.starts[0, :0]]
+        """Minus the slopes of the locals' log priors, and these' precisions, end to end."""
+        xp, leans, precisions = self.ops.xp, [self.starts[0, :0]], [self.starts[0, :0]]
         for part in self.split.locals:
-            prior, value = drawn.priors[part.site.name], drawn.values[part.site.name]
-            means.append(xp.reshape(value if prior is None else prior.mean, (-1,)))
-            precisions.append(xp.reshape(xp.zeros_like(value) if prior is None else prior.scale**-2, (-1,)))
-        return xp.concat(means), xp.concat(precisions)
+            lean, precision = drawn.priors[part.site.name].curvature(self.ops, drawn.values[part.site.name])
+            leans.append(xp.reshape(lean, (-1,)))
+            precisions.append(xp.reshape(precision, (-1,)))
+        return xp.concat(leans), xp.concat(precisions)
 
     def _refit(self, g: Array, factors: FactorState) -> FactorState:
         """The factors, nearer to what log p asks for at these globals."""
@@ -180,11 +182,11 @@ class Paths:
             curvature = xp.sum(self.runs.vmap(along)(self._masks()), axis=0)
             return self._own(at), self._own(slope(at)), curvature, *self._priors(drawn)
 
-        x, rise, curvature, mean, prior = (xp.mean(v, axis=0) for v in self.runs.vmap(look)(self.local_noise))
+        x, rise, curvature, lean, prior = (xp.mean(v, axis=0) for v in self.runs.vmap(look)(self.local_noise))
         whole = xp.where(-curvature > prior, -curvature, prior)
         whole = xp.where(whole > 0.0, whole, 1e-2 * xp.ones_like(whole))
         weight = xp.where(whole - prior > WEAKEST * whole, whole - prior, WEAKEST * whole)
-        pull = (prior + weight) * x + rise - prior * mean  # weight times location
+        pull = weight * x + rise + lean  # weight times location
         old = (1.0 - SHARE) * xp.exp(factors[1])
         new = old + SHARE * weight
         loc = (old * factors[0] + SHARE * pull) / new
