@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,8 +17,9 @@ from vi_reparam.estimators import Auto
 from vi_reparam.fit.options import Options
 from vi_reparam.guides.base import GuideFamily
 from vi_reparam.guides.escalate import cost_of
-from vi_reparam.guides.gaussian import FullRank, LowRank
+from vi_reparam.guides.gaussian import FullRank
 from vi_reparam.guides.mean_field import MeanField
+from vi_reparam.guides.structured import Structured
 from vi_reparam.posterior.attempt import Attempt
 
 HOPELESS = 0.1
@@ -49,9 +50,9 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
     options.check(engine)
     data, key = engine.data(args, kwargs, guided.model), engine.key(options.seed)
     guided.for_family(MeanField()).fitter.check(data, key)
-    size, subsampled = size_of(guided, data)
+    shape = shape_of(guided, data)
     named = any(site != "*" or not isinstance(e, Auto) for site, e in guided.estimators.items())
-    ladder, file = spec.ladder(size, estimators=named, subsampled=subsampled), options.checkpoint
+    ladder, file = spec.ladder(**shape._asdict(), estimators=named), options.checkpoint
     posteriors: dict[GuideFamily, Any] = {}
 
     def fit(family: GuideFamily) -> Any:
@@ -62,7 +63,11 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
         return posteriors[family]
 
     def skip_reason(family: GuideFamily) -> str:
-        if not isinstance(family, MeanField) or FullRank() not in ladder or spec.families is not None:
+        if not isinstance(family, MeanField) or spec.families is not None:
+            return ""
+        if Structured() in posteriors and guided.for_family(Structured()).base_guide.covers_mean_field(*data.call):
+            return "left out: Structured() holds all that it can draw"
+        if FullRank() not in ladder:
             return ""
         nats = _mean_field_loss(guided.for_family(FullRank()), data, key)
         lost = f"left out: the latents' correlations alone would cost it about {nats:.2g} nats"
@@ -117,15 +122,32 @@ def _climb(
     return posterior
 
 
-def size_of(guided: Any, data: Data) -> tuple[int | None, bool]:
-    """Coordinates of the model's latents, None where no joint family covers them; and whether a plate is subsampled."""
+class Shape(NamedTuple):
+    """What a ladder depends on.
+
+    Attributes:
+        size: coordinates of the model's latents; None where no joint family covers them.
+        subsampled: whether it sees minibatches.
+        hierarchical: whether some latents' priors depend on others.
+    """
+
+    size: int | None = None
+    subsampled: bool = False
+    hierarchical: bool = False
+
+
+def shape_of(guided: Any, data: Data) -> Shape:
+    """The shape of a model, as far as a ladder depends on it."""
     tracer, model = guided.backend.tracer, guided.model
+    guide = guided.for_family(Structured()).base_guide
     try:
-        size = guided.for_family(LowRank()).base_guide.layout(*data.call).size
+        size = guide.layout(*data.call).size
         records = tracer.shapes(lambda key: tracer.run(model, *data.call, key, alone=True))
+        hierarchical = guide.split(*data.call).is_hierarchy
     except Exception:  # the mean field covers supports without a bijection, and its fit says what is wrong
-        return None, False
-    return size, any(plate.is_subsampled for record in records.values() for plate in record.plates)
+        return Shape()
+    subsampled = any(plate.is_subsampled for record in records.values() for plate in record.plates)
+    return Shape(size, subsampled, hierarchical)
 
 
 def _mean_field_loss(guided: Any, data: Data, key: Any) -> float:

@@ -13,9 +13,21 @@ from vi_reparam.guides.gaussian import FullRank, LowRank
 from vi_reparam.guides.joint import JointFamily
 from vi_reparam.guides.mean_field import MeanField
 from vi_reparam.guides.sde import SDE
+from vi_reparam.guides.structured import Structured
 
 LARGEST_LOW_RANK = 10_000
 LARGEST_FLOW = 1_000
+
+OWN: tuple[GuideFamily, ...] = (
+    MeanField(),
+    FullRank(),
+    LowRank(rank=8),
+    Structured(),
+    Flow(),
+    Flow(kind="coupling"),
+    SDE(),
+)
+"""What ladders are made of."""
 
 COSTS: tuple[tuple[type, float], ...] = ((MeanField, 1.0), (FullRank, 1.0), (LowRank, 1.0), (Flow, 3.0), (SDE, 30.0))
 """Seconds of a fit, relative to a Gaussian's: measured on eight schools."""
@@ -26,7 +38,8 @@ class Escalate(GuideFamily):
     """Try families of growing richness, and stop when the diagnostics are good or no more is gained.
 
     `MeanField` (where correlations leave it a chance), `FullRank` or, in many dimensions, `LowRank`,
-    then `Flow`, then `SDE`. `posterior.tried` says what was tried, and `posterior.why` why it ended.
+    then `Flow`, then `SDE`. Where latents have priors that depend on others, `Structured` comes after
+    `FullRank`, and alone in many dimensions. `posterior.tried` says what was tried, and `posterior.why` why it ended.
 
     Args:
         families: the ladder, in place of the one for the model's size.
@@ -51,13 +64,16 @@ class Escalate(GuideFamily):
     def check_estimators(self, estimators: Any) -> None:
         return None  # they serve the mean field, and settle the ladder
 
-    def ladder(self, size: int | None, *, estimators: bool = False, subsampled: bool = False) -> list[GuideFamily]:
+    def ladder(
+        self, size: int | None, *, estimators: bool = False, subsampled: bool = False, hierarchical: bool = False
+    ) -> list[GuideFamily]:
         """The families to try for a model.
 
         Args:
             size: coordinates of its latents; None where no joint family covers them.
             estimators: whether some were named, which only the mean field takes.
             subsampled: whether it sees minibatches.
+            hierarchical: whether some latents' priors depend on others.
         """
         if self.families is not None:
             joint = size is not None and not estimators
@@ -66,7 +82,9 @@ class Escalate(GuideFamily):
         if size is None or estimators or (subsampled and size > LARGEST):
             return [MeanField()]
         if size <= LARGEST:
-            return [MeanField(), FullRank(), Flow(), SDE()]
+            return [MeanField(), FullRank(), *([Structured()] if hierarchical else []), Flow(), SDE()]
+        if hierarchical:
+            return [Structured(), MeanField()]
         return [
             MeanField(),
             *([LowRank(rank=8)] if size <= LARGEST_LOW_RANK else []),
@@ -75,7 +93,7 @@ class Escalate(GuideFamily):
 
     def named(self, name: str) -> GuideFamily | None:
         """The family of the ladder that is written so."""
-        known = self.families or (MeanField(), FullRank(), LowRank(rank=8), Flow(), Flow(kind="coupling"), SDE())
+        known = self.families or OWN
         return next((family for family in known if repr(family) == name), None)
 
 

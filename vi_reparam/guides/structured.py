@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from vi_reparam.checks import check_choice
-from vi_reparam.errors import ArgumentError
-from vi_reparam.guides.base import GuideFamily
-from vi_reparam.guides.flow import Flow
-from vi_reparam.guides.gaussian import GRADIENTS, FullRank
+from vi_reparam.guides.gaussian import GRADIENTS
 from vi_reparam.guides.joint import JointFamily
 
 
@@ -17,17 +14,17 @@ from vi_reparam.guides.joint import JointFamily
 class Structured(JointFamily):
     """The model's own conditionals, each times a learned normal factor: for hierarchies.
 
-    Globals, which are the latents outside plates that depend on no other latent, are drawn together. Every other latent
-    is drawn in the model's order from its own prior, given what was drawn before it, times a factor that says what the
-    data say of it. The factor's location and log precision are affine in the globals and in the latents drawn before
-    it in the same plate. So the prior's dependence on its parents is kept as it is, and a hierarchy of normals comes
-    out exactly. The cost of a step grows with the number of latents as a mean field's does.
+    Globals are the latents outside plates whose prior depends on no other latent. They are drawn together, by a Gaussian
+    with a full covariance whose positive coordinates have one-sided tails. Every other latent is drawn in the model's
+    order, from its own prior given what was drawn before it, times a factor that says what the data say of it. The
+    factor's location and log precision are affine in the globals, and its location in what was drawn before it in the
+    same plate or in a small one. So the prior's dependence on its parents is kept as it is, and a hierarchy of normals
+    comes out exactly. A step costs about what a mean field's does.
 
-    A prior that is normal on the unconstrained scale is used as it is. Other priors are used by the normal that is
-    nearest at their mode, and a prior that has none by its factor alone.
+    A prior that is normal on the unconstrained scale is taken as it is, a multivariate one too. Other priors are taken
+    by the normal that has their mode and their curvature there. Of a prior without one the factor is all.
 
     Args:
-        globals: the family of the globals, `FullRank` or `Flow`.
         gradient: ``"path"``, or ``"reparameterization"``, which keeps log q's own parameters.
 
     Raises:
@@ -37,10 +34,7 @@ class Structured(JointFamily):
     learning_rate: ClassVar[float] = 0.02
     max_steps: ClassVar[int] = 4_000
 
-    globals: GuideFamily = FullRank()
     gradient: str = "path"
 
     def __post_init__(self) -> None:
-        if type(self.globals) not in (FullRank, Flow) or getattr(self.globals, "condition", None) is not None:
-            raise ArgumentError(f"Structured(globals={self.globals!r}): expected vr.FullRank() or vr.Flow()")
         check_choice("gradient", self.gradient, GRADIENTS, "Structured")

@@ -25,6 +25,7 @@ class Split:
         locals: the other parts of the layout, in the model's order.
         small: names of locals of few coordinates, whose noise is drawn together, and on which later factors depend.
         siblings: by local site, the names of those before it in the same plates that are not small.
+        parents: latents on which other latents' priors depend.
     """
 
     layout: Layout
@@ -32,6 +33,12 @@ class Split:
     locals: tuple[Part, ...]
     small: tuple[str, ...]
     siblings: dict[str, tuple[str, ...]]
+    parents: frozenset[str]
+
+    @property
+    def is_hierarchy(self) -> bool:
+        """Whether some latents' priors depend on others."""
+        return bool(self.parents)
 
     @property
     def num_globals(self) -> int:
@@ -107,13 +114,13 @@ def split_of(backend: Backend, model: Any, layout: Layout, args: Any, kwargs: An
 
     There are at most as many coordinates of them as a search takes.
     """
-    free = [part for part in layout.parts if not part.site.plates]
-    children = _that_have_parents(backend, model, free, layout, args, kwargs) if free else frozenset()
-    chosen, total = {}, 0
-    for part in sorted((p for p in free if p.site.name not in children), key=lambda part: part.size):
+    on = _dependence(backend, model, layout, args, kwargs)
+    free = (p for p in layout.parts if not p.site.plates and not on[p.site.name])
+    chosen, total = set(), 0
+    for part in sorted(free, key=lambda part: part.size):
         total += part.size
         if total <= LARGEST:
-            chosen[part.site.name] = part.site
+            chosen.add(part.site.name)
     own = {p.site.name: p.site for p in layout.parts if p.site.name in chosen}
     rest = tuple(part for part in layout.parts if part.site.name not in chosen)
     largest = max((p for p in rest if p.site.plates), key=lambda part: part.size, default=None)
@@ -127,19 +134,17 @@ def split_of(backend: Backend, model: Any, layout: Layout, args: Any, kwargs: An
         before = (p for p in rest[:i] if p.site.plates == part.site.plates and p.shape == part.shape)
         siblings[part.site.name] = tuple(p.site.name for p in before if part.site.plates and p.site.name not in few)
     small = tuple(part.site.name for part in rest if part.site.name in few)
-    return Split(layout, Layout.of(backend, own, "vr.Structured") if own else None, rest, small, siblings)
+    return Split(layout, Layout.of(backend, own, "vr.Structured") if own else None, rest, small, siblings, frozenset().union(*on.values()))
 
 
-def _that_have_parents(
-    backend: Backend, model: Any, parts: list[Part], layout: Layout, args: Any, kwargs: Any
-) -> frozenset[str]:
-    """The sites whose prior depends on other latents."""
+def _dependence(backend: Backend, model: Any, layout: Layout, args: Any, kwargs: Any) -> dict[str, frozenset[str]]:
+    """By site, the other latents on which its prior depends."""
     ops, tracer = backend.ops, backend.tracer
     center = layout.unpack(ops.xp.zeros(layout.size, dtype=ops.float_dtype()))
 
     def densities(values: Any) -> dict[Any, Array]:
         found = tracer.run(model, args, kwargs, ops.key(0), values=values, full_data=True, alone=True)
-        return {part.site.name: found[part.site.name].log_prob() for part in parts}
+        return {part.site.name: found[part.site.name].log_prob() for part in layout.parts}
 
     on = tracer.depends(densities, {name: value for name, (value, _) in center.items()})
-    return frozenset(name for name, names in on.items() if names - {name})
+    return {name: names - {name} for name, names in on.items()}

@@ -41,16 +41,21 @@ class StructuredGuide(JointGuide):
         self.model_params = frozenset[str]()
         self._splits: dict[Hashable, Split] = {}
 
-    def split(self, layout: Layout, args: Any, kwargs: Any) -> Split:
+    def split(self, args: Any, kwargs: Any) -> Split:
         """Globals and locals, found once for every new form of the arguments."""
         form = self.ops.form((args, kwargs))
         if form not in self._splits:
             with self.backend.tracer.constants():
+                layout = self.layout(args, kwargs)
                 self._splits[form] = split_of(self.backend, self.model, layout, args, kwargs)
         return self._splits[form]
 
+    def covers_mean_field(self, args: Any, kwargs: Any) -> bool:
+        """Whether a mean field would draw all latents by normals, as this guide can."""
+        return all(part.site.kind == "real" for part in self.split(args, kwargs).locals)
+
     def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> Any:
-        ops, xp, split = self.ops, self.ops.xp, self.split(layout, args, kwargs)
+        ops, xp, split = self.ops, self.ops.xp, self.split(args, kwargs)
         dtype, num = ops.float_dtype(), split.num_globals
         wanted = self.gradient(self.family.gradient)
         start = self.start(layout, args, kwargs)
@@ -163,7 +168,7 @@ class StructuredGuide(JointGuide):
         structure = self.latents.structure(*data.call)
         if structure.params or structure.mutable:  # their values are not known yet
             return [{}]
-        split = self.split(self.layout(*data.call), *data.call)
+        split = self.split(*data.call)
         found = StructuredSearch(self.backend, self).run(split, data, key)
         return [self.named(params) for params in found] or [{}]
 

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from vi_reparam.backend.engine import Task
 from vi_reparam.backend.ops import Args
 from vi_reparam.errors import ArgumentError
-from vi_reparam.fit.escalation import size_of
+from vi_reparam.fit.escalation import shape_of
 from vi_reparam.fit.measure import coordinates, measure
 from vi_reparam.gaussians.pathfinder import LARGEST
 from vi_reparam.guides import SDE, Flow, FullRank, GaussianFamily, GuideFamily, LowRank, MeanField
@@ -175,7 +175,7 @@ def compare_guides(
     _check_replicates(num_replicates)
     if families is None:
         plain = bound(_model_of(bound, model), MeanField())
-        families = families_for(size_of(plain, bound.backend.engine.data(args, kwargs, plain.model))[0])
+        families = families_for(shape_of(plain, bound.backend.engine.data(args, kwargs, plain.model)).size)
     for family in families:
         if not isinstance(family, MeanField | GaussianFamily | Flow):
             known = "MeanField, Gaussians and flows"

@@ -198,15 +198,14 @@ def _plates(msg: Any, sizes: Mapping[str, Any]) -> tuple[PlateInfo, ...]:
     found = []
     for frame in msg.get("cond_indep_stack", ()):
         size, subsample_size = sizes.get(frame.name, (frame.size, frame.size))
-        found.append(PlateInfo(frame.name, frame.dim, size, subsample_size))
+        found.append(PlateInfo(frame.name, frame.dim, size, size if subsample_size is None else subsample_size))
     return tuple(found)
 
 
 def _record(msg: Any, sizes: Mapping[str, Any]) -> Record:
     if msg["type"] == "plate":
         size, subsample_size = msg["args"]
-        subsample_size = size if subsample_size is None else subsample_size
-        own = PlateInfo(msg["name"], msg.get("dim"), size, subsample_size)
+        own = PlateInfo(msg["name"], msg.get("dim"), size, size if subsample_size is None else subsample_size)
         return Record("plate", msg["value"], plates=(own,))
     if msg["type"] != "sample":
         return Record(msg["type"], msg["value"], plates=_plates(msg, sizes))
