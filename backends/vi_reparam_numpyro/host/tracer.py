@@ -198,7 +198,7 @@ def _plates(msg: Any, sizes: Mapping[str, Any]) -> tuple[PlateInfo, ...]:
     found = []
     for frame in msg.get("cond_indep_stack", ()):
         size, subsample_size = sizes.get(frame.name, (frame.size, frame.size))
-        found.append(PlateInfo(frame.name, frame.dim, size, subsample_size))
+        found.append(PlateInfo(frame.name, frame.dim, size, size if subsample_size is None else subsample_size))
     return tuple(found)
 
 

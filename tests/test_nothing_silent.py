@@ -1,0 +1,124 @@
+"""What changes between two calls is seen, and what cannot be right is said: in both backends."""
+
+import numpy as np
+import pytest
+from test_both_backends import backend, mean_field, number, unfitted  # noqa: F401
+
+FIRST, SECOND = np.array([2.0, 5.0, 9.0]), np.array([20.0, 31.0, 40.0])
+
+
+@pytest.fixture
+def b(backend):  # noqa: F811
+    return backend
+
+
+# Supports from the arguments.
+
+
+def span(b, t):
+    b.host.sample("x", b.dist.Uniform(t.min(), t.max()))
+
+
+def span_in_python(b, t):
+    b.host.sample("x", b.dist.Uniform(float(t.min()), float(t.max())))
+
+
+def above(b, t):
+    b.host.sample("x", b.dist.Pareto(t.max(), b.array(3.0)))
+
+
+def rows(b, t):
+    with b.host.plate("n", len(t)):
+        b.host.sample("x", b.dist.Uniform(t - 1.0, t + 1.0))
+
+
+def rows_of_events(b, t):
+    b.host.sample("x", b.dist.Uniform(t - 1.0, t + 1.0).to_event(1))
+
+
+def within(prior, x, t):
+    low = t - 1.0 if "rows" in prior.__name__ else t.max() if prior is above else t.min()
+    high = t + 1.0 if "rows" in prior.__name__ else np.inf if prior is above else t.max()
+    return bool(np.all((low <= x) & (x <= high)))
+
+
+@pytest.mark.filterwarnings("ignore:.* reads its data in Python")
+@pytest.mark.parametrize("family", ["MeanField", "FullRank"])
+@pytest.mark.parametrize("prior", [span, span_in_python, above, rows, rows_of_events], ids=lambda f: f.__name__)
+def test_a_support_is_that_of_the_arguments_at_hand(b, prior, family):
+    guided = b.vr.guide(getattr(b.vr, family)(init_scale=0.5))(lambda t: prior(b, t))
+    posteriors = [(t, unfitted(b, guided, b.array(t))) for t in (FIRST, SECOND)]
+    for t, posterior in [*posteriors, posteriors[0]]:
+        x = number(posterior.draws(50, seed=len(t))["x"])
+        assert within(prior, x, t) and x.std() > 0.01
+        assert np.isfinite(posterior.elbo(20)[0])
+
+
+def test_a_change_point_in_later_data(b):
+    """The second data have the first one's shape and a longer span; the change is beyond the first span."""
+    guided = mean_field(b, lambda t, y: change(b, t, y))
+
+    def change(b, t, y):
+        at = b.host.sample("at", b.dist.Uniform(t.min(), t.max()))
+        with b.host.plate("n", len(t)):
+            b.host.sample("y", b.dist.Normal(3.0 / (1.0 + b.xp.exp(3.0 * (at - t))), b.array(0.5)), obs=y)
+
+    for high, true in ((9.0, 5.0), (12.0, 10.5)):
+        t = np.linspace(0.0, high, 30)
+        y = 3.0 / (1.0 + np.exp(3.0 * (true - t)))
+        fit = guided.fit(b.array(t), b.array(y), num_steps=150, num_particles=2, progress=False)
+        assert number(fit.draws(200)["at"]).mean() == pytest.approx(true, abs=0.15)
+
+
+def test_an_interval_that_happens_to_be_the_unit_interval(b):
+    """The family is chosen by what is known of every call, so the parameters have the same names."""
+    guided = mean_field(b, lambda t: span(b, t))
+    first, second = (set(guided.start(b.array(t))) for t in (np.array([0.0, 0.3, 1.0]), SECOND))
+    assert first == second
+
+
+def test_intervals_by_row_of_a_guide_with_features(b):
+    guided = b.vr.guide(b.vr.SDE(num_steps=2, condition="t"))(lambda t: rows(b, t))
+    x = number(unfitted(b, guided, b.array(FIRST)).draws(30)["x"])
+    assert x.shape == (30, 3) and within(rows, x, FIRST)
+
+
+def test_an_array_that_changes_in_place(b):
+    if b.name == "numpyro":
+        pytest.skip("its arrays do not change")
+    guided, t = mean_field(b, lambda t: span(b, t)), b.array(FIRST + 0.0)
+    guided.start(t)
+    t += 18.0
+    assert within(span, number(unfitted(b, guided, t).draws(50)["x"]), FIRST + 18.0)
+
+
+def moving_uniform(b):
+    top = b.host.sample("top", b.dist.HalfNormal(b.array(5.0)))
+    b.host.sample("x", b.dist.Uniform(0.0 * top, top))
+
+
+def moving_pareto(b):
+    top = b.host.sample("top", b.dist.HalfNormal(b.array(5.0)))
+    b.host.sample("x", b.dist.Pareto(top, b.array(3.0)))
+
+
+def moving_with_a_parameter(b):
+    top = b.host.param("top", b.array(2.0))
+    b.host.sample("x", b.dist.Uniform(0.0 * top, top))
+
+
+@pytest.mark.parametrize("model", [moving_uniform, moving_pareto, moving_with_a_parameter], ids=lambda f: f.__name__)
+def test_a_support_that_follows_what_is_learned_is_refused(b, model):
+    with pytest.raises(b.vr.SiteError, match=r"site 'x': its support follows (site|parameter) 'top'; draw a") as caught:
+        mean_field(b, lambda: model(b)).fit(num_steps=2, progress=False)
+    assert len(str(caught.value)) <= 300 and "\n" not in str(caught.value)
+
+
+def test_bounds_by_row_of_a_minibatch_are_refused(b):
+    def model(t):
+        with b.host.plate("n", len(t), subsample_size=2) as rows:
+            b.host.sample("x", b.dist.Uniform(t[rows] - 1.0, t[rows] + 1.0))
+
+    with pytest.raises(b.vr.SiteError, match=r"site 'x'.* plate 'n'") as caught:
+        mean_field(b, model).fit(b.array(FIRST), num_steps=2, progress=False)
+    assert len(str(caught.value)) <= 300 and "\n" not in str(caught.value)
