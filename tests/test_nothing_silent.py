@@ -122,3 +122,85 @@ def test_bounds_by_row_of_a_minibatch_are_refused(b):
     with pytest.raises(b.vr.SiteError, match=r"site 'x'.* plate 'n'") as caught:
         mean_field(b, model).fit(b.array(FIRST), num_steps=2, progress=False)
     assert len(str(caught.value)) <= 300 and "\n" not in str(caught.value)
+
+
+# Checkpoints of something else.
+
+
+def one_mean(b, prior=10.0):
+    def model(y):
+        mu = b.host.sample("mu", b.dist.Normal(b.array(0.0), b.array(prior)))
+        with b.host.plate("n", len(y)):
+            b.host.sample("y", b.dist.Normal(mu, b.array(1.0)), obs=y)
+
+    return model
+
+
+OPTIONS = {"num_steps": 4, "num_particles": 1, "progress": False}
+
+
+@pytest.mark.parametrize("what", ["data", "prior", "init_scale", "optimizer", "argument"])
+def test_a_checkpoint_of_something_else_is_refused(b, tmp_path, what):
+    """In one line, which names what differs, and before the fit."""
+    file, y = tmp_path / "fit", b.array(np.zeros(8))
+
+    def fit(y, *, prior=10.0, rate=0.1, **options):
+        guided = mean_field(b, one_mean(b, prior), **options)
+        return guided.fit(y, optimizer=b.host.adam(rate), checkpoint=file, **OPTIONS)
+
+    first = fit(y)
+    np.testing.assert_array_equal(fit(y).losses, first.losses)
+    change = {"data": {"y": y + 1.0}, "argument": {"y": y[:7]}, "prior": {"prior": 3.0}, "optimizer": {"rate": 0.2}}
+    name = {"prior": "numbers at site 'mu'", "init_scale": "family", "optimizer": "plan", "argument": "(program|data)"}
+    with pytest.raises(
+        b.vr.ArgumentError, match=rf"of another fit: its {name.get(what, what)}.*another file"
+    ) as caught:
+        fit(**{"y": y, **change.get(what, {"init_scale": 0.7})})
+    assert len(str(caught.value)) <= 300 and "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_with_a_member_missing_is_refused(b, tmp_path):
+    file = tmp_path / "fit"
+    mean_field(b).fit(1.0, checkpoint=file, **OPTIONS)
+    with np.load(file) as whole:
+        members = {name: whole[name] for name in whole.files}
+    members.pop(next(name for name in members if "z_loc" in name))
+    with file.open("wb") as out:
+        np.savez(out, **members)
+    with pytest.raises(b.vr.ArgumentError, match="damaged") as caught:
+        mean_field(b).fit(1.0, checkpoint=file, **OPTIONS)
+    assert len(str(caught.value)) <= 300
+    file.write_bytes(file.read_bytes()[:-300])
+    with pytest.raises(b.vr.ArgumentError, match="not a vi-reparam checkpoint"):
+        mean_field(b).fit(1.0, checkpoint=file, **OPTIONS)
+
+
+@pytest.mark.parametrize("where", ["missing/fit", ".", "file/fit"])
+def test_a_checkpoint_that_cannot_be_written_is_refused_before_the_fit(b, tmp_path, where):
+    (tmp_path / "file").touch()
+
+    def never(y):
+        raise AssertionError("the model ran")
+
+    with pytest.raises(b.vr.ArgumentError, match=r"fit\(checkpoint=") as caught:
+        mean_field(b, never).fit(1.0, checkpoint=tmp_path / where, **OPTIONS)
+    assert len(str(caught.value)) <= 300 and "\n" not in str(caught.value)
+
+
+def test_a_folder_that_vanishes_costs_a_warning_and_not_the_fit(b, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+
+    def model(y=None):
+        if folder.exists():
+            folder.rmdir()
+        b.host.sample("z", b.dist.Normal(b.array(0.0), b.array(1.0)))
+
+    with pytest.warns(UserWarning, match="the checkpoint could not be saved"):
+        posterior = mean_field(b, model).fit(1.0, checkpoint=folder / "fit", **OPTIONS)
+    assert len(posterior.losses) == 4
+
+
+def test_nothing_is_left_beside_a_checkpoint(b, tmp_path):
+    mean_field(b).fit(1.0, checkpoint=tmp_path / "fit", **OPTIONS)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["fit"]

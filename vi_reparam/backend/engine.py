@@ -158,6 +158,9 @@ class Engine(Protocol):
     def optimizer(self, plan: Any) -> Any:
         """The optimizer of a `vi_reparam.fit.optimizers.OptimizerPlan`, or a user's own; refuses what is none."""
 
+    def describe(self, optimizer: Any) -> str:
+        """A user's optimizer in words: equal for equal ones, also in another process."""
+
     def program(self, task: Task, data: Data, optimizer: Any, *, num_steps: int, watched: bool) -> Program:
         """The steps of a fit, `num_steps` at the most; `watched`: whether `moments` and `move` will be called.
 

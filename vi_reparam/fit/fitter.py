@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from numbers import Integral
@@ -67,17 +68,25 @@ class Fitter:
         start_key, key = self.ops.split(engine.key(seed), 2)
         task = self._task(options.num_particles)
         start = self._check(task, data, start_key)
-        task, prices = self._select(task, data, start_key)
         plan = plan_of(family, None if watched else total) if optimizer is None else optimizer
+        signature = None
+        if options.checkpoint is not None:
+            program, numbers = checkpoints.program_of(self.guided.backend, self.guided.model, data)
+            signature = FitSignature(
+                model=self.guided.name,
+                program=program,
+                numbers=numbers,
+                data=checkpoints.digest(self.ops, data),
+                family=checkpoints.told(family),
+                num_steps=total,
+                objective=repr(task.objective),
+                estimators=checkpoints.told(self.guided.estimators),
+                seed=str(int(seed)) if isinstance(seed, Integral) else repr(seed),
+                plan=f"{plan if optimizer is None else engine.describe(optimizer)}{', until it converges' * watched}",
+            )
+            checkpoints.load(options.checkpoint, signature)
+        task, prices = self._select(task, data, start_key)
         program = engine.program(task, data, engine.optimizer(plan), num_steps=total, watched=watched)
-        about = {
-            "model": self.guided.name,
-            "num_steps": total,
-            "objective": repr(task.objective),
-            "estimators": repr(self.guided.estimators),
-            "seed": str(int(seed)) if isinstance(seed, Integral) else repr(seed),
-            "plan": f"{plan if optimizer is None else 'an optimizer given'}{', until it converges' if watched else ''}",
-        }
         runs = []
         starts = self._warm_starts(data, key, total, task.objective.num_particles)
         for known in starts[:1] if options.checkpoint else starts:
@@ -86,7 +95,7 @@ class Fitter:
                 raise ArgumentError("there is nothing to fit: neither model nor guide has a parameter")
             state = program.init(key, values, data)
             course = Convergence(total, family is not None and family.by_losses) if watched else None
-            runs.append(self._restart(program, state, course, about, options))
+            runs.append(self._restart(program, state, np.full(total, np.nan), course, signature, options))
         best, rivals = self._compare(runs)
         record = {
             "num_steps": len(best.losses),
@@ -183,20 +192,23 @@ class Fitter:
         return self._simpler[family]
 
     def _restart(
-        self, program: Any, state: Any, course: Convergence | None, about: dict[str, Any], options: Options
+        self, program: Any, state: Any, losses: Any, course: Convergence | None, signature: Any, options: Options
     ) -> Restart:
-        """One fit from one start; `about` are fields of its `FitSignature`."""
-        checkpoint, progress = options.checkpoint, options.progress
-        losses, done, name = np.full(about["num_steps"], np.nan), 0, self.guided.name
-        signature = None if checkpoint is None else FitSignature(**about, state=form_of(program.arrays(state)))
+        """One fit from one start; the losses are to be filled in."""
+        checkpoint, progress, done, name = options.checkpoint, options.progress, 0, self.guided.name
+        if signature is not None:
+            signature = replace(signature, state=form_of(program.arrays(state)))
         stored = None if signature is None else checkpoints.load(checkpoint, signature, course)
         if stored is not None:
             arrays, done, losses = stored
             state = program.restore(state, arrays)
 
         def save(state: Any, done: int) -> None:
-            if signature is not None:
-                checkpoints.save(checkpoint, signature, program.arrays(state), done, losses, course)
+            try:
+                if signature is not None:
+                    checkpoints.save(checkpoint, signature, program.arrays(state), done, losses, course)
+            except OSError as error:
+                warnings.warn(f"the checkpoint could not be saved, and the fit goes on: {error}", stacklevel=2)
 
         state, done = run_steps(program, state, losses, done, name=name, course=course, progress=progress, save=save)
         return Restart(program.params(state), losses[:done], course, program.execution)

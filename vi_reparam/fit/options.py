@@ -10,6 +10,7 @@ import numpy as np
 from vi_reparam.backend.engine import Engine
 from vi_reparam.checks import check_integer
 from vi_reparam.errors import ArgumentError
+from vi_reparam.fit import checkpoints
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Options:
         if not isinstance(self.progress, bool):
             raise ArgumentError(f"fit(progress={self.progress!r}): expected True or False")
         engine.key(self.seed)
+        if self.checkpoint is not None:
+            checkpoints.probe(self.checkpoint)
 
 
 def check_finite(name: str, array: np.ndarray) -> None:

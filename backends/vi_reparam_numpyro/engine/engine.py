@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 import weakref
@@ -178,6 +179,9 @@ class JaxEngine:
 
     def optimizer(self, plan: Any) -> Any:
         return optimizers.made(plan)
+
+    def describe(self, optimizer: Any) -> str:
+        return re.sub(r" at 0x\w+(, file [^>]*)?", "", repr(optimizers.fingerprint(optimizer)))
 
     def program(self, task: Task, data: Data, optimizer: Any, *, num_steps: int, watched: bool) -> Program:
         case = _Same(task.model), _Same(task.guide), repr(task.objective), optimizers.fingerprint(optimizer)

@@ -123,6 +123,11 @@ class TorchEngine:
     def optimizer(self, plan: Any) -> Any:
         return optimizers.maker(plan)
 
+    def describe(self, optimizer: Any) -> str:
+        made, schedule = optimizers.maker(optimizer)({"": torch.zeros(1, requires_grad=True)})
+        told = {} if schedule is None else {type(schedule).__name__: schedule.state_dict()}
+        return f"{type(made).__name__} {made.state_dict()['param_groups']} {told}"
+
     def program(self, task: Task, data: Data, optimizer: Any, *, num_steps: int, watched: bool) -> Program:
         return Program(task, data, optimizer, num_steps, watched)
 
