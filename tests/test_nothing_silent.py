@@ -204,3 +204,80 @@ def test_a_folder_that_vanishes_costs_a_warning_and_not_the_fit(b, tmp_path):
 def test_nothing_is_left_beside_a_checkpoint(b, tmp_path):
     mean_field(b).fit(1.0, checkpoint=tmp_path / "fit", **OPTIONS)
     assert [entry.name for entry in tmp_path.iterdir()] == ["fit"]
+
+
+# State that a program does not see.
+
+
+class Holder:
+    """What a model may read beside its arguments."""
+
+    def __init__(self, b):
+        self.b, self.y, self.scale, self.table = b, b.array(np.zeros(5)), 1.0, {"y": np.zeros(5)}
+
+    def observe(self, y, scale=1.0):
+        mu = self.b.host.sample("mu", self.b.dist.Normal(self.b.array(0.0), self.b.array(50.0)))
+        with self.b.host.plate("n", len(y)):
+            self.b.host.sample("y", self.b.dist.Normal(mu, self.b.array(scale)), obs=self.b.array(y))
+
+    def by_attribute(self):
+        self.observe(self.y)
+
+
+def by_closure(holder):
+    return holder, lambda: holder.observe(holder.y), ()
+
+
+def by_scalar(holder):
+    return holder, lambda: holder.observe(holder.y, holder.scale), ()
+
+
+def by_mutable_argument(holder):
+    return holder, lambda held: held.observe(held.y), (holder,)
+
+
+def by_array_in_place(holder):
+    return holder, lambda: holder.observe(holder.table["y"]), ()
+
+
+def by_bound_method(holder):
+    return holder, holder.by_attribute, ()
+
+
+def more(holder):
+    holder.y, holder.scale = holder.b.array(np.full(5, 20.0)), 3.0
+    holder.table["y"] += 20.0
+
+
+def longer(holder):
+    holder.y, holder.table = holder.b.array(np.full(7, 20.0)), {"y": np.full(7, 20.0)}
+
+
+@pytest.mark.parametrize("change", [more, longer], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "reads",
+    [by_closure, by_scalar, by_mutable_argument, by_array_in_place, by_bound_method],
+    ids=lambda f: f.__name__,
+)
+def test_what_a_model_reads_beside_its_arguments_may_change(b, reads, change):
+    holder, model, args = reads(Holder(b))
+    guided = mean_field(b, model)
+    before = guided.fit(*args, **OPTIONS).losses
+    change(holder)
+    after, fresh = (g.fit(*args, **OPTIONS).losses for g in (guided, mean_field(b, model)))
+    np.testing.assert_array_equal(after, fresh)
+    assert not np.allclose(before, after)
+
+
+def test_new_inputs_that_a_model_reads_beside_its_arguments(b):
+    x = {"x": b.array(np.ones(3))}
+
+    def model(y=None):
+        a = b.host.sample("a", b.dist.Normal(b.array(0.0), b.array(0.01)))
+        with b.host.plate("n", 3):
+            b.host.sample("y", b.dist.Normal(a + x["x"], b.array(0.01)), obs=y)
+
+    posterior = mean_field(b, model).fit(b.array(np.ones(3)), **OPTIONS)
+    for value in (1.0, 9.0):
+        x["x"] = b.array(np.full(3, value))
+        assert number(posterior.predict(num_draws=50)["y"]).mean() == pytest.approx(value, abs=0.5)
