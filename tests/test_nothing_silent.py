@@ -281,3 +281,91 @@ def test_new_inputs_that_a_model_reads_beside_its_arguments(b):
     for value in (1.0, 9.0):
         x["x"] = b.array(np.full(3, value))
         assert number(posterior.predict(num_draws=50)["y"]).mean() == pytest.approx(value, abs=0.5)
+
+
+# The fitted guide, called without the outcome.
+
+X = np.array([-1.0, -0.5, 0.0, 0.5, 1.0, 2.0])
+
+
+def line(b):
+    def model(x, y=None):
+        slope = b.host.sample("slope", b.dist.Normal(b.array(0.0), b.array(5.0)))
+        with b.host.plate("n", len(x)):
+            b.host.sample("y", b.dist.Normal(slope * x, b.array(0.1)), obs=y)
+
+    return model
+
+
+def line_of_events(b):
+    """The outcome is no plate's, and a latent's name is beside it."""
+
+    def model(x, y=None):
+        slope = b.host.sample("slope", b.dist.Normal(b.array(0.0), b.array(5.0)))
+        noise = b.host.sample("noise", b.dist.Gamma(b.array(2.0), b.array(50.0)))
+        b.host.sample("y", b.dist.Normal(slope * x, noise).to_event(1), obs=y)
+
+    return model
+
+
+def two_outcomes(b):
+    def model(x, y=None, z=None):
+        line(b)(x, y)
+        b.host.sample("z", b.dist.Gamma(b.array(2.0), b.array(1.0)), obs=z)
+
+    return model
+
+
+def predictions(b, guided, posterior, new):
+    """Of y, by the framework's own Predictive, with the fitted guide and its parameters."""
+    if b.name == "numpyro":
+        import jax
+        from numpyro.infer import Predictive
+
+        drawn = Predictive(guided.model, guide=guided.guide, params=posterior.params, num_samples=60)
+        return number(drawn(jax.random.key(0), b.array(new))["y"])
+    import pyro
+    from pyro.infer import Predictive
+
+    pyro.clear_param_store()
+    for name, value in posterior.params.items():  # in the store they have the guide's scope before their names
+        pyro.param(name if name in {"slope"} else f"{guided.base_guide.scope}{name}", value)
+    return number(Predictive(guided.model, guide=guided.guide, num_samples=60)(b.array(new))["y"])
+
+
+@pytest.mark.parametrize("family", ["MeanField", "FullRank"])
+@pytest.mark.parametrize("make", [line, line_of_events, two_outcomes], ids=lambda f: f.__name__)
+def test_the_fitted_guide_draws_no_outcome_that_was_left_out(b, make, family):
+    guided = b.vr.guide(getattr(b.vr, family)())(make(b))
+    given = {"z": b.array(1.0)} if make is two_outcomes else {}
+    options = {"num_steps": 150, "num_particles": 2, "progress": False}
+    posterior = guided.fit(b.array(X), y=b.array(2.0 * X), **given, **options)
+    for new in (X, np.array([0.0, 1.0, 3.0])):
+        y = predictions(b, guided, posterior, new)
+        assert y.shape == (60, len(new))
+        np.testing.assert_allclose(y.mean(0), 2.0 * new, atol=0.4)
+
+
+def test_an_outcome_that_was_fitted_is_drawn(b):
+    """A fit says what is a latent, whatever another fit of the same guide observed."""
+    guided = mean_field(b, line(b))
+    without = guided.fit(b.array(X), **OPTIONS)
+    guided.fit(b.array(X), y=b.array(X), **OPTIONS)
+    assert set(without.draws(5)) == {"slope", "y"}
+    assert set(guided.fit(b.array(X[:3]), **OPTIONS).draws(5)) == {"slope", "y"}
+
+
+@pytest.mark.parametrize("family", ["MeanField", "FullRank"])
+@pytest.mark.parametrize("size", [1, 3, 9])
+def test_a_local_latent_of_another_size_names_itself_and_predict(b, family, size):
+    def model(x, y=None):
+        with b.host.plate("n", len(x)):
+            u = b.host.sample("u", b.dist.Normal(x, b.array(1.0)))
+            b.host.sample("y", b.dist.Normal(u, b.array(1.0)), obs=y)
+
+    guided = b.vr.guide(getattr(b.vr, family)())(model)
+    posterior = guided.fit(b.array(X), y=b.array(X), **OPTIONS)
+    with pytest.raises(b.vr.SiteError, match=r"site 'u' in plate 'n'.*posterior\.predict") as caught:
+        predictions(b, guided, posterior, np.ones(size))
+    assert len(str(caught.value)) <= 300 and "\n" not in str(caught.value)
+    assert posterior.predict(b.array(np.ones(size)), num_draws=7)["y"].shape == (7, size)

@@ -61,9 +61,6 @@ class Fitter:
             final: False for the warm start of another family, which keeps the fitted tail parameters.
         """
         begun = time.perf_counter()
-        for part in getattr(self.guided.base_guide, "parts", [self.guided.base_guide]):
-            if family_made := getattr(part, "latents", None):
-                family_made.forget()  # what the model reads beside its arguments may have changed
         family, engine = self.guided.family, self.engine
         watched = options.num_steps is None and (family is None or family.converges)
         total: int = options.num_steps or (MAX_STEPS if family is None else family.max_steps)
@@ -138,6 +135,9 @@ class Fitter:
         """As `check`; the first parameters, where they were needed."""
         start = functools.partial(self.guided.start_at, data)
         try:
+            for part in getattr(self.guided.base_guide, "parts", [self.guided.base_guide]):
+                if hasattr(part, "latents"):
+                    part.latents.begin(*data.call)
             found = self.engine.check(task, data, start, key, known=data.form in self._checked)
         except ViReparamError:
             raise

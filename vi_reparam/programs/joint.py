@@ -170,7 +170,8 @@ class JointGuide(abc.ABC):
     def draw(self, args: Any, kwargs: Any, plates: dict[str, Any]) -> dict[str, Array]:
         """The latents that it draws; `plates` are those entered before in this run, by name."""
         xp, host, layout = self.ops.xp, self.host, self.layout(args, kwargs)
-        with contextlib.ExitStack() as stack:
+        sites = {part.site.name: part.site for part in layout.parts}
+        with self.latents.sized(sites), contextlib.ExitStack() as stack:
             features = None
             if layout.plate is not None:
                 features = self.features(args, kwargs, enter(host, stack, plates, layout.plate))
@@ -198,6 +199,8 @@ class JointGuide(abc.ABC):
         """Coordinates of about unit scale, as parameters that no gradient moves."""
         xp, dtype = self.ops.xp, self.ops.float_dtype()
         center = self.constant("center", lambda _: start())
+        if tuple(center.shape) != (size,):
+            raise ValueError(f"the guide's center has shape {tuple(center.shape)}, expected {(size,)}")
         root = self.constant(
             "root", lambda _: scale * (xp.eye(size, dtype=dtype) if dense else xp.ones(size, dtype=dtype))
         )

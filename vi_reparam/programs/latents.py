@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -86,26 +87,36 @@ class Latents:
         self.layouts: Cache[Any] = Cache(FORMS)
         self._known: Cache[_Known] = Cache(FORMS)
         self._structures: Cache[Structure] = Cache(FORMS)
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._observed: set[str] = set()
+        self._fitted: set[Hashable] = set()
 
-    def forget(self) -> None:
-        """Look at the model anew: what it reads beside its arguments may have changed."""
+    def begin(self, args: Any, kwargs: Any) -> None:
+        """Look at the model anew for a fit: what it reads beside its arguments may have changed."""
         for cache in (self._known, self._structures, self.layouts):
             cache.entries.clear()
+        self._observed.clear()
+        self._shapes.clear()
+        self._fitted.add(self.backend.ops.form((args, kwargs)))
+        self.sites(args, kwargs)
 
     def sites(self, args: Any, kwargs: Any) -> dict[str, Site]:
         """The latent sites, in the model's order, with the supports that these arguments give.
+
+        What other arguments observed, and these leave out, is an outcome and no latent; a fit says what it observes.
 
         Raises:
             SiteError: for a latent without a support, or with one that follows other draws.
         """
         ops = self.backend.ops
         with self.backend.tracer.constants():
-            known = self._known.get(ops.form((args, kwargs)), lambda: self._look(args, kwargs))
+            form = ops.form((args, kwargs))
+            known = self._known.get(form, lambda: self._look(args, kwargs))
             leaves = [x for x in ops.tree_leaves((args, kwargs)) if hasattr(x, "shape")] if known.bounded else []
             if not known.live:  # then what is traced tells no bound
                 leaves = [leaf for leaf in leaves if ops.concrete(leaf) is not None]
             if not known.bounded or (known.fresh and _unchanged(known.marks, leaves)):
-                return known.sites
+                return self._without_outcomes(form, known.sites)
             supports = self._supports(self._run(args, kwargs, ops.key(0)))
             sites = dict(known.sites)
             for name in known.bounded:
@@ -114,7 +125,30 @@ class Latents:
         if all(ops.concrete(x) is not None for n in known.bounded for x in self.backend.tracer.arrays_of(supports[n])):
             known.sites, known.fresh = sites, not any(type(leaf).__module__ == "numpy" for leaf in leaves)
             known.marks = tuple((weakref.ref(leaf), getattr(leaf, "_version", 0)) for leaf in leaves if known.fresh)
-        return sites
+        return self._without_outcomes(form, sites)
+
+    def _without_outcomes(self, form: Hashable, sites: dict[str, Site]) -> dict[str, Site]:
+        left_out = self._observed & sites.keys() if form not in self._fitted else ()
+        return {name: site for name, site in sites.items() if name not in left_out} if left_out else sites
+
+    @contextlib.contextmanager
+    def sized(self, sites: dict[str, Site]) -> Iterator[None]:
+        """Where a guide draws these sites: parameters of other sizes are refused in words.
+
+        Raises:
+            SiteError: naming the site that has another shape than when the guide was first drawn from, or fitted.
+        """
+        try:
+            yield
+        except (ValueError, TypeError, RuntimeError):
+            for name, site in sites.items():
+                if site.shape != (fitted := self._shapes.get(name, site.shape)):
+                    around = "".join(f" in plate {plate.name!r}" for plate in site.plates)
+                    raise SiteError(
+                        f"site {name!r}{around}: the guide was fitted at shape {fitted}, and these arguments give it "
+                        f"{site.shape}: for new data use posterior.predict(...), which draws it afresh; else fit again"
+                    ) from None
+            raise
 
     def structure(self, args: Any, kwargs: Any) -> Structure:
         """The model's parameters, state and subsampled plates."""
@@ -141,6 +175,7 @@ class Latents:
             return found, self._supports(found)
 
         found, supports = tracer.shapes(look)
+        self._observed |= {name for name, r in found.items() if r.is_data}
         for name, support in supports.items():
             if support is None:
                 what = type(found[name].distribution).__name__
@@ -168,6 +203,7 @@ class Latents:
             sites[name] = _site(found[name], name, kind, support if known else None)
             if kind == "other" and name in bounded:
                 _refuse_rows_of_a_part(sites[name], tracer.arrays_of(support))
+            self._shapes.setdefault(name, sites[name].shape)
         return _Known(sites, bounded, live)
 
     def _followed(

@@ -80,12 +80,18 @@ class MeanFieldGuide:
 
         values = {}
         for site in sites.values():
-            with contextlib.ExitStack() as stack:
+            shape = list(site.shape)
+            with self.latents.sized(sites), contextlib.ExitStack() as stack:
                 for plate in site.plates:
-                    enter(host, stack, plates, plate)
+                    shape[len(shape) - site.event_dim + (plate.dim or 0)] = len(enter(host, stack, plates, plate))
                 build = _BUILDERS[self.family.family_at(site.name, site.kind)]
                 maker = Maker(backend, self.scope, site, lambda name=site.name: starts()[name])
-                values[site.name] = host.sample(site.name, build(maker, site, self.family.init_scale))
+                value = host.sample(site.name, build(maker, site, self.family.init_scale))
+                if list(value.shape)[value.ndim - len(shape) :] != shape:
+                    raise ValueError(
+                        f"site {site.name!r}: drawn in shape {tuple(value.shape)}, expected {tuple(shape)}"
+                    )
+            values[site.name] = value
         return values
 
 
