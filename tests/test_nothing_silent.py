@@ -369,3 +369,106 @@ def test_a_local_latent_of_another_size_names_itself_and_predict(b, family, size
         predictions(b, guided, posterior, np.ones(size))
     assert len(str(caught.value)) <= 300 and "\n" not in str(caught.value)
     assert posterior.predict(b.array(np.ones(size)), num_draws=7)["y"].shape == (7, size)
+
+
+# Missing data.
+
+
+def test_data_that_the_model_masks_cost_a_warning(b):
+    y = np.array([0.5, np.nan, 1.5, np.nan])
+
+    def model(y):
+        mu = b.host.sample("mu", b.dist.Normal(b.array(0.0), b.array(1.0)))
+        seen = y == y
+        with b.host.plate("n", len(y)):
+            b.host.sample("y", b.dist.Normal(mu, b.array(1.0)).mask(seen), obs=b.xp.where(seen, y, b.xp.zeros_like(y)))
+
+    with pytest.warns(
+        UserWarning, match="argument 0 holds 2 NaN or infinite values of 4: the model's density is finite"
+    ):
+        posterior = mean_field(b, model).fit(b.array(y), num_steps=150, num_particles=2, progress=False)
+    assert number(posterior.params["mu_loc"]) == pytest.approx(2.0 / 3.0, abs=0.1)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_data_that_the_model_does_not_mask_are_refused(b, bad):
+    with pytest.raises(b.vr.ArgumentError, match=r"argument 1 holds 1 NaN.*of site 'y' is not finite") as caught:
+        mean_field(b, line(b)).fit(b.array(X), b.array([*X[:5], bad]), **OPTIONS)
+    assert len(str(caught.value)) <= 300
+
+
+def masked_by_distribution(b, mask):
+    """z_i ~ N(mu, 1) where the mask holds, y_i ~ N(z_i, 1)."""
+
+    def model(y):
+        seen = mask(y)
+        mu = b.host.sample("mu", b.dist.Normal(b.array(0.0), b.array(1.0)))
+        with b.host.plate("n", len(y)):
+            z = b.host.sample("z", b.dist.Normal(mu, b.array(1.0)).mask(seen))
+            b.host.sample("y", b.dist.Normal(z, b.array(1.0)).mask(seen), obs=y)
+
+    return model
+
+
+def masked_by_handler(b, mask):
+    if b.name == "numpyro":
+        from numpyro.handlers import mask as masking
+    else:
+        from pyro.poutine import mask as masking
+
+    def model(y):
+        mu = b.host.sample("mu", b.dist.Normal(b.array(0.0), b.array(1.0)))
+        with b.host.plate("n", len(y)), masking(mask=mask(y)):
+            z = b.host.sample("z", b.dist.Normal(mu, b.array(1.0)))
+            b.host.sample("y", b.dist.Normal(z, b.array(1.0)), obs=y)
+
+    return model
+
+
+@pytest.mark.parametrize("entropy", ["monte_carlo", "path", "analytic"])
+@pytest.mark.parametrize("model", [masked_by_distribution, masked_by_handler], ids=lambda f: f.__name__)
+def test_a_masked_latent_has_neither_density_nor_entropy(b, model, entropy):
+    """y_1 = y_3 = 2 are seen, each N(mu, 2): mu | y ~ N(1, 1/2), and y ~ N(0, 2 + 1) with a covariance of 1."""
+    y = np.array([2.0, 50.0, 2.0])
+    covariance = np.array([[3.0, 1.0], [1.0, 3.0]])
+    evidence = -np.log(2.0 * np.pi) - 0.5 * np.log(8.0) - 0.5 * 2.0 * np.linalg.solve(covariance, [2.0, 2.0]).sum()
+    guided = b.vr.guide(b.vr.MeanField(), objective=b.vr.ELBO(8, entropy=entropy))(model(b, lambda y: y < 10.0))
+    posterior = guided.fit(b.array(y), num_steps=400, progress=False)
+    assert number(posterior.params["mu_loc"]) == pytest.approx(1.0, abs=0.12)
+    value, error = posterior.elbo(2_000)
+    assert evidence - 0.5 < value < evidence + 4.0 * error
+    assert number(posterior.log_weights).std() < 2.0
+
+
+def test_a_masked_latent_of_a_guide_over_all_latents_is_refused(b):
+    with pytest.raises(b.vr.SiteError, match=r"site 'z' is masked.*vr\.MeanField") as caught:
+        b.vr.guide(b.vr.FullRank())(masked_by_handler(b, lambda y: y < 10.0)).fit(b.array(X), **OPTIONS)
+    assert len(str(caught.value)) <= 300
+
+
+# What people give.
+
+
+def test_a_model_without_a_latent_is_refused(b):
+    def observed(y):
+        b.host.sample("y", b.dist.Normal(b.array(0.0), b.array(1.0)), obs=y)
+
+    def with_a_parameter(y):
+        b.host.sample("y", b.dist.Normal(b.host.param("at", b.array(0.0)), b.array(1.0)), obs=y)
+
+    def with_a_plate(y):
+        with b.host.plate("n", 3):
+            b.host.sample("y", b.dist.Normal(b.array(0.0), b.array(1.0)), obs=y)
+
+    for model in (observed, with_a_parameter, with_a_plate):
+        for family in (b.vr.MeanField(), b.vr.FullRank(), b.vr.Escalate()):
+            with pytest.raises(b.vr.ArgumentError, match="nothing to fit: the model has no latent site") as caught:
+                b.vr.guide(family)(model).fit(b.array(np.zeros(3)), progress=False)
+            assert len(str(caught.value)) <= 300 and "\n" not in str(caught.value)
+
+
+def test_integers_of_numpy_and_a_family_without_parentheses(b):
+    guided = b.vr.guide(b.vr.MeanField)(line(b))
+    options = {"num_steps": np.int64(3), "num_particles": np.int32(2), "seed": np.int64(1)}
+    posterior = guided.fit(b.array(X), b.array(X), progress=False, **options)
+    assert len(posterior.losses) == 3 and posterior.record["num_particles"] == 2

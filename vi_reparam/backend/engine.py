@@ -101,10 +101,7 @@ class Engine(Protocol):
         Args:
             model: if given, arrays that it reads in Python become constants of what is compiled.
             inputs: trees of arrays that the program takes before the arguments; only where `finite` is False.
-            finite: whether to check the values, and to warn of a model that reads them in Python.
-
-        Raises:
-            ArgumentError: for data that are not finite.
+            finite: whether to note what is not finite, and to warn of a model that reads values in Python.
         """
 
     def call(self, fn: Fn, data: Data, *inputs: Any, name: Hashable = None) -> Any:

@@ -20,6 +20,7 @@ from vi_reparam.backend.data import Data
 from vi_reparam.backend.ops import Ops
 from vi_reparam.errors import ArgumentError, first_line
 from vi_reparam.fit.convergence import Convergence
+from vi_reparam.sites.totals import scaled
 from vi_reparam.sites.wrappers import innermost
 
 Arrays = Mapping[str, np.ndarray]
@@ -91,7 +92,10 @@ def program_of(backend: Backend, model: Any, data: Data) -> tuple[str, dict[str,
 
     def numbers(args: Any, kwargs: Any, key: Any) -> dict[str, list[Any]]:
         found = {n: r for n, r in run(args, kwargs, key).items() if r.kind == "sample"}
-        return {n: [ops.xp.sum(ops.asarray(r.value) * 1.0), ops.xp.sum(r.log_prob() * 1.0)] for n, r in found.items()}
+        return {
+            n: [ops.xp.sum(ops.asarray(r.value) * 1.0), ops.xp.sum(scaled(r, ops.asarray(r.log_prob())))]
+            for n, r in found.items()
+        }
 
     told = []
     for name, record in tracer.shapes(lambda key: run(*data.call, key)).items():

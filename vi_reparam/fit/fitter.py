@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 import warnings
 from collections.abc import Mapping
@@ -135,9 +136,8 @@ class Fitter:
         """As `check`; the first parameters, where they were needed."""
         start = functools.partial(self.guided.start_at, data)
         try:
-            for part in getattr(self.guided.base_guide, "parts", [self.guided.base_guide]):
-                if hasattr(part, "latents"):
-                    part.latents.begin(*data.call)
+            self._doubt(data)
+            self._begin(data)
             found = self.engine.check(task, data, start, key, known=data.form in self._checked)
         except ViReparamError:
             raise
@@ -147,6 +147,30 @@ class Fitter:
             raise ArgumentError(text) from error
         self._checked.add(data.form)
         return found
+
+    def _begin(self, data: Data) -> None:
+        for part in getattr(self.guided.base_guide, "parts", [self.guided.base_guide]):
+            try:
+                if hasattr(part, "latents"):
+                    part.latents.begin(*data.call)
+            except ViReparamError:
+                raise
+            except Exception:  # the check that follows says what is wrong, or the first step does
+                return
+
+    def _doubt(self, data: Data) -> None:
+        """Data that are not finite are right only where the model masks them: its density is finite then."""
+        if not data.doubts:
+            return
+        said, guided = "; ".join(data.doubts)[:150], self.guided
+        try:
+            _, numbers = checkpoints.program_of(guided.backend, guided.model, data)
+        except Exception:
+            numbers = {"": [0.0, math.nan]}
+        bad = [f" of site {name!r}" if name else "" for name, (_, term) in numbers.items() if not math.isfinite(term)]
+        if bad:
+            raise ArgumentError(f"{said}, and the density{bad[0]} is not finite: drop those rows, or mask them")
+        warnings.warn(f"{said}: the model's density is finite, so it seems to mask them", stacklevel=6)
 
     def _select(self, task: Task, data: Data, key: Key) -> tuple[Task, dict[str, float]]:
         """The task with `Auto` resolved by measurement, once for every form of the data."""

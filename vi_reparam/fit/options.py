@@ -24,6 +24,12 @@ class Options:
     progress: bool = False
     checkpoint: Any = None
 
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "num_particles"):
+            value = getattr(self, name)
+            if isinstance(value, np.integer):
+                object.__setattr__(self, name, int(value))
+
     def check(self, engine: Engine) -> None:
         """Refuse options that cannot be used.
 
@@ -42,17 +48,7 @@ class Options:
             checkpoints.probe(self.checkpoint)
 
 
-def check_finite(name: str, array: np.ndarray) -> None:
-    """Refuse data that hold NaN or infinite values.
-
-    Raises:
-        ArgumentError: naming the argument and how many of its values are not finite.
-    """
-    if not np.issubdtype(array.dtype, np.floating):
-        return
-    bad = int(array.size - np.isfinite(array).sum())
-    if bad:
-        raise ArgumentError(
-            f"argument {name} holds {bad} NaN or infinite values of {array.size}: drop those rows, or model them with "
-            "a mask"
-        )
+def not_finite(name: str, array: np.ndarray) -> list[str]:
+    """What is to be said of NaN or infinite values in an argument; nothing where there are none."""
+    bad = int(array.size - np.isfinite(array).sum()) if np.issubdtype(array.dtype, np.floating) else 0
+    return [f"argument {name} holds {bad} NaN or infinite values of {array.size}"] if bad else []

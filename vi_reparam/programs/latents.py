@@ -13,7 +13,8 @@ from vi_reparam.backend.cache import Cache
 from vi_reparam.backend.host import Host
 from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.backend.tracer import PlateInfo, Record
-from vi_reparam.errors import SiteError
+from vi_reparam.errors import ArgumentError, SiteError
+from vi_reparam.sites.totals import mask_of
 
 Plate = PlateInfo
 
@@ -33,6 +34,7 @@ class Site:
         kind: of its support, as `Host.support_kind` names it.
         support: the constraint itself, with the bounds that the arguments at hand give it.
         plates: around it, outermost first.
+        is_masked: whether parts of it may have no density.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Site:
     kind: str
     support: Any
     plates: tuple[Plate, ...]
+    is_masked: bool = False
 
 
 class Structure(NamedTuple):
@@ -92,13 +95,22 @@ class Latents:
         self._fitted: set[Hashable] = set()
 
     def begin(self, args: Any, kwargs: Any) -> None:
-        """Look at the model anew for a fit: what it reads beside its arguments may have changed."""
+        """Look at the model anew for a fit: what it reads beside its arguments may have changed.
+
+        Raises:
+            ArgumentError: for a model without a latent.
+            SiteError: as `sites`.
+        """
         for cache in (self._known, self._structures, self.layouts):
             cache.entries.clear()
         self._observed.clear()
         self._shapes.clear()
         self._fitted.add(self.backend.ops.form((args, kwargs)))
-        self.sites(args, kwargs)
+        if not self.sites(args, kwargs):
+            raise ArgumentError(
+                "there is nothing to fit: the model has no latent site; leave a site without obs=, or fit parameters "
+                "alone with the framework's own SVI"
+            )
 
     def sites(self, args: Any, kwargs: Any) -> dict[str, Site]:
         """The latent sites, in the model's order, with the supports that these arguments give.
@@ -200,7 +212,7 @@ class Latents:
             if name in live and not support.is_discrete:  # what its bounds happen to be tells nothing of others
                 kind = "other"
             known = all(ops.concrete(x) is not None for x in tracer.arrays_of(support))
-            sites[name] = _site(found[name], name, kind, support if known else None)
+            sites[name] = _site(host, found[name], name, kind, support if known else None)
             if kind == "other" and name in bounded:
                 _refuse_rows_of_a_part(sites[name], tracer.arrays_of(support))
             self._shapes.setdefault(name, sites[name].shape)
@@ -284,12 +296,13 @@ def held(ops: Ops, records: Mapping[str, Record]) -> dict[str, Array]:
     }
 
 
-def _site(record: Record, name: str, kind: str, support: Any) -> Site:
+def _site(host: Host, record: Record, name: str, kind: str, support: Any) -> Site:
     event_dim, shape = len(record.distribution.event_shape), list(record.value.shape)
     plates = sorted((p for p in record.plates if p.dim is not None), key=lambda plate: plate.dim or 0)
     for plate in plates:
         shape[len(shape) - event_dim + (plate.dim or 0)] = plate.size
-    return Site(name, tuple(shape), event_dim, kind, support, tuple(plates))
+    is_masked = mask_of(host, record) is not None
+    return Site(name, tuple(shape), event_dim, kind, support, tuple(plates), is_masked)
 
 
 def bijection(host: Host, support: Any) -> Any:

@@ -66,6 +66,11 @@ class Layout:
                         f"site {site.name!r} is discrete, and {what} covers continuous latents: marginalize it in the "
                         "model, or use vr.MeanField with estimators={'" + site.name + "': vr.ScoreFunction()}"
                     )
+                if site.is_masked:
+                    raise SiteError(
+                        f"site {site.name!r} is masked, and {what} would draw the parts that have no density: use "
+                        "vr.MeanField() for it, alone or as a part of vr.Sites({...})"
+                    )
                 shape = list(bijection(backend.host, site.support).inverse_shape(site.shape))
                 if plate is not None:
                     shape[_axis(site, plate)] = 1

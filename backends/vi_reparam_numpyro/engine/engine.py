@@ -29,7 +29,7 @@ from vi_reparam.objectives.run import Runner, first_params
 from vi_reparam.objectives.subsampling import check_subsampling
 from vi_reparam.sites.totals import total_log_prob
 from vi_reparam_numpyro.engine import optimizers
-from vi_reparam_numpyro.engine.arguments import check_data, data_of
+from vi_reparam_numpyro.engine.arguments import data_of, doubts_of
 from vi_reparam_numpyro.engine.codec import JaxCodec
 from vi_reparam_numpyro.engine.program import Program
 from vi_reparam_numpyro.host.tracer import tracer
@@ -82,19 +82,19 @@ class JaxEngine:
         raise ArgumentError(f"seed={seed!r}: expected an int of at most 64 bits or a jax.random.key")
 
     def data(self, args: tuple, kwargs: Mapping, model: Any = None, *, inputs: tuple = (), finite: bool = True) -> Data:
-        if finite:
-            check_data(args, dict(kwargs))
-        made = data_of(args, dict(kwargs))
+        doubts = doubts_of(args, dict(kwargs)) if finite else ()
+        made = dataclasses.replace(data_of(args, dict(kwargs)), doubts=doubts)
         if model is None:
             return made
         if any(model is reader for reader in self._readers):
-            made = data_of(*made.call, closed=True)
+            made = dataclasses.replace(data_of(*made.call, closed=True), doubts=doubts)
         try:
             return _traced(model, made, inputs, finite)
         except self.reads_values as error:
             if finite:
                 self._note_reading(model, error)
-        return _traced(model, data_of(*made.call, closed=True), inputs, finite)
+        made = dataclasses.replace(data_of(*made.call, closed=True), doubts=doubts)
+        return _traced(model, made, inputs, finite)
 
     def _note_reading(self, model: Callable[..., Any], error: Exception) -> None:
         """Its data are constants of what is compiled from now on."""
