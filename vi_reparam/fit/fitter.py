@@ -169,8 +169,11 @@ class Fitter:
             numbers = {"": [0.0, math.nan]}
         bad = [f" of site {name!r}" if name else "" for name, (_, term) in numbers.items() if not math.isfinite(term)]
         if bad:
-            raise ArgumentError(f"{said}, and the density{bad[0]} is not finite: drop those rows, or mask them")
-        warnings.warn(f"{said}: the model's density is finite, so it seems to mask them", stacklevel=6)
+            raise ArgumentError(
+                f"{said}, and the density{bad[0]} is not finite: drop them, or mask numbers in their place"
+            )
+        text = "the model's density is finite, so it seems to mask them; its gradient needs numbers in their place"
+        warnings.warn(f"{said}: {text}", stacklevel=6)
 
     def _select(self, task: Task, data: Data, key: Key) -> tuple[Task, dict[str, float]]:
         """The task with `Auto` resolved by measurement, once for every form of the data."""
