@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from numbers import Integral
 from typing import Any
 
 from vi_reparam.errors import ArgumentError
@@ -24,7 +25,7 @@ def check_integer(name: str, value: Any, owner: str = "", *, least: int = 1) -> 
     Raises:
         ArgumentError: saying so.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise ArgumentError(f"{_written(name, value, owner)}: expected an integer of at least {least}")
 
 

@@ -232,7 +232,7 @@ def test_what_it_cannot_draw_is_refused():
 
     with pytest.raises(vr.SiteError, match="'k' is discrete"):
         vr.guide(SMALL)(discrete).fit(num_steps=2, progress=False)
-    with pytest.raises(vr.SiteError, match="no latent site"):
+    with pytest.raises(vr.ArgumentError, match="no latent site"):
         vr.guide(SMALL)(lambda: None).fit(num_steps=2, progress=False)
     with pytest.raises(vr.ArgumentError, match="draws all sites together"):
         vr.guide(SMALL, estimators=vr.Implicit())(discrete)

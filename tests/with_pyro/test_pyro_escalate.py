@@ -114,7 +114,7 @@ def test_the_search_finds_a_scale_where_there_is_no_mode(monkeypatch, together):
         monkeypatch.setattr(TorchOps, "many", _refuse)
     guided = vr.guide(vr.FullRank())(funnel)
     data = guided.backend.engine.data((), {})
-    (frame, *_) = guided.base_guide.searcher.run(guided.base_guide.layout((), {}), data, 5)
+    (frame, *_) = guided.base_guide.searcher.run(data, 5)
     assert frame.center.shape == (3,) and frame.root.shape == (3, 3)
     assert abs(float(frame.center[0])) < 3.0 and bool((frame.root.diagonal() > 0.3).all())
 

@@ -314,7 +314,7 @@ def test_what_a_guide_cannot_cover():
     for model, error, message in (
         (discrete, vr.SiteError, "no family covers discrete latents"),
         (undecided, vr.SiteError, "needs a discrete estimator"),
-        (moving, vr.SiteError, "change from draw to draw"),
+        (moving, vr.SiteError, "its support follows site 'b'"),
         (nothing, vr.ArgumentError, "nothing to fit"),
     ):
         with pytest.raises(error, match=message):

@@ -22,6 +22,7 @@ class Data:
         form: equal for arguments of equal structure, shapes, dtypes and other values: what a program is compiled for.
         arrays: the leaves that a compiled program takes; the others are constants of it.
         join: the arguments again, with other arrays in place of `arrays`.
+        doubts: what is not finite among them, in words.
     """
 
     args: Args
@@ -29,6 +30,7 @@ class Data:
     form: Hashable
     arrays: tuple[Array, ...] = ()
     join: Callable[[tuple[Array, ...]], Call] = field(default=None, repr=False)  # type: ignore[assignment]
+    doubts: tuple[str, ...] = ()
 
     @property
     def call(self) -> Call:

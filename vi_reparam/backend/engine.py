@@ -101,10 +101,7 @@ class Engine(Protocol):
         Args:
             model: if given, arrays that it reads in Python become constants of what is compiled.
             inputs: trees of arrays that the program takes before the arguments; only where `finite` is False.
-            finite: whether to check the values, and to warn of a model that reads them in Python.
-
-        Raises:
-            ArgumentError: for data that are not finite.
+            finite: whether to note what is not finite, and to warn of a model that reads values in Python.
         """
 
     def call(self, fn: Fn, data: Data, *inputs: Any, name: Hashable = None) -> Any:
@@ -157,6 +154,9 @@ class Engine(Protocol):
 
     def optimizer(self, plan: Any) -> Any:
         """The optimizer of a `vi_reparam.fit.optimizers.OptimizerPlan`, or a user's own; refuses what is none."""
+
+    def describe(self, optimizer: Any) -> str:
+        """A user's optimizer in words: equal for equal ones, also in another process."""
 
     def program(self, task: Task, data: Data, optimizer: Any, *, num_steps: int, watched: bool) -> Program:
         """The steps of a fit, `num_steps` at the most; `watched`: whether `moments` and `move` will be called.

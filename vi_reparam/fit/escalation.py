@@ -153,7 +153,7 @@ def shape_of(guided: Any, data: Data) -> Shape:
 def _mean_field_loss(guided: Any, data: Data, key: Any) -> float:
     """Nats that correlations cost a mean field, by the best Gaussian that the search finds."""
     guide = guided.base_guide
-    places = guide.searcher.run(guide.layout(*data.call), data, key)
+    places = guide.searcher.run(data, key)
     if not places:
         return 0.0
     root = guided.backend.ops.to_numpy(places[0].root)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from numbers import Integral
@@ -67,17 +69,25 @@ class Fitter:
         start_key, key = self.ops.split(engine.key(seed), 2)
         task = self._task(options.num_particles)
         start = self._check(task, data, start_key)
-        task, prices = self._select(task, data, start_key)
         plan = plan_of(family, None if watched else total) if optimizer is None else optimizer
+        signature = None
+        if options.checkpoint is not None:
+            program, numbers = checkpoints.program_of(self.guided.backend, self.guided.model, data)
+            signature = FitSignature(
+                model=self.guided.name,
+                program=program,
+                numbers=numbers,
+                data=checkpoints.digest(self.ops, data),
+                family=checkpoints.told(family),
+                num_steps=total,
+                objective=repr(task.objective),
+                estimators=checkpoints.told(self.guided.estimators),
+                seed=str(int(seed)) if isinstance(seed, Integral) else repr(seed),
+                plan=f"{plan if optimizer is None else engine.describe(optimizer)}{', until it converges' * watched}",
+            )
+            checkpoints.load(options.checkpoint, signature)
+        task, prices = self._select(task, data, start_key)
         program = engine.program(task, data, engine.optimizer(plan), num_steps=total, watched=watched)
-        about = {
-            "model": self.guided.name,
-            "num_steps": total,
-            "objective": repr(task.objective),
-            "estimators": repr(self.guided.estimators),
-            "seed": str(int(seed)) if isinstance(seed, Integral) else repr(seed),
-            "plan": f"{plan if optimizer is None else 'an optimizer given'}{', until it converges' if watched else ''}",
-        }
         runs = []
         starts = self._warm_starts(data, key, total, task.objective.num_particles)
         for known in starts[:1] if options.checkpoint else starts:
@@ -86,7 +96,7 @@ class Fitter:
                 raise ArgumentError("there is nothing to fit: neither model nor guide has a parameter")
             state = program.init(key, values, data)
             course = Convergence(total, family is not None and family.by_losses) if watched else None
-            runs.append(self._restart(program, state, course, about, options))
+            runs.append(self._restart(program, state, np.full(total, np.nan), course, signature, options))
         best, rivals = self._compare(runs)
         record = {
             "num_steps": len(best.losses),
@@ -126,6 +136,8 @@ class Fitter:
         """As `check`; the first parameters, where they were needed."""
         start = functools.partial(self.guided.start_at, data)
         try:
+            self._doubt(data)
+            self._begin(data)
             found = self.engine.check(task, data, start, key, known=data.form in self._checked)
         except ViReparamError:
             raise
@@ -135,6 +147,33 @@ class Fitter:
             raise ArgumentError(text) from error
         self._checked.add(data.form)
         return found
+
+    def _begin(self, data: Data) -> None:
+        for part in getattr(self.guided.base_guide, "parts", [self.guided.base_guide]):
+            try:
+                if hasattr(part, "latents"):
+                    part.latents.begin(*data.call)
+            except ViReparamError:
+                raise
+            except Exception:  # the check that follows says what is wrong, or the first step does
+                return
+
+    def _doubt(self, data: Data) -> None:
+        """Data that are not finite are right only where the model masks them: its density is finite then."""
+        if not data.doubts:
+            return
+        said, guided = "; ".join(data.doubts)[:150], self.guided
+        try:
+            _, numbers = checkpoints.program_of(guided.backend, guided.model, data)
+        except Exception:
+            numbers = {"": [0.0, math.nan]}
+        bad = [f" of site {name!r}" if name else "" for name, (_, term) in numbers.items() if not math.isfinite(term)]
+        if bad:
+            raise ArgumentError(
+                f"{said}, and the density{bad[0]} is not finite: drop them, or mask numbers in their place"
+            )
+        text = "the model's density is finite, so it seems to mask them; its gradient needs numbers in their place"
+        warnings.warn(f"{said}: {text}", stacklevel=6)
 
     def _select(self, task: Task, data: Data, key: Key) -> tuple[Task, dict[str, float]]:
         """The task with `Auto` resolved by measurement, once for every form of the data."""
@@ -183,20 +222,23 @@ class Fitter:
         return self._simpler[family]
 
     def _restart(
-        self, program: Any, state: Any, course: Convergence | None, about: dict[str, Any], options: Options
+        self, program: Any, state: Any, losses: Any, course: Convergence | None, signature: Any, options: Options
     ) -> Restart:
-        """One fit from one start; `about` are fields of its `FitSignature`."""
-        checkpoint, progress = options.checkpoint, options.progress
-        losses, done, name = np.full(about["num_steps"], np.nan), 0, self.guided.name
-        signature = None if checkpoint is None else FitSignature(**about, state=form_of(program.arrays(state)))
+        """One fit from one start; the losses are to be filled in."""
+        checkpoint, progress, done, name = options.checkpoint, options.progress, 0, self.guided.name
+        if signature is not None:
+            signature = replace(signature, state=form_of(program.arrays(state)))
         stored = None if signature is None else checkpoints.load(checkpoint, signature, course)
         if stored is not None:
             arrays, done, losses = stored
             state = program.restore(state, arrays)
 
         def save(state: Any, done: int) -> None:
-            if signature is not None:
-                checkpoints.save(checkpoint, signature, program.arrays(state), done, losses, course)
+            try:
+                if signature is not None:
+                    checkpoints.save(checkpoint, signature, program.arrays(state), done, losses, course)
+            except OSError as error:
+                warnings.warn(f"the checkpoint could not be saved, and the fit goes on: {error}", stacklevel=2)
 
         state, done = run_steps(program, state, losses, done, name=name, course=course, progress=progress, save=save)
         return Restart(program.params(state), losses[:done], course, program.execution)

@@ -40,6 +40,8 @@ def guide(bound: type[Guided], family: Any = None, *, estimators: Any = None, ob
         ArgumentError: if the objective is not one of ours, or the model has an argument named
             like one of fit's.
     """
+    if isinstance(family, type) and issubclass(family, GuideFamily):
+        family = family()
     if callable(family) and not isinstance(family, GuideFamily):
         return bound(family, Escalate(), estimators=estimators, objective=objective)
     chosen = Escalate() if family is None else family

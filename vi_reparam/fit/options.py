@@ -10,6 +10,7 @@ import numpy as np
 from vi_reparam.backend.engine import Engine
 from vi_reparam.checks import check_integer
 from vi_reparam.errors import ArgumentError
+from vi_reparam.fit import checkpoints
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,12 @@ class Options:
     seed: Any = 0
     progress: bool = False
     checkpoint: Any = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "num_particles"):
+            value = getattr(self, name)
+            if isinstance(value, np.integer):
+                object.__setattr__(self, name, int(value))
 
     def check(self, engine: Engine) -> None:
         """Refuse options that cannot be used.
@@ -37,19 +44,11 @@ class Options:
         if not isinstance(self.progress, bool):
             raise ArgumentError(f"fit(progress={self.progress!r}): expected True or False")
         engine.key(self.seed)
+        if self.checkpoint is not None:
+            checkpoints.probe(self.checkpoint)
 
 
-def check_finite(name: str, array: np.ndarray) -> None:
-    """Refuse data that hold NaN or infinite values.
-
-    Raises:
-        ArgumentError: naming the argument and how many of its values are not finite.
-    """
-    if not np.issubdtype(array.dtype, np.floating):
-        return
-    bad = int(array.size - np.isfinite(array).sum())
-    if bad:
-        raise ArgumentError(
-            f"argument {name} holds {bad} NaN or infinite values of {array.size}: drop those rows, or model them with "
-            "a mask"
-        )
+def not_finite(name: str, array: np.ndarray) -> list[str]:
+    """What is to be said of NaN or infinite values in an argument; nothing where there are none."""
+    bad = int(array.size - np.isfinite(array).sum()) if np.issubdtype(array.dtype, np.floating) else 0
+    return [f"argument {name} holds {bad} NaN or infinite values of {array.size}"] if bad else []

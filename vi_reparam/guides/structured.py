@@ -14,12 +14,12 @@ from vi_reparam.guides.joint import JointFamily
 class Structured(JointFamily):
     """The model's own conditionals, each times a learned normal factor: for hierarchies.
 
-    Globals are the latents outside plates whose prior depends on no other latent. They are drawn together, by a Gaussian
-    with a full covariance whose positive coordinates have one-sided tails. Every other latent is drawn in the model's
-    order, from its own prior given what was drawn before it, times a factor that says what the data say of it. The
-    factor's location and log precision are affine in the globals, and its location in what was drawn before it in the
-    same plate or in a small one. So the prior's dependence on its parents is kept as it is, and a hierarchy of normals
-    comes out exactly. A step costs about what a mean field's does.
+    Globals are the latents outside plates whose prior depends on no other latent. They are drawn together, by a
+    Gaussian with a full covariance whose positive coordinates have one-sided tails. Every other latent is drawn in the
+    model's order, from its own prior given what was drawn before it, times a factor that says what the data say of it.
+    The factor's location and log precision are affine in the globals. Its location is also affine in what was drawn
+    before it in the same plate, or in a small one. So the prior's dependence on its parents is kept as it is, and a
+    hierarchy of normals comes out exactly. A step costs about what a mean field's does.
 
     A prior that is normal on the unconstrained scale is taken as it is, a multivariate one too. Other priors are taken
     by the normal that has their mode and their curvature there. Of a prior without one the factor is all.

@@ -15,7 +15,7 @@ from vi_reparam.objectives.plates import PlateDims
 from vi_reparam.sites.density import entropy_of, precise_log_prob
 from vi_reparam.sites.draw import Sampled
 from vi_reparam.sites.recorder import Recorder
-from vi_reparam.sites.totals import scaled
+from vi_reparam.sites.totals import masked_as, scaled
 
 Records = Mapping[str, Record]
 Place = tuple[str, str]
@@ -121,7 +121,7 @@ class Runner:
                 drawn = recorder.draws.get(name) if known else None
                 found.costs["model", name] = scaled(record, log_prob(host, record, drawn))
                 found.plate_dims["model", name] = PlateDims.of(record)
-        for name, record in ours.items():
+        for name, record in masked_as(host, ours, theirs).items():
             if record.is_latent:
                 term = _entropy(host, record, self.entropy, held[name], recorder.draws.get(name))
                 found.costs["guide", name] = scaled(record, term)

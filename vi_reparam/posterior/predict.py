@@ -66,10 +66,10 @@ def predict(
     predictor = Predictor(scorer.pair, sites, fresh)
     found: list[dict[str, Any]] = []
 
-    def look(params: Any, arrays: Any, *args: Any, **kwargs: Any) -> None:
+    def look(key: Any, params: Any, arrays: Any, *args: Any, **kwargs: Any) -> None:
         found.append(predictor.run(key, *fit.join(arrays), params, args, kwargs))
 
-    new = probed(scorer.backend, look, args, kwargs, (params, fit.arrays), found)
+    new = probed(scorer.backend, look, args, kwargs, (key, params, fit.arrays), found)
     if wanted is not None:
         _known(wanted, found[-1], "return_sites", "a site that the model draws")
     if (names := wanted) is None:

@@ -12,7 +12,7 @@ from vi_reparam.backend.data import Data, bound_arguments
 from vi_reparam.backend.ops import Args, Array, Kwargs
 from vi_reparam.backend.tracer import Record
 from vi_reparam.posterior.sites import Scored, Sites, describe
-from vi_reparam.sites.totals import masked, total_log_prob
+from vi_reparam.sites.totals import masked, masked_as, total_log_prob
 
 Records = dict[str, Record]
 
@@ -48,7 +48,7 @@ class Pair(NamedTuple):
             deterministics={name: r.value for name, r in records.items() if r.kind == "deterministic"},
             log_likelihood={name: masked(r, r.log_prob()) for name, r in records.items() if r.is_data},
             log_p=total_log_prob(self.backend, records, drawn),
-            log_q=total_log_prob(self.backend, drawn),
+            log_q=total_log_prob(self.backend, masked_as(self.backend.host, drawn, records)),
         )
 
 

@@ -46,5 +46,6 @@ def build_guide(
     for kind, made in JOINT_GUIDES.items():
         if isinstance(family, kind):
             return made(backend, model, family, selection)
-    known = "vr.MeanField(), vr.FullRank(), vr.LowRank(), vr.StudentT(), vr.Flow(), vr.SDE(), vr.Structured() or vr.Sites({...})"
-    raise SiteError(f"{family!r} is not a guide family that this backend builds: use {known}")
+    names = ("MeanField", "FullRank", "LowRank", "StudentT", "Structured", "Flow", "SDE")
+    known = ", ".join(f"vr.{name}()" for name in names)
+    raise SiteError(f"{family!r} is not a guide family that this backend builds: use {known} or vr.Sites({{...}})")

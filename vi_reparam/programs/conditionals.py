@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,7 +14,6 @@ from vi_reparam.errors import SiteError
 from vi_reparam.programs.prior_table import prior_of
 from vi_reparam.programs.priors import Factor, Normal, Prior
 from vi_reparam.programs.split import Draws, Split
-
 
 Factors = Callable[[str, Draws], Factor]
 """A site's factor, given the locals drawn before it."""
@@ -34,7 +34,7 @@ class Drawn(NamedTuple):
     records: dict[str, Record]
 
 
-class _Enough(Exception):
+class _EnoughError(Exception):
     """Ends a run of the model after its last latent: nothing behind it is asked for."""
 
 
@@ -78,19 +78,17 @@ class Conditionals:
             values[name] = normals[name].place(split.cut(ops, name, noise))
             waiting.discard(name)
             if not waiting and not whole:
-                raise _Enough
+                raise _EnoughError
             return layout.place(part, values[name])[0]
 
         records: dict[str, Record] = {}
         if waiting or whole:
             run, options = self.backend.tracer.run, {"params": self.params, "full_data": True, "alone": True}
-            try:
+            with contextlib.suppress(_EnoughError):
                 records = run(self.model, self.args, self.kwargs, ops.key(0), values=give, **options)
-            except _Enough:
-                pass
         if waiting:
             raise SiteError(
-                f"site {min(waiting)!r} is drawn where its prior cannot be read (in scan or cond): write it outside, or "
-                "use another guide family"
+                f"site {min(waiting)!r} is drawn where its prior cannot be read (in scan or cond): write it outside, "
+                "or use another guide family"
             )
         return Drawn(values, priors, normals, records)

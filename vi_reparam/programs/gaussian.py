@@ -49,14 +49,13 @@ class GaussianGuide(JointGuide):
         return self.vector(layout, noise, draw, features)
 
     def warm_starts(self, fit: Callable[..., Any], data: Data, key: Key) -> list[Params]:
-        layout = self.layout(*data.call)
         if self.family.gaussian.diagonal_first:
             params = dict(fit(Gaussian(Diagonal(), self.family.init_scale), None, key).params)
             found = frame_of(self.backend, take_gaussian(self.backend, params, Diagonal()))
             return [{**params, **self._at(found)}]
-        if not self.family.is_dense(layout.size):
+        if not self.family.is_dense(self.layout(*data.call).size):
             return [{}]
-        return [self._at(found) for found in self.searcher.run(layout, data, key)] or [{}]
+        return [self._at(found) for found in self.searcher.run(data, key)] or [{}]
 
     def _at(self, frame: Preconditioner) -> Params:
         return self.named({"center": frame.center, "root": frame.root})

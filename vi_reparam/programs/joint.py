@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import functools
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from vi_reparam.backend.backend import Backend
@@ -52,23 +52,25 @@ class JointGuide(abc.ABC):
         self.selection = selection
         self.prefix, self.site = selection.named(self.kind), selection.named(SITE)
         self.scope = self.host.scope()
-        self._known: dict[Hashable, Layout] = {}
 
     def layout(self, args: Any, kwargs: Any) -> Layout:
-        """Where the model's latents lie; laid out once for every new form of the arguments.
+        """Where the model's latents lie; laid out once for every new form of the arguments, with their own bounds.
 
         Raises:
             SiteError: for a latent that no joint family covers.
         """
-        form = self.ops.form((args, kwargs))
-        if form not in self._known:
-            sites, plate = self.selection.pick(self.latents.sites(args, kwargs)), None
+        sites = self.selection.pick(self.latents.sites(args, kwargs))
+
+        def lay_out() -> Layout:
+            plate = None
             if self.family.is_local:
                 plate = plate_of([s.plates for s in sites.values()], len(self._given(args, kwargs)))
             made = Layout.of(self.backend, sites, type(self.family).__name__, plate=plate)
             self.family.check_size(made.size)
-            self._known[form] = made
-        return self._known[form]
+            return made
+
+        form = self.selection, self.family.is_local, self.ops.form((args, kwargs))
+        return self.latents.layouts.get(form, lay_out).at(sites)
 
     def start(self, layout: Layout, args: Any, kwargs: Any) -> Callable[[], Array]:
         """Computes, once it is asked, a sensible vector to start from; the mean over a plate's elements."""
@@ -102,7 +104,7 @@ class JointGuide(abc.ABC):
 
     def share(self, other: JointGuide) -> None:
         """Take over what another guide of the same model knows of it."""
-        self.latents, self._known = other.latents, other._known
+        self.latents = other.latents
 
     @abc.abstractmethod
     def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> Any:
@@ -168,7 +170,8 @@ class JointGuide(abc.ABC):
     def draw(self, args: Any, kwargs: Any, plates: dict[str, Any]) -> dict[str, Array]:
         """The latents that it draws; `plates` are those entered before in this run, by name."""
         xp, host, layout = self.ops.xp, self.host, self.layout(args, kwargs)
-        with contextlib.ExitStack() as stack:
+        sites = {part.site.name: part.site for part in layout.parts}
+        with self.latents.sized(sites), contextlib.ExitStack() as stack:
             features = None
             if layout.plate is not None:
                 features = self.features(args, kwargs, enter(host, stack, plates, layout.plate))
@@ -196,6 +199,8 @@ class JointGuide(abc.ABC):
         """Coordinates of about unit scale, as parameters that no gradient moves."""
         xp, dtype = self.ops.xp, self.ops.float_dtype()
         center = self.constant("center", lambda _: start())
+        if tuple(center.shape) != (size,):
+            raise ValueError(f"the guide's center has shape {tuple(center.shape)}, expected {(size,)}")
         root = self.constant(
             "root", lambda _: scale * (xp.eye(size, dtype=dtype) if dense else xp.ones(size, dtype=dtype))
         )

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+import contextlib
+import weakref
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from vi_reparam.backend.backend import Backend
+from vi_reparam.backend.cache import Cache
 from vi_reparam.backend.host import Host
 from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.backend.tracer import PlateInfo, Record
-from vi_reparam.errors import SiteError
+from vi_reparam.errors import ArgumentError, SiteError
+from vi_reparam.sites.totals import mask_of
 
 Plate = PlateInfo
+
+FORMS = 64
+"""Forms of a model's arguments of which is kept what they tell."""
+
+_ARGUMENT = "argument "
 
 
 @dataclass(frozen=True)
@@ -22,8 +31,10 @@ class Site:
     Attributes:
         shape: of its value, subsampled plates at their full size.
         event_dim: trailing event dimensions.
-        kind: of its support, as `Host.support_kind` names it; `support`: the constraint itself.
+        kind: of its support, as `Host.support_kind` names it.
+        support: the constraint itself, with the bounds that the arguments at hand give it.
         plates: around it, outermost first.
+        is_masked: whether parts of it may have no density.
     """
 
     name: str
@@ -32,6 +43,7 @@ class Site:
     kind: str
     support: Any
     plates: tuple[Plate, ...]
+    is_masked: bool = False
 
 
 class Structure(NamedTuple):
@@ -47,87 +59,232 @@ class Structure(NamedTuple):
     subsampled: tuple[str, ...]
 
 
+@dataclass
+class _Known:
+    """What a form of the arguments tells of the latents.
+
+    Attributes:
+        sites: with the supports of the latest arguments.
+        bounded: names of those whose support has bounds; `live`: of those whose bounds follow the arguments' arrays.
+        marks: of the arrays that those supports were taken from.
+        fresh: whether they were, and none of those arrays may change unseen, as NumPy's may.
+    """
+
+    sites: dict[str, Site]
+    bounded: tuple[str, ...]
+    live: tuple[str, ...]
+    marks: tuple[Any, ...] = ()
+    fresh: bool = False
+
+
 class Latents:
-    """The latents of a model, which runs once for each form of its arguments."""
+    """The latents of a model. Names and shapes follow from the form of its arguments, bounds from the arguments.
+
+    Attributes:
+        layouts: what guides made of them, kept as long.
+    """
 
     def __init__(self, backend: Backend, model: Any) -> None:
         self.backend = backend
         self.model = model
-        self._sites: dict[Hashable, dict[str, Site]] = {}
-        self._structures: dict[Hashable, Structure] = {}
+        self.layouts: Cache[Any] = Cache(FORMS)
+        self._known: Cache[_Known] = Cache(FORMS)
+        self._structures: Cache[Structure] = Cache(FORMS)
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._observed: set[str] = set()
+        self._fitted: set[Hashable] = set()
 
-    def sites(self, args: Any, kwargs: Any) -> dict[str, Site]:
-        """The latent sites, in the model's order.
+    def begin(self, args: Any, kwargs: Any) -> None:
+        """Look at the model anew for a fit: what it reads beside its arguments may have changed.
 
         Raises:
-            SiteError: for a latent without a support, or with one whose bounds follow other draws.
+            ArgumentError: for a model without a latent.
+            SiteError: as `sites`.
         """
-        form = self.backend.ops.form((args, kwargs))
-        if form not in self._sites:
-            with self.backend.tracer.constants():
-                found = self._shapes(form, args, kwargs)
-                self._sites[form] = self._look(found, args, kwargs)
-        return self._sites[form]
+        for cache in (self._known, self._structures, self.layouts):
+            cache.entries.clear()
+        self._observed.clear()
+        self._shapes.clear()
+        self._fitted.add(self.backend.ops.form((args, kwargs)))
+        if not self.sites(args, kwargs):
+            raise ArgumentError(
+                "there is nothing to fit: the model has no latent site; leave a site without obs=, or fit parameters "
+                "alone with the framework's own SVI"
+            )
+
+    def sites(self, args: Any, kwargs: Any) -> dict[str, Site]:
+        """The latent sites, in the model's order, with the supports that these arguments give.
+
+        What other arguments observed, and these leave out, is an outcome and no latent; a fit says what it observes.
+
+        Raises:
+            SiteError: for a latent without a support, or with one that follows other draws.
+        """
+        ops = self.backend.ops
+        with self.backend.tracer.constants():
+            form = ops.form((args, kwargs))
+            known = self._known.get(form, lambda: self._look(args, kwargs))
+            leaves = [x for x in ops.tree_leaves((args, kwargs)) if hasattr(x, "shape")] if known.bounded else []
+            if not known.live:  # then what is traced tells no bound
+                leaves = [leaf for leaf in leaves if ops.concrete(leaf) is not None]
+            if not known.bounded or (known.fresh and _unchanged(known.marks, leaves)):
+                return self._without_outcomes(form, known.sites)
+            supports = self._supports(self._run(args, kwargs, ops.key(0)))
+            sites = dict(known.sites)
+            for name in known.bounded:
+                kind = sites[name].kind if name in known.live else self.backend.host.support_kind(supports[name])
+                sites[name] = replace(sites[name], support=supports[name], kind=kind)
+        if all(ops.concrete(x) is not None for n in known.bounded for x in self.backend.tracer.arrays_of(supports[n])):
+            known.sites, known.fresh = sites, not any(type(leaf).__module__ == "numpy" for leaf in leaves)
+            known.marks = tuple((weakref.ref(leaf), getattr(leaf, "_version", 0)) for leaf in leaves if known.fresh)
+        return self._without_outcomes(form, sites)
+
+    def _without_outcomes(self, form: Hashable, sites: dict[str, Site]) -> dict[str, Site]:
+        left_out = self._observed & sites.keys() if form not in self._fitted else ()
+        return {name: site for name, site in sites.items() if name not in left_out} if left_out else sites
+
+    @contextlib.contextmanager
+    def sized(self, sites: dict[str, Site]) -> Iterator[None]:
+        """Where a guide draws these sites: parameters of other sizes are refused in words.
+
+        Raises:
+            SiteError: naming the site that has another shape than when the guide was first drawn from, or fitted.
+        """
+        try:
+            yield
+        except (ValueError, TypeError, RuntimeError):
+            for name, site in sites.items():
+                if site.shape != (fitted := self._shapes.get(name, site.shape)):
+                    around = "".join(f" in plate {plate.name!r}" for plate in site.plates)
+                    raise SiteError(
+                        f"site {name!r}{around}: the guide was fitted at shape {fitted}, and these arguments give it "
+                        f"{site.shape}: for new data use posterior.predict(...), which draws it afresh; else fit again"
+                    ) from None
+            raise
 
     def structure(self, args: Any, kwargs: Any) -> Structure:
         """The model's parameters, state and subsampled plates."""
-        form = self.backend.ops.form((args, kwargs))
-        if form not in self._structures:
-            self._shapes(form, args, kwargs)
-        return self._structures[form]
 
-    def _shapes(self, form: Hashable, args: Any, kwargs: Any) -> dict[str, Record]:
-        """A run of which only shapes and dtypes are known."""
-        found = self.backend.tracer.shapes(lambda key: self._run(args, kwargs, key))
-        of = {kind: tuple(n for n, r in found.items() if r.kind == kind) for kind in ("param", "mutable", "plate")}
-        subsampled = tuple(n for n in of["plate"] if found[n].plates[0].is_subsampled)
-        self._structures[form] = Structure(of["param"], of["mutable"], subsampled)
-        return found
+        def look() -> Structure:
+            found = self.backend.tracer.shapes(lambda key: self._run(args, kwargs, key))
+            of = {kind: tuple(n for n, r in found.items() if r.kind == kind) for kind in ("param", "mutable", "plate")}
+            subsampled = tuple(n for n in of["plate"] if found[n].plates[0].is_subsampled)
+            return Structure(of["param"], of["mutable"], subsampled)
 
-    def _run(self, args: Any, kwargs: Any, key: Any, values: Mapping[str, Array] | None = None) -> dict[str, Record]:
-        return self.backend.tracer.run(self.model, args, kwargs, key, values=values, alone=True)
+        return self._structures.get(self.backend.ops.form((args, kwargs)), look)
 
-    def _look(self, found: dict[str, Record], args: Any, kwargs: Any) -> dict[str, Site]:
-        ops, host = self.backend.ops, self.backend.host
-        supports = {n: host.support_of(r.distribution) for n, r in found.items() if r.is_latent}
+    def _run(self, args: Any, kwargs: Any, key: Any, **options: Any) -> dict[str, Record]:
+        return self.backend.tracer.run(self.model, args, kwargs, key, alone=True, **options)
+
+    def _supports(self, found: Mapping[str, Record]) -> dict[str, Any]:
+        return {n: self.backend.host.support_of(r.distribution) for n, r in found.items() if r.is_latent}
+
+    def _look(self, args: Any, kwargs: Any) -> _Known:
+        ops, host, tracer = self.backend.ops, self.backend.host, self.backend.tracer
+
+        def look(key: Any) -> tuple[dict[str, Record], dict[str, Any]]:  # some supports compute, while this is traced
+            found = self._run(args, kwargs, key)
+            return found, self._supports(found)
+
+        found, supports = tracer.shapes(look)
+        self._observed |= {name for name, r in found.items() if r.is_data}
         for name, support in supports.items():
             if support is None:
                 what = type(found[name].distribution).__name__
                 raise SiteError(f"site {name!r}: {what} has no support, so no guide family covers it")
-        if not all(map(self._is_known, supports.values())):  # only a run with numbers tells the bounds
+        bounded = tuple(name for name, support in supports.items() if _has_bounds(host, support))
+        live: tuple[str, ...] = ()
+        if bounded:
             found = self._run(args, kwargs, ops.key(0))
-            supports = {n: host.support_of(found[n].distribution) for n in supports}
-        bounded = [n for n, support in supports.items() if self.backend.tracer.arrays_of(support)]
-        moving = self._that_follow_draws(bounded, found, args, kwargs) if bounded else frozenset()
-        for name in bounded:
-            if name in moving:
-                raise SiteError(
-                    f"site {name!r}: its support {supports[name]!r} is made of arrays that change from draw to draw; "
-                    "draw a fixed support and transform it (for Uniform(0, b): u ~ Uniform(0, 1), then b * u)"
-                )
-            if not self._is_known(supports[name]):
-                raise SiteError(
-                    f"site {name!r}: its support {supports[name]!r} is made of data whose values are not known while "
-                    "the program is compiled; let the model close over those data, or draw a fixed support and "
-                    "transform it (for Uniform(0, b): u ~ Uniform(0, 1), then b * u)"
-                )
-        return {name: _site(host, name, found[name], support) for name, support in supports.items()}
+            supports = self._supports(found)
+            on = self._followed(bounded, found, args, kwargs)
+            for name, causes in on.items():
+                moved = sorted(cause for cause in causes if not cause.startswith(_ARGUMENT))
+                if moved:
+                    raise SiteError(
+                        f"site {name!r}: its support follows {', '.join(moved)}; draw a fixed support and transform it "
+                        "(for Uniform(0, b): u ~ Uniform(0, 1), then b * u)"
+                    )
+            live = tuple(name for name in bounded if on[name])
+        sites = {}
+        for name, support in supports.items():
+            kind = host.support_kind(support, found[name].distribution)
+            if name in live and not support.is_discrete:  # what its bounds happen to be tells nothing of others
+                kind = "other"
+            known = all(ops.concrete(x) is not None for x in tracer.arrays_of(support))
+            sites[name] = _site(host, found[name], name, kind, support if known else None)
+            if kind == "other" and name in bounded:
+                _refuse_rows_of_a_part(sites[name], tracer.arrays_of(support))
+            self._shapes.setdefault(name, sites[name].shape)
+        return _Known(sites, bounded, live)
 
-    def _is_known(self, support: Any) -> bool:
-        arrays = self.backend.tracer.arrays_of(support)
-        return all(self.backend.ops.concrete(array) is not None for array in arrays)
-
-    def _that_follow_draws(self, names: list[str], found: dict[str, Record], args: Any, kwargs: Any) -> frozenset[str]:
-        """Sites with a bound that is computed from a draw."""
+    def _followed(
+        self, names: tuple[str, ...], found: dict[str, Record], args: Any, kwargs: Any
+    ) -> dict[str, frozenset[str]]:
+        """What the bounds of these sites are computed from: draws, parameters, subsamples and arguments, in words."""
         ops, tracer = self.backend.ops, self.backend.tracer
+        latents = held(ops, found)
+        parts = {n: r.value for n, r in found.items() if r.kind == "plate" and r.plates[0].is_subsampled}
+        params = {n: r.value for n, r in found.items() if r.kind == "param" and hasattr(r.value, "shape")}
+        words = {
+            **{f"site {n!r}": n for n in latents},
+            **{f"the subsample of plate {n!r}": n for n in parts},
+            **{f"parameter {n!r}": n for n in params},
+        }
+        own = {**latents, **parts, **params}
+        leaves = {f"{_ARGUMENT}{i}": x for i, x in enumerate(ops.tree_leaves((args, kwargs))) if hasattr(x, "shape")}
 
-        def bounds(values: Mapping[str, Array]) -> dict[Any, Array]:
-            again = self._run(args, kwargs, ops.key(0), values)
-            each = {n: tracer.arrays_of(self.backend.host.support_of(again[n].distribution)) for n in names}
-            return {(n, i): array for n, arrays in each.items() for i, array in enumerate(arrays)}
+        def bounds(given: Mapping[str, Array]) -> dict[Any, Array]:
+            count = iter(range(len(given) + len(ops.tree_leaves((args, kwargs)))))
+            a, kw = ops.tree_map(lambda leaf: given.get(f"{_ARGUMENT}{next(count)}", leaf), (args, kwargs))
+            values = {name: given[word] for word, name in words.items()}
+            of_params = {name: values.pop(name) for name in params}
+            again = self._run(a, kw, ops.key(0), values=values, params=of_params, partial=True)
+            arrays = {n: tracer.arrays_of(self.backend.host.support_of(again[n].distribution)) for n in names}
+            return {(n, i): array for n, each in arrays.items() for i, array in enumerate(each)}
 
-        on = tracer.depends(bounds, held(ops, found))
-        return frozenset(name for (name, _), draws in on.items() if draws)
+        inputs = {word: own[name] for word, name in words.items()}
+        try:
+            on = tracer.depends(bounds, {**inputs, **leaves})
+        except Exception:  # the model reads its arguments in Python: what follows them is seen by their identity
+            on = tracer.depends(bounds, inputs)
+        causes = {name: frozenset[str]().union(*(own for (n, _), own in on.items() if n == name)) for name in names}
+        again = self._supports(self._run(args, kwargs, ops.key(1), values=parts))
+        for name, support in self._supports(found).items():
+            if name in causes and not _equal(ops, tracer.arrays_of(support), tracer.arrays_of(again[name])):
+                causes[name] = causes[name] or frozenset(["a draw that the model reads in Python"])
+        return causes
+
+
+def _unchanged(marks: tuple[Any, ...], leaves: list[Array]) -> bool:
+    """Whether these are the arrays that were marked, as they were then."""
+    return len(marks) == len(leaves) and all(
+        mark() is leaf and version == getattr(leaf, "_version", 0)
+        for (mark, version), leaf in zip(marks, leaves, strict=True)
+    )
+
+
+def _has_bounds(host: Host, support: Any) -> bool:
+    """Whether a support is more than the name of one."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return not any(support is known for known in vars(host.dist.constraints).values())
+
+
+def _equal(ops: Ops, first: list[Array], second: list[Array]) -> bool:
+    """Whether these bounds are equal, as far as it is known."""
+    known = [(a, b) for a, b in zip(first, second, strict=True) if ops.concrete(a) is not None is not ops.concrete(b)]
+    return all(ops.to_numpy(a).tobytes() == ops.to_numpy(b).tobytes() for a, b in known)
+
+
+def _refuse_rows_of_a_part(site: Site, bounds: list[Array]) -> None:
+    for plate in site.plates:
+        axis = (plate.dim or 0) - site.event_dim
+        if plate.is_subsampled and any(x.ndim >= -axis and x.shape[axis] != 1 for x in bounds):
+            raise SiteError(
+                f"site {site.name!r}: its bounds have a row for each element of plate {plate.name!r}, of which a run "
+                "sees a part; give all rows one support and transform the draw (u ~ Uniform(0, 1), then low + w * u)"
+            )
 
 
 def held(ops: Ops, records: Mapping[str, Record]) -> dict[str, Array]:
@@ -139,13 +296,13 @@ def held(ops: Ops, records: Mapping[str, Record]) -> dict[str, Array]:
     }
 
 
-def _site(host: Host, name: str, record: Record, support: Any) -> Site:
+def _site(host: Host, record: Record, name: str, kind: str, support: Any) -> Site:
     event_dim, shape = len(record.distribution.event_shape), list(record.value.shape)
     plates = sorted((p for p in record.plates if p.dim is not None), key=lambda plate: plate.dim or 0)
     for plate in plates:
         shape[len(shape) - event_dim + (plate.dim or 0)] = plate.size
-    kind = host.support_kind(support, record.distribution)
-    return Site(name, tuple(shape), event_dim, kind, support, tuple(plates))
+    is_masked = mask_of(host, record) is not None
+    return Site(name, tuple(shape), event_dim, kind, support, tuple(plates), is_masked)
 
 
 def bijection(host: Host, support: Any) -> Any:

@@ -12,7 +12,6 @@ from vi_reparam.backend.ops import Array
 from vi_reparam.errors import SiteError
 from vi_reparam.guides.elements import elements_of
 from vi_reparam.programs.latents import Plate, Site, bijection
-from vi_reparam.programs.rows import NOT_AT_ONCE, OneByOne
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,8 @@ class Layout:
 
     Attributes:
         parts: one a site, in the model's order.
-        plate: None; or the plate each of whose elements has such a vector of its own. In the parts it has size one.
+        plate: None; or the plate each of whose elements has such a vector of its own. In the parts' shapes it has size
+            one.
     """
 
     backend: Backend = field(repr=False, compare=False)
@@ -66,12 +66,15 @@ class Layout:
                         f"site {site.name!r} is discrete, and {what} covers continuous latents: marginalize it in the "
                         "model, or use vr.MeanField with estimators={'" + site.name + "': vr.ScoreFunction()}"
                     )
+                if site.is_masked:
+                    raise SiteError(
+                        f"site {site.name!r} is masked, and {what} would draw the parts that have no density: use "
+                        "vr.MeanField() for it, alone or as a part of vr.Sites({...})"
+                    )
+                shape = list(bijection(backend.host, site.support).inverse_shape(site.shape))
                 if plate is not None:
-                    lengths = list(site.shape)
-                    lengths[_axis(site, plate)] = 1
-                    site = dataclasses.replace(site, shape=tuple(lengths))
-                shape = tuple(bijection(backend.host, site.support).inverse_shape(site.shape))
-                parts.append(Part(site, shape, offset))
+                    shape[_axis(site, plate)] = 1
+                parts.append(Part(site, tuple(shape), offset))
                 offset += math.prod(shape)
         if not offset:
             raise SiteError(f"the model has no latent site for {what} to draw")
@@ -90,14 +93,15 @@ class Layout:
         """As `elements_of`."""
         return elements_of(self.parts, plate)
 
+    def at(self, sites: dict[str, Site]) -> Layout:
+        """The same with these supports."""
+        parts = tuple(dataclasses.replace(part, site=sites[part.site.name]) for part in self.parts)
+        return dataclasses.replace(self, parts=parts)
+
     def pack(self, values: dict[str, Array]) -> Array:
         """The vector of these values by site; coordinates at infinity become zero. Shape ``[size]``."""
-        ops, host = self.backend.ops, self.backend.host
-        xp, dtype = ops.xp, ops.float_dtype()
-        given = {p.site.name: ops.asarray(values[p.site.name], dtype) for p in self.parts}
-        flat = [xp.reshape(bijection(host, p.site.support).inv(given[p.site.name]), (-1,)) for p in self.parts]
-        vector = xp.concat(flat)
-        return xp.where(xp.isfinite(vector), vector, xp.zeros_like(vector))
+        flat = [self.backend.ops.xp.reshape(self._unconstrained(part, values), (-1,)) for part in self.parts]
+        return self.backend.ops.xp.concat(flat)
 
     def unpack(self, vector: Array) -> dict[str, tuple[Array, Array]]:
         """By site: its value on its support, and log|det| of the way there, of its batch shape."""
@@ -106,6 +110,30 @@ class Layout:
     def cut(self, part: Part, vector: Array) -> Array:
         """A part's own coordinates of the vector, shape ``part.shape``."""
         return self.backend.ops.xp.reshape(vector[part.offset : part.offset + part.size], part.shape)
+
+    def pack_each(self, values: dict[str, Array]) -> Array:
+        """The vectors of the plate's elements, of values over all of it. Shape ``[elements, size]``."""
+        assert self.plate is not None
+        xp, rows = self.backend.ops.xp, []
+        for part in self.parts:
+            flat = _moved(xp, self._unconstrained(part, values), _axis(part.site, self.plate), 0)
+            rows.append(xp.reshape(flat, (flat.shape[0], -1)))
+        return xp.concat(rows, axis=1)
+
+    def unpack_each(self, vectors: Array) -> dict[str, tuple[Array, Array]]:
+        """As `unpack`, of a vector for each element; values and log|det| have the plate's axis again."""
+        assert self.plate is not None
+        xp, found = self.backend.ops.xp, {}
+        for part in self.parts:
+            axis = _axis(part.site, self.plate)
+            rows = xp.reshape(vectors[:, part.offset : part.offset + part.size], (vectors.shape[0], *part.shape))
+            found[part.site.name] = self.place(part, _moved(xp, xp.squeeze(rows, axis=axis + 1), 0, axis))
+        return found
+
+    def _unconstrained(self, part: Part, values: dict[str, Array]) -> Array:
+        ops, site = self.backend.ops, part.site
+        flat = bijection(self.backend.host, site.support).inv(ops.asarray(values[site.name], ops.float_dtype()))
+        return ops.xp.where(ops.xp.isfinite(flat), flat, ops.xp.zeros_like(flat))
 
     def place(self, part: Part, flat: Array) -> tuple[Array, Array]:
         """A site's value on its support from its unconstrained coordinates, and log|det|, of its batch shape."""
@@ -118,30 +146,6 @@ class Layout:
         log_det = transform.log_abs_det_jacobian(flat, value)
         events = tuple(range(len(site.shape) - site.event_dim, log_det.ndim))
         return value, xp.sum(log_det, axis=events) if events else log_det
-
-    def pack_each(self, values: dict[str, Array]) -> Array:
-        """The vectors of the plate's elements, of values over all of it. Shape ``[elements, size]``."""
-        assert self.plate is not None
-        ops, rows = self.backend.ops, {}
-        for part in self.parts:
-            axis = _axis(part.site, self.plate)
-            value = ops.asarray(values[part.site.name])
-            rows[part.site.name] = ops.xp.expand_dims(_moved(ops.xp, value, axis, 0), axis=axis + 1)
-        try:
-            return ops.vmap(self.pack)(rows)
-        except NOT_AT_ONCE:  # a bijection that has no such rule
-            return OneByOne(ops).vmap(self.pack)(rows)
-
-    def unpack_each(self, vectors: Array) -> dict[str, tuple[Array, Array]]:
-        """As `unpack`, of a vector for each element; values and log|det| have the plate's axis again."""
-        assert self.plate is not None
-        xp, found = self.backend.ops.xp, self.backend.ops.vmap(self.unpack)(vectors)
-        axes = {part.site.name: _axis(part.site, self.plate) for part in self.parts}
-
-        def restored(x: Array, axis: int) -> Array:
-            return _moved(xp, xp.squeeze(x, axis=axis + 1), 0, axis)
-
-        return {n: (restored(value, axes[n]), restored(log_det, axes[n])) for n, (value, log_det) in found.items()}
 
 
 def _moved(xp: Any, x: Array, source: int, target: int) -> Array:

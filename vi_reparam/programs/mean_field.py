@@ -21,7 +21,7 @@ from vi_reparam.programs.starts import starting_values
 class MeanFieldGuide:
     """Independent sites, each drawn on its own support. A plain guide of the framework.
 
-    The model runs once for each new form of its arguments, to find its latents.
+    The model runs for new arguments, to find its latents.
 
     Args:
         estimators: named estimators, which discrete sites need.
@@ -39,7 +39,6 @@ class MeanFieldGuide:
         self.selection = selection
         self.estimators = estimators
         self.scope = backend.host.scope()
-        self._known: dict[Any, dict[str, Site]] = {}
 
     def sites(self, args: Any, kwargs: Any) -> dict[str, Site]:
         """The latents that it draws.
@@ -47,12 +46,10 @@ class MeanFieldGuide:
         Raises:
             SiteError: for a discrete latent that no family covers, or that has no discrete estimator.
         """
-        form = self.backend.ops.form((args, kwargs))
-        if form not in self._known:
-            self._known[form] = self.selection.pick(self.latents.sites(args, kwargs))
-            for site in self._known[form].values():
-                self._check_discrete(site)
-        return self._known[form]
+        sites = self.selection.pick(self.latents.sites(args, kwargs))
+        for site in sites.values():
+            self._check_discrete(site)
+        return sites
 
     def _check_discrete(self, site: Site) -> None:
         if not site.support.is_discrete:
@@ -83,12 +80,18 @@ class MeanFieldGuide:
 
         values = {}
         for site in sites.values():
-            with contextlib.ExitStack() as stack:
+            shape = list(site.shape)
+            with self.latents.sized(sites), contextlib.ExitStack() as stack:
                 for plate in site.plates:
-                    enter(host, stack, plates, plate)
+                    shape[len(shape) - site.event_dim + (plate.dim or 0)] = len(enter(host, stack, plates, plate))
                 build = _BUILDERS[self.family.family_at(site.name, site.kind)]
                 maker = Maker(backend, self.scope, site, lambda name=site.name: starts()[name])
-                values[site.name] = host.sample(site.name, build(maker, site, self.family.init_scale))
+                value = host.sample(site.name, build(maker, site, self.family.init_scale))
+                if list(value.shape)[value.ndim - len(shape) :] != shape:
+                    raise ValueError(
+                        f"site {site.name!r}: drawn in shape {tuple(value.shape)}, expected {tuple(shape)}"
+                    )
+            values[site.name] = value
         return values
 
 

@@ -14,8 +14,8 @@ class Factor(NamedTuple):
 
     Attributes:
         loc: its location; `log_precision`: both of the site's shape there.
-        shear: None; or (U, a), strictly upper triangular matrices for the last dimension and a place of the site's shape:
-            what the factor is normal in is then x + U (x - a), so that it knows of all coordinates together.
+        shear: None; or (U, a), strictly upper triangular matrices for the last dimension and a place of the site's
+            shape. The factor is then normal in x + U (x - a), so that it knows of all coordinates together.
     """
 
     loc: Array
@@ -61,6 +61,7 @@ class Flat(Prior):
     """No prior: the factor alone."""
 
     def times(self, ops: Ops, factor: Factor) -> Normal:
+        # a shear is left out: nothing bounds what it would draw
         return _scaled(ops, factor.loc, ops.xp.exp(-0.5 * factor.log_precision))
 
     def curvature(self, ops: Ops, x: Array) -> tuple[Array, Array]:
@@ -78,6 +79,9 @@ class Independent(Prior):
         self.mean, self.scale = mean, scale
 
     def times(self, ops: Ops, factor: Factor) -> Normal:
+        if factor.shear is not None:
+            eye = _lifted(ops.xp.eye(self.mean.shape[-1], dtype=self.mean.dtype), self.mean.ndim + 1)
+            return Dense(self.mean, self.scale[..., None] * eye).times(ops, factor)
         ratio = ops.xp.exp(factor.log_precision) * self.scale**2  # of the precisions
         pull = ratio / (1.0 + ratio)
         return _scaled(ops, self.mean + pull * (factor.loc - self.mean), self.scale / ops.xp.sqrt(1.0 + ratio))

@@ -29,7 +29,7 @@ class Searcher:
         self.backend = backend
         self.guide = guide
 
-    def run(self, layout: Layout, data: Data, key: Any) -> list[Preconditioner]:
+    def run(self, data: Data, key: Any) -> list[Preconditioner]:
         """The coordinates worth a fit of their own, the best first; none for a model with parameters to learn.
 
         Raises:
@@ -41,6 +41,7 @@ class Searcher:
             return []
 
         def paths(args: Any, kwargs: Any, key: Any) -> pathfinder.State:
+            layout = self.guide.layout(args, kwargs)
             try:
                 return self._paths(ops, layout, args, kwargs, key)
             except NOT_AT_ONCE:

@@ -35,6 +35,13 @@ class Split:
     siblings: dict[str, tuple[str, ...]]
     parents: frozenset[str]
 
+    def at(self, layout: Layout) -> Split:
+        """The same of another layout of these latents, whose supports may have other bounds."""
+        parts = {part.site.name: part for part in layout.parts}
+        globals_ = self.globals and self.globals.at({name: part.site for name, part in parts.items()})
+        rest = tuple(parts[part.site.name] for part in self.locals)
+        return dataclasses.replace(self, layout=layout, globals=globals_, locals=rest)
+
     @property
     def is_hierarchy(self) -> bool:
         """Whether some latents' priors depend on others."""
@@ -125,7 +132,9 @@ def split_of(backend: Backend, model: Any, layout: Layout, args: Any, kwargs: An
     rest = tuple(part for part in layout.parts if part.site.name not in chosen)
     largest = max((p for p in rest if p.site.plates), key=lambda part: part.size, default=None)
     few, total = set(), 0  # elements of one plate know of each other through globals alone
-    for part in sorted((p for p in rest if largest is None or p.site.plates != largest.site.plates), key=lambda p: p.size):
+    for part in sorted(
+        (p for p in rest if largest is None or p.site.plates != largest.site.plates), key=lambda p: p.size
+    ):
         total += part.size
         if total <= LARGEST:
             few.add(part.site.name)
@@ -134,7 +143,14 @@ def split_of(backend: Backend, model: Any, layout: Layout, args: Any, kwargs: An
         before = (p for p in rest[:i] if p.site.plates == part.site.plates and p.shape == part.shape)
         siblings[part.site.name] = tuple(p.site.name for p in before if part.site.plates and p.site.name not in few)
     small = tuple(part.site.name for part in rest if part.site.name in few)
-    return Split(layout, Layout.of(backend, own, "vr.Structured") if own else None, rest, small, siblings, frozenset().union(*on.values()))
+    return Split(
+        layout,
+        Layout.of(backend, own, "vr.Structured") if own else None,
+        rest,
+        small,
+        siblings,
+        frozenset().union(*on.values()),
+    )
 
 
 def _dependence(backend: Backend, model: Any, layout: Layout, args: Any, kwargs: Any) -> dict[str, frozenset[str]]:

@@ -45,7 +45,7 @@ def starting_values(backend: Backend, model: Any, args: Any, kwargs: Any, sites:
 
     def best(runs: Any, score: Any, key: Any) -> Values:
         draws = runs.many(draw, key, NUM_DRAWS)
-        stacked = {n: _candidates(backend, v, sites[n]) for n, v in draws.items()}
+        stacked = {n: _candidates(backend, runs, v, sites[n]) for n, v in draws.items()}
         scores = runs.vmap(score)(stacked) if stacked else xp.zeros((1,))
         chosen = xp.argmax(xp.where(xp.isfinite(scores), scores, xp.full_like(scores, -math.inf)))
         return {n: v[chosen] for n, v in stacked.items()}
@@ -57,15 +57,15 @@ def starting_values(backend: Backend, model: Any, args: Any, kwargs: Any, sites:
     return {n: _to_full(xp, found[n], s.shape) for n, s in sites.items()}
 
 
-def _candidates(backend: Backend, draws: Array, site: Site) -> Array:
-    """Values to choose from, of draws: the leading axis of both."""
+def _candidates(backend: Backend, runs: Any, draws: Array, site: Site) -> Array:
+    """Values to choose from, of draws: the leading axis of both. `runs` has `vmap`."""
     xp = backend.ops.xp
     floats = xp.astype(draws, backend.ops.float_dtype())
     transform = bijection(backend.host, site.support) if site.kind == "other" else None
     if transform is None:
         centers = [_median(xp, floats), _mean(xp, floats)]
     else:  # an unusual support: in unconstrained coordinates
-        floats = transform.inv(floats)
+        floats = runs.vmap(transform.inv)(floats)
         centers = [transform(_median(xp, floats)), transform(_mean(xp, floats))]
     found = [*(_project(xp, c, site) for c in centers), origin(backend, site.support, tuple(draws.shape[1:]))]
     return xp.concat([xp.astype(xp.stack(found), draws.dtype), draws[:NUM_TRIED]])

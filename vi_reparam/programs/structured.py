@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any
 
 from vi_reparam.backend.data import Data
@@ -39,16 +39,16 @@ class StructuredGuide(JointGuide):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.model_params = frozenset[str]()
-        self._splits: dict[Hashable, Split] = {}
 
     def split(self, args: Any, kwargs: Any) -> Split:
         """Globals and locals, found once for every new form of the arguments."""
-        form = self.ops.form((args, kwargs))
-        if form not in self._splits:
+        layout = self.layout(args, kwargs)
+
+        def look() -> Split:
             with self.backend.tracer.constants():
-                layout = self.layout(args, kwargs)
-                self._splits[form] = split_of(self.backend, self.model, layout, args, kwargs)
-        return self._splits[form]
+                return split_of(self.backend, self.model, layout, args, kwargs)
+
+        return self.latents.layouts.get((type(self), self.ops.form((args, kwargs))), look).at(layout)
 
     def covers_mean_field(self, args: Any, kwargs: Any) -> bool:
         """Whether a mean field would draw all latents by normals, as this guide can."""
@@ -137,7 +137,9 @@ class StructuredGuide(JointGuide):
         }
         for part in split.locals:
             if part.site.event_dim and 1 < part.shape[-1] <= MOST_JOINT:
-                found[f"upper_{part.site.name}"] = self.param(f"upper_{part.site.name}", zeros(*part.shape, part.shape[-1]))
+                found[f"upper_{part.site.name}"] = self.param(
+                    f"upper_{part.site.name}", zeros(*part.shape, part.shape[-1])
+                )
         return found
 
     def _factors(self, split: Split, own: Params, at: Array) -> Factors:
@@ -168,8 +170,7 @@ class StructuredGuide(JointGuide):
         structure = self.latents.structure(*data.call)
         if structure.params or structure.mutable:  # their values are not known yet
             return [{}]
-        split = self.split(*data.call)
-        found = StructuredSearch(self.backend, self).run(split, data, key)
+        found = StructuredSearch(self.backend, self).run(data, key)
         return [self.named(params) for params in found] or [{}]
 
     def location(self, params: Params) -> Preconditioner | None:

@@ -50,7 +50,7 @@ class StructuredSearch:
     def __init__(self, backend: Backend, guide: Any) -> None:
         self.backend, self.guide = backend, guide
 
-    def run(self, split: Split, data: Data, key: Any) -> list[State]:
+    def run(self, data: Data, key: Any) -> list[State]:
         """Starts worth a fit of their own, the best first: parameters of the guide.
 
         Raises:
@@ -59,6 +59,7 @@ class StructuredSearch:
         ops = self.backend.ops
 
         def paths(args: Any, kwargs: Any, key: Any) -> State:
+            split = self.guide.split(args, kwargs)
             try:
                 return Paths(self.guide, ops, split, args, kwargs, key).run()
             except NOT_AT_ONCE:
@@ -70,7 +71,7 @@ class StructuredSearch:
             text = f"log p of the model is not finite at any of {NUM_PATHS} starts: look at its densities and data"
             raise NonFiniteError(text, step=0, sites={}, params={}, losses=found["bound"][:0])
         chosen = pathfinder.worth_a_run(found["bound"], found["center"], found["root"], solve)
-        names = ("place", "unit", *(("center", "root") if split.num_globals else ()))
+        names = ("place", "unit", *(("center", "root") if found["center"].shape[1] else ()))
         return [{name: ops.asarray(found[name][i]) for name in names} for i in chosen]
 
 
@@ -206,5 +207,7 @@ class Paths:
         """A row for each local site: one at its coordinates, zero elsewhere."""
         xp, dtype, rows = self.ops.xp, self.starts.dtype, []
         for part in self.split.locals:
-            rows.append(xp.concat([(xp.ones if p is part else xp.zeros)(p.size, dtype=dtype) for p in self.split.locals]))
+            rows.append(
+                xp.concat([(xp.ones if p is part else xp.zeros)(p.size, dtype=dtype) for p in self.split.locals])
+            )
         return xp.stack(rows)

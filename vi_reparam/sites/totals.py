@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 from vi_reparam.backend.backend import Backend
+from vi_reparam.backend.host import Reader
 from vi_reparam.backend.ops import Array
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.backend.tracer import Record
@@ -22,6 +25,25 @@ def masked(record: Record, term: Array) -> Array:
         zero = xp.zeros((), dtype=term.dtype)
         term = xp.where(xp.broadcast_to(mask, shape), xp.broadcast_to(term, shape), zero)
     return xp.broadcast_to(term, shape)
+
+
+def mask_of(reader: Reader, record: Record) -> Any:
+    """Where handlers and the distribution itself let a site's log density count; None for everywhere."""
+    mask, inner = record.mask, record.distribution
+    while (wrapping := reader.unwrap(inner)) is not None and wrapping.kind in ("masked", "expanded"):
+        if wrapping.kind == "masked":
+            mask = wrapping.detail if mask is None else mask & wrapping.detail
+        inner = wrapping.inner
+    return mask
+
+
+def masked_as(reader: Reader, guide: Mapping[str, Record], model: Mapping[str, Record]) -> dict[str, Record]:
+    """A guide's sites: where the model gives a latent no density, it has no entropy either."""
+    found = dict(guide)
+    for name, record in model.items():
+        if record.is_latent and name in guide and (mask := mask_of(reader, record)) is not None:
+            found[name] = replace(guide[name], mask=mask)
+    return found
 
 
 def scaled(record: Record, term: Array) -> Array:

@@ -13,18 +13,20 @@ from jax import random
 from jax.core import Tracer
 
 from vi_reparam.backend.data import Data, leaf_form
-from vi_reparam.fit.options import check_finite
+from vi_reparam.fit.options import not_finite
 
 Array = Any
 
 
-def check_data(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """As `check_finite`, for every number and array that is known."""
+def doubts_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
+    """As `not_finite`, of every number and array that is known."""
+    found = []
     for (which, first, *rest), leaf in jax.tree_util.tree_leaves_with_path((args, kwargs)):
         is_key = _is_array(leaf) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         if isinstance(leaf, float) or (_is_array(leaf) and not isinstance(leaf, Tracer) and not is_key):
             key = first.idx if which.idx == 0 else repr(first.key)
-            check_finite(f"{key}{jax.tree_util.keystr(tuple(rest))}", np.asarray(leaf))
+            found += not_finite(f"{key}{jax.tree_util.keystr(tuple(rest))}", np.asarray(leaf))
+    return tuple(found)
 
 
 def _is_array(leaf: Any) -> bool:

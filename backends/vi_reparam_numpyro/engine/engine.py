@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import re
 import time
 import warnings
 import weakref
@@ -21,11 +24,12 @@ from numpyro.handlers import substitute
 from vi_reparam.backend.cache import Cache
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import DrawInfo, Task
-from vi_reparam.errors import ArgumentError
+from vi_reparam.errors import ArgumentError, first_line
 from vi_reparam.objectives.run import Runner, first_params
 from vi_reparam.objectives.subsampling import check_subsampling
+from vi_reparam.sites.totals import total_log_prob
 from vi_reparam_numpyro.engine import optimizers
-from vi_reparam_numpyro.engine.arguments import check_data, data_of
+from vi_reparam_numpyro.engine.arguments import data_of, doubts_of
 from vi_reparam_numpyro.engine.codec import JaxCodec
 from vi_reparam_numpyro.engine.program import Program
 from vi_reparam_numpyro.host.tracer import tracer
@@ -78,41 +82,29 @@ class JaxEngine:
         raise ArgumentError(f"seed={seed!r}: expected an int of at most 64 bits or a jax.random.key")
 
     def data(self, args: tuple, kwargs: Mapping, model: Any = None, *, inputs: tuple = (), finite: bool = True) -> Data:
-        if finite:
-            check_data(args, dict(kwargs))
-        made = data_of(args, dict(kwargs))
+        doubts = doubts_of(args, dict(kwargs)) if finite else ()
+        made = dataclasses.replace(data_of(args, dict(kwargs)), doubts=doubts)
         if model is None:
             return made
-        if not finite:
-            try:
-                _trace(model, made, inputs)
-            except self.reads_values:
-                made = data_of(*made.call, closed=True)
-                _trace(model, made, inputs)
-            return made
-        if not any(model is reader for reader in self._readers):
-            self._note_reading(made, model)
-        return data_of(*made.call, closed=True) if any(model is reader for reader in self._readers) else made
-
-    def _note_reading(self, data: Data, model: Callable[..., Any]) -> None:
-        """Find out whether the model reads its data in Python, which a compiled step cannot do."""
-
-        def alone(*args: Any, **kwargs: Any) -> None:
-            tracer.run(model, args, kwargs, random.key(0), alone=True)
-
+        if any(model is reader for reader in self._readers):
+            made = dataclasses.replace(data_of(*made.call, closed=True), doubts=doubts)
         try:
-            _trace(alone, data, ())
+            return _traced(model, made, inputs, finite)
         except self.reads_values as error:
-            self._readers.append(model)
-            reason = str(error).strip().splitlines()[0]
-            warnings.warn(
-                f"{getattr(model, '__name__', type(model).__name__)} reads its data in Python ({reason}), so the data "
-                "are compiled into the step, and every new data set compiles again; use jnp.where or shapes instead of "
-                "values to avoid it",
-                stacklevel=4,
-            )
-        except Exception:  # whatever else is wrong with the arguments is reported by the check that follows
-            return
+            if finite:
+                self._note_reading(model, error)
+        made = dataclasses.replace(data_of(*made.call, closed=True), doubts=doubts)
+        return _traced(model, made, inputs, finite)
+
+    def _note_reading(self, model: Callable[..., Any], error: Exception) -> None:
+        """Its data are constants of what is compiled from now on."""
+        self._readers.append(model)
+        name = getattr(model, "__name__", type(model).__name__)
+        warnings.warn(
+            f"{name} reads its data in Python ({first_line(error)}), so the data are compiled into the step, and every "
+            "new data set compiles again; use jnp.where or shapes instead of values to avoid it",
+            stacklevel=4,
+        )
 
     def call(self, fn: Callable[..., Any], data: Data, *inputs: Any, name: Hashable = None) -> Any:
         join = data.join
@@ -179,6 +171,9 @@ class JaxEngine:
     def optimizer(self, plan: Any) -> Any:
         return optimizers.made(plan)
 
+    def describe(self, optimizer: Any) -> str:
+        return re.sub(r" at 0x\w+(, file [^>]*)?", "", repr(optimizers.fingerprint(optimizer)))
+
     def program(self, task: Task, data: Data, optimizer: Any, *, num_steps: int, watched: bool) -> Program:
         case = _Same(task.model), _Same(task.guide), repr(task.objective), optimizers.fingerprint(optimizer)
         return self.programs.get((*case, data.form, watched), lambda: Program(task, data, optimizer, watched))
@@ -236,12 +231,33 @@ def in_chunks(one: Callable[[Any], Any], key: Any, num: int, size: int) -> Any:
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num], out)
 
 
-def _trace(program: Callable[..., Any], data: Data, inputs: tuple[Any, ...]) -> None:
-    def traced(arrays: Any, inputs: Any) -> None:
-        args, kwargs = data.join(arrays)
-        program(*inputs, *args, **kwargs)
+def _traced(program: Callable[..., Any], data: Data, inputs: tuple[Any, ...], alone: bool) -> Data:
+    """These data for a program as it is now: the constants that it takes from elsewhere are part of their form.
 
-    jax.eval_shape(traced, data.arrays, inputs)
+    Args:
+        alone: whether it is a model, whose density counts; else what it returns.
+    """
+
+    def traced(arrays: Any, inputs: Any) -> Any:
+        args, kwargs = data.join(arrays)
+        if not alone:
+            return program(*inputs, *args, **kwargs)
+        found = tracer.run(program, args, kwargs, random.key(0), alone=True)
+        return total_log_prob(_RUNS, found), [r.value for r in found.values() if r.kind == "param"]
+
+    try:
+        closed = jax.make_jaxpr(traced)(data.arrays, inputs)
+    except JaxEngine.reads_values:
+        raise
+    except Exception:
+        if not alone:
+            raise
+        return data  # what is wrong with the arguments is reported by the check that follows
+    seen = hashlib.blake2b(re.sub(r" at 0x\w+", "", str(closed.jaxpr)).encode())
+    for value in closed.consts:
+        keyed = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+        seen.update(np.ascontiguousarray(random.key_data(value) if keyed else value).tobytes())
+    return dataclasses.replace(data, form=(data.form, seen.digest()))
 
 
 class _Same:

@@ -10,7 +10,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from vi_reparam.backend.data import Data, leaf_form
-from vi_reparam.fit.options import check_finite
+from vi_reparam.fit.options import not_finite
 
 Array = Any
 
@@ -25,13 +25,15 @@ def to_numpy(x: Any) -> np.ndarray:
     return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
 
 
-def check_data(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """As `check_finite`, for every number and array."""
+def doubts_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
+    """As `not_finite`, of every number and array."""
+    found = []
     leaves: Any = pytree.tree_flatten_with_path((args, kwargs))[0]
     for (which, first, *rest), leaf in leaves:
         if is_array(leaf) or isinstance(leaf, float):
             key = first.idx if which.idx == 0 else repr(first.key)
-            check_finite(f"{key}{pytree.keystr(tuple(rest))}", to_numpy(leaf))
+            found += not_finite(f"{key}{pytree.keystr(tuple(rest))}", to_numpy(leaf))
+    return tuple(found)
 
 
 def as_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

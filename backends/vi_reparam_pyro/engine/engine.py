@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +18,7 @@ from vi_reparam.errors import ArgumentError
 from vi_reparam.objectives.run import Runner
 from vi_reparam.objectives.subsampling import check_subsampling
 from vi_reparam_pyro.engine import optimizers
-from vi_reparam_pyro.engine.arguments import check_data, data_of, to_numpy
+from vi_reparam_pyro.engine.arguments import data_of, doubts_of, to_numpy
 from vi_reparam_pyro.engine.codec import TorchCodec
 from vi_reparam_pyro.engine.program import Program
 from vi_reparam_pyro.host.params import first_parameters, isolated, using
@@ -55,12 +56,11 @@ class TorchEngine:
         raise ArgumentError(f"seed={seed!r}: expected an int of at most 64 bits")
 
     def data(self, args: tuple, kwargs: Mapping, model: Any = None, *, inputs: tuple = (), finite: bool = True) -> Data:
-        if finite:
-            check_data(args, dict(kwargs))
-        return data_of(args, dict(kwargs))
+        doubts = doubts_of(args, dict(kwargs)) if finite else ()
+        return dataclasses.replace(data_of(args, dict(kwargs)), doubts=doubts)
 
     def call(self, fn: Callable[..., Any], data: Data, *inputs: Any, name: Hashable = None) -> Any:
-        with torch.no_grad():
+        with torch.no_grad(), without_validation():
             return fn(*data.call, *inputs)
 
     def runs_at_once(self, fn: Callable[..., Any], data: Data, *inputs: Any) -> bool:
@@ -122,6 +122,11 @@ class TorchEngine:
 
     def optimizer(self, plan: Any) -> Any:
         return optimizers.maker(plan)
+
+    def describe(self, optimizer: Any) -> str:
+        made, schedule = optimizers.maker(optimizer)({"": torch.zeros(1, requires_grad=True)})
+        told = {} if schedule is None else {type(schedule).__name__: schedule.state_dict()}
+        return f"{type(made).__name__} {made.state_dict()['param_groups']} {told}"
 
     def program(self, task: Task, data: Data, optimizer: Any, *, num_steps: int, watched: bool) -> Program:
         return Program(task, data, optimizer, num_steps, watched)
