@@ -29,6 +29,8 @@ FAMILIES = {
     "low rank": lambda vr: vr.LowRank(rank=1),
     "student t": lambda vr: vr.StudentT(df=6),
     "student t, reparameterization": lambda vr: vr.StudentT(df=6, gradient="reparameterization"),
+    "structured": lambda vr: vr.Structured(),
+    "structured, reparameterization": lambda vr: vr.Structured(gradient="reparameterization"),
     "of the documentation": lambda vr: own_family(),
 }
 
@@ -63,7 +65,7 @@ def regression(vr):
     return model
 
 
-QUICK = ("full rank", "low rank", "student t", "of the documentation")
+QUICK = ("full rank", "low rank", "student t", "structured", "of the documentation")
 
 
 @pytest.mark.parametrize("row", [r if r in QUICK else pytest.param(r, marks=pytest.mark.slow) for r in FAMILIES])
@@ -80,7 +82,7 @@ def test_the_weights_average_to_the_evidence(vr, row, tmp_path):
     assert np.asarray(posterior.predict(np.array([0.0, 1.0]), num_draws=3)["y"]).shape == (3, 2)
 
 
-@pytest.mark.parametrize("family", ["FullRank", "StudentT"])
+@pytest.mark.parametrize("family", ["FullRank", "StudentT", "Structured"])
 def test_both_gradients_have_one_mean(vr, family):
     """The path gradient leaves out a term whose mean is zero."""
     from vi_reparam.backend.engine import Task

@@ -68,6 +68,8 @@ GUIDES = {
     "full rank, reparameterization": lambda vr: (vr.FullRank(gradient="reparameterization"), vr.ELBO(2)),
     "low rank": lambda vr: (vr.LowRank(rank=2), vr.ELBO(2)),
     "student t": lambda vr: (vr.StudentT(df=4), vr.ELBO(2)),
+    "structured": lambda vr: (vr.Structured(), vr.ELBO(2)),
+    "structured, reparameterization": lambda vr: (vr.Structured(gradient="reparameterization"), vr.ELBO(2)),
     "sde": lambda vr: (vr.SDE(num_steps=3, network=vr.MLP(width=4, depth=1)), vr.ELBO(2)),
     "sde, mixture": lambda vr: (
         vr.SDE(num_steps=3, base="mixture", network=vr.MLP(width=4, depth=1, target="off")),
@@ -100,7 +102,8 @@ def parameters(guided, data):
         x = 0.3 * waves(ops.to_numpy(found[name]).shape, number)
         x = np.exp(x) if name.endswith("_scale") and "log" not in name else x
         values[name] = np.tril(x) + 2.0 * np.eye(len(x)) if name.endswith("root") and x.ndim == 2 else x
-        values[name] = np.abs(values[name]) + 0.1 if name.endswith("root") and x.ndim == 1 else values[name]
+        positive = name.endswith("unit") or (name.endswith("root") and x.ndim == 1)
+        values[name] = np.abs(values[name]) + 0.1 if positive else values[name]
         values[name] = 0.02 if name.endswith("tail") else values[name]
     return values
 

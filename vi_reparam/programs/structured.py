@@ -136,7 +136,7 @@ class StructuredGuide(JointGuide):
             "coupling": self.param("coupling", zeros(split.num_small, split.num_small)),
         }
         for part in split.locals:
-            if part.site.event_dim and 1 < part.shape[-1] <= MOST_JOINT:
+            if part.site.plates and part.site.event_dim and 1 < part.shape[-1] <= MOST_JOINT:
                 found[f"upper_{part.site.name}"] = self.param(
                     f"upper_{part.site.name}", zeros(*part.shape, part.shape[-1])
                 )
