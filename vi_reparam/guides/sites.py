@@ -14,6 +14,7 @@ from vi_reparam.guides.joint import JointFamily
 from vi_reparam.guides.mean_field import MeanField
 from vi_reparam.guides.sde import SDE
 from vi_reparam.guides.selection import SiteSelection
+from vi_reparam.guides.structured import Structured
 
 REST = "*"
 
@@ -54,6 +55,11 @@ class Sites(GuideFamily):
         for key, family in given.items():
             if not isinstance(family, GuideFamily) or isinstance(family, Escalate | Sites):
                 raise ArgumentError(f"Sites({{{key!r}: {family!r}}}): expected a family such as vr.MeanField()")
+            if isinstance(family, Structured):
+                raise ArgumentError(
+                    f"Sites({{{key!r}: {family!r}}}): it follows the priors of all latents of a model, so it is no part; "
+                    "give it to vr.guide alone"
+                )
             if isinstance(family, SDE) and getattr(family.network, "target", "off") == "full":
                 raise ArgumentError(
                     f"Sites({{{key!r}: {family!r}}}): the drift of a part goes without the gradient of log p, since "

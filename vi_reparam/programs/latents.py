@@ -166,10 +166,7 @@ class Latents:
         """The model's parameters, state and subsampled plates."""
 
         def look() -> Structure:
-            found = self.backend.tracer.shapes(lambda key: self._run(args, kwargs, key))
-            of = {kind: tuple(n for n, r in found.items() if r.kind == kind) for kind in ("param", "mutable", "plate")}
-            subsampled = tuple(n for n in of["plate"] if found[n].plates[0].is_subsampled)
-            return Structure(of["param"], of["mutable"], subsampled)
+            return _structure(self.backend.tracer.shapes(lambda key: self._run(args, kwargs, key)))
 
         return self._structures.get(self.backend.ops.form((args, kwargs)), look)
 
@@ -187,6 +184,7 @@ class Latents:
             return found, self._supports(found)
 
         found, supports = tracer.shapes(look)
+        self._structures.get(ops.form((args, kwargs)), lambda: _structure(found))
         self._observed |= {name for name, r in found.items() if r.is_data}
         for name, support in supports.items():
             if support is None:
@@ -254,6 +252,12 @@ class Latents:
             if name in causes and not _equal(ops, tracer.arrays_of(support), tracer.arrays_of(again[name])):
                 causes[name] = causes[name] or frozenset(["a draw that the model reads in Python"])
         return causes
+
+
+def _structure(found: Mapping[str, Record]) -> Structure:
+    of = {kind: tuple(n for n, r in found.items() if r.kind == kind) for kind in ("param", "mutable", "plate")}
+    subsampled = tuple(n for n in of["plate"] if found[n].plates[0].is_subsampled)
+    return Structure(of["param"], of["mutable"], subsampled)
 
 
 def _unchanged(marks: tuple[Any, ...], leaves: list[Array]) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 from vi_reparam.backend.data import Data
-from vi_reparam.errors import SiteError
 from vi_reparam.gaussians import path_gradient as path
 from vi_reparam.gaussians.bases import Full
 from vi_reparam.gaussians.preconditioner import Preconditioner
@@ -65,10 +65,14 @@ class StructuredGuide(JointGuide):
         conditionals = Conditionals(self.backend, self.model, split, args, kwargs, self._outer(args, kwargs))
 
         def mixed(params: Params, n: Array) -> Array:
+            if not split.num_small:
+                return n
             small = split.gathered(ops, n)
             return split.replaced(ops, n, small + xp.tril(params["coupling"], k=-1) @ small)
 
         def unmixed(params: Params, n: Array) -> Array:
+            if not split.num_small:
+                return n
             inverse = xp.linalg.inv(xp.eye(split.num_small, dtype=dtype) + xp.tril(params["coupling"], k=-1))
             return split.replaced(ops, n, inverse @ split.gathered(ops, n))
 
@@ -119,32 +123,33 @@ class StructuredGuide(JointGuide):
     def _factor_params(self, split: Split, start: Start) -> Params:
         """Of all locals, their coordinates end to end."""
         xp, dtype = self.ops.xp, self.ops.float_dtype()
-        size = split.num_locals
-
-        def zeros(*shape: int) -> Array:
-            return xp.zeros(shape, dtype=dtype)
-
-        few = split.num_globals + split.num_small
-        found = {
-            "place": self.constant("place", lambda _: split.parted(self.ops, start())[1]),
-            "unit": self.constant("unit", xp.ones(size, dtype=dtype)),
-            "shift": self.param("shift", zeros(size)),
-            "weight": self.param("weight", zeros(size)),
-            "shift_slopes": self.param("shift_slopes", zeros(size, few)),
-            "weight_slopes": self.param("weight_slopes", zeros(size, split.num_globals)),
-            "sibling_slopes": self.param("sibling_slopes", zeros(size, split.most_siblings)),
-            "coupling": self.param("coupling", zeros(split.num_small, split.num_small)),
+        size, num, small = split.num_locals, split.num_globals, split.num_small
+        shapes: dict[str, tuple[int, ...]] = {
+            "shift": (size,),
+            "weight": (size,),
+            "shift_slopes": (size, num + small),
+            "weight_slopes": (size, num),
+            "sibling_slopes": (size, split.most_siblings),
+            "coupling": (small, small),
         }
         for part in split.locals:
             if part.site.plates and part.site.event_dim and 1 < part.shape[-1] <= MOST_JOINT:
-                found[f"upper_{part.site.name}"] = self.param(
-                    f"upper_{part.site.name}", zeros(*part.shape, part.shape[-1])
-                )
-        return found
+                shapes[f"upper_{part.site.name}"] = (*part.shape, part.shape[-1])
+        if not size:
+            return {}
+        found = {
+            "place": self.constant("place", lambda _: split.parted(self.ops, start())[1]),
+            "unit": self.constant("unit", xp.ones(size, dtype=dtype)),
+        }
+        # an empty array is no parameter
+        zeros = {name: xp.zeros(shape, dtype=dtype) for name, shape in shapes.items()}
+        return found | {name: self.param(name, zero) if math.prod(zero.shape) else zero for name, zero in zeros.items()}
 
     def _factors(self, split: Split, own: Params, at: Array) -> Factors:
         """The factors of all sites, affine in the globals' coordinates `at` and in the locals before them."""
         ops, cut = self.ops, functools.partial(split.cut, self.ops)
+        if not own:
+            return _no_factor
         weight = own["weight"] + own["weight_slopes"] @ at
         known: dict[str, Array] = {}
 
@@ -181,4 +186,8 @@ class StructuredGuide(JointGuide):
         return frame_of(self.backend, fold(self.backend, center, root, dict(zip(Full.names, own, strict=True))))
 
     def matched(self, layout: Layout, draws: Any) -> Params:
-        raise SiteError("vr.Structured draws all latents of a model: give it to vr.guide, not to a part of vr.Sites")
+        raise AssertionError("vr.Sites refuses it as a part")
+
+
+def _no_factor(name: str, drawn: Draws) -> Factor:
+    raise AssertionError(f"{name!r} is drawn among the globals")
