@@ -57,8 +57,8 @@ class Sites(GuideFamily):
                 raise ArgumentError(f"Sites({{{key!r}: {family!r}}}): expected a family such as vr.MeanField()")
             if isinstance(family, Structured):
                 raise ArgumentError(
-                    f"Sites({{{key!r}: {family!r}}}): it follows the priors of all latents of a model, so it is no part; "
-                    "give it to vr.guide alone"
+                    f"Sites({{{key!r}: {family!r}}}): it follows the priors of all latents of a model, so it is no "
+                    "part; give it to vr.guide alone"
                 )
             if isinstance(family, SDE) and getattr(family.network, "target", "off") == "full":
                 raise ArgumentError(

@@ -27,6 +27,10 @@ MOST_JOINT = 8
 """Coordinates of a vector site up to which its factor is one for all of them together."""
 
 
+MOST_SITES = 16
+"""Sites drawn one after the other up to which a start is searched: the search holds several copies of the model."""
+
+
 class StructuredGuide(JointGuide):
     """The model's prior statements, run again in the guide with a factor for each.
 
@@ -174,6 +178,8 @@ class StructuredGuide(JointGuide):
     def warm_starts(self, fit: Callable[..., Any], data: Data, key: Key) -> list[Params]:
         structure = self.latents.structure(*data.call)
         if structure.params or structure.mutable:  # their values are not known yet
+            return [{}]
+        if len(self.split(*data.call).locals) > MOST_SITES:
             return [{}]
         found = StructuredSearch(self.backend, self).run(data, key)
         return [self.named(params) for params in found] or [{}]
