@@ -138,6 +138,18 @@ def walk(vr):
     return model, y, linear_evidence(rows, y)
 
 
+def walk_as_one(vr):
+    """The same as one site."""
+    h, num = vr.host, 30
+    y = np.sin(0.9 * np.arange(num)) + 0.1 * np.arange(num)
+
+    def model(y):
+        z = h.sample("z", h.dist.GaussianRandomWalk(h.array(0.5), num))
+        h.sample("y", h.dist.Normal(z, 1.0).to_event(1), obs=y)
+
+    return model, y, linear_evidence(0.5 * np.tril(np.ones((num, num))), y)
+
+
 QUICK = {"numpyro": ("slopes", "correlated_slopes", "crossed"), "pyro": ("nested",)}
 """Both backends compute the same numbers (tests/test_same_noise.py), so each case is quick on one."""
 
@@ -151,6 +163,7 @@ CASES = [
     for b in BACKENDS
     for case in (nested, slopes, correlated_slopes, crossed, walk)
 ]
+CASES.append(pytest.param("numpyro", walk_as_one, id="numpyro-walk_as_one"))  # Pyro has no such distribution
 
 
 @pytest.mark.parametrize(("vr", "case"), CASES, indirect=["vr"])

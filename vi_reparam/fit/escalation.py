@@ -128,7 +128,7 @@ class Shape(NamedTuple):
     Attributes:
         size: coordinates of the model's latents; None where no joint family covers them.
         subsampled: whether it sees minibatches.
-        hierarchical: whether some latents' priors depend on others.
+        hierarchical: whether `vr.Structured` knows more of it than that its latents are many.
     """
 
     size: int | None = None

@@ -73,7 +73,7 @@ class Escalate(GuideFamily):
             size: coordinates of its latents; None where no joint family covers them.
             estimators: whether some were named, which only the mean field takes.
             subsampled: whether it sees minibatches.
-            hierarchical: whether some latents' priors depend on others.
+            hierarchical: whether `vr.Structured` knows more of it than that its latents are many.
         """
         if self.families is not None:
             joint = size is not None and not estimators

@@ -9,7 +9,7 @@ from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.ops import Array
 from vi_reparam.programs.latents import bijection
 from vi_reparam.programs.layout import Part
-from vi_reparam.programs.priors import Dense, Flat, Independent, Prior
+from vi_reparam.programs.priors import Dense, Flat, Independent, Prior, Walk
 
 Nearest = Callable[..., tuple[Any, Any]]
 """Mean and standard deviation on the unconstrained scale, from array functions and the family's parameters."""
@@ -52,15 +52,19 @@ def prior_of(backend: Backend, distribution: Any, part: Part) -> Prior:
         size = part.shape[-1]
         root = xp.broadcast_to(_lifted(xp, distribution.scale_tril, len(part.shape) + 1), (*part.shape, size))
         return Dense(xp.broadcast_to(_lifted(xp, distribution.loc, len(part.shape)), part.shape), root)
+    zeros = xp.zeros(part.shape, dtype=ops.float_dtype())
+    if type(distribution).__name__ == "GaussianRandomWalk" and not transforms:
+        scale = ops.asarray(distribution.scale)[..., None]
+        return Walk(xp.broadcast_to(_lifted(xp, scale, len(part.shape)), (*part.shape[:-1], 1)), zeros)
     found = _nearest(backend, distribution)
     if found is None:
-        return Flat()
+        return Flat(zeros)
     shape = part.site.shape if transforms else part.shape
     mean, scale = (xp.broadcast_to(_lifted(xp, ops.asarray(x), len(shape)), shape) for x in found)
     if transforms:
         moved = _moved(backend, mean, transforms, part)
         if moved is None:
-            return Flat()
+            return Flat(zeros)
         mean, scale = moved[0], scale * xp.exp(moved[1])
     return Independent(mean, scale)
 

@@ -23,49 +23,77 @@ class Factor(NamedTuple):
     shear: tuple[Array, Array] | None = None
 
 
-class Normal(NamedTuple):
-    """The normal from which a site is drawn: x = mean + root n, for standard normal n.
+class Normal(abc.ABC):
+    """The normal from which a site is drawn, from standard normal noise n of its shape.
 
     Attributes:
-        mean: of the site's shape; `root`: of its shape, or matrices for the last dimension.
-        inverse: of `root`, of the same shape; `log_det`: log|det root|, a scalar.
+        log_det: of the slope of x in n, a scalar.
     """
 
-    mean: Array
-    root: Array
-    inverse: Array
     log_det: Array
 
+    @abc.abstractmethod
     def place(self, n: Array) -> Array:
         """x of n."""
+
+    @abc.abstractmethod
+    def standardize(self, x: Array) -> Array:
+        """n of x."""
+
+
+class Affine(Normal):
+    """x = mean + root n.
+
+    Args:
+        mean: of the site's shape.
+        root: of its shape, or matrices for the last dimension; `inverse`: of the root.
+        log_det: log|det root|.
+    """
+
+    def __init__(self, mean: Array, root: Array, inverse: Array, log_det: Array) -> None:
+        self.mean, self.root, self.inverse, self.log_det = mean, root, inverse, log_det
+
+    def place(self, n: Array) -> Array:
         return self.mean + _times(self.root, n)
 
     def standardize(self, x: Array) -> Array:
-        """n of x."""
         return _times(self.inverse, x - self.mean)
 
 
 class Prior(abc.ABC):
-    """A normal prior."""
+    """A normal prior.
+
+    Attributes:
+        mean: of the site's shape.
+    """
+
+    mean: Array
 
     @abc.abstractmethod
     def times(self, ops: Ops, factor: Factor) -> Normal:
         """The normal proportional to the prior times a factor."""
 
     @abc.abstractmethod
-    def curvature(self, ops: Ops, x: Array) -> tuple[Array, Array]:
-        """Minus the slope of its log density at `x`, and the diagonal of its precision, of the site's shape."""
+    def precise(self, ops: Ops, v: Array) -> Array:
+        """The product of its precision and a vector, of the site's shape."""
 
 
 class Flat(Prior):
-    """No prior: the factor alone."""
+    """No prior: the factor alone.
+
+    Args:
+        mean: any array of the site's shape.
+    """
+
+    def __init__(self, mean: Array) -> None:
+        self.mean = mean
 
     def times(self, ops: Ops, factor: Factor) -> Normal:
         # a shear is left out: nothing bounds what it would draw
         return _scaled(ops, factor.loc, ops.xp.exp(-0.5 * factor.log_precision))
 
-    def curvature(self, ops: Ops, x: Array) -> tuple[Array, Array]:
-        return ops.xp.zeros_like(x), ops.xp.zeros_like(x)
+    def precise(self, ops: Ops, v: Array) -> Array:
+        return ops.xp.zeros_like(v)
 
 
 class Independent(Prior):
@@ -86,9 +114,8 @@ class Independent(Prior):
         pull = ratio / (1.0 + ratio)
         return _scaled(ops, self.mean + pull * (factor.loc - self.mean), self.scale / ops.xp.sqrt(1.0 + ratio))
 
-    def curvature(self, ops: Ops, x: Array) -> tuple[Array, Array]:
-        precision = self.scale**-2
-        return precision * (x - self.mean), precision
+    def precise(self, ops: Ops, v: Array) -> Array:
+        return v / self.scale**2
 
 
 class Dense(Prior):
@@ -116,19 +143,69 @@ class Dense(Prior):
         whitened = _times(spread, _times(_transposed(xp, spread), pulled))
         root, back = self.root @ spread, _transposed(xp, lower) @ inverse(xp, self.root)
         log_det = xp.sum(xp.log(_diagonal(xp, self.root))) - xp.sum(xp.log(_diagonal(xp, lower)))
-        return Normal(self.mean + _times(self.root, whitened), root, back, log_det)
+        return Affine(self.mean + _times(self.root, whitened), root, back, log_det)
 
     def _sheared(self, factor: Factor) -> Array:
         return self.root if factor.shear is None else self.root + factor.shear[0] @ self.root
 
-    def curvature(self, ops: Ops, x: Array) -> tuple[Array, Array]:
+    def precise(self, ops: Ops, v: Array) -> Array:
         back = inverse(ops.xp, self.root)
-        lean = _times(_transposed(ops.xp, back), _times(back, x - self.mean))
-        return lean, ops.xp.sum(back * back, axis=-2)
+        return _times(_transposed(ops.xp, back), _times(back, v))
+
+
+class Walk(Prior):
+    """A random walk along the last dimension, from zero: each step is drawn given the one before.
+
+    A factor then says what the data of this step and of all later ones say.
+
+    Args:
+        scale: of a step, shape ``[..., 1]``.
+        mean: zeros of the site's shape.
+    """
+
+    def __init__(self, scale: Array, mean: Array) -> None:
+        self.scale, self.mean = scale, mean
+
+    def times(self, ops: Ops, factor: Factor) -> Normal:
+        ratio = ops.xp.exp(factor.log_precision) * self.scale**2
+        keep = 1.0 / (1.0 + ratio)
+        return Recurrence(ops, keep, ratio * keep * factor.loc, self.scale * ops.xp.sqrt(keep))
+
+    def precise(self, ops: Ops, v: Array) -> Array:
+        xp = ops.xp
+        steps = (v - _before(xp, v)) / self.scale**2
+        return steps - xp.concat([steps[..., 1:], xp.zeros_like(steps[..., :1])], axis=-1)
+
+
+class Recurrence(Normal):
+    """x_t = keep_t x_(t-1) + shift_t + scale_t n_t, from x_0 = 0.
+
+    Args:
+        keep: between 0 and 1; `shift`, `scale`: all of the site's shape.
+    """
+
+    def __init__(self, ops: Ops, keep: Array, shift: Array, scale: Array) -> None:
+        self.xp, self.keep, self.shift, self.scale = ops.xp, keep, shift, scale
+        self.log_det = ops.xp.sum(ops.xp.log(scale))
+
+    def place(self, n: Array) -> Array:
+        xp, kept = self.xp, self.xp.cumulative_sum(self.xp.log(self.keep), axis=-1)
+        # what is left at t of what came in at s: at most all of it, so that nothing overflows
+        gaps = kept[..., :, None] - kept[..., None, :]
+        left = xp.tril(xp.exp(xp.where(gaps < 0.0, gaps, xp.zeros_like(gaps))))
+        return _times(left, self.shift + self.scale * n)
+
+    def standardize(self, x: Array) -> Array:
+        return (x - self.keep * _before(self.xp, x) - self.shift) / self.scale
+
+
+def _before(xp: Any, x: Array) -> Array:
+    """The entry before each along the last dimension; zero before the first."""
+    return xp.concat([xp.zeros_like(x[..., :1]), x[..., :-1]], axis=-1)
 
 
 def _scaled(ops: Ops, mean: Array, scale: Array) -> Normal:
-    return Normal(mean, scale, 1.0 / scale, ops.xp.sum(ops.xp.log(scale)))
+    return Affine(mean, scale, 1.0 / scale, ops.xp.sum(ops.xp.log(scale)))
 
 
 def _times(root: Array, x: Array) -> Array:

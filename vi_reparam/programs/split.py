@@ -44,8 +44,9 @@ class Split:
 
     @property
     def is_hierarchy(self) -> bool:
-        """Whether some latents' priors depend on others."""
-        return bool(self.parents)
+        """Whether some latents' priors depend on others; of many latents, whether globals stand beside locals."""
+        many = self.layout.size > LARGEST
+        return bool(self.parents) or (many and self.num_globals > 0 and self.num_locals > 0)
 
     @property
     def num_globals(self) -> int:

@@ -36,8 +36,11 @@ NUM_LOCAL_DRAWS = 4
 SHARE = 0.5
 """Of the new factor in a turn; the rest is the one before."""
 
+COLOURS = 8
+"""Parts of a vector site whose curvature is looked at apart."""
+
 WEAKEST = 1e-3
-"""Least precision of a factor, as a part of the whole one's."""
+"""Least precision of a factor, as a part of the prior's."""
 
 
 class StructuredSearch:
@@ -106,7 +109,7 @@ class Paths:
     def _begin(self, start: Array) -> State:
         g, x = self.split.parted(self.ops, start)
         flat = self.ops.xp.zeros_like(x)
-        _, precision = self._priors(self._drawn(g, (x, flat), flat))
+        precision = self._precise(self._drawn(g, (x, flat), flat), self.ops.xp.ones_like(x))
         weight = self.ops.xp.log(self.ops.xp.where(precision > 0.0, precision, self.ops.xp.ones_like(precision)))
         own = {"loc": x, "log_precision": weight}
         return {**pathfinder.begin(self.ops, g), **own, **{f"kept_{name}": value for name, value in own.items()}}
@@ -154,14 +157,14 @@ class Paths:
             total = total + normal.log_det
         return total + 0.5 * ops.xp.sum(noise * noise) + 0.5 * self.split.num_locals * LOG_2PI
 
-    def _priors(self, drawn: Drawn) -> FactorState:
-        """Minus the slopes of the locals' log priors, and these' precisions, end to end."""
-        xp, leans, precisions = self.ops.xp, [self.starts[0, :0]], [self.starts[0, :0]]
+    def _precise(self, drawn: Drawn, v: Array, *, around: bool = False) -> Array:
+        """The locals' prior precisions times a vector, end to end; `around`: times its way from the priors' means."""
+        xp, found = self.ops.xp, [v[:0]]
         for part in self.split.locals:
-            lean, precision = drawn.priors[part.site.name].curvature(self.ops, drawn.values[part.site.name])
-            leans.append(xp.reshape(lean, (-1,)))
-            precisions.append(xp.reshape(precision, (-1,)))
-        return xp.concat(leans), xp.concat(precisions)
+            prior = drawn.priors[part.site.name]
+            own = self.split.cut(self.ops, part.site.name, v)
+            found.append(xp.reshape(prior.precise(self.ops, own - prior.mean if around else own), (-1,)))
+        return xp.concat(found)
 
     def _refit(self, g: Array, factors: FactorState) -> FactorState:
         """The factors, nearer to what log p asks for at these globals."""
@@ -175,19 +178,21 @@ class Paths:
             at = self.split.joined(ops, {**self.split.named(g), **drawn.values})
             signs = xp.where(noise < 0.0, -xp.ones_like(noise), xp.ones_like(noise))
 
-            def along(mask: Array) -> Array:  # one site's signs: within a site, elements seldom know of each other
+            def along(mask: Array) -> Array:  # signs of coordinates that seldom know of each other
                 probe = mask * signs
                 whole = self._among_all(g, probe)
                 return probe * self._own(ops.grad(lambda v: xp.sum(slope(v) * whole))(at))
 
             curvature = xp.sum(self.runs.vmap(along)(self._masks()), axis=0)
-            return self._own(at), self._own(slope(at)), curvature, *self._priors(drawn)
+            x = self._own(at)
+            prior = signs * self._precise(drawn, signs)
+            rise = self._own(slope(at)) + self._precise(drawn, x, around=True)
+            return x, rise, -curvature - prior, xp.abs(prior)
 
-        x, rise, curvature, lean, prior = (xp.mean(v, axis=0) for v in self.runs.vmap(look)(self.local_noise))
-        whole = xp.where(-curvature > prior, -curvature, prior)
-        whole = xp.where(whole > 0.0, whole, 1e-2 * xp.ones_like(whole))
-        weight = xp.where(whole - prior > WEAKEST * whole, whole - prior, WEAKEST * whole)
-        pull = weight * x + rise + lean  # weight times location
+        x, rise, weight, prior = (xp.mean(v, axis=0) for v in self.runs.vmap(look)(self.local_noise))
+        least = WEAKEST * xp.where(prior > 0.0, prior, xp.ones_like(prior))
+        weight = xp.where(weight > least, weight, least)
+        pull = weight * x + rise  # weight times location
         old = (1.0 - SHARE) * xp.exp(factors[1])
         new = old + SHARE * weight
         loc = (old * factors[0] + SHARE * pull) / new
@@ -204,10 +209,13 @@ class Paths:
         return self.split.joined(self.ops, {**self.split.named(self.ops.xp.zeros_like(g)), **cut})
 
     def _masks(self) -> Array:
-        """A row for each local site: one at its coordinates, zero elsewhere."""
+        """Rows of zeros and ones: one a site, several a vector site, whose coordinates may know of each other."""
         xp, dtype, rows = self.ops.xp, self.starts.dtype, []
         for part in self.split.locals:
-            rows.append(
-                xp.concat([(xp.ones if p is part else xp.zeros)(p.size, dtype=dtype) for p in self.split.locals])
-            )
+            colours = min(part.shape[-1], COLOURS) if part.site.event_dim else 1
+            flat = xp.arange(part.size) % (part.shape[-1] if part.shape else 1) % colours
+            for colour in range(colours):
+                own = {p.site.name: xp.zeros(p.size, dtype=dtype) for p in self.split.locals}
+                own[part.site.name] = xp.astype(flat == colour, dtype)
+                rows.append(xp.concat(list(own.values())))
         return xp.stack(rows)
