@@ -107,7 +107,12 @@ GIVEN = [n for n in ALL if n not in ("bernoulli", "poisson", "own")]
 
 @pytest.mark.parametrize(
     ("backend", "name"),
-    [(b, n) for b in BACKENDS for n in GIVEN if b == "pyro" or n not in ("gamma", "inverse_gamma", "chi2", "beta")],
+    [
+        pytest.param(b, n, marks=pytest.mark.slow if b == "numpyro" and n in ("dirichlet", "student_t") else ())
+        for b in BACKENDS
+        for n in GIVEN
+        if b == "pyro" or n not in ("gamma", "inverse_gamma", "chi2", "beta")
+    ],
 )
 def test_a_given_value_comes_back(backend, name):
     ops = ops_or_skip(backend)
