@@ -22,7 +22,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache" / platform.node()  # machine code: of this machine only
 MOST = 500_000_000  # bytes, above which it is made anew
 
-gc.set_threshold(200_000, 50, 100)  # tracing makes many objects that live on; looking through them takes longer
+gc.set_threshold(1_000_000, 50, 100)  # tracing makes many objects that live on; looking through them takes longer
 COMPILED = [0]  # since they were last forgotten
 MANY = 500  # programs: from some 1,500 on each one more takes twice the time, and at last there is no memory to map
 
@@ -66,6 +66,15 @@ def few_programs():
         jax.clear_caches()
         gc.collect()
         COMPILED[0] = 0
+
+
+@pytest.fixture
+def few_weights(monkeypatch):
+    """Importance weights for tests that look at what is told of them, not at their mean."""
+    from vi_reparam.posterior import posterior as figures
+
+    monkeypatch.setattr(figures, "NUM_WEIGHTS", 2_000)
+    monkeypatch.setattr(figures, "MIN_WEIGHTS", 200)
 
 
 @pytest.fixture(autouse=True)

@@ -224,7 +224,7 @@ def test_a_model_that_reads_its_data_in_python_has_a_start(backend):
 
 @pytest.mark.filterwarnings("ignore:.*reads its data in Python")
 @pytest.mark.parametrize("study", ["estimators", "guides"])
-def test_a_model_that_reads_its_data_in_python_can_be_studied(backend, study):
+def test_a_model_that_reads_its_data_in_python_can_be_studied(backend, study, few_weights):
     b, model = backend, reading_model(backend)
     if study == "estimators":
         found = b.vr.compare_estimators(
@@ -602,7 +602,7 @@ def test_the_expectation_of_a_constant(backend):
     assert draws_of(backend).expectation(lambda values: 3.0, 5) == (3.0, 0.0)
 
 
-def test_minibatches_of_the_observations_alone_settle_the_ladder(backend):
+def test_minibatches_of_the_observations_alone_settle_the_ladder(backend, few_weights):
     """In many dimensions a model that sees minibatches is fitted by its mean field, whoever is in the small plate."""
     b = backend
 

@@ -157,7 +157,7 @@ def test_a_minibatch_passed_as_an_argument():
 
 
 def test_a_nan_names_its_step_and_site():
-    @vr.guide
+    @vr.guide(vr.MeanField())
     def model(y):
         z = numpyro.sample("z", dist.Normal(0.0, 1.0))
         # The log density is NaN as soon as the guide has moved far enough.
