@@ -22,7 +22,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache" / platform.node()  # machine code: of this machine only
 MOST = 500_000_000  # bytes, above which it is made anew
 
-gc.set_threshold(200_000, 50, 100)  # tracing makes many objects that live on; looking through them takes longer
+gc.set_threshold(1_000_000, 50, 100)  # tracing makes many objects that live on; looking through them takes longer
+COMPILED = [0]  # since they were last forgotten
+MANY = 500  # programs: from some 1,500 on each one more takes twice the time, and at last there is no memory to map
 
 with contextlib.suppress(ImportError):
     import jax
@@ -33,6 +35,11 @@ with contextlib.suppress(ImportError):
     jax.config.update("jax_compilation_cache_dir", str(CACHE))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # writing a small one costs as much
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+    def _count(event, duration, **_):
+        COMPILED[0] += event == "/jax/core/compile/backend_compile_duration"
+
+    jax.monitoring.register_event_duration_secs_listener(_count)
 
 
 def pytest_configure(config):
@@ -49,6 +56,25 @@ def pytest_xdist_make_scheduler(config, log):
     from xdist.scheduler import WorkStealingScheduling
 
     return WorkStealingScheduling(config, log)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """What was compiled for the files before is forgotten, once it is so much that it makes compiling slow."""
+    yield
+    if COMPILED[0] > MANY:
+        jax.clear_caches()
+        gc.collect()
+        COMPILED[0] = 0
+
+
+@pytest.fixture
+def few_weights(monkeypatch):
+    """Importance weights for tests that look at what is told of them, not at their mean."""
+    from vi_reparam.posterior import posterior as figures
+
+    monkeypatch.setattr(figures, "NUM_WEIGHTS", 2_000)
+    monkeypatch.setattr(figures, "MIN_WEIGHTS", 200)
 
 
 @pytest.fixture(autouse=True)

@@ -164,7 +164,9 @@ def test_predictions_agree(monkeypatch):
     means = []
     for name in BACKENDS:
         vr = package(name)
-        posterior = vr.Guided(program(vr), vr.LowRank(rank=1)).fit(SIGMA, y=Y, num_steps=1, progress=False)
+        guided = vr.Guided(program(vr), vr.LowRank(rank=1))
+        start, data = guided.start(SIGMA, y=Y), {"args": (SIGMA,), "kwargs": {"y": Y}}
+        posterior = vr.Posterior(guided, start, **data, losses=[], seed=0, record={})
         ops = posterior.guided.backend.ops
         for key, value in posterior.params.items():
             posterior.params[key] = posterior.scorer.params[key] = ops.asarray(

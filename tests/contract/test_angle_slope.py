@@ -101,7 +101,7 @@ def test_the_sampler_gives_it_to_its_draws_on_either_side(backend):
     np.testing.assert_allclose(slope, side * exact(theta, kappa, 2), rtol=BOUNDS["float64"])
 
 
-@pytest.mark.parametrize("dim", DIMS)
+@pytest.mark.parametrize("dim", [d if d == 3 else pytest.param(d, marks=pytest.mark.slow) for d in DIMS])
 def test_the_reference_is_right(dim):
     """From dF/dkappa itself, in 60 digits."""
     with mpmath.workdps(60):

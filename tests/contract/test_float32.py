@@ -65,6 +65,26 @@ def _program(name, how):
     return quickly(ops, draw, optimized=name in NUM)
 
 
+_DRAWN = {}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def drawn_once():
+    yield
+    _DRAWN.clear()
+
+
+def _draws(name, how, a):
+    """What the program gives; kept where more than one test looks at it."""
+    import jax.numpy as jnp
+
+    if name not in ("gamma", "von_mises") and how != "rejection":
+        return _program(name, how)(jnp.float32(a))
+    if (name, how, a) not in _DRAWN:
+        _DRAWN[name, how, a] = _program(name, how)(jnp.float32(a))
+    return _DRAWN[name, how, a]
+
+
 def _leaves(tree):
     import jax
 
@@ -73,22 +93,23 @@ def _leaves(tree):
 
 # These are a gamma up to constants and a sign of its logarithm, whose own row runs every day.
 GAMMAS = ("inverse_gamma", "chi2")
+# A beta is a Dirichlet of two, and a Student t has the gamma's slope.
+AGAIN = (("beta", "implicit"), ("student_t", "implicit"))
 
 
 @pytest.mark.parametrize(
     ("name", "how"),
     [
-        pytest.param(name, how, marks=pytest.mark.slow if name in GAMMAS and how == "implicit" else ())
+        pytest.param(name, how, marks=pytest.mark.slow if name in GAMMAS or (name, how) in AGAIN else ())
         for name in PARAMS
         for how in ESTIMATORS
     ],
 )
 def test_finite_from_1e_minus_3_to_1e6(name, how):
     ops_or_skip("numpyro")
-    import jax.numpy as jnp
 
     for a in CONCENTRATIONS:
-        out, slopes, (value, _) = _program(name, how)(jnp.float32(a))
+        out, slopes, (value, _) = _draws(name, how, a)
         for array in _leaves(out) + _leaves(slopes) + _leaves(value):
             assert array.dtype == np.float32
             assert np.isfinite(array).all(), (a, name)
@@ -106,10 +127,9 @@ def test_finite_from_1e_minus_3_to_1e6(name, how):
 def test_gradient_of_the_mean_log_is_trigamma(how):
     """Within 1%, down to 1e-3, where it is a million and a float32 derivative can be off by a factor."""
     ops_or_skip("numpyro")
-    import jax.numpy as jnp
 
     for a in CONCENTRATIONS:
-        out, slopes, _ = _program("gamma", how)(jnp.float32(a))
+        out, slopes, _ = _draws("gamma", how, a)
         slope = np.asarray(slopes["logs"][0], np.float64)
         if how == "rejection":
             log_z = np.asarray(out["logs"][0], np.float64)
@@ -120,7 +140,13 @@ def test_gradient_of_the_mean_log_is_trigamma(how):
         assert abs(slope.mean() / truth - 1.0) < 0.01, a
 
 
-@pytest.mark.parametrize("name", ["gamma", "inverse_gamma", "chi2", "beta", "dirichlet", "von_mises"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in GAMMAS else ())
+        for name in ("gamma", "inverse_gamma", "chi2", "beta", "dirichlet", "von_mises")
+    ],
+)
 def test_densities_are_those_of_float64_at_the_same_noise(name):
     ops = ops_or_skip("numpyro")
     import jax
@@ -135,7 +161,7 @@ def test_densities_are_those_of_float64_at_the_same_noise(name):
         return d.log_prob, d.score_term
 
     for a in CONCENTRATIONS:
-        out, _, (_, noise) = _program(name, "rejection")(jnp.float32(a))
+        out, _, (_, noise) = _draws(name, "rejection", a)
         upcast = jax.tree.map(lambda x: x.astype(jnp.float64), noise)
         log_prob, log_pi = exactly(upcast, jnp.float64(jnp.float32(a)))
         # log pi is known up to what does not depend on the parameters; here both have the same.
@@ -150,7 +176,7 @@ def test_student_t_density_is_that_of_float64():
 
     family = FAMILIES["student_t"]
     for a in CONCENTRATIONS:
-        out, _, _ = _program("student_t", "rejection")(jnp.float32(a))
+        out, _, _ = _draws("student_t", "rejection", a)
         log_t = jnp.asarray(out["logs"][0], jnp.float64)
         params = PARAMS["student_t"](jnp, jnp.float64(jnp.float32(a)))
         exact = np.asarray(family.log_prob(jnp.exp(jnp.minimum(log_t, 300.0)), *params, logs=(log_t,)))
@@ -162,10 +188,9 @@ def test_student_t_density_is_that_of_float64():
 def test_von_mises_mean_resultant_and_its_derivative(how):
     """E[1 - cos] and its derivative against Bessel ratios, from 1e-3 to 1e6."""
     ops_or_skip("numpyro")
-    import jax.numpy as jnp
 
     for a in CONCENTRATIONS:
-        out, slopes, (value, _) = _program("von_mises", how)(jnp.float32(a))
+        out, slopes, (value, _) = _draws("von_mises", how, a)
         kappa = float(np.float32(a))
         ratio = special.ive(1, kappa) / special.ive(0, kappa)
         variance = 1.0 - ratio / kappa - ratio**2  # A' = Var(cos)

@@ -197,11 +197,24 @@ def _log_gaussian(x):
     return jnp.sum(-0.5 * ((x - mean) / scale) ** 2 - jnp.log(scale) - 0.5 * LOG_2PI) + 1.25  # log Z = 1.25
 
 
-@pytest.mark.parametrize("kind", [k if k != "full" else pytest.param(k, marks=pytest.mark.slow) for k in BASES])
+PATHS = ((1, VP), (5, VP), (32, VP), (5, VarianceExploding()))
+
+
 @pytest.mark.parametrize(
-    "parameterization", ["data", *(pytest.param(p, marks=pytest.mark.slow) for p in ("noise", "score", "velocity"))]
+    ("parameterization", "kind", "paths"),
+    [  # every path from one base, and every base by one path; all of them where there is time
+        ("data", "diagonal", PATHS),
+        *(("data", kind, PATHS[1:2]) for kind in ("low_rank", "blocks", "mixture")),
+        *(pytest.param("data", k, PATHS, marks=pytest.mark.slow) for k in BASES if k != "diagonal"),
+        *(
+            pytest.param(p, kind, PATHS, marks=pytest.mark.slow)
+            for p in ("noise", "score", "velocity")
+            for kind in BASES
+        ),
+    ],
+    ids=lambda v: f"{len(v)} paths" if isinstance(v, tuple) else v,
 )
-def test_the_start_is_the_base(kind, parameterization):
+def test_the_start_is_the_base(kind, parameterization, paths):
     """With r = 0 and the DDPM variance every path's weight is the base's own, so the ELBO is too."""
     import jax
 
@@ -209,7 +222,7 @@ def test_the_start_is_the_base(kind, parameterization):
     log_ratio = quickly(
         ops, jax.vmap(lambda base, v: _log_gaussian(v) - BASES[kind].log_prob(ops, base, v), in_axes=(None, 0))
     )
-    for steps, schedule in ((1, VP), (5, VP), (32, VP), (5, VarianceExploding())):
+    for steps, schedule in paths:
         family = SDE(parameterization=parameterization, base=BASES[kind], num_steps=steps, schedule=schedule)
         params = _params(ops, family, 3, 0, 0.0)
         base_noise = _params(ops, family, 3, 1, 0.4)["base"]
@@ -230,8 +243,14 @@ def _near(ops, params):
     return {**params, "base": {**params["base"], **{name: ops.xp.asarray(p) for name, p in own.items()}}}
 
 
-@pytest.mark.parametrize("kind", BASES)
-@pytest.mark.parametrize("variance", ["learned", pytest.param("ddpm", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("variance", "kind"),
+    [  # the other bases go there and back, and start as they must
+        pytest.param(v, k, marks=() if v == "learned" and k in ("full", "mixture") else pytest.mark.slow)
+        for v in ("learned", "ddpm")
+        for k in BASES
+    ],
+)
 def test_weights_average_to_the_evidence(kind, variance):
 
     ops = ops_or_skip("numpyro")

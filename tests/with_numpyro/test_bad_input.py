@@ -86,6 +86,7 @@ def test_an_estimator_that_does_not_apply_to_its_site():
     assert "'rate'" in line(error) and "Implicit" in str(error.value)
 
 
+@pytest.mark.slow  # the objective refuses it in test_objective.py
 def test_measure_valued_does_not_serve_a_learned_concentration():
     with pytest.raises(vr.GradientError, match="concentration"):
         vr.guide(estimators={"rate": vr.MeasureValued()})(program).fit(Y, num_steps=2, progress=False)
@@ -156,7 +157,7 @@ def test_a_minibatch_passed_as_an_argument():
 
 
 def test_a_nan_names_its_step_and_site():
-    @vr.guide
+    @vr.guide(vr.MeanField())
     def model(y):
         z = numpyro.sample("z", dist.Normal(0.0, 1.0))
         # The log density is NaN as soon as the guide has moved far enough.
@@ -171,6 +172,7 @@ def test_a_nan_names_its_step_and_site():
     assert len(error.value.losses) == error.value.step + 1
 
 
+@pytest.mark.slow  # the objective refuses it in test_refusals.py
 def test_a_false_plate():
     @vr.guide(estimators=vr.Rejection())
     def model(y):

@@ -139,6 +139,7 @@ def test_the_table_names_every_estimator(comparison):
         comparison.table("nowhere")
 
 
+@pytest.mark.slow  # the Pyro backend's is not
 def test_estimators_serve_only_the_sites_that_they_apply_to():
     def mixed():
         numpyro.sample("g", dist.Gamma(3.0, 1.0))

@@ -82,6 +82,7 @@ def test_a_checkpoint_goes_on_to_the_same_end(tmp_path, monkeypatch):
         assert resumed.record["converged"] == whole.record["converged"]
 
 
+@pytest.mark.slow  # the Pyro backend's is not
 def test_a_model_that_reads_its_data_is_searched_too():
     @vr.guide(vr.Escalate(budget=1e-3))
     def model(y):
@@ -107,6 +108,7 @@ def test_discrete_latents_and_named_estimators_stay_with_the_mean_field():
     assert [a["family"] for a in posterior.tried] == [posterior.record["family"]]
 
 
+@pytest.mark.slow  # the Pyro backend's is not
 def test_two_modes_are_told():
     @vr.guide(vr.FullRank())
     def model(y):

@@ -99,6 +99,7 @@ def _gradients(guided, params, num):
     return np.asarray(jax.jit(jax.vmap(gradient))(jax.random.split(jax.random.key(2), num)))
 
 
+@pytest.mark.slow  # the Pyro backend's is not
 @pytest.mark.parametrize("kind", KIND_ROWS)
 def test_the_path_gradient_is_that_of_the_bound(kind):
     """In mean that of plain reparameterization, by paired draws."""
@@ -114,7 +115,7 @@ def test_the_path_gradient_is_that_of_the_bound(kind):
     assert np.abs(gap[:, error == 0.0]).max(initial=0.0) < 1e-9
 
 
-@pytest.mark.parametrize("kind", ["inverse_autoregressive", "coupling"])
+@pytest.mark.parametrize("kind", ["inverse_autoregressive", pytest.param("coupling", marks=pytest.mark.slow)])
 def test_the_path_gradient_vanishes_at_the_posterior(kind):
     def standard():
         numpyro.sample("z", dist.MultivariateNormal(jnp.array([1.0, -2.0]), jnp.array([[1.0, 0.4], [0.4, 2.0]])))

@@ -26,7 +26,11 @@ def regression(x, y):
     numpyro.sample("y", dist.Normal(x @ w, 0.5).to_event(1), obs=y)
 
 
-@pytest.mark.parametrize("family", [vr.FullRank(), vr.LowRank(rank=2)], ids=repr)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(vr.FullRank(), marks=pytest.mark.slow), vr.LowRank(rank=2)],  # the Pyro backend's is not
+    ids=repr,
+)
 def test_it_reaches_a_gaussian_posterior(family):
     posterior = vr.guide(family)(regression).fit(X, Y, num_steps=2_000, progress=False)
     value, error = posterior.elbo()

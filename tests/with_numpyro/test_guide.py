@@ -71,7 +71,7 @@ def test_nuts_runs_on_it():
 
 def test_plain_svi():
     svi = SVI(counts.model, counts.guide, optax.adam(0.02), counts.objective)
-    state = svi.init(jax.random.key(0), Y)
+    state = jax.jit(svi.init)(jax.random.key(0), Y)
     evaluate = jax.jit(svi.evaluate)
     before = float(evaluate(state, Y))
     state = jax.jit(lambda s: jax.lax.fori_loop(0, 300, lambda _, s: svi.update(s, Y)[0], s))(state)
@@ -155,20 +155,26 @@ QUICK = ("real", "half", "unit", "simplex", "sphere", "circular")
 """Those that compile quickly; all of them together take a minute."""
 
 
-def supports(names):
+def supports(names, discrete):
     for name in names:
         numpyro.sample(name, FIXED[name])
-    numpyro.sample("flag", dist.Bernoulli(0.3))
-    numpyro.sample("count", dist.Poisson(2.0))
+    if discrete:
+        numpyro.sample("flag", dist.Bernoulli(0.3))
+        numpyro.sample("count", dist.Poisson(2.0))
     improper = numpyro.sample("improper", dist.ImproperUniform(constraints.positive, (), ()))
     numpyro.sample("anchor", dist.Normal(improper, 1.0), obs=2.0)
 
 
-@pytest.mark.parametrize("names", [QUICK, pytest.param(tuple(FIXED), marks=pytest.mark.slow)], ids=["quick", "all"])
-def test_every_support(names):
-    guided = vr.guide(
-        estimators={"flag": vr.MeasureValued(), "count": vr.ScoreFunction(baseline=None)}, objective=vr.ELBO()
-    )(functools.partial(supports, names))
+@pytest.mark.parametrize(
+    ("names", "discrete"),
+    [(QUICK, False), *(pytest.param(names, True, marks=pytest.mark.slow) for names in (QUICK, tuple(FIXED)))],
+    ids=["quick", "quick, discrete", "all"],
+)
+def test_every_support(names, discrete):
+    estimators = {"flag": vr.MeasureValued(), "count": vr.ScoreFunction(baseline=None)} if discrete else None
+    guided = vr.guide(vr.MeanField(), estimators=estimators, objective=vr.ELBO())(
+        functools.partial(supports, names, discrete)
+    )
     wanted = {name: FIXED[name] for name in names}
     params = guided.start()
     held = {n: v for n, v in params.items() if n.startswith("vr.")}
@@ -194,7 +200,8 @@ def test_every_support(names):
         assert sites[name]["value"].shape == d.shape(), name
         assert fn.batch_shape == d.batch_shape and fn.event_shape == d.event_shape, name
         assert name not in EXPECTED or fn.family.name == EXPECTED[name]
-    assert sites["flag"]["fn"].family.name == "bernoulli" and sites["count"]["fn"].family.name == "poisson"
+    if discrete:
+        assert sites["flag"]["fn"].family.name == "bernoulli" and sites["count"]["fn"].family.name == "poisson"
     assert np.isfinite(float(value))
     assert all(np.isfinite(np.asarray(g)).all() for g in grads.values())
     moving = [n for n, g in grads.items() if np.any(np.asarray(g) != 0.0)]
@@ -222,7 +229,7 @@ def hierarchy(y, batch_size=None):
         numpyro.sample("y", dist.Poisson(z), obs=y[i])
 
 
-@pytest.mark.parametrize("batch_size", [None, 3])
+@pytest.mark.parametrize("batch_size", [pytest.param(None, marks=pytest.mark.slow), 3])
 def test_local_latents_with_and_without_minibatches(batch_size):
     guided = vr.guide(vr.MeanField(), objective=vr.ELBO(4))(hierarchy)
     steps = 1_000 if batch_size is None else 4_000
@@ -231,6 +238,7 @@ def test_local_latents_with_and_without_minibatches(batch_size):
     np.testing.assert_allclose(posterior.params["z_concentration"], 2.0 + Y, rtol=0.25)
 
 
+@pytest.mark.slow  # of local ones is not
 def test_a_global_latent_with_minibatches():
     @vr.guide(vr.MeanField(), objective=vr.ELBO(8))
     def model(y, batch_size):

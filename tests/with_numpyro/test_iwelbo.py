@@ -111,6 +111,7 @@ def conjugate():
     numpyro.sample("y", dist.Poisson(a), obs=3.0)
 
 
+@pytest.mark.slow  # the Pyro backend's is not
 def test_path_gradients_of_a_mean_field_vanish_at_the_posterior():
     """The posterior is Gamma(5, 2) times the prior of z."""
     guided = vr.guide(vr.MeanField(), estimators=vr.Implicit(), objective=vr.ELBO(4, entropy="path"))(conjugate)

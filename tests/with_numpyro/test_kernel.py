@@ -83,8 +83,10 @@ def gpu(monkeypatch):
     return pretend
 
 
-@pytest.mark.parametrize("faster", [True, False])
-@pytest.mark.parametrize("traced", [True, False])
+@pytest.mark.parametrize(
+    ("traced", "faster"),
+    [(True, True), (False, False), *(pytest.param(t, not t, marks=pytest.mark.slow) for t in (True, False))],
+)
 def test_the_faster_one_draws_and_both_draw_the_same(faster, traced, gpu):
     key, a = jax.random.key(4), jnp.linspace(0.1, 5.0, 5_000, dtype=jnp.float32)
     other = a.reshape((1 + faster, 1, -1) if traced else (1 + faster, -1, 1))

@@ -49,7 +49,7 @@ SHAPES = {name: np.asarray(value) for name, value in SHAPES.items()}
 ALL = tuple(SHAPES)
 FREE = ("event", "expanded", "moved", "simplex")
 IN_PLATES = ("in_plates", "masked")
-"""Two quick programs, of what no other test here has: one with plates runs often, to check them."""
+"""Two quick programs, of what no other test here has."""
 
 
 def wrapped(params=None, annotated=lambda d: d, names=ALL):
@@ -114,7 +114,8 @@ def annotated(estimator, names=ALL):
     ("write", "estimator", "particles", "names"),
     [
         pytest.param(handled, vr.Rejection(boost=1), 2, FREE, marks=pytest.mark.slow),
-        (handled, vr.Rejection(boost=1), 2, IN_PLATES),
+        pytest.param(handled, vr.Rejection(boost=1), 2, IN_PLATES, marks=pytest.mark.slow),
+        (handled, vr.Implicit(), 1, IN_PLATES),
         pytest.param(handled, vr.Rejection(boost=1), 2, ALL, marks=pytest.mark.slow),
         pytest.param(handled, vr.Implicit(), 1, ALL, marks=pytest.mark.slow),
         pytest.param(handled, vr.ScoreFunction(), 4, ALL, marks=pytest.mark.slow),
@@ -169,7 +170,7 @@ def test_without_its_score_term_the_gradient_would_be_caught(wrapped_exact):
     assert abs(z_scores(found["plain"], wrapped_exact["plain"])) > 10
 
 
-@pytest.mark.parametrize("baseline", ["leave_one_out", "optimal", None], ids=repr)
+@pytest.mark.parametrize("baseline", ["leave_one_out", pytest.param("optimal", marks=pytest.mark.slow), None], ids=repr)
 def test_the_score_functions_baselines(baseline):
     def model():
         numpyro.sample("z", dist.Gamma(3.0, 1.0))
@@ -202,9 +203,10 @@ def under_a_mask(guide):
     return lambda: handlers.mask(vr.estimate(guide, {"*": vr.MeasureValued()}), mask=True)()
 
 
+@pytest.mark.slow  # the Pyro backend's is not
 @pytest.mark.parametrize(
     "write",
-    [lambda guide: vr.estimate(guide, vr.MeasureValued()), pytest.param(under_a_mask, marks=pytest.mark.slow)],
+    [lambda guide: vr.estimate(guide, vr.MeasureValued()), under_a_mask],
     ids=["plain", "under_a_mask"],
 )
 def test_measure_valued_in_the_rate_of_a_gamma(write):
@@ -244,7 +246,8 @@ def test_measure_valued_refuses_the_concentration():
 # Masks and scales.
 
 
-def test_mask_and_scale_handlers_around_and_inside():
+@pytest.mark.parametrize("where", ["around", pytest.param("inside", marks=pytest.mark.slow)])
+def test_mask_and_scale_handlers_around_and_inside(where):
     def model():
         with numpyro.plate("n", 3), handlers.mask(mask=jnp.asarray(MASK)), handlers.scale(scale=2.0):
             z = numpyro.sample("z", dist.Gamma(3.0, 1.0))
@@ -266,8 +269,8 @@ def test_mask_and_scale_handlers_around_and_inside():
     at = {"a": jnp.array([1.0, 1.5, 2.0])}
     exact = jax.jit(jax.grad(exact_loss))(at)
     around = handlers.mask(handlers.scale(vr.estimate(outside, vr.Rejection()), scale=2.0), mask=jnp.asarray(MASK))
-    for guide in (vr.estimate(inside, vr.Rejection()), around):
-        assert_right(gradients(vr.ELBO(2), at, model, guide, num=6_000), exact, precise=0.03)
+    guide = around if where == "around" else vr.estimate(inside, vr.Rejection())
+    assert_right(gradients(vr.ELBO(2), at, model, guide, num=6_000), exact, precise=0.03)
 
 
 # Transformed distributions.
@@ -360,8 +363,8 @@ def linked_guide():
     ("first", "second"),
     [
         (vr.Rejection(), vr.ScoreFunction()),
-        (vr.ScoreFunction(), vr.Implicit()),
-        (vr.Rejection(boost=1), vr.Rejection(boost=1)),
+        pytest.param(vr.ScoreFunction(), vr.Implicit(), marks=pytest.mark.slow),
+        pytest.param(vr.Rejection(boost=1), vr.Rejection(boost=1), marks=pytest.mark.slow),
     ],
     ids=repr,
 )
@@ -377,7 +380,7 @@ def test_a_score_term_knows_what_is_upstream(first, second):
     [
         pytest.param({"z": vr.MeasureValued(), "x": vr.Pathwise()}, marks=pytest.mark.slow),
         {"z": vr.Implicit(), "x": vr.MeasureValued()},
-        {"z": vr.MeasureValued(), "x": vr.ScoreFunction()},
+        pytest.param({"z": vr.MeasureValued(), "x": vr.ScoreFunction()}, marks=pytest.mark.slow),
     ],
     ids=repr,
 )
@@ -443,6 +446,7 @@ def test_local_latents_pathwise():
 BY_PLATES = {"z": vr.ScoreFunction(baseline=None), "g": vr.Implicit()}
 
 
+@pytest.mark.slow  # the Pyro backend's is not
 def test_rao_blackwellization_by_plates():
     exact = jax.jit(jax.grad(local_exact))({n: jnp.asarray(v, jnp.float64) for n, v in LOCAL.items()})
     found = gradients(vr.ELBO(), LOCAL, local_model, vr.estimate(local_guide, BY_PLATES), COUNTS, num=8_000)
@@ -532,7 +536,7 @@ def discrete_exact(p):
 @pytest.mark.parametrize(
     "estimator",
     [
-        vr.ScoreFunction(),
+        pytest.param(vr.ScoreFunction(), marks=pytest.mark.slow),
         pytest.param(vr.ScoreFunction(baseline="optimal"), marks=pytest.mark.slow),
         vr.MeasureValued(),
     ],
@@ -605,7 +609,7 @@ def test_a_decaying_average_needs_a_state():
 def test_a_decaying_average_in_svi_lowers_the_variance():
     guide = vr.estimate(gamma_guide, vr.ScoreFunction(baseline="decaying_average"))
     svi = SVI(gamma_model, guide, optax.sgd(0.0), vr.ELBO())
-    state = svi.init(jax.random.key(0))
+    state = jax.jit(svi.init)(jax.random.key(0))
     assert jax.tree.leaves(state.mutable_state)[0].shape == ()
     update = jax.jit(svi.update)
     for _ in range(60):
@@ -623,9 +627,10 @@ def test_svi_updates_and_evaluates():
     svi = SVI(gamma_model, guide, optax.adam(optax.linear_schedule(0.05, 0.0, 600)), vr.ELBO(4))
     result = svi.run(jax.random.key(0), 600, progress_bar=False)
     assert float(result.params["a"]) == pytest.approx(3.0, abs=0.35)
-    assert np.isfinite(float(svi.evaluate(result.state)))
+    assert np.isfinite(float(jax.jit(svi.evaluate)(result.state)))
 
 
+@pytest.mark.slow  # the Pyro backend's is not
 def test_leave_one_out_lowers_the_variance():
     with_it, without = (
         gradients(vr.ELBO(4), {"a": 1.5}, gamma_model, vr.estimate(gamma_guide, estimator), num=2_000)

@@ -143,6 +143,7 @@ def test_expectations_of_the_exact_posterior(conjugate):
         conjugate.expectation(lambda z: float(z["rate"]))
 
 
+@pytest.mark.slow  # the Pyro backend's is not
 def test_importance_weights_correct_a_guide_that_is_off():
     a, b = (float(x) for x in exact_params().values())
     posterior = make(counts_model, counts_guide, {"a": jnp.asarray(0.8 * a), "b": jnp.asarray(0.85 * b)}, COUNTS)
@@ -405,17 +406,21 @@ def test_summary_has_the_table_and_the_verdict(schools):
     assert "verdict: " + summary.verdict.grade in str(summary)
 
 
-def test_summary_says_what_it_leaves_out():
+@pytest.mark.parametrize(
+    ("rows", "hidden"), [(3, "110"), pytest.param(30, "1,190", marks=pytest.mark.slow)], ids=["120", "1200"]
+)
+def test_summary_says_what_it_leaves_out(rows, hidden):
     def model():
-        numpyro.sample("z", dist.Normal(0.0, 1.0).expand([30, 40]).to_event(2))
+        numpyro.sample("z", dist.Normal(0.0, 1.0).expand([rows, 40]).to_event(2))
 
     summary = make(model, model, {}).summary()
     assert len(summary.table) == 10
     assert summary.table.index[3] == "z[0, 3]"
-    assert summary.num_hidden == {"z": 1_190}
-    assert "1,190 more rows not shown (z 1,190)" in str(summary)
+    assert summary.num_hidden == {"z": 40 * rows - 10}
+    assert f"{hidden} more rows not shown (z {hidden})" in str(summary)
 
 
+@pytest.mark.slow  # the Pyro backend's is not
 def test_plot_writes_a_picture(schools, tmp_path):
     figure = schools.plot(tmp_path / "schools.png")
     assert (tmp_path / "schools.png").stat().st_size > 10_000
@@ -449,6 +454,7 @@ def test_observed_sites_are_drawn_afresh(level):
         level.predict(COUNTS, return_sites=["x"])
 
 
+@pytest.mark.slow  # the Pyro backend's is not
 def test_new_groups_come_from_the_model(schools):
     new = schools.predict(np.array([1.0, 1.0, 1.0]), num_draws=4_000, return_sites=["mu", "theta", "y"])
     assert new["theta"].shape == new["y"].shape == (4_000, 3)
@@ -487,6 +493,7 @@ def test_an_observation_wider_than_its_distribution_keeps_its_shape():
 # ArviZ
 
 
+@pytest.mark.slow  # the Pyro backend's is not
 def test_to_arviz_survives_netcdf(schools, tmp_path):
     import arviz as az
 

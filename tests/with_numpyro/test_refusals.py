@@ -45,9 +45,17 @@ def by_decorator(estimator):
     return vr.Guided(model, lambda y=None: numpyro.sample("z", _gamma(estimator)), estimators={"z": estimator}).guide
 
 
-@pytest.mark.parametrize("write", [by_handler, by_annotation, by_decorator], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("estimator", SCORED, ids=repr)
-@pytest.mark.parametrize("host", HOSTS, ids=lambda h: h.__name__)
+@pytest.mark.parametrize(
+    ("host", "estimator", "write"),
+    [  # each host, estimator and way to write it; every triple where there is time
+        pytest.param(host, estimator, write, marks=() if quick else pytest.mark.slow)
+        for i, host in enumerate(HOSTS)
+        for j, estimator in enumerate(SCORED)
+        for k, write in enumerate([by_handler, by_annotation, by_decorator])
+        for quick in [(i + j + k) % 3 == 0]
+    ],
+    ids=lambda v: getattr(v, "__name__", repr(v)),
+)
 def test_a_host_objective_that_would_drop_a_score_term_raises(host, estimator, write):
     objective, guide = host(), write(estimator)
 
@@ -64,10 +72,13 @@ def test_a_host_objective_that_would_drop_a_score_term_raises(host, estimator, w
 def test_the_decorators_own_guide_raises_under_a_host_objective(host):
     guided = vr.guide(estimators=vr.Rejection())(model)
     svi = SVI(guided.model, guided.guide, optax.adam(0.01), host())
-    state = svi.init(jax.random.key(0), 3.0)
+    state = jax.eval_shape(svi.init, jax.random.key(0), 3.0)
     with pytest.raises(vr.GradientError, match=rf"'z'.*Rejection\(boost=3\).*{host.__name__}"):
         jax.eval_shape(lambda s: svi.update(s, 3.0), state)
-    assert np.isfinite(float(svi.evaluate(state, 3.0)))
+    if host is Trace_ELBO:  # its value is no gradient
+        assert np.isfinite(float(jax.jit(lambda key: svi.evaluate(svi.init(key, 3.0), 3.0))(jax.random.key(0))))
+    else:
+        jax.eval_shape(svi.evaluate, state, 3.0)
 
 
 def test_prediction_works_without_an_objective_of_ours():
@@ -120,10 +131,11 @@ def local(likelihood, *, discrete=False):
 @pytest.mark.parametrize(
     ("likelihood", "discrete", "estimator"),
     [
-        (lambda z: z.mean(), False, vr.ScoreFunction()),
-        (lambda z: z[PERMUTED], False, vr.ScoreFunction()),
+        # the Pyro backend's, and those of every backend, are not slow
+        pytest.param(lambda z: z.mean(), False, vr.ScoreFunction(), marks=pytest.mark.slow),
+        pytest.param(lambda z: z[PERMUTED], False, vr.ScoreFunction(), marks=pytest.mark.slow),
         (lambda z: z[::-1], False, vr.MeasureValued()),
-        (lambda z: 1.0 * z[PERMUTED], True, vr.ScoreFunction()),
+        pytest.param(lambda z: 1.0 * z[PERMUTED], True, vr.ScoreFunction(), marks=pytest.mark.slow),
         (lambda z: jnp.cumsum(1.0 * z), True, vr.MeasureValued()),
     ],
 )
@@ -159,51 +171,55 @@ def test_true_plates_do_not_raise():
         with numpyro.plate("rows", 3, dim=-2), numpyro.plate("columns", N, subsample_size=2, dim=-1) as i:
             z = numpyro.sample("z", prior(i))
             if observe:
-                numpyro.sample("y", dist.Poisson(z), obs=jnp.ones((3, N))[:, i])
+                numpyro.sample("y", dist.Normal(z, 1.0), obs=jnp.ones((3, N))[:, i])
         if observe:
             numpyro.sample("total", dist.Normal(z.sum(), 1.0), obs=3.0)  # outside: it may see all elements
 
     def written():
         a = numpyro.param("a", jnp.full((3, N), 2.0))
-        nested(lambda i: dist.Gamma(a[:, i], 1.0), observe=False)
+        nested(lambda i: dist.Normal(a[:, i], 1.0), observe=False)
 
     def target():
-        nested(lambda i: dist.Gamma(2.0, 1.0), observe=True)
+        nested(lambda i: dist.Normal(2.0, 1.0), observe=True)
 
-    objective, guide = vr.ELBO(2), vr.estimate(written, vr.Rejection())
+    objective, guide = vr.ELBO(2), vr.estimate(written, vr.ScoreFunction())
     objective.check(target, guide)
     assert np.isfinite(float(jax.jit(lambda k: objective.loss(k, {}, target, guide))(jax.random.key(0))))
 
 
 def test_plates_of_the_guide_may_stand_elsewhere_than_the_models():
+    """The divergence of normals from normals by score terms: its derivative by a mean is the mean."""
+
     def target():
         with numpyro.plate("rows", 3, dim=-2), numpyro.plate("columns", 2, dim=-1):
-            numpyro.sample("z", dist.Gamma(3.0, 1.0))
+            numpyro.sample("z", dist.Normal(0.0, 1.0))
 
     def written():
         a = numpyro.param("a", jnp.ones((3, 2)))
         with numpyro.plate("columns", 2, dim=-1), numpyro.plate("rows", 3, dim=-2):
-            numpyro.sample("z", dist.Gamma(a, 1.0))
+            numpyro.sample("z", dist.Normal(a, 1.0))
 
-    found = gradients(vr.ELBO(2), {"a": jnp.ones((3, 2))}, target, vr.estimate(written, vr.Rejection()), num=2_000)
-    assert_right(found, {"a": np.full((3, 2), -3.28987)})
+    at = np.array([[1.0, -0.5], [0.3, 2.0], [-1.5, 0.8]])
+    found = gradients(vr.ELBO(2), {"a": at}, target, vr.estimate(written, vr.ScoreFunction()), num=8_000)
+    assert_right(found, {"a": at}, precise=0.05)
 
-    def row_target():
+
+def test_score_terms_in_a_plate_see_the_inner_one():
+    def target():
         with numpyro.plate("rows", 3, dim=-2):
-            z = numpyro.sample("z", dist.Gamma(3.0, 1.0))
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
             with numpyro.plate("columns", 2, dim=-1):
-                numpyro.sample("y", dist.Poisson(z), obs=jnp.ones((3, 2)))
+                numpyro.sample("y", dist.Normal(z, 1.0), obs=jnp.ones((3, 2)))
 
-    def row_guide():
+    def written():
         with numpyro.plate("rows", 3, dim=-2):
-            numpyro.sample(
-                "z", dist.Gamma(numpyro.param("a", jnp.full((3, 1), 5.0)), numpyro.param("r", jnp.full((3, 1), 3.0)))
-            )
+            loc, scale = numpyro.param("m", jnp.zeros((3, 1))), numpyro.param("s", jnp.ones((3, 1)))
+            numpyro.sample("z", dist.Normal(loc, scale))
 
-    # The exact posterior: the gradient's mean is zero, with score terms of both sites in one plate.
-    at = {"a": jnp.full((3, 1), 5.0), "r": jnp.full((3, 1), 3.0)}
-    found = gradients(vr.ELBO(2), at, row_target, vr.estimate(row_guide, vr.Rejection(boost=1)), num=2_000)
-    assert_right(found, {"a": np.zeros((3, 1)), "r": np.zeros((3, 1))})
+    # of (m^2 + s^2) / 2 - log s, and twice of ((1 - m)^2 + s^2) / 2
+    m, s = np.array([[0.5], [-0.3], [1.5]]), np.array([[0.8], [1.2], [0.5]])
+    found = gradients(vr.ELBO(4), {"m": m, "s": s}, target, vr.estimate(written, vr.ScoreFunction()), num=8_000)
+    assert_right(found, {"m": 3.0 * m - 2.0, "s": 3.0 * s - 1.0 / s}, precise=0.05)
 
 
 def test_a_guides_draw_with_other_plates_than_the_models_is_right_or_raises():
@@ -211,13 +227,14 @@ def test_a_guides_draw_with_other_plates_than_the_models_is_right_or_raises():
 
     def target():
         with numpyro.plate("n", 3):
-            numpyro.sample("z", dist.Gamma(3.0, 1.0))
+            numpyro.sample("z", dist.Normal(0.0, 1.0))
 
     def written():
-        numpyro.sample("z", dist.Gamma(numpyro.param("a", jnp.ones(3)), 1.0))
+        numpyro.sample("z", dist.Normal(numpyro.param("a", jnp.ones(3)), 1.0))
 
-    found = gradients(vr.ELBO(2), {"a": jnp.ones(3)}, target, vr.estimate(written, vr.Rejection()), num=2_000)
-    assert_right(found, {"a": np.full(3, -3.28987)})
+    at = np.array([1.0, -0.5, 2.0])
+    found = gradients(vr.ELBO(2), {"a": at}, target, vr.estimate(written, vr.ScoreFunction()), num=8_000)
+    assert_right(found, {"a": at}, precise=0.05)
 
 
 # Control flow.

@@ -242,7 +242,7 @@ DIFFUSION = vr.SDE(base=vr.Blocks("cells"), num_steps=4, warm_start=300, network
 
 @pytest.mark.parametrize(
     "family",
-    [vr.Sites({"*": DIFFUSION}), pytest.param(DIFFUSION, marks=pytest.mark.slow)],
+    [pytest.param(f, marks=pytest.mark.slow) for f in (vr.Sites({"*": DIFFUSION}), DIFFUSION)],  # in Pyro it is not
     ids=["as a part", "alone"],
 )
 def test_a_base_has_the_correlations_within_each_element(family):
@@ -252,6 +252,7 @@ def test_a_base_has_the_correlations_within_each_element(family):
     assert log_evidence - 0.1 - 4.0 * error < value < log_evidence + 4.0 * error  # independent normals lose 5.9
 
 
+@pytest.mark.slow  # the Pyro backend's is not
 def test_estimators_are_for_the_mean_field():
     sites = vr.Sites({"z": vr.FullRank(), "*": vr.MeanField()})
     posterior = vr.guide(sites, estimators={"mu": vr.ScoreFunction()})(model).fit(Y, SCALE, num_steps=5, progress=False)

@@ -57,6 +57,7 @@ def test_families(tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow  # the Pyro backend's is not
 def test_the_variance_is_that_of_the_gradient():
     """Of a Gaussian by reparameterization, whose gradient by its location is known in closed form."""
     family = vr.FullRank(gradient="reparameterization")
@@ -71,6 +72,7 @@ def test_the_variance_is_that_of_the_gradient():
     assert abs(found / float(scale**2 * jnp.var(z)) - 1.0) < 0.1
 
 
+@pytest.mark.slow  # the Pyro backend's is not
 def test_a_mean_field_that_is_the_posterior_has_no_noise_in_its_path_gradient():
     study = vr.compare_guides(model, Y, families=(vr.MeanField(),), num_steps=300, num_replicates=50, progress=False)
     spread = {row.gradient: row.gradient_variance for row in study}
@@ -90,7 +92,8 @@ def test_what_cannot_be_studied():
         vr.compare_guides(model, Y, gradients=("score",))
 
 
-@pytest.mark.parametrize("family", [pytest.param("sde", marks=pytest.mark.slow), "joint"])
+@pytest.mark.slow  # the Pyro backend's is not
+@pytest.mark.parametrize("family", ["sde", "joint"])
 def test_on_the_command_line(family, capfd, tmp_path, monkeypatch):
     if family == "sde":
         one = {"parameterizations": ("data",), "variances": ("learned",), "gradients": ("path",)}

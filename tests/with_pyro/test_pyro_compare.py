@@ -25,7 +25,7 @@ def kl_programs(start=1.5, n=1):
     return vr.Guided(model, guide)
 
 
-@pytest.mark.parametrize("lanes", [None, False])
+@pytest.mark.parametrize("lanes", [None, pytest.param(False, marks=pytest.mark.slow)])
 def test_all_estimators_have_the_exact_mean_and_the_expected_order_of_variance(lanes):
     guided = kl_programs()
     guided.objective = vr.ELBO(8, vectorize_particles=lanes)
@@ -80,6 +80,19 @@ def test_bad_requests(options, message):
         vr.compare_estimators(kl_programs(), **options)
     with pytest.raises(vr.ArgumentError, match="has no guide"):
         vr.compare_estimators(lambda: None, estimators=[vr.Implicit()])
+
+
+def test_estimators_serve_only_the_sites_that_they_apply_to():
+    def mixed():
+        pyro.sample("g", dist.Gamma(torch.tensor(3.0), 1.0))
+        pyro.sample("x", dist.Normal(torch.tensor(0.0), 1.0))
+
+    found = vr.compare_estimators(
+        vr.guide(mixed), estimators=[vr.Rejection(), vr.Implicit()], num_replicates=20, stages=("start",)
+    )
+    at_x = found.dataset.sel(parameter="x_loc")
+    # where neither applies both are Auto, under common random numbers: equal
+    assert float(at_x["mean"][0, 0]) == pytest.approx(float(at_x["mean"][1, 0]))
 
 
 def test_random():

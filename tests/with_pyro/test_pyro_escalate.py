@@ -142,7 +142,7 @@ class Clock:
         return self.now
 
 
-@pytest.mark.parametrize("after", [300, 850])
+@pytest.mark.parametrize("after", [pytest.param(300, marks=pytest.mark.slow), 850])
 def test_a_checkpoint_of_a_fit_that_ends_by_itself_goes_on(tmp_path, monkeypatch, after):
     guided, data = vr.guide(vr.FullRank())(regression.model), (X, Y)
     whole = guided.fit(*data, progress=False)

@@ -23,7 +23,11 @@ def regression(x, y):
     pyro.sample("y", dist.Normal(x @ w, 0.5).to_event(1), obs=y)
 
 
-@pytest.mark.parametrize("family", [vr.FullRank(), vr.LowRank(rank=2)], ids=repr)
+@pytest.mark.parametrize(
+    "family",
+    [vr.FullRank(), pytest.param(vr.LowRank(rank=2), marks=pytest.mark.slow)],  # the NumPyro backend's is not
+    ids=repr,
+)
 def test_it_reaches_a_gaussian_posterior(family):
     posterior = vr.guide(family)(regression).fit(X, Y, num_steps=2_000, progress=False)
     assert posterior.record["steps"] == "captured"

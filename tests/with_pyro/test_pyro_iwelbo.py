@@ -35,8 +35,14 @@ def _gradients(objective, guide, num):
     return dict(zip(PARAMS, torch.stack(found).numpy().T, strict=True))
 
 
-@pytest.mark.parametrize("estimated", [False, True])
-@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize(
+    ("gradient", "estimated"),
+    [  # the NumPyro backend has them all every day
+        pytest.param(gradient, estimated, marks=() if gradient == GRADIENTS[0] and estimated else pytest.mark.slow)
+        for gradient in GRADIENTS
+        for estimated in (False, True)
+    ],
+)
 def test_the_gradient_is_that_of_the_bound(gradient, estimated):
     own = vr.estimate(guide, vr.Auto()) if estimated else guide
     found = _gradients(vr.IWELBO(2, gradient=gradient), own, 800)
@@ -45,6 +51,7 @@ def test_the_gradient_is_that_of_the_bound(gradient, estimated):
         assert abs(values.mean() - exact) < 4.0 * values.std() / np.sqrt(len(values)), name
 
 
+@pytest.mark.slow  # the NumPyro backend's is not
 def test_the_doubly_reparameterized_one_has_the_smaller_variance():
     doubly, plain = (_gradients(vr.IWELBO(16, gradient=g), guide, 300) for g in GRADIENTS)
     for name in ("m", "s", "a"):

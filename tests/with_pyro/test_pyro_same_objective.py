@@ -114,7 +114,7 @@ class torch_like:  # noqa: N801
 @pytest.mark.parametrize(
     ("families", "estimators", "entropy"),
     [
-        ({}, Implicit(), "monte_carlo"),
+        pytest.param({}, Implicit(), "monte_carlo", marks=pytest.mark.slow),  # the last has all but one of its draws
         pytest.param({}, Implicit(), "analytic", marks=pytest.mark.slow),
         pytest.param({}, {"*": Rejection(boost=1, baseline=None)}, "monte_carlo", marks=pytest.mark.slow),
         ({}, {"*": Rejection(boost=1, baseline=None)}, "analytic"),

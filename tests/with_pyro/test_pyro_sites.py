@@ -121,7 +121,7 @@ def two_priors():
     [
         pytest.param("b", vr.Flow(num_layers=1, hidden=4), marks=pytest.mark.slow),
         ("b", vr.SDE(num_steps=2, base="diagonal")),
-        ("c", vr.SDE(num_steps=2, base="diagonal")),
+        pytest.param("c", vr.SDE(num_steps=2, base="diagonal"), marks=pytest.mark.slow),
         pytest.param("c", vr.Flow(num_layers=1, hidden=4), marks=pytest.mark.slow),
         pytest.param("c", vr.LowRank(rank=2), marks=pytest.mark.slow),
     ],
@@ -154,7 +154,7 @@ DIFFUSION = vr.SDE(base=vr.Blocks("cells"), num_steps=4, warm_start=300, network
 
 @pytest.mark.parametrize(
     "family",
-    [DIFFUSION, pytest.param(vr.Sites({"*": DIFFUSION}), marks=pytest.mark.slow)],
+    [pytest.param(DIFFUSION, marks=pytest.mark.slow), vr.Sites({"*": DIFFUSION})],
     ids=["alone", "as a part"],
 )
 def test_a_base_has_the_correlations_within_each_element(family):

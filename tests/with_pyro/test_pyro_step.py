@@ -36,7 +36,7 @@ def losses(monkeypatch, estimators, *, worth, compiling=1e9, program=model, part
     ("estimators", "particles"),
     [
         pytest.param(vr.Implicit(), 3, marks=pytest.mark.slow),
-        (vr.Rejection(), 3),
+        pytest.param(vr.Rejection(), 3, marks=pytest.mark.slow),
         (vr.Rejection(baseline="decaying_average"), 1),
         pytest.param(vr.ScoreFunction(), 3, marks=pytest.mark.slow),
     ],

@@ -24,7 +24,7 @@ def model(y):
         pyro.sample("y", dist.Normal(mu[0], 1.0), obs=y)
 
 
-def test_forms(capfd):
+def test_forms(capfd, few_weights):
     options = {"variances": ("learned",), "gradients": ("path",)}
     study = vr.compare_sde(model, Y, family=TINY, **options, num_steps=2, num_particles=4, num_replicates=4)
     assert [row.parameterization for row in study] == ["data", "noise"]
@@ -37,7 +37,7 @@ def test_forms(capfd):
     assert "2/2" in capfd.readouterr().err
 
 
-def test_families(tmp_path, capfd):
+def test_families(tmp_path, capfd, few_weights):
     study = vr.compare_guides(
         model, Y, families=(vr.LowRank(rank=1), vr.LowRank(rank=2)), num_steps=3, num_particles=4, num_replicates=4
     )
@@ -89,7 +89,7 @@ def test_what_cannot_be_studied():
 
 
 @pytest.mark.parametrize("family", ["sde", "joint"])
-def test_on_the_command_line(family, capfd, tmp_path, monkeypatch):
+def test_on_the_command_line(family, capfd, tmp_path, monkeypatch, few_weights):
     if family == "sde":
         one = {"parameterizations": ("data",), "variances": ("learned",), "gradients": ("path",)}
         monkeypatch.setattr(vr, "compare_sde", functools.partial(vr.compare_sde, family=TINY, **one))
