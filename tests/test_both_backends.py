@@ -616,6 +616,19 @@ def test_minibatches_of_the_observations_alone_settle_the_ladder(backend, few_we
     assert posterior.why == "no richer family is left to try"
 
 
+def test_a_scale_stands_beside_minibatches(backend):
+    """The check that a plate's indices are used runs where a scale is positive."""
+    b = backend
+
+    def model(y):
+        scale = b.host.sample("scale", b.dist.HalfNormal(b.array(1.0)))
+        with b.host.plate("rows", 6, subsample_size=2) as rows:
+            b.host.sample("y", b.dist.Normal(b.array(0.0), scale), obs=y[rows])
+
+    posterior = fit(b, b.array(np.arange(6.0)), model=model, family=b.vr.MeanField())
+    assert np.all(np.asarray(posterior.draws(3)["scale"]) > 0.0)
+
+
 def test_public_signatures_agree(both):
     def signatures(b):
         public = {name: getattr(b.vr, name) for name in ("guide", "annotate", "load", "Guided", "Posterior")}

@@ -32,7 +32,7 @@ def check_subsampling(backend: Backend, model: Any, data: Data) -> None:
     observed = {plate: names for plate, names in observed.items() if names}
     if not observed:
         return
-    latents = held(ops, records)
+    latents = held(backend, records)
 
     def log_probs(indices: Mapping[str, Array]) -> dict[str, Array]:
         run = tracer.run(model, *data.call, ops.key(0), values={**latents, **indices}, alone=True)

@@ -221,7 +221,7 @@ class Latents:
     ) -> dict[str, frozenset[str]]:
         """What the bounds of these sites are computed from: draws, parameters, subsamples and arguments, in words."""
         ops, tracer = self.backend.ops, self.backend.tracer
-        latents = held(ops, found)
+        latents = held(self.backend, found)
         parts = {n: r.value for n, r in found.items() if r.kind == "plate" and r.plates[0].is_subsampled}
         params = {n: r.value for n, r in found.items() if r.kind == "param" and hasattr(r.value, "shape")}
         words = {
@@ -291,13 +291,19 @@ def _refuse_rows_of_a_part(site: Site, bounds: list[Array]) -> None:
             )
 
 
-def held(ops: Ops, records: Mapping[str, Record]) -> dict[str, Array]:
-    """Values of the latents at which a program can run: those of this run, or zeros where they are not known."""
-    return {
-        name: ops.xp.zeros(tuple(r.value.shape), dtype=r.value.dtype) if ops.concrete(r.value) is None else r.value
-        for name, r in records.items()
-        if r.is_latent
-    }
+def held(backend: Backend, records: Mapping[str, Record]) -> dict[str, Array]:
+    """Values of the latents at which a program can run: those of this run, or the origins where they are not known."""
+    ops, found = backend.ops, {}
+    for name, record in records.items():
+        if not record.is_latent or (value := record.value) is None:
+            continue
+        if ops.concrete(value) is None:
+            shape, support = tuple(value.shape), backend.host.support_of(record.distribution)
+            known = all(ops.concrete(bound) is not None for bound in backend.tracer.arrays_of(support))
+            # out of its support a program may refuse a value, as a scale of zero
+            value = ops.xp.astype(origin(backend, support, shape) if known else ops.xp.zeros(shape), value.dtype)
+        found[name] = value
+    return found
 
 
 def _site(host: Host, record: Record, name: str, kind: str, support: Any) -> Site:
