@@ -24,7 +24,7 @@ class Split:
         globals: of those that are drawn together; None for none.
         locals: the other parts of the layout, in the model's order.
         small: names of locals of few coordinates, whose noise is drawn together, and on which later factors depend.
-        siblings: by local site, the names of those before it in the same plates that are not small.
+        siblings: by local site, the names of those before it in plates of the same sizes that are not small.
         parents: latents on which other latents' priors depend.
     """
 
@@ -141,8 +141,8 @@ def split_of(backend: Backend, model: Any, layout: Layout, args: Any, kwargs: An
             few.add(part.site.name)
     siblings = {}
     for i, part in enumerate(rest):
-        before = (p for p in rest[:i] if p.site.plates == part.site.plates and p.shape == part.shape)
-        siblings[part.site.name] = tuple(p.site.name for p in before if part.site.plates and p.site.name not in few)
+        before = (p for p in rest[:i] if p.shape == part.shape and _sizes(p) == _sizes(part) != ())
+        siblings[part.site.name] = tuple(p.site.name for p in before if p.site.name not in few)
     small = tuple(part.site.name for part in rest if part.site.name in few)
     return Split(
         layout,
@@ -152,6 +152,11 @@ def split_of(backend: Backend, model: Any, layout: Layout, args: Any, kwargs: An
         siblings,
         frozenset().union(*on.values()),
     )
+
+
+def _sizes(part: Part) -> tuple[Any, ...]:
+    """Of the plates around a site: two plates of one size may well be over the same elements."""
+    return tuple((plate.dim, plate.size) for plate in part.site.plates)
 
 
 def _dependence(backend: Backend, model: Any, layout: Layout, args: Any, kwargs: Any) -> dict[str, frozenset[str]]:
