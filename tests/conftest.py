@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import importlib
 import importlib.metadata
 import os
 import pathlib
@@ -75,6 +76,25 @@ def few_weights(monkeypatch):
 
     monkeypatch.setattr(figures, "NUM_WEIGHTS", 2_000)
     monkeypatch.setattr(figures, "MIN_WEIGHTS", 200)
+
+
+@pytest.fixture(params=("numpyro", "pyro"))
+def vr(request):
+    """The public face of each backend, in double precision."""
+    pytest.importorskip({"numpyro": "jax", "pyro": "torch"}[request.param])
+    package = importlib.import_module(f"vi_reparam_{request.param}")
+    if request.param == "numpyro":
+        import jax
+
+        with jax.enable_x64(True):
+            yield package
+        return
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield package
+    torch.set_default_dtype(before)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """Laws of guides that draw all latents together, for every family and backend."""
 
-import importlib
 from pathlib import Path
 
 import numpy as np
@@ -33,24 +32,6 @@ FAMILIES = {
     "structured, reparameterization": lambda vr: vr.Structured(gradient="reparameterization"),
     "of the documentation": lambda vr: own_family(),
 }
-
-
-@pytest.fixture(params=BACKENDS)
-def vr(request):
-    pytest.importorskip({"numpyro": "jax", "pyro": "torch"}[request.param])
-    package = importlib.import_module(f"vi_reparam_{request.param}")
-    if request.param == "numpyro":
-        import jax
-
-        with jax.enable_x64(True):
-            yield package
-        return
-    import torch
-
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield package
-    torch.set_default_dtype(before)
 
 
 def regression(vr):

@@ -1,30 +1,11 @@
 """Structured guides against exact values: hierarchies of normals by linear algebra, others by quadrature."""
 
-import importlib
 import math
 
 import numpy as np
 import pytest
 
 BACKENDS = ("numpyro", "pyro")
-
-
-@pytest.fixture(params=BACKENDS)
-def vr(request):
-    pytest.importorskip({"numpyro": "jax", "pyro": "torch"}[request.param])
-    package = importlib.import_module(f"vi_reparam_{request.param}")
-    if request.param == "numpyro":
-        import jax
-
-        with jax.enable_x64(True):
-            yield package
-        return
-    import torch
-
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield package
-    torch.set_default_dtype(before)
 
 
 def linear_evidence(rows, y, noise=1.0):
