@@ -60,6 +60,8 @@ def measure(
 
     Equal keys give equal noise to every estimator.
     """
+    if any(drawn.estimator.has_score_term for drawn in engine.draws(task, data, params).values()):
+        task.objective.structure(task.model, task.guide, *data.call, params)  # else plates would not be kept apart
     moments, seconds = None, 0.0
     for batch, took in engine.gradients(task, data, params, key, num):
         if moments is None:
