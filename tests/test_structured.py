@@ -36,12 +36,18 @@ def nested(vr):
     return model, y, linear_evidence(rows, y)
 
 
-def slopes(vr):
-    """An intercept and a slope a group."""
-    h, num = vr.host, 20
+def grouped(num):
+    """Four rows a group: its index, a predictor, an outcome."""
     group = np.repeat(np.arange(num), 4)
     x = np.cos(2.3 * np.arange(len(group))) + 0.5
     y = np.sin(1.1 * np.arange(len(group))) + x * group / num
+    return group, x, y
+
+
+def slopes(vr):
+    """An intercept and a slope a group."""
+    h, num = vr.host, 20
+    group, x, y = grouped(num)
 
     def model(y):
         first = h.sample("first", h.dist.Normal(h.array(0.0), 2.0))
@@ -61,9 +67,7 @@ def slopes(vr):
 def correlated_slopes(vr):
     """The two of a group as one vector with a known covariance."""
     h, num = vr.host, 20
-    group = np.repeat(np.arange(num), 4)
-    x = np.cos(2.3 * np.arange(len(group))) + 0.5
-    y = np.sin(1.1 * np.arange(len(group))) + x * group / num
+    group, x, y = grouped(num)
     root = np.linalg.cholesky(np.array([[0.64, 0.3], [0.3, 0.36]]))
 
     def model(y):

@@ -138,15 +138,13 @@ class Shape(NamedTuple):
 
 def shape_of(guided: Any, data: Data) -> Shape:
     """The shape of a model, as far as a ladder depends on it."""
-    tracer, model = guided.backend.tracer, guided.model
     guide = guided.for_family(Structured()).base_guide
     try:
         size = guide.layout(*data.call).size
-        records = tracer.shapes(lambda key: tracer.run(model, *data.call, key, alone=True))
+        subsampled = bool(guide.latents.structure(*data.call).subsampled)
         hierarchical = guide.split(*data.call).is_hierarchy
     except Exception:  # the mean field covers supports without a bijection, and its fit says what is wrong
         return Shape()
-    subsampled = any(plate.is_subsampled for record in records.values() for plate in record.plates)
     return Shape(size, subsampled, hierarchical)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.ops import Array
+from vi_reparam.gaussians.bases import lift
 from vi_reparam.programs.latents import bijection
 from vi_reparam.programs.layout import Part
 from vi_reparam.programs.priors import Dense, Flat, Independent, Prior, Walk
@@ -50,17 +51,17 @@ def prior_of(backend: Backend, distribution: Any, part: Part) -> Prior:
         distribution = wrapping.inner
     if type(distribution).__name__ == "MultivariateNormal" and not transforms:
         size = part.shape[-1]
-        root = xp.broadcast_to(_lifted(xp, distribution.scale_tril, len(part.shape) + 1), (*part.shape, size))
-        return Dense(xp.broadcast_to(_lifted(xp, distribution.loc, len(part.shape)), part.shape), root)
+        root = xp.broadcast_to(lift(ops, distribution.scale_tril, len(part.shape) + 1), (*part.shape, size))
+        return Dense(xp.broadcast_to(lift(ops, distribution.loc, len(part.shape)), part.shape), root)
     zeros = xp.zeros(part.shape, dtype=ops.float_dtype())
     if type(distribution).__name__ == "GaussianRandomWalk" and not transforms:
         scale = ops.asarray(distribution.scale)[..., None]
-        return Walk(xp.broadcast_to(_lifted(xp, scale, len(part.shape)), (*part.shape[:-1], 1)), zeros)
+        return Walk(xp.broadcast_to(lift(ops, scale, len(part.shape)), (*part.shape[:-1], 1)), zeros)
     found = _nearest(backend, distribution)
     if found is None:
         return Flat(zeros)
     shape = part.site.shape if transforms else part.shape
-    mean, scale = (xp.broadcast_to(_lifted(xp, ops.asarray(x), len(shape)), shape) for x in found)
+    mean, scale = (xp.broadcast_to(lift(ops, ops.asarray(x), len(shape)), shape) for x in found)
     if transforms:
         moved = _moved(backend, mean, transforms, part)
         if moved is None:
@@ -105,7 +106,3 @@ def _plain(transform: Any) -> Any:
 def _mixes(transform: Any) -> bool:
     """Whether coordinates of its value depend on several of its argument."""
     return bool(transform.domain.event_dim or transform.codomain.event_dim)
-
-
-def _lifted(xp: Any, x: Array, ndim: int) -> Array:
-    return x if x.ndim >= ndim else xp.reshape(x, (*(1 for _ in range(ndim - x.ndim)), *x.shape))

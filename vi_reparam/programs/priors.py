@@ -6,6 +6,7 @@ import abc
 from typing import Any, NamedTuple
 
 from vi_reparam.backend.ops import Array, Ops
+from vi_reparam.gaussians.bases import lift
 from vi_reparam.numerics.triangular import cholesky, inverse
 
 
@@ -108,7 +109,7 @@ class Independent(Prior):
 
     def times(self, ops: Ops, factor: Factor) -> Normal:
         if factor.shear is not None:
-            eye = _lifted(ops.xp.eye(self.mean.shape[-1], dtype=self.mean.dtype), self.mean.ndim + 1)
+            eye = lift(ops, ops.xp.eye(self.mean.shape[-1], dtype=self.mean.dtype), self.mean.ndim + 1)
             return Dense(self.mean, self.scale[..., None] * eye).times(ops, factor)
         ratio = ops.xp.exp(factor.log_precision) * self.scale**2  # of the precisions
         pull = ratio / (1.0 + ratio)
@@ -134,7 +135,7 @@ class Dense(Prior):
         xp = ops.xp
         half = xp.exp(0.5 * factor.log_precision)[..., None] * self._sheared(factor)
         eye = xp.eye(self.mean.shape[-1], dtype=half.dtype)
-        lower = cholesky(xp, _lifted(eye, half.ndim) + _transposed(xp, half) @ half)
+        lower = cholesky(xp, lift(ops, eye, half.ndim) + _transposed(xp, half) @ half)
         spread = _transposed(xp, inverse(xp, lower))
         wanted = factor.loc - self.mean
         if factor.shear is not None:
@@ -142,7 +143,7 @@ class Dense(Prior):
         pulled = _times(_transposed(xp, half), xp.exp(0.5 * factor.log_precision) * wanted)
         whitened = _times(spread, _times(_transposed(xp, spread), pulled))
         root, back = self.root @ spread, _transposed(xp, lower) @ inverse(xp, self.root)
-        log_det = xp.sum(xp.log(_diagonal(xp, self.root))) - xp.sum(xp.log(_diagonal(xp, lower)))
+        log_det = xp.sum(xp.log(xp.linalg.diagonal(self.root))) - xp.sum(xp.log(xp.linalg.diagonal(lower)))
         return Affine(self.mean + _times(self.root, whitened), root, back, log_det)
 
     def _sheared(self, factor: Factor) -> Array:
@@ -212,13 +213,5 @@ def _times(root: Array, x: Array) -> Array:
     return root * x if root.ndim == x.ndim else (root @ x[..., None])[..., 0]
 
 
-def _lifted(x: Any, ndim: int) -> Any:
-    return x.reshape(*(1 for _ in range(ndim - x.ndim)), *x.shape)
-
-
 def _transposed(xp: Any, x: Array) -> Array:
     return xp.permute_dims(x, (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2))
-
-
-def _diagonal(xp: Any, x: Array) -> Array:
-    return xp.linalg.diagonal(x)

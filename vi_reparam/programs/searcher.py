@@ -50,15 +50,7 @@ class Searcher:
         state = self.backend.engine.call(paths, data, key, name=self)
         found = {name: ops.to_numpy(value) for name, value in state.items()}
         if not any(math.isfinite(value) for value in found["value"]):
-            raise NonFiniteError(
-                f"log p of the model is not finite at any of {pathfinder.NUM_STARTS} starts (near its prior's center, "
-                "at draws of the prior, and within 2 of the unconstrained origin): look at its densities and data "
-                "there",
-                step=0,
-                sites={},
-                params={},
-                losses=found["value"][:0],
-            )
+            raise no_start(pathfinder.NUM_STARTS, found["value"])
         chosen = pathfinder.worth_a_run(found["bound"], found["center"], found["root"], solve)
         return [Preconditioner(ops.asarray(found["center"][i]), ops.asarray(found["root"][i])) for i in chosen]
 
@@ -66,14 +58,7 @@ class Searcher:
         """The ends of all paths. `runs` has `vmap` and `many`."""
         ops = self.backend.ops
         log_p = ops.compiled(self.guide.log_joint(layout, {}, args, kwargs))
-        slope = ops.grad(log_p)
-        derivatives = ops.jacobian(lambda at: (slope(at),) * 2, has_aux=True)
-
-        def curvature(at: Array) -> tuple[Array, Array]:
-            hessian, found = derivatives(at)
-            return found, hessian
-
-        density = pathfinder.Density(runs.vmap(log_p), curvature)
+        density = density_of(ops, runs, log_p)
         start_key, noise_key = ops.split(key, 2)
         starts = self.starts(runs, layout, args, kwargs, start_key)
         noise = ops.normal(noise_key, (pathfinder.NUM_DRAWS, layout.size), starts.dtype)
@@ -102,6 +87,27 @@ class Searcher:
         shape = (pathfinder.NUM_STARTS - 1 - num, layout.size)
         near = 4.0 * ops.uniform(near_key, shape, first.dtype) - 2.0
         return ops.xp.concat([first[None], runs.many(draw, prior_key, num), near])
+
+
+def density_of(ops: Any, runs: Any, log_p: Function) -> pathfinder.Density:
+    """A log density of one vector, with its derivatives. `runs` has `vmap`."""
+    slope = ops.grad(log_p)
+    derivatives = ops.jacobian(lambda at: (slope(at),) * 2, has_aux=True)
+
+    def curvature(at: Array) -> tuple[Array, Array]:
+        hessian, found = derivatives(at)
+        return found, hessian
+
+    return pathfinder.Density(runs.vmap(log_p), curvature)
+
+
+def no_start(num: int, values: Any) -> NonFiniteError:
+    """The refusal of a model whose log density is not finite at any of `num` starts; `values`: an array on the host."""
+    text = (
+        f"log p of the model is not finite at any of {num} starts (near its prior's center, at draws of the prior, and "
+        "within 2 of the unconstrained origin): look at its densities and data there"
+    )
+    return NonFiniteError(text, step=0, sites={}, params={}, losses=values[:0])
 
 
 def solve(root: Array, move: Array) -> Array:

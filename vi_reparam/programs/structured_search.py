@@ -13,13 +13,12 @@ from typing import Any
 from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.ops import Array
-from vi_reparam.errors import NonFiniteError
 from vi_reparam.gaussians import pathfinder
 from vi_reparam.numerics.special import LOG_2PI
 from vi_reparam.programs.conditionals import Conditionals, Drawn
 from vi_reparam.programs.priors import Factor
 from vi_reparam.programs.rows import NOT_AT_ONCE, OneByOne
-from vi_reparam.programs.searcher import Searcher, solve
+from vi_reparam.programs.searcher import Searcher, density_of, no_start, solve
 from vi_reparam.programs.split import Draws, Split
 from vi_reparam.sites.totals import total_log_prob
 
@@ -71,8 +70,7 @@ class StructuredSearch:
         state = self.backend.engine.call(paths, data, key, name=self.guide)
         found = {name: ops.to_numpy(value) for name, value in state.items()}
         if not any(map(math.isfinite, found["bound"])):
-            text = f"log p of the model is not finite at any of {NUM_PATHS} starts: look at its densities and data"
-            raise NonFiniteError(text, step=0, sites={}, params={}, losses=found["bound"][:0])
+            raise no_start(NUM_PATHS, found["bound"])
         chosen = pathfinder.worth_a_run(found["bound"], found["center"], found["root"], solve)
         names = ("place", "unit", *(("center", "root") if found["center"].shape[1] else ()))
         return [{name: ops.asarray(found[name][i]) for name in names} for i in chosen]
@@ -121,14 +119,7 @@ class Paths:
         def bound(at: Array) -> Array:
             return xp.mean(self.runs.vmap(lambda noise: self._bound(at, factors, noise))(self.local_noise))
 
-        slope = self.ops.grad(bound)
-        derivatives = self.ops.jacobian(lambda at: (slope(at),) * 2, has_aux=True)
-
-        def curvature(at: Array) -> tuple[Array, Array]:
-            hessian, found = derivatives(at)
-            return found, hessian
-
-        density = pathfinder.Density(self.runs.vmap(bound), curvature)
+        density = density_of(self.ops, self.runs, bound)
         after = pathfinder.advance(self.ops, density, self.noise, state)
         better = after["bound"] > state["bound"]
         return {

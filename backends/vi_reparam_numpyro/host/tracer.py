@@ -66,7 +66,8 @@ class NumpyroTracer:
             sites = trace(fn).get_trace(*args, **kwargs)
         if params is not None and not partial:
             _require_params(sites, params)
-        sizes = {n: s["args"] for n, s in sites.items() if s["type"] == "plate"}
+        plates = {n: s["args"] for n, s in sites.items() if s["type"] == "plate"}
+        sizes = {n: (size, size if part is None else part) for n, (size, part) in plates.items()}
         return {n: _record(s, sizes) for n, s in sites.items() if s["type"] in _KINDS}
 
     def shapes(self, fn: Callable[[Any], T]) -> T:
@@ -198,14 +199,13 @@ def _plates(msg: Any, sizes: Mapping[str, Any]) -> tuple[PlateInfo, ...]:
     found = []
     for frame in msg.get("cond_indep_stack", ()):
         size, subsample_size = sizes.get(frame.name, (frame.size, frame.size))
-        found.append(PlateInfo(frame.name, frame.dim, size, size if subsample_size is None else subsample_size))
+        found.append(PlateInfo(frame.name, frame.dim, size, subsample_size))
     return tuple(found)
 
 
 def _record(msg: Any, sizes: Mapping[str, Any]) -> Record:
     if msg["type"] == "plate":
-        size, subsample_size = msg["args"]
-        own = PlateInfo(msg["name"], msg.get("dim"), size, size if subsample_size is None else subsample_size)
+        own = PlateInfo(msg["name"], msg.get("dim"), *sizes[msg["name"]])
         return Record("plate", msg["value"], plates=(own,))
     if msg["type"] != "sample":
         return Record(msg["type"], msg["value"], plates=_plates(msg, sizes))
