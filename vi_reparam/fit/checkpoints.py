@@ -97,17 +97,17 @@ def program_of(backend: Backend, model: Any, data: Data) -> tuple[str, dict[str,
             for n, r in found.items()
         }
 
-    told = []
+    sites = []
     for name, record in tracer.shapes(lambda key: run(*data.call, key)).items():
         kind = (
             record.kind if record.distribution is None else type(innermost(backend.host, record.distribution)).__name__
         )
-        told.append(f"{name}: {kind} {[tuple(plate) for plate in record.plates]} {record.observed}")
+        sites.append(f"{name}: {kind} {[tuple(plate) for plate in record.plates]} {record.observed}")
     try:
         values = backend.engine.call(numbers, data, ops.key(0))
     except ValueError:  # outside of a support: the fit says so
         values = {}
-    return "; ".join(told), {n: [float(ops.to_numpy(x)) for x in pair] for n, pair in values.items()}
+    return "; ".join(sites), {n: [float(ops.to_numpy(x)) for x in pair] for n, pair in values.items()}
 
 
 def probe(path: Any) -> None:
