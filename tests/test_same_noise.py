@@ -150,7 +150,7 @@ def test_the_search_finds_the_same_places(monkeypatch):
         guided = guided_by(name, "full rank")
         data = guided.backend.engine.data((SIGMA,), {"y": Y}, guided.model)
         guide = guided.base_guide
-        frames = guide.searcher.run(data, guided.backend.engine.key(0))
+        frames = [place.frame for place in guide.searcher.run(data, guided.backend.engine.key(0))]
         found.append([(guided.backend.ops.to_numpy(f.center), guided.backend.ops.to_numpy(f.root)) for f in frames])
     assert len(found[0]) == len(found[1]) >= 1
     for (center, root), (other, other_root) in zip(*found, strict=True):

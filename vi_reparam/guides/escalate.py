@@ -12,6 +12,7 @@ from vi_reparam.guides.flow import Flow
 from vi_reparam.guides.gaussian import FullRank, LowRank
 from vi_reparam.guides.joint import JointFamily
 from vi_reparam.guides.mean_field import MeanField
+from vi_reparam.guides.mixture import Mixture
 from vi_reparam.guides.sde import SDE
 from vi_reparam.guides.structured import Structured
 
@@ -23,6 +24,7 @@ OWN: tuple[GuideFamily, ...] = (
     FullRank(),
     LowRank(rank=8),
     Structured(),
+    Mixture(),
     Flow(),
     Flow(kind="coupling"),
     SDE(),
@@ -90,6 +92,10 @@ class Escalate(GuideFamily):
             *([LowRank(rank=8)] if size <= LARGEST_LOW_RANK else []),
             *([Flow(kind="coupling")] if size <= LARGEST_FLOW else []),
         ]
+
+    def with_modes(self, ladder: list[GuideFamily]) -> list[GuideFamily]:
+        """The same ladder where the search found several modes: a mixture comes first, unless families were given."""
+        return ladder if self.families is not None else [Mixture(), *ladder]
 
     def named(self, name: str) -> GuideFamily | None:
         """The family of the ladder that is written so."""

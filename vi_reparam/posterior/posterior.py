@@ -13,14 +13,14 @@ import numpy as np
 from vi_reparam.backend.ops import Args, Array
 from vi_reparam.errors import ArgumentError
 from vi_reparam.guides import SDE
-from vi_reparam.posterior import inference_data, plots, storage, tail
+from vi_reparam.posterior import inference_data, modes, plots, storage, tail
 from vi_reparam.posterior.attempt import Attempt
 from vi_reparam.posterior.picks import Expect, densities, values_of, with_log_weight
 from vi_reparam.posterior.predict import predict
 from vi_reparam.posterior.scorer import Scorer
 from vi_reparam.posterior.sites import check_count
 from vi_reparam.posterior.summary import Summary, first_rows, summarize
-from vi_reparam.posterior.verdict import KHAT_USABLE, RUNAWAY, Figures, Verdict, judge, loss_drift
+from vi_reparam.posterior.verdict import KHAT_USABLE, RUNAWAY, Figures, Surest, Verdict, judge, loss_drift, missed_share
 from vi_reparam.posterior.weights import Weights, mean_and_error_of_rows, shift, weighted_mean_and_error
 from vi_reparam.sde.latent import Steps
 from vi_reparam.sde.solver import Adams
@@ -184,8 +184,9 @@ class Posterior:
         """Importance weights of so many draws of this seed."""
         return self._score(num_draws, seed)[0]
 
-    def fit_tail(self) -> None:
-        """Widen the guide's tails as far as usable importance weights ask for: see `tail.fit_tail`."""
+    def finish(self) -> None:
+        """Set what importance weights decide: a mixture's weights (`modes.fit_weights`), tails (`tail.fit_tail`)."""
+        modes.fit_weights(self)
         tail.fit_tail(self)
 
     def set_param(self, name: str, value: Any) -> None:
@@ -323,6 +324,7 @@ class Posterior:
             is_point=sites.is_point,
             rivals=tuple(self.record.get("rivals") or ()),
             runaway=self._runaway(),
+            surest=Surest(**self.record["surest"]) if self.record.get("surest") else None,
         )
         return judge(figures)
 
@@ -364,8 +366,8 @@ class Posterior:
             columns = np.concatenate(list(heads.values()), axis=1)
             moved = shift(columns[:, columns.std(axis=0) > 0.0], weights.normalized())
         gap = weights.log_evidence()[0] - elbo
-        steps = int(self.record["num_steps"])
-        return Attempt(str(self.record["family"]), elbo, error, weights.khat, gap, moved, steps, seconds)
+        steps, missed = int(self.record["num_steps"]), missed_share(self.record["rivals"])
+        return Attempt(str(self.record["family"]), elbo, error, weights.khat, gap, moved, missed, steps, seconds)
 
     def rows(self) -> tuple[dict[str, np.ndarray], dict[str, int]]:
         """The first scalars of each site, for tables and pictures.

@@ -14,8 +14,13 @@ KHAT_GOOD = 0.5
 KHAT_USABLE = 0.7
 MAX_ELBO_ERROR = 0.1
 MAX_GAP = 1.0
+SMALL_GAP = 0.1
+"""Nats of KL divergence at which means are within about a tenth, and sds within about 15%, of the truth's sd."""
+
 MANY_LATENTS = 100
 NEGLIGIBLE_MODE = 4.6  # nats: a mode this far below holds about a hundredth of the mass
+MAX_MISSED = 0.05
+"""Part of the mass that a posterior may miss and not be poor."""
 NUM_BLOCKS = 10
 RUNAWAY = 1e15
 """No unit makes a latent as large: a guide that widens without end does, where the posterior is improper."""
@@ -40,6 +45,7 @@ class Figures:
         rivals: nats by which other modes, found on the way, are below this one.
         is_point: whether the guide is a point estimate, which has no density.
         runaway: latents whose draws lie beyond `RUNAWAY`.
+        surest: of another family, fitted on the way, whose weights have the lowest k-hat; None for none.
     """
 
     khat: float
@@ -56,6 +62,34 @@ class Figures:
     is_point: bool = False
     rivals: tuple[float, ...] = ()
     runaway: tuple[str, ...] = ()
+    surest: Surest | None = None
+
+    @property
+    def known_gap(self) -> float:
+        """The most that the ELBO is likely to be below the log evidence by another family's good weights; else inf."""
+        if self.surest is None or not self.surest.khat < KHAT_GOOD:
+            return math.inf
+        return self.surest.log_evidence - self.elbo + 2.0 * math.hypot(self.surest.error, self.elbo_error)
+
+    @property
+    def missed(self) -> float:
+        """Part of the mass that is in modes which the draws miss."""
+        return missed_share(self.rivals)
+
+
+@dataclass(frozen=True)
+class Surest:
+    """What a family's weights say of the evidence.
+
+    Attributes:
+        family: as it is written; `khat`: of its weights.
+        log_evidence: in nats; `error`: its standard error.
+    """
+
+    family: str
+    khat: float
+    log_evidence: float
+    error: float
 
 
 @dataclass(frozen=True)
@@ -154,9 +188,28 @@ def _faults(f: Figures) -> list[str]:
             f"draws of {list(f.runaway)} lie beyond {RUNAWAY:.0e}: the posterior may be improper, a density without a "
             "finite integral, to which no guide can be fitted; give these latents proper priors, or bounds"
         )
-    elif not f.khat < KHAT_USABLE and not f.num_nan:
+    elif not f.khat < KHAT_USABLE and not f.num_nan and not f.known_gap < SMALL_GAP:
         found.append(_high_khat(f))
+    if f.missed > MAX_MISSED:
+        found.append(_missed(f))
     return found
+
+
+def missed_share(rivals: Sequence[float]) -> float:
+    """Part of the mass in modes that are so many nats below what the draws reach."""
+    beside = sum(math.exp(min(-behind, 700.0)) for behind in rivals)
+    return beside / (1.0 + beside)
+
+
+def _missed(f: Figures) -> str:
+    found = [behind for behind in f.rivals if behind < NEGLIGIBLE_MODE]
+    if not found:
+        return ""
+    modes = "another mode was" if len(found) == 1 else f"{len(found)} other modes were"
+    return (
+        f"{modes} found, with about {100.0 * f.missed:.0f}% of the mass, and no draw is near: use vr.Mixture(), or, "
+        "where modes differ by a permutation or a sign alone, order those latents in the model"
+    )
 
 
 def _high_khat(f: Figures) -> str:
@@ -171,6 +224,12 @@ def _high_khat(f: Figures) -> str:
 
 def _weaknesses(f: Figures) -> list[str]:
     found = []
+    if not f.khat < KHAT_USABLE and f.known_gap < SMALL_GAP and f.surest is not None:
+        found.append(
+            f"k-hat is {f.khat:.2f}, so do not reweight these draws; the draws themselves are right: their ELBO is "
+            f"within {max(f.known_gap, 0.001):.2g} nats of the log evidence that {f.surest.family} gives (k-hat "
+            f"{f.surest.khat:.2f})"
+        )
     if KHAT_GOOD <= f.khat < KHAT_USABLE:
         found.append(f"k-hat is between {KHAT_GOOD} and {KHAT_USABLE}: usable, best with importance weights")
     if f.elbo_error > MAX_ELBO_ERROR:
@@ -178,13 +237,8 @@ def _weaknesses(f: Figures) -> list[str]:
     gap = f.log_evidence - f.elbo
     if f.khat < KHAT_USABLE and gap > MAX_GAP:  # above, the evidence itself is not known
         found.append(f"the ELBO is {gap:.3g} nats below the log evidence: about the KL divergence that is left")
-    for behind in f.rivals:
-        if behind < NEGLIGIBLE_MODE:
-            share = 100.0 / (1.0 + math.exp(behind))
-            found.append(
-                f"another mode was found, {behind:.1f} nats below this one (about {share:.0f}% of the mass is there): "
-                "this guide covers one of them; try vr.SDE(gradient='log_variance')"
-            )
+    if f.missed <= MAX_MISSED and (missed := _missed(f)):
+        found.append(missed)
     if f.drift is not None and not f.drift.is_settled:
         found.append(
             f"the loss still fell by {f.drift.amount:.3g} nats over the last tenth of the fit: more steps may help"

@@ -11,10 +11,10 @@ from vi_reparam.backend.data import Data
 from vi_reparam.backend.ops import Ops
 from vi_reparam.gaussians import path_gradient as path
 from vi_reparam.gaussians.bases import Base, Diagonal
+from vi_reparam.gaussians.pathfinder import MOST_RUNS
 from vi_reparam.gaussians.preconditioner import Preconditioner
 from vi_reparam.guides.gaussian import Gaussian
 from vi_reparam.programs.joint import Array, Draws, JointGuide, Key, Layout, Params
-from vi_reparam.programs.searcher import Searcher
 from vi_reparam.programs.vector import Vector
 
 
@@ -55,18 +55,13 @@ class GaussianGuide(JointGuide):
             return [{**params, **self._at(found)}]
         if not self.family.is_dense(self.layout(*data.call).size):
             return [{}]
-        return [self._at(found) for found in self.searcher.run(data, key)] or [{}]
+        return [self._at(place.frame) for place in self.searcher.run(data, key)[:MOST_RUNS]] or [{}]
 
     def _at(self, frame: Preconditioner) -> Params:
         return self.named({"center": frame.center, "root": frame.root})
 
     def matched(self, layout: Layout, draws: Draws) -> Params:
         return self.matched_frame(layout, draws, bends=False, dense=self.family.is_dense(layout.size))
-
-    @functools.cached_property
-    def searcher(self) -> Searcher:
-        """Finds a frame."""
-        return Searcher(self.backend, self)
 
     def location(self, params: Params) -> Preconditioner | None:
         own = {name: params[f"{self.prefix}_{name}"] for name in self.family.gaussian.names}

@@ -12,13 +12,14 @@ from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.ops import Array, Key
 from vi_reparam.gaussians import skew as skewing
-from vi_reparam.gaussians.bases import Base, Mixture
+from vi_reparam.gaussians.bases import Base, DiagonalMixture
 from vi_reparam.gaussians.preconditioner import Preconditioner
 from vi_reparam.guides.condition import features_of, plate_of, saturated
 from vi_reparam.guides.selection import ALL, SiteSelection
 from vi_reparam.programs.latents import Latents
 from vi_reparam.programs.layout import Layout
 from vi_reparam.programs.plates import enter
+from vi_reparam.programs.searcher import Searcher
 from vi_reparam.programs.starts import starting_values
 from vi_reparam.programs.vector import SITE, drawer
 from vi_reparam.sites.totals import total_log_prob
@@ -102,9 +103,14 @@ class JointGuide(abc.ABC):
         spread = xp.where(spread > 0.0, spread, xp.ones_like(spread))
         return saturated(self.ops, (rows[indices] - mean[None]) / spread[None])
 
+    @functools.cached_property
+    def searcher(self) -> Searcher:
+        """Finds the places where the posterior's mass lies."""
+        return Searcher(self.backend, self)
+
     def share(self, other: JointGuide) -> None:
         """Take over what another guide of the same model knows of it."""
-        self.latents = other.latents
+        self.latents, self.searcher = other.latents, other.searcher
 
     @abc.abstractmethod
     def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> Any:
@@ -257,7 +263,7 @@ class JointGuide(abc.ABC):
     def choose_component(self, base: Base, key: Key, lead: tuple[int, ...] = ()) -> tuple[Key, Array | None]:
         """A key and one of a mixture's components, one-hot in the last dimension; None where there is one alone."""
         ops = self.ops
-        if not isinstance(base, Mixture):
+        if not isinstance(base, DiagonalMixture):
             return key, None
         key, choice = ops.split(key, 2)
         place = base.num_components * ops.uniform(choice, (*lead, 1), ops.float_dtype())  # in (0, components]

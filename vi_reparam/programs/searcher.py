@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.data import Data
@@ -17,6 +17,22 @@ from vi_reparam.programs.rows import NOT_AT_ONCE, OneByOne
 
 Function = Callable[[Array], Array]
 
+FEW = 8
+"""Starts where paths run one by one."""
+
+
+class Place(NamedTuple):
+    """A Gaussian that the search found.
+
+    Attributes:
+        frame: its location and scale.
+        bound: its ELBO, in nats: about the logarithm of the mass there; `error`: its standard error.
+    """
+
+    frame: Preconditioner
+    bound: float
+    error: float
+
 
 class Searcher:
     """Newton paths from several starts, for one guide.
@@ -28,13 +44,19 @@ class Searcher:
     def __init__(self, backend: Backend, guide: Any) -> None:
         self.backend = backend
         self.guide = guide
+        self._last: tuple[Data, list[Place]] | None = None
 
-    def run(self, data: Data, key: Any) -> list[Preconditioner]:
-        """The coordinates worth a fit of their own, the best first; none for a model with parameters to learn.
+    def run(self, data: Data, key: Any) -> list[Place]:
+        """Places that lie apart, the best first; none for a model with parameters to learn. The last ones are kept.
 
         Raises:
             NonFiniteError: if log p is not finite at any start.
         """
+        if self._last is None or self._last[0] is not data:
+            self._last = data, self._search(data, key)
+        return self._last[1]
+
+    def _search(self, data: Data, key: Any) -> list[Place]:
         ops = self.backend.ops
         structure = self.guide.latents.structure(*data.call)
         if structure.params or structure.mutable:  # their values are not known yet
@@ -50,9 +72,12 @@ class Searcher:
         state = self.backend.engine.call(paths, data, key, name=self)
         found = {name: ops.to_numpy(value) for name, value in state.items()}
         if not any(math.isfinite(value) for value in found["value"]):
-            raise no_start(pathfinder.NUM_STARTS, found["value"])
-        chosen = pathfinder.worth_a_run(found["bound"], found["center"], found["root"], solve)
-        return [Preconditioner(ops.asarray(found["center"][i]), ops.asarray(found["root"][i])) for i in chosen]
+            raise no_start(len(found["value"]), found["value"])
+        frames = [
+            Preconditioner(ops.asarray(c), ops.asarray(r)) for c, r in zip(found["center"], found["root"], strict=True)
+        ]
+        chosen = pathfinder.places_apart(found["bound"], found["distances"])
+        return [Place(frames[i], float(found["bound"][i]), float(found["error"][i])) for i in chosen]
 
     def _paths(self, runs: Any, layout: Layout, args: Any, kwargs: Any, key: Any) -> pathfinder.State:
         """The ends of all paths. `runs` has `vmap` and `many`."""
@@ -60,7 +85,8 @@ class Searcher:
         log_p = ops.compiled(self.guide.log_joint(layout, {}, args, kwargs))
         density = density_of(ops, runs, log_p)
         start_key, noise_key = ops.split(key, 2)
-        starts = self.starts(runs, layout, args, kwargs, start_key)
+        most = FEW if isinstance(runs, OneByOne) else pathfinder.num_starts(layout.size)
+        starts = self.starts(runs, layout, args, kwargs, start_key, most)
         noise = ops.normal(noise_key, (pathfinder.NUM_DRAWS, layout.size), starts.dtype)
         advance = runs.vmap(lambda state: pathfinder.advance(ops, density, noise, state))
 
@@ -71,20 +97,21 @@ class Searcher:
 
         begun = (ops.xp.asarray(0), ops.xp.asarray(True), runs.vmap(lambda start: pathfinder.begin(ops, start))(starts))
         # where no path moves, the next step would be the same one
-        return ops.while_loop(lambda s: (s[0] < pathfinder.NUM_ITERATIONS) & s[1], step, begun)[2]
+        found = ops.while_loop(lambda s: (s[0] < pathfinder.NUM_ITERATIONS) & s[1], step, begun)[2]
+        return {**found, "distances": pathfinder.distances(ops, found["center"], found["root"])}
 
-    def starts(self, runs: Any, layout: Layout, args: Any, kwargs: Any, key: Any) -> Array:
-        """A sensible vector, draws of the prior, and vectors near the origin. Shape ``[S, D]``."""
+    def starts(self, runs: Any, layout: Layout, args: Any, kwargs: Any, key: Any, most: int) -> Array:
+        """A sensible vector, draws of the prior, and vectors near the origin. Shape ``[most, D]``."""
         ops, tracer = self.backend.ops, self.backend.tracer
         first = self.guide.start(layout, args, kwargs)()
         prior_key, near_key = ops.split(key, 2)
-        num = (pathfinder.NUM_STARTS - 1) // 2
+        num = most // 2
 
         def draw(key: Any) -> Array:
             found = tracer.run(self.guide.model, args, kwargs, key, full_data=True, alone=True)
             return layout.pack({part.site.name: found[part.site.name].value for part in layout.parts})
 
-        shape = (pathfinder.NUM_STARTS - 1 - num, layout.size)
+        shape = (most - 1 - num, layout.size)
         near = 4.0 * ops.uniform(near_key, shape, first.dtype) - 2.0
         return ops.xp.concat([first[None], runs.many(draw, prior_key, num), near])
 
@@ -108,11 +135,3 @@ def no_start(num: int, values: Any) -> NonFiniteError:
         "within 2 of the unconstrained origin): look at its densities and data there"
     )
     return NonFiniteError(text, step=0, sites={}, params={}, losses=values[:0])
-
-
-def solve(root: Array, move: Array) -> Array:
-    """y of root y = move, by forward substitution; the root is lower triangular, both are arrays on the host."""
-    found = move.copy()
-    for i in range(len(move)):
-        found[i] = (move[i] - root[i, :i] @ found[:i]) / root[i, i]
-    return found
