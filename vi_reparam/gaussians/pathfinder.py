@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vi_reparam.backend.ops import Array, Ops
-from vi_reparam.numerics.special import LOG_2PI
+from vi_reparam.numerics.special import LOG_2PI, log_sum_exp
 
 State = dict[str, Array]
 
@@ -124,13 +124,52 @@ WORSE = 10.0
 """A place whose bound is lower by more than this many nats is not kept."""
 
 MOST_PLACES = 24
+MANY = 20_000
+"""Numbers in a run of the model above which fewer paths are begun, to keep within memory."""
+
+INFLATIONS = (1.5, 2.5, 4.0, 7.0)
+"""How much wider than what is known the points lie among which other modes are looked for."""
+
 MOST_RUNS = 3
 """Places that one Gaussian is fitted from."""
 
 
-def num_starts(size: int) -> int:
-    """Of the paths, for a vector of so many coordinates: a mode of a tenth of the mass needs about thirty."""
-    return 32 if size <= 32 else 16 if size <= 64 else 8
+def num_starts(size: int, scalars: int) -> int:
+    """Of the paths, for a vector of `size` coordinates: a mode of a tenth of the mass needs about thirty.
+
+    Args:
+        scalars: numbers that one run of the model holds, about.
+    """
+    return 32 if size <= 32 and scalars < MANY else 16 if size <= 64 and scalars < 2 * MANY else 8
+
+
+def unlike(ops: Ops, values: Callable[[Array], Array], known: State, noise: Array, num: int) -> Array:
+    """Points where a density is high beside the Gaussians that are known of it: there may be other modes.
+
+    Args:
+        values: the log density at vectors of shape ``[N, D]``.
+        known: `center` and `root` of K Gaussians.
+        noise: standard normal, shape ``[num * M, D]``; of each M points the one with the highest ratio is taken.
+
+    Returns:
+        Shape ``[num, D]``.
+    """
+    xp = ops.xp
+    center, root = known["center"], known["root"]
+    size, count = noise.shape[1], noise.shape[0]
+    widths = ops.asarray([INFLATIONS[i % len(INFLATIONS)] for i in range(count)], noise.dtype)
+    index = xp.arange(count) // len(INFLATIONS) % center.shape[0]
+    wide = noise * widths[:, None]
+    places = xp.astype(index[None] == xp.arange(center.shape[0])[:, None], noise.dtype)
+    moved = xp.sum((wide[None] @ xp.permute_dims(root, (0, 2, 1))) * places[:, :, None], axis=0)
+    points = xp.take(center, index, axis=0) + moved
+    x = (points[None] - center[:, None]) @ xp.permute_dims(xp.linalg.inv(root), (0, 2, 1))
+    square, log_det = xp.sum(x * x, axis=-1), xp.sum(xp.log(xp.abs(xp.linalg.diagonal(root))), axis=-1)
+    each = [-0.5 * square / s**2 - size * math.log(s) - log_det[:, None] for s in INFLATIONS]
+    ratio = values(points) - log_sum_exp(ops, xp.concat(each), axis=0)
+    ratio = xp.where(xp.isfinite(ratio), ratio, xp.full_like(ratio, -math.inf))
+    best = xp.argmax(xp.reshape(ratio, (num, -1)), axis=1) + xp.arange(num) * (count // num)
+    return xp.take(points, best, axis=0)
 
 
 def distances(ops: Ops, centers: Array, roots: Array) -> Array:

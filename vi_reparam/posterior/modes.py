@@ -68,7 +68,7 @@ def fit_weights(posterior: Posterior) -> None:
 
     As in the population Monte Carlo of Cappé et al. (2008), for the weights alone. Nothing for other guides.
     """
-    guide = getattr(posterior.guided, "base_guide", None)
+    guide: Any = getattr(posterior.guided, "base_guide", None)
     name = f"{getattr(guide, 'prefix', '')}_log_weight"
     if name not in posterior.params:
         return

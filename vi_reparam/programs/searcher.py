@@ -20,6 +20,12 @@ Function = Callable[[Array], Array]
 FEW = 8
 """Starts where paths run one by one."""
 
+MOST_TURNS = 4
+"""Of all paths: from the prior, then from where the posterior is unlike what was found, until nothing new is."""
+
+Known = dict[str, Array]
+"""The places known before: `center`, `root`, `bound` and `error`, repeated to a fixed number."""
+
 
 class Place(NamedTuple):
     """A Gaussian that the search found.
@@ -62,43 +68,56 @@ class Searcher:
         if structure.params or structure.mutable:  # their values are not known yet
             return []
 
-        def paths(args: Any, kwargs: Any, key: Any) -> pathfinder.State:
+        def paths(args: Any, kwargs: Any, key: Any, known: Known, again: Array) -> pathfinder.State:
             layout = self.guide.layout(args, kwargs)
+            num = sum(math.prod(leaf.shape) for leaf in ops.tree_leaves((args, kwargs)) if hasattr(leaf, "shape"))
             try:
-                return self._paths(ops, layout, args, kwargs, key)
+                return self._paths(ops, layout, args, kwargs, key, known, again, max(num, layout.size))
             except NOT_AT_ONCE:
-                return self._paths(OneByOne(ops), layout, args, kwargs, key)
+                return self._paths(OneByOne(ops), layout, args, kwargs, key, known, again, max(num, layout.size))
 
-        state = self.backend.engine.call(paths, data, key, name=self)
-        found = {name: ops.to_numpy(value) for name, value in state.items()}
-        if not any(math.isfinite(value) for value in found["value"]):
-            raise no_start(len(found["value"]), found["value"])
-        frames = [
-            Preconditioner(ops.asarray(c), ops.asarray(r)) for c, r in zip(found["center"], found["root"], strict=True)
-        ]
-        chosen = pathfinder.places_apart(found["bound"], found["distances"])
+        size = self.guide.layout(*data.call).size
+        found = nothing_known(size)
+        chosen: list[int] = []
+        for turn in range(MOST_TURNS):
+            known = {name: ops.asarray(_padded(found[name], chosen)) for name in nothing_known(1)}
+            again, own_key = ops.xp.asarray(turn > 0), ops.fold_in(key, turn)
+            state = self.backend.engine.call(paths, data, own_key, known, again, name=self)
+            found = {name: ops.to_numpy(value) for name, value in state.items()}
+            if not any(math.isfinite(value) for value in found["value"]):
+                raise no_start(len(found["value"]), found["value"])
+            before, chosen = len(chosen), pathfinder.places_apart(found["bound"], found["distances"])
+            if len(chosen) == before:
+                break
+        frames = {i: Preconditioner(ops.asarray(found["center"][i]), ops.asarray(found["root"][i])) for i in chosen}
         return [Place(frames[i], float(found["bound"][i]), float(found["error"][i])) for i in chosen]
 
-    def _paths(self, runs: Any, layout: Layout, args: Any, kwargs: Any, key: Any) -> pathfinder.State:
-        """The ends of all paths. `runs` has `vmap` and `many`."""
-        ops = self.backend.ops
+    def _paths(
+        self, runs: Any, layout: Layout, args: Any, kwargs: Any, key: Any, known: Known, again: Array, scalars: int
+    ) -> pathfinder.State:
+        """The places known before, and the ends of all paths. `runs` has `vmap` and `many`."""
+        ops, xp = self.backend.ops, self.backend.ops.xp
         log_p = ops.compiled(self.guide.log_joint(layout, {}, args, kwargs))
         density = density_of(ops, runs, log_p)
-        start_key, noise_key = ops.split(key, 2)
-        most = FEW if isinstance(runs, OneByOne) else pathfinder.num_starts(layout.size)
+        start_key, pool_key, noise_key = ops.split(key, 3)
+        most = FEW if isinstance(runs, OneByOne) else pathfinder.num_starts(layout.size, scalars)
         starts = self.starts(runs, layout, args, kwargs, start_key, most)
         noise = ops.normal(noise_key, (pathfinder.NUM_DRAWS, layout.size), starts.dtype)
+        per_path = 8 if isinstance(runs, OneByOne) else pathfinder.NUM_DRAWS
+        around = ops.normal(pool_key, (most * per_path, layout.size), starts.dtype)
+        starts = xp.where(again, pathfinder.unlike(ops, density.values, known, around, most), starts)
         advance = runs.vmap(lambda state: pathfinder.advance(ops, density, noise, state))
 
         def step(paths: tuple[Array, Array, pathfinder.State]) -> tuple[Array, Array, pathfinder.State]:
             count, _, state = paths
             after = advance(state)
-            return count + 1, ops.xp.any(after["at"] != state["at"]), after
+            return count + 1, xp.any(after["at"] != state["at"]), after
 
-        begun = (ops.xp.asarray(0), ops.xp.asarray(True), runs.vmap(lambda start: pathfinder.begin(ops, start))(starts))
+        begun = (xp.asarray(0), xp.asarray(True), runs.vmap(lambda start: pathfinder.begin(ops, start))(starts))
         # where no path moves, the next step would be the same one
         found = ops.while_loop(lambda s: (s[0] < pathfinder.NUM_ITERATIONS) & s[1], step, begun)[2]
-        return {**found, "distances": pathfinder.distances(ops, found["center"], found["root"])}
+        both = {name: xp.concat([known[name], found[name]]) for name in known}
+        return {**both, "value": found["value"], "distances": pathfinder.distances(ops, both["center"], both["root"])}
 
     def starts(self, runs: Any, layout: Layout, args: Any, kwargs: Any, key: Any, most: int) -> Array:
         """A sensible vector, draws of the prior, and vectors near the origin. Shape ``[most, D]``."""
@@ -114,6 +133,18 @@ class Searcher:
         shape = (most - 1 - num, layout.size)
         near = 4.0 * ops.uniform(near_key, shape, first.dtype) - 2.0
         return ops.xp.concat([first[None], runs.many(draw, prior_key, num), near])
+
+
+def nothing_known(size: int) -> dict[str, Any]:
+    """The places before the first turn, as lists."""
+    eye = [[float(i == j) for j in range(size)] for i in range(size)]
+    return {"center": [[0.0] * size], "root": [eye], "bound": [-math.inf], "error": [0.0]}
+
+
+def _padded(rows: Any, chosen: list[int]) -> Any:
+    """These rows (none: the first), repeated to `MOST_PLACES`."""
+    kept = chosen or [0]
+    return [rows[kept[i % len(kept)]] for i in range(pathfinder.MOST_PLACES)]
 
 
 def density_of(ops: Any, runs: Any, log_p: Function) -> pathfinder.Density:
