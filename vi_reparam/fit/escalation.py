@@ -22,8 +22,9 @@ from vi_reparam.guides.mean_field import MeanField
 from vi_reparam.guides.mixture import Mixture
 from vi_reparam.guides.structured import Structured
 from vi_reparam.posterior.attempt import Attempt
+from vi_reparam.posterior.evidence import by_student_t
 from vi_reparam.posterior.modes import missed_modes
-from vi_reparam.posterior.verdict import NEGLIGIBLE_MODE
+from vi_reparam.posterior.verdict import KHAT_USABLE, NEGLIGIBLE_MODE
 from vi_reparam.programs.searcher import Place
 
 HOPELESS = 0.1
@@ -86,6 +87,10 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
         return lost if nats >= HOPELESS else ""
 
     best = _climb(ladder, fit, skip_reason, budget=spec.budget)
+    if shape.size is not None and not best.khat < KHAT_USABLE:
+        known, own = best.record.get("surest"), by_student_t(best, guided.for_family(FullRank()).base_guide)
+        if own is not None and not (known is not None and known["khat"] <= own["khat"]):
+            best.record["surest"] = own
     engine.settle(best)  # networks train in place, and later families went on with them
     return best
 

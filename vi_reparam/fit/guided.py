@@ -16,6 +16,7 @@ from vi_reparam.fit.escalation import escalate
 from vi_reparam.fit.fitter import Fitter
 from vi_reparam.fit.options import Options
 from vi_reparam.guides import Escalate, GuideFamily, JointFamily, MeanField
+from vi_reparam.guides.refined import Refined
 from vi_reparam.programs.builder import build_guide
 from vi_reparam.sites.choice import as_mapping
 
@@ -236,6 +237,8 @@ class Guided:
 
     def for_family_named(self, family: str | None) -> Self:
         """The same model with the family that is written so, where this one is a ladder; else itself."""
+        if family == repr(Refined()):
+            return self.for_family(Refined())
         named = self.family.named(family) if isinstance(self.family, Escalate) and family else None
         return self if named is None else self.for_family(named)
 

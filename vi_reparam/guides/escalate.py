@@ -25,6 +25,7 @@ OWN: tuple[GuideFamily, ...] = (
     LowRank(rank=8),
     Structured(),
     Mixture(),
+    Mixture(num_components=6),
     Flow(),
     Flow(kind="coupling"),
     SDE(),
@@ -84,7 +85,8 @@ class Escalate(GuideFamily):
         if size is None or estimators or (subsampled and size > LARGEST):
             return [MeanField()]
         if size <= LARGEST:
-            return [MeanField(), FullRank(), *([Structured()] if hierarchical else []), Flow(), SDE()]
+            bent = Flow() if size > 1 else Mixture(num_components=6)  # a flow of one coordinate cannot bend it
+            return [MeanField(), FullRank(), *([Structured()] if hierarchical else []), bent, SDE()]
         if hierarchical:
             return [Structured(), MeanField()]
         return [

@@ -8,11 +8,13 @@ from typing import Any
 from vi_reparam.backend.backend import Backend
 from vi_reparam.errors import SiteError
 from vi_reparam.guides import SDE, Flow, GaussianFamily, GuideFamily, MeanField, Mixture, Sites, Structured
+from vi_reparam.guides.refined import Refined
 from vi_reparam.guides.selection import ALL, SiteSelection
 from vi_reparam.programs.flow import FlowGuide
 from vi_reparam.programs.gaussian import GaussianGuide
 from vi_reparam.programs.mean_field import MeanFieldGuide
 from vi_reparam.programs.mixture import MixtureGuide
+from vi_reparam.programs.refined import RefinedGuide
 from vi_reparam.programs.sde import SDEGuide
 from vi_reparam.programs.sites import SitesGuide
 from vi_reparam.programs.structured import StructuredGuide
@@ -22,6 +24,7 @@ JOINT_GUIDES: dict[type[GuideFamily], Callable[..., Any]] = {
     GaussianFamily: GaussianGuide,
     Flow: FlowGuide,
     Mixture: MixtureGuide,
+    Refined: RefinedGuide,
     SDE: SDEGuide,
     StudentT: StudentTGuide,
     Structured: StructuredGuide,

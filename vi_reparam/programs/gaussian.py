@@ -23,6 +23,10 @@ class GaussianGuide(JointGuide):
 
     kind = "gaussian"
 
+    @property
+    def transports(self) -> bool:  # type: ignore[override]
+        return self.family.gaussian.num_components == 1
+
     def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> Any:
         ops, family = self.ops, self.family
         base = family.gaussian.resolve(layout)
@@ -32,17 +36,16 @@ class GaussianGuide(JointGuide):
         params = self.base_params(base, 1.0, lambda: ops.xp.zeros(layout.size, dtype=ops.float_dtype()))
         gradient = self.gradient(family.gradient)
 
-        def noise(key: Key, lead: tuple[int, ...]) -> tuple[Array, ...]:
+        def noise(key: Key, lead: tuple[int, ...]) -> Any:
             key, component = self.choose_component(base, key, lead)
             normal = ops.normal(key, (*lead, layout.size), ops.float_dtype())
-            return (normal,) if component is None else (normal, component)
+            return normal if component is None else (normal, component)
 
-        def draw(own: tuple[Array, ...], row: Array | None) -> Vector:
-            normal, *chosen = own
-            if not chosen:
-                made = path.gaussian(ops, base, params, frame, tail, normal, gradient=gradient)
+        def draw(own: Any, row: Array | None) -> Vector:
+            if not isinstance(own, tuple):
+                made = path.gaussian(ops, base, params, frame, tail, own, gradient=gradient)
                 return Vector(*made, frozen=family.gradient == "path")
-            y = base.to_latent(ops, base.component(ops, params, chosen[0]), normal)
+            y = base.to_latent(ops, base.component(ops, params, own[1]), own[0])
             held = {name: ops.stop_gradient(p) for name, p in params.items()}
             return Vector(frame.place(y), base.log_prob(ops, held, y) - frame.log_det(ops), frozen=True)
 

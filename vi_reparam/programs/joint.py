@@ -45,6 +45,9 @@ class JointGuide(abc.ABC):
     kind: ClassVar[str]
     """Of the guide: part of its parameters' names."""
 
+    transports: bool = False
+    """Whether a draw is a bijection of standard normal noise of the vector's size."""
+
     def __init__(self, backend: Backend, model: Any, family: Any, selection: SiteSelection = ALL) -> None:
         self.backend, self.ops, self.host = backend, backend.ops, backend.host
         self.model = model
@@ -122,11 +125,27 @@ class JointGuide(abc.ABC):
 
     def vector(self, layout: Layout, noise: Any, draw: Any, features: Array | None) -> Any:
         """The distribution that `noise` and `draw` make, as in `vi_reparam.programs.vector.drawer`."""
+        self._drawing = draw
         batch_shape: tuple[int, ...] = ()
         if features is not None and layout.plate is not None:
             batch_shape = (features.shape[0], *(1 for _ in range(-1 - (layout.plate.dim or 0))))
         make = drawer(self.ops, layout.size, noise, draw, features, batch_shape)
         return self.host.vector(layout.size, make, site=self.site, batch_shape=batch_shape)
+
+    def transport(
+        self, layout: Layout, args: Any, kwargs: Any, params: Params
+    ) -> Callable[[Array], tuple[Array, Array]]:
+        """The map from standard normal noise, shape ``[D]``, to (the vector, its log q); only where it `transports`."""
+        key = self.ops.key(0)
+        build = functools.partial(self.distribution, layout, args, kwargs)
+        self.backend.tracer.run(lambda: build(), (), {}, key, params=params, alone=True)
+        draw = self._drawing
+
+        def move(noise: Array) -> tuple[Array, Array]:
+            made = draw(noise, None)
+            return made.value, made.log_q
+
+        return move
 
     def gradient(self, wanted: str) -> str:
         """The gradient that is asked for; where none can be, the one that costs least: the draw is the same."""

@@ -23,8 +23,9 @@ FEW = 8
 MOST_TURNS = 4
 """Of all paths: from the prior, then from where the posterior is unlike what was found, until nothing new is."""
 
+KNOWN = ("center", "root", "bound", "error")
 Known = dict[str, Array]
-"""The places known before: `center`, `root`, `bound` and `error`, repeated to a fixed number."""
+"""The places known before, by `KNOWN`, repeated to a fixed number."""
 
 
 class Place(NamedTuple):
@@ -77,10 +78,10 @@ class Searcher:
                 return self._paths(OneByOne(ops), layout, args, kwargs, key, known, again, max(num, layout.size))
 
         size = self.guide.layout(*data.call).size
-        found = nothing_known(size)
+        state = found = {name: ops.asarray(rows) for name, rows in nothing_known(size).items()}
         chosen: list[int] = []
         for turn in range(MOST_TURNS):
-            known = {name: ops.asarray(_padded(found[name], chosen)) for name in nothing_known(1)}
+            known = {name: ops.xp.stack(_padded(state[name], chosen)) for name in KNOWN}
             again, own_key = ops.xp.asarray(turn > 0), ops.fold_in(key, turn)
             state = self.backend.engine.call(paths, data, own_key, known, again, name=self)
             found = {name: ops.to_numpy(value) for name, value in state.items()}
