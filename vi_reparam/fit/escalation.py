@@ -22,7 +22,7 @@ from vi_reparam.guides.gaussian import FullRank
 from vi_reparam.guides.mean_field import MeanField
 from vi_reparam.guides.mixture import Mixture
 from vi_reparam.guides.structured import Structured
-from vi_reparam.posterior.attempt import Attempt
+from vi_reparam.posterior.attempt import GOOD_MISSED, Attempt
 from vi_reparam.posterior.evidence import by_student_t
 from vi_reparam.posterior.modes import missed_modes
 from vi_reparam.posterior.verdict import KHAT_USABLE, NEGLIGIBLE_MODE
@@ -86,7 +86,14 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
         own = f"{file}.{type(family).__name__}" if file is not None and len(ladder) > 1 else file
         fitter = guided.for_family(family).fitter
         fitter.fitted = dict(posteriors)  # where a richer family may start from
-        posterior = posteriors[family] = fitter.run(data, replace(options, checkpoint=own))
+        chosen = {FullRank(): modes[:1], Mixture(): places}.get(family, [])
+        if chosen and spec.families is None and options.num_steps is None and options.optimizer is None:
+            posterior = fitter.matched(data, options, chosen)
+        else:
+            posterior = None
+        if posterior is None or (family == Mixture() and not posterior.attempt(seconds=0.0).is_good):
+            posterior = fitter.run(data, replace(options, checkpoint=own))
+        posteriors[family] = posterior
         missed = missed_modes(posterior, modes, guided.for_family(FullRank()).base_guide)
         posterior.record["rivals"] = missed or posterior.record["rivals"] * (not places)
         return posterior
@@ -155,7 +162,7 @@ def _climb(
         attempts.append(attempt)
         if kept is None or attempt.is_better_than(kept[1]):
             kept = posterior, attempt
-        if surest is None or attempt.khat < surest[1].khat:
+        if attempt.missed < GOOD_MISSED and (surest is None or attempt.khat < surest[1].khat):
             surest = posterior, attempt
     if kept is None:
         assert failure is not None

@@ -6,7 +6,7 @@ import functools
 import math
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from typing import Any
@@ -17,15 +17,17 @@ from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import Task
 from vi_reparam.backend.ops import Args, Array, Key
 from vi_reparam.errors import ArgumentError, ViReparamError, first_line
-from vi_reparam.fit import checkpoints
+from vi_reparam.fit import checkpoints, matching
 from vi_reparam.fit.checkpoints import FitSignature, form_of
 from vi_reparam.fit.convergence import Convergence
 from vi_reparam.fit.loop import Restart, run_steps
+from vi_reparam.fit.matching import as_params
 from vi_reparam.fit.optimizers import plan_of
 from vi_reparam.fit.options import Options
 from vi_reparam.fit.selection import choose
 from vi_reparam.gaussians.pathfinder import APART, distance
 from vi_reparam.guides import JointFamily, Sites
+from vi_reparam.programs.searcher import Place
 
 Values = Mapping[str, Array]
 """Parameters by name, constrained."""
@@ -115,6 +117,30 @@ class Fitter:
         posterior = self.guided.posterior_type(self.guided, best.params, seed=seed, **fitted)
         if final and family is not None and family.has_tail:
             posterior.finish()
+        posterior.record["seconds"] = time.perf_counter() - begun
+        return posterior
+
+    def matched(self, data: Data, options: Options, places: Sequence[Place]) -> Any:
+        """The Gaussians whose scores match at these places, as a posterior; of a family that is made of Gaussians."""
+        begun, guide, ops = time.perf_counter(), self.guided.base_guide, self.ops
+        seed = int(options.seed) if isinstance(options.seed, Integral) else 0
+        found = [as_params(*pair) for pair in matching.matched(guide, data, places, seed)]
+        params = guide.of_gaussians(places, [{n: ops.asarray(v) for n, v in own.items()} for own in found])
+        record = {
+            "num_steps": matching.NUM_UPDATES,
+            "converged": True,
+            "rivals": [],
+            "num_particles": matching.BATCH * len(places),
+            "objective": "matched scores",
+            "family": repr(self.guided.family),
+            "estimators": {},
+            "variance_x_time": {},
+            "steps": "matched in closed form",
+            "versions": self.engine.versions(),
+        }
+        fields = {"args": data.args, "kwargs": data.kwargs, "losses": np.zeros(0), "record": record}
+        posterior = self.guided.posterior_type(self.guided, params, seed=seed, **fields)
+        posterior.finish()
         posterior.record["seconds"] = time.perf_counter() - begun
         return posterior
 

@@ -92,7 +92,7 @@ class Escalate(GuideFamily):
             return [MeanField()]
         if size <= LARGEST:
             bent = Flow() if size > 1 else Mixture(num_components=6)  # a flow of one coordinate cannot bend it
-            return [*([Structured()] if hierarchical else [MeanField()]), FullRank(), bent, SDE()]
+            return [*([Structured()] if hierarchical else []), FullRank(), MeanField(), bent, SDE()]
         if hierarchical:
             return [Structured(), MeanField()]
         return [

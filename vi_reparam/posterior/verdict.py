@@ -87,7 +87,10 @@ class Figures:
         """The most that the ELBO is likely to be below the log evidence by another family's good weights; else inf."""
         if self.surest is None or not self.surest.khat < KHAT_USABLE:
             return math.inf
-        return self.surest.log_evidence - self.elbo + 2.0 * math.hypot(self.surest.error, self.elbo_error)
+        gap, error = self.surest.log_evidence - self.elbo, math.hypot(self.surest.error, self.elbo_error)
+        return (
+            gap + 2.0 * error if gap > -4.0 * error - 1e-3 else math.inf
+        )  # below: that family missed some of the mass
 
     @property
     def missed(self) -> float:

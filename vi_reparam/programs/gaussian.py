@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vi_reparam.backend.backend import Backend
@@ -15,6 +15,7 @@ from vi_reparam.gaussians.pathfinder import MOST_RUNS
 from vi_reparam.gaussians.preconditioner import Preconditioner
 from vi_reparam.guides.gaussian import Gaussian
 from vi_reparam.programs.joint import Array, Draws, JointGuide, Key, Layout, Params
+from vi_reparam.programs.searcher import Place
 from vi_reparam.programs.vector import Vector
 
 
@@ -60,6 +61,11 @@ class GaussianGuide(JointGuide):
             return [{}]
         modes = [place for place in self.searcher.run(data, key) if place.is_mode]
         return [self._at(place.frame) for place in modes[:MOST_RUNS]] or [{}]
+
+    def of_gaussians(self, places: Sequence[Place], gaussians: Sequence[Params]) -> Params:
+        """All parameters, of the best place's frame and a full covariance's own in it."""
+        own = {"tail": self.ops.asarray(0.0), **gaussians[0]}
+        return {**self._at(places[0].frame), **self.named(own)}
 
     def _at(self, frame: Preconditioner) -> Params:
         return self.named({"center": frame.center, "root": frame.root})

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vi_reparam.backend.data import Data
 from vi_reparam.numerics.special import LOG_2PI, log_sum_exp
 from vi_reparam.programs.joint import Array, Draws, JointGuide, Key, Layout, Params
+from vi_reparam.programs.searcher import Place
 from vi_reparam.programs.vector import Vector
 
 DF = 4
@@ -87,6 +88,18 @@ class MixtureGuide(JointGuide):
         log_weight = log_weight - log_sum_exp(ops, log_weight, axis=0)
         roots = xp.stack([f.root for f in frames])
         return [self.named({"center": xp.stack(centers), "root": roots, "log_weight": log_weight})]
+
+    def of_gaussians(self, places: Sequence[Place], gaussians: Sequence[Params]) -> Params:
+        """All parameters, of each place's frame and a full covariance's own in it."""
+        xp = self.ops.xp
+        own = {name: xp.stack([g[name] for g in gaussians]) for name in gaussians[0]}
+        frames = {
+            "center": xp.stack([p.frame.center for p in places]),
+            "root": xp.stack([p.frame.root for p in places]),
+        }
+        log_weight = self.ops.asarray([place.bound - places[0].bound for place in places])
+        log_weight = log_weight - log_sum_exp(self.ops, log_weight, axis=0)
+        return self.named({**frames, **own, "log_weight": log_weight, "tail": self.ops.asarray(0.0)})
 
     def matched(self, layout: Layout, draws: Draws) -> Params:
         found = self.matched_frame(layout, draws, bends=False, dense=True)

@@ -81,11 +81,12 @@ class Searcher:
                 return self._paths(OneByOne(ops), layout, args, kwargs, key, known, again, max(num, layout.size))
 
         size = self.guide.layout(*data.call).size
-        state = found = {name: ops.asarray(rows) for name, rows in nothing_known(size).items()}
+        dtype = ops.float_dtype()
+        found = {name: ops.to_numpy(ops.asarray(rows, dtype)) for name, rows in nothing_known(size).items()}
         chosen: list[int] = []
         for turn in range(MOST_TURNS):
-            known = {name: ops.xp.stack(_padded(state[name], chosen)) for name in KNOWN}
-            again, own_key = ops.xp.asarray(turn > 0), ops.fold_in(key, turn)
+            known = {name: ops.asarray(found[name][_padded(chosen)]) for name in KNOWN}
+            again, own_key = ops.asarray(turn > 0, bool), ops.fold_in(key, turn)
             state = self.backend.engine.call(paths, data, own_key, known, again, name=self)
             found = {name: ops.to_numpy(value) for name, value in state.items()}
             if not any(math.isfinite(value) for value in found["value"]):
@@ -94,7 +95,7 @@ class Searcher:
             if len(chosen) == before:
                 break
         frames = {i: Preconditioner(ops.asarray(found["center"][i]), ops.asarray(found["root"][i])) for i in chosen}
-        modes = self._modes(data, state["center"], chosen if num < pathfinder.MANY else chosen[:FEW])
+        modes = self._modes(data, found["center"], chosen if num < pathfinder.MANY else chosen[:FEW])
         return [Place(frames[i], float(found["bound"][i]), float(found["error"][i]), i in modes) for i in chosen]
 
     def _modes(self, data: Data, centers: Array, chosen: list[int]) -> set[int]:
@@ -110,7 +111,7 @@ class Searcher:
             except NOT_AT_ONCE:
                 return pathfinder.valleys(ops, OneByOne(ops).vmap(log_p), ends)
 
-        ends = ops.xp.stack(_padded(centers, chosen)[: FEW if len(chosen) <= FEW else None])
+        ends = ops.asarray(centers[_padded(chosen)[: FEW if len(chosen) <= FEW else None]])
         depth = ops.to_numpy(self.backend.engine.call(depths, data, ends, name=(self, len(ends))))
         modes: list[int] = []
         for i in range(len(chosen)):
@@ -167,10 +168,9 @@ def nothing_known(size: int) -> dict[str, Any]:
     return {"center": [[0.0] * size], "root": [eye], "bound": [-math.inf], "error": [0.0]}
 
 
-def _padded(rows: Any, chosen: list[int]) -> Any:
+def _padded(chosen: list[int]) -> list[int]:
     """These rows (none: the first), repeated to `MOST_PLACES`."""
-    kept = chosen or [0]
-    return [rows[kept[i % len(kept)]] for i in range(pathfinder.MOST_PLACES)]
+    return [(chosen or [0])[i % max(len(chosen), 1)] for i in range(pathfinder.MOST_PLACES)]
 
 
 def density_of(ops: Any, runs: Any, log_p: Function) -> pathfinder.Density:

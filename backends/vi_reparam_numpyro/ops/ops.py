@@ -102,6 +102,9 @@ class JaxOps:
         return jnp.result_type(float)
 
     def asarray(self, x: Any, dtype: Any = None) -> Any:
+        if dtype is None and isinstance(x, np.ndarray | np.generic | float):  # without a dtype JAX compiles a program
+            kind = np.asarray(x).dtype
+            dtype = self.float_dtype() if np.issubdtype(kind, np.floating) else jax.dtypes.canonicalize_dtype(kind)
         made = jnp.asarray(x, dtype)
         return made.astype(self.float_dtype()) if dtype is None and jnp.issubdtype(made.dtype, jnp.floating) else made
 
