@@ -10,12 +10,15 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from vi_reparam.backend.data import Data
+from vi_reparam.backend.ops import Array
 from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators import Auto
 from vi_reparam.fit.escalation import escalate
 from vi_reparam.fit.fitter import Fitter
 from vi_reparam.fit.options import Options
 from vi_reparam.guides import Escalate, GuideFamily, JointFamily, MeanField
+from vi_reparam.posterior.predict import prior_draws
+from vi_reparam.posterior.sites import check_count
 from vi_reparam.programs.builder import build_guide
 from vi_reparam.sites.choice import as_mapping
 
@@ -215,6 +218,27 @@ class Guided:
         if isinstance(self.family, Escalate):
             return escalate(self, args, kwargs, options)
         return self.fitter.fit(args, kwargs, options)
+
+    def prior(self, num_draws: int, /, *args: Any, seed: Any = 0, **kwargs: Any) -> dict[str, Array]:
+        """Draws of the model alone, before any fit: of its latents, and of the data that they lead to.
+
+        The subsampling of plates is switched off, and parameters of the model have their initial values.
+
+        Args:
+            num_draws: how many.
+            args: the model's arguments; data among them give no more than their shape.
+            seed: int, or what the backend takes for a key.
+            kwargs: its keyword arguments.
+
+        Returns:
+            Arrays of shape ``[num_draws, ...]`` by site: latent, deterministic and observed ones.
+
+        Raises:
+            SiteError: for a latent whose prior is improper, and cannot be drawn.
+        """
+        num_draws, engine = check_count("num_draws", num_draws), self.backend.engine
+        data = engine.data(args, kwargs, self.model)
+        return prior_draws(self.backend, self.model, data, num_draws, engine.key(seed))
 
     @functools.cached_property
     def fitter(self) -> Fitter:

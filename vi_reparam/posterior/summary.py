@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vi_reparam.posterior import inference_data
+from vi_reparam.posterior import arviz_lines
 from vi_reparam.posterior.sites import Sites
 from vi_reparam.posterior.verdict import Verdict
 
@@ -46,11 +46,7 @@ class Summary:
 def summarize(posterior: Any, hdi_prob: float) -> Summary:
     """The summary of a `vi_reparam.posterior.posterior.Posterior`."""
     values, hidden = posterior.rows()
-    arviz = inference_data.import_arviz()
-    data = arviz.from_dict(posterior={str(i): value[None] for i, value in enumerate(values.values())})
-    table = arviz.summary(data, kind="stats", hdi_prob=hdi_prob, round_to="none")
-    table = table.loc[[str(i) for i in range(len(values))]]
-    table.index = list(values)
+    table = arviz_lines.summary_table(values, hdi_prob)
     tried = tried_lines(posterior.tried, posterior.record.get("family"), posterior.why)
     return Summary(table=_rounded(table), verdict=posterior.verdict, num_hidden=hidden, tried=tried)
 
