@@ -83,7 +83,12 @@ class Scorer:
 
         self.data: Data = probed(backend, look, args, kwargs, (self.params,), found)
         self.sites = found[-1]
-        self.at_once = backend.engine.runs_at_once(self.pair.score, self.data, self.params)
+
+        def arrays(*inputs: Any) -> tuple:
+            scored = self.pair.score(*inputs)
+            return tuple(scored._replace(log_prior=scored.log_prior()))
+
+        self.at_once = backend.engine.runs_at_once(arrays, self.data, self.params)
 
     def _array(self, value: Any) -> Any:
         if isinstance(value, np.ndarray | np.generic | float | int):
