@@ -58,10 +58,19 @@ def test_a_point_without_a_density_is_never_chosen(backend):
 
 
 def test_places_that_are_one_get_one_run():
-    centers = np.array([[0.0, 0.0], [0.5, 0.0], [30.0, 0.0], [60.0, 0.0], [90.0, 0.0]])
-    roots = np.broadcast_to(np.eye(2), (5, 2, 2))
+    places = np.array([0.0, 0.5, 30.0, 60.0, 90.0])
     bounds = np.array([-1.0, -0.5, -3.0, -40.0, -np.inf])
-    assert search.worth_a_run(bounds, centers, roots, np.linalg.solve) == [1, 2]
+    assert search.places_apart(bounds, np.abs(places[:, None] - places[None])) == [1, 2]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_narrow_place_beside_a_wide_one_is_another(backend):
+    ops = ops_or_skip(backend)
+    centers = ops.asarray(np.array([[0.0, 0.0], [3.0, 0.0], [3.0, 0.0]]))
+    roots = ops.asarray(np.stack([np.eye(2), 0.1 * np.eye(2), np.eye(2)]))
+    found = np.asarray(search.distances(ops, centers, roots))
+    np.testing.assert_allclose(found[0], [0.0, 3.0 / np.sqrt(0.505), 3.0])
+    np.testing.assert_allclose(found, found.T)
 
 
 @pytest.mark.parametrize("h", [0.0, 0.02, 0.3])

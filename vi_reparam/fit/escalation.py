@@ -19,8 +19,13 @@ from vi_reparam.guides.base import GuideFamily
 from vi_reparam.guides.escalate import cost_of
 from vi_reparam.guides.gaussian import FullRank
 from vi_reparam.guides.mean_field import MeanField
+from vi_reparam.guides.mixture import Mixture
 from vi_reparam.guides.structured import Structured
 from vi_reparam.posterior.attempt import Attempt
+from vi_reparam.posterior.evidence import by_student_t
+from vi_reparam.posterior.modes import missed_modes
+from vi_reparam.posterior.verdict import KHAT_USABLE, NEGLIGIBLE_MODE
+from vi_reparam.programs.searcher import Place
 
 HOPELESS = 0.1
 """Nats that a mean field must lose to correlations for it not to be tried."""
@@ -54,26 +59,38 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
     named = any(site != "*" or not isinstance(e, Auto) for site, e in guided.estimators.items())
     ladder, file = spec.ladder(**shape._asdict(), estimators=named), options.checkpoint
     posteriors: dict[GuideFamily, Any] = {}
+    places = _places(guided, ladder, data, key)
+    if len(places) > 1 and places[1].bound > places[0].bound - NEGLIGIBLE_MODE:
+        ladder = spec.with_modes(ladder)
 
     def fit(family: GuideFamily) -> Any:
         own = f"{file}.{type(family).__name__}" if file is not None and len(ladder) > 1 else file
         fitter = guided.for_family(family).fitter
         fitter.fitted = dict(posteriors)  # where a richer family may start from
-        posteriors[family] = fitter.run(data, replace(options, checkpoint=own))
-        return posteriors[family]
+        posterior = posteriors[family] = fitter.run(data, replace(options, checkpoint=own))
+        missed = missed_modes(posterior, places, guided.for_family(FullRank()).base_guide)
+        posterior.record["rivals"] = missed or posterior.record["rivals"] * (len(places) < 2)
+        return posterior
 
     def skip_reason(family: GuideFamily) -> str:
         if not isinstance(family, MeanField) or spec.families is not None:
             return ""
         if Structured() in posteriors and guided.for_family(Structured()).base_guide.covers_mean_field(*data.call):
             return "left out: Structured() holds all that it can draw"
-        if FullRank() not in ladder:
+        if Mixture() in ladder:
+            return f"left out: the search found {len(places)} modes, and it covers one"
+        if not places:
             return ""
-        nats = _mean_field_loss(guided.for_family(FullRank()), data, key)
+        root = guided.backend.ops.to_numpy(places[0].frame.root)
+        nats = mean_field_loss(root, np.linalg.inv(root))
         lost = f"left out: the latents' correlations alone would cost it about {nats:.2g} nats"
         return lost if nats >= HOPELESS else ""
 
     best = _climb(ladder, fit, skip_reason, budget=spec.budget)
+    if shape.size is not None and not best.khat < KHAT_USABLE:
+        known, own = best.record.get("surest"), by_student_t(best, guided.for_family(FullRank()).base_guide)
+        if own is not None and not (known is not None and known["khat"] <= own["khat"]):
+            best.record["surest"] = own
     engine.settle(best)  # networks train in place, and later families went on with them
     return best
 
@@ -92,6 +109,7 @@ def _climb(
     begun = time.perf_counter()
     attempts: list[Attempt] = []
     kept: tuple[Any, Attempt] | None = None
+    surest: tuple[Any, Attempt] | None = None
     unit, why, failure = 0.0, "", None
     for family in ladder:
         note = skip_reason(family) if len(ladder) > 1 else ""
@@ -113,10 +131,16 @@ def _climb(
         attempts.append(attempt)
         if kept is None or attempt.is_better_than(kept[1]):
             kept = posterior, attempt
+        if surest is None or attempt.khat < surest[1].khat:
+            surest = posterior, attempt
     if kept is None:
         assert failure is not None
         raise failure
     posterior = kept[0]
+    if surest is not None and surest[0] is not posterior:
+        value, error = surest[0].log_evidence()
+        own = {"family": surest[1].family, "khat": surest[1].khat, "log_evidence": value, "error": error}
+        posterior.record["surest"] = own
     posterior.record["why"] = why or why_stop(attempts, None, 0.0, budget)
     posterior.record["tried"] = [attempt.plain() for attempt in attempts]
     return posterior
@@ -148,14 +172,11 @@ def shape_of(guided: Any, data: Data) -> Shape:
     return Shape(size, subsampled, hierarchical)
 
 
-def _mean_field_loss(guided: Any, data: Data, key: Any) -> float:
-    """Nats that correlations cost a mean field, by the best Gaussian that the search finds."""
-    guide = guided.base_guide
-    places = guide.searcher.run(data, key)
-    if not places:
-        return 0.0
-    root = guided.backend.ops.to_numpy(places[0].root)
-    return mean_field_loss(root, np.linalg.inv(root))
+def _places(guided: Any, ladder: Sequence[GuideFamily], data: Data, key: Any) -> list[Place]:
+    """Where the search finds the posterior's mass, where the ladder has a family that is searched."""
+    guide = guided.for_family(FullRank()).base_guide
+    is_searched = FullRank() in ladder and guide.family.is_dense(guide.layout(*data.call).size)
+    return guide.searcher.run(data, key) if is_searched else []
 
 
 def mean_field_loss(root: Any, inverse: Any) -> float:

@@ -114,7 +114,7 @@ class Fitter:
         seed = int(seed) if isinstance(seed, Integral) else 0
         posterior = self.guided.posterior_type(self.guided, best.params, seed=seed, **fitted)
         if final and family is not None and family.has_tail:
-            posterior.fit_tail()
+            posterior.finish()
         posterior.record["seconds"] = time.perf_counter() - begun
         return posterior
 

@@ -12,6 +12,7 @@ from vi_reparam.guides.flow import Flow
 from vi_reparam.guides.gaussian import FullRank, LowRank
 from vi_reparam.guides.joint import JointFamily
 from vi_reparam.guides.mean_field import MeanField
+from vi_reparam.guides.mixture import Mixture
 from vi_reparam.guides.sde import SDE
 from vi_reparam.guides.structured import Structured
 
@@ -23,6 +24,8 @@ OWN: tuple[GuideFamily, ...] = (
     FullRank(),
     LowRank(rank=8),
     Structured(),
+    Mixture(),
+    Mixture(num_components=6),
     Flow(),
     Flow(kind="coupling"),
     SDE(),
@@ -82,7 +85,8 @@ class Escalate(GuideFamily):
         if size is None or estimators or (subsampled and size > LARGEST):
             return [MeanField()]
         if size <= LARGEST:
-            return [MeanField(), FullRank(), *([Structured()] if hierarchical else []), Flow(), SDE()]
+            bent = Flow() if size > 1 else Mixture(num_components=6)  # a flow of one coordinate cannot bend it
+            return [MeanField(), FullRank(), *([Structured()] if hierarchical else []), bent, SDE()]
         if hierarchical:
             return [Structured(), MeanField()]
         return [
@@ -90,6 +94,10 @@ class Escalate(GuideFamily):
             *([LowRank(rank=8)] if size <= LARGEST_LOW_RANK else []),
             *([Flow(kind="coupling")] if size <= LARGEST_FLOW else []),
         ]
+
+    def with_modes(self, ladder: list[GuideFamily]) -> list[GuideFamily]:
+        """The same ladder where the search found several modes: a mixture comes first, unless families were given."""
+        return ladder if self.families is not None else [Mixture(), *ladder]
 
     def named(self, name: str) -> GuideFamily | None:
         """The family of the ladder that is written so."""
