@@ -135,6 +135,9 @@ class Tracer(Protocol):
             ArgumentError: for a parameter without a value, where `params` are given and not `partial`.
         """
 
+    def within(self, program: Callable[..., Any], args: Args, kwargs: Kwargs) -> dict[str, Record]:
+        """Runs a program as a part of the one that runs now, whose surroundings draw and give values; its sites."""
+
     def shapes(self, fn: Callable[[Key], T]) -> T:
         """``fn(key)`` without computing an array, where the framework can: only shapes and dtypes of it hold."""
 

@@ -58,6 +58,9 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
     shape = shape_of(guided, data)
     named = any(site != "*" or not isinstance(e, Auto) for site, e in guided.estimators.items())
     ladder, file = spec.ladder(**shape._asdict(), estimators=named), options.checkpoint
+    known = repr(getattr(getattr(options.init, "guided", None), "family", None))
+    begun = next((i for i, family in enumerate(ladder) if repr(family) == known), 0)
+    ladder = ladder[begun:]  # from the family of the posterior that it starts at
     posteriors: dict[GuideFamily, Any] = {}
     places = _places(guided, ladder, data, key)
     if len(places) > 1 and places[1].bound > places[0].bound - NEGLIGIBLE_MODE:

@@ -176,6 +176,10 @@ class Guided:
         """The same model and guide with other estimators."""
         return self._with(estimators=estimators)
 
+    def with_model(self, model: Callable[..., Any]) -> Self:
+        """The same guide family for another model."""
+        return self._with(model=model)
+
     def fit(
         self,
         *args: Any,
@@ -185,6 +189,7 @@ class Guided:
         seed: Any = 0,
         progress: bool = True,
         checkpoint: Any = None,
+        init: Any = None,
         **kwargs: Any,
     ) -> Any:
         """Fit the guide to the model's posterior given these arguments.
@@ -205,6 +210,9 @@ class Guided:
             progress: whether to show a progress bar.
             checkpoint: a file to save the state to, and to go on from if it exists; `Escalate` adds the family's
                 name to it.
+            init: where to start: a posterior of this model, or a dict of values by latent site. Of a posterior by the
+                same family and for data of the same form the parameters are taken over, of any other the means;
+                `Escalate` goes on from its family. A family that searches for its place also looks elsewhere.
 
         Returns:
             A `Posterior`.
@@ -215,7 +223,7 @@ class Guided:
             GradientError: for a gradient that would be wrong.
             NonFiniteError: for a NaN or an infinity, with its step and site.
         """
-        options = Options(num_steps, num_particles, optimizer, seed, progress, checkpoint)
+        options = Options(num_steps, num_particles, optimizer, seed, progress, checkpoint, init)
         if isinstance(self.family, Escalate):
             return escalate(self, args, kwargs, options)
         return self.fitter.fit(args, kwargs, options)

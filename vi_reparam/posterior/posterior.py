@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +21,7 @@ from vi_reparam.posterior.refine import refine
 from vi_reparam.posterior.scorer import Scorer
 from vi_reparam.posterior.showing import Showing
 from vi_reparam.posterior.sites import check_count
+from vi_reparam.posterior.update import Updated, original
 from vi_reparam.posterior.verdict import (
     KHAT_USABLE,
     RUNAWAY,
@@ -347,6 +348,30 @@ class Posterior(Predicting, Showing):
         gap = weights.log_evidence()[0] - elbo
         steps, missed = int(self.record["num_steps"]), missed_share(self.record["rivals"])
         return Attempt(str(self.record["family"]), elbo, error, weights.khat, gap, moved, missed, steps, seconds)
+
+    def update(self, *args: Any, fresh_sites: Collection[str] = (), **kwargs: Any) -> Self:
+        """The posterior given new data too: this guide is the prior of a new fit to them alone.
+
+        Latents that new data bring along (in a plate of another size, or named) keep the model's prior. The guide must
+        have a density: `MeanField`, `FullRank` or `LowRank`. What it misses of the first data is missed from then on.
+
+        Args:
+            *args: positional arguments of the model: the new data.
+            fresh_sites: latents that belong to the new data though their shape is that of the old ones.
+            **kwargs: keyword arguments of the model, and options of `fit` (``num_steps=``, ``seed=``, ...).
+
+        Returns:
+            A posterior by the same family. Its log evidence is that of the new data given the old ones.
+
+        Raises:
+            ArgumentError: for a guide without a density, or an unknown site.
+        """
+        fresh_sites = {fresh_sites} if isinstance(fresh_sites, str) else set(fresh_sites)
+        unknown = sorted(fresh_sites - {*self.scorer.sites.latents})
+        if unknown:
+            raise ArgumentError(f"fresh_sites names {', '.join(unknown)}, not a latent site of the model")
+        model = Updated(original(self.guided.model), self, frozenset(fresh_sites))
+        return self.guided.with_model(model).fit(*args, init=self, **kwargs)
 
     def save(self, path: str | os.PathLike) -> Path:
         """Writes the posterior with its data to one file, without pickle; `vr.load` reads it.

@@ -66,9 +66,12 @@ class NumpyroTracer:
             sites = trace(fn).get_trace(*args, **kwargs)
         if params is not None and not partial:
             _require_params(sites, params)
-        plates = {n: s["args"] for n, s in sites.items() if s["type"] == "plate"}
-        sizes = {n: (size, size if part is None else part) for n, (size, part) in plates.items()}
-        return {n: _record(s, sizes) for n, s in sites.items() if s["type"] in _KINDS}
+        return _records(sites)
+
+    def within(
+        self, program: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> dict[str, Record]:
+        return _records(trace(program).get_trace(*args, **kwargs))
 
     def shapes(self, fn: Callable[[Any], T]) -> T:
         found: list[T] = []
@@ -201,6 +204,12 @@ def _plates(msg: Any, sizes: Mapping[str, Any]) -> tuple[PlateInfo, ...]:
         size, subsample_size = sizes.get(frame.name, (frame.size, frame.size))
         found.append(PlateInfo(frame.name, frame.dim, size, subsample_size))
     return tuple(found)
+
+
+def _records(sites: Mapping[str, Any]) -> dict[str, Record]:
+    plates = {n: s["args"] for n, s in sites.items() if s["type"] == "plate"}
+    sizes = {n: (size, size if part is None else part) for n, (size, part) in plates.items()}
+    return {n: _record(s, sizes) for n, s in sites.items() if s["type"] in _KINDS}
 
 
 def _record(msg: Any, sizes: Mapping[str, Any]) -> Record:

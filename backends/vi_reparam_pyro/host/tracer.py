@@ -75,8 +75,14 @@ class PyroTracer:
             if resample:
                 enter(_Resample())
             program(*args, **kwargs)
-        nodes = tracing.get_trace().nodes
-        return {_plain(name, site): _record(name, site) for name, site in nodes.items() if "name" in site}
+        return _records(tracing)
+
+    def within(
+        self, program: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> dict[str, Record]:
+        with poutine.trace() as tracing:
+            program(*args, **kwargs)
+        return _records(tracing)
 
     def shapes(self, fn: Callable[[int], T]) -> T:
         with torch.no_grad(), isolated():
@@ -269,6 +275,11 @@ def _plates(msg: Any) -> tuple[PlateInfo, ...]:
         full = frame.size if frame.full_size is None else frame.full_size
         found.append(PlateInfo(frame.name, frame.dim if frame.vectorized else None, int(full), int(frame.size)))
     return tuple(found)
+
+
+def _records(tracing: Any) -> dict[str, Record]:
+    nodes = tracing.get_trace().nodes
+    return {_plain(name, site): _record(name, site) for name, site in nodes.items() if "name" in site}
 
 
 def _plain(name: str, msg: Any) -> str:
