@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vi_reparam.posterior import plots
+from vi_reparam.posterior import page, plots
 from vi_reparam.posterior.inference_data import Coords, Dims, Export, dims_of, export
 from vi_reparam.posterior.summary import Summary, first_rows, summarize
 
@@ -140,3 +141,21 @@ class Showing:
         if path is not None:
             plots.write(figure, path)
         return figure
+
+    def report(self, path: str | os.PathLike, *, command: str | None = None) -> Path:
+        """Writes a page that holds all there is to show: verdict, table, pictures, what was tried, and how it was made.
+
+        Args:
+            path: an .html file, which needs no other; replaced if it is there.
+            command: the command that made the posterior, to be shown.
+
+        Returns:
+            The path.
+
+        Raises:
+            ArgumentError: if the file cannot be written.
+        """
+        return page.write(self, path, command=command)
+
+    def _repr_html_(self) -> str:
+        return self.summary()._repr_html_()
