@@ -38,7 +38,7 @@ bench: $(VENV)/.installed-dev
 
 # The site, warnings as errors, in site/.
 docs: $(VENV)/.installed-docs
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # ArviZ 1.x asks for Python 3.12: PYTHON=python3.12 names one.
 arviz1:

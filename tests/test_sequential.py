@@ -55,6 +55,7 @@ def test_two_halves_are_the_whole(vr):
         both.save("nowhere.npz")
 
 
+@pytest.mark.parametrize("vr", [pytest.param("numpyro", marks=pytest.mark.slow), "pyro"], indirect=True)
 def test_three_parts_one_after_the_other_by_independent_sites(vr):
     """A gamma's rate: Gamma(a, b) and Poisson counts, whose posterior is a gamma again."""
     host, dist = vr.host, vr.host.dist
@@ -74,6 +75,7 @@ def test_three_parts_one_after_the_other_by_independent_sites(vr):
     assert np.asarray(posterior.draws(NUM)["rate"]).std() == pytest.approx(np.sqrt(a) / b, rel=0.03)
 
 
+@pytest.mark.parametrize("vr", ["numpyro", pytest.param("pyro", marks=pytest.mark.slow)], indirect=True)
 def test_new_groups_keep_the_models_prior(vr):
     """Local latents of the second data are new; the global ones carry over."""
     host, dist = vr.host, vr.host.dist

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -102,21 +103,28 @@ def _of_gaussian(posterior: Any) -> LogQ:
     center, root = _affine(posterior, layout)
     covariance = root @ root.T
 
+    @functools.cache
+    def marginal(names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, float]:
+        """Center, inverse root and log normalizer of these latents together."""
+        parts = [part for part in layout.parts if part.site.name in names]
+        places = np.concatenate([np.arange(part.offset, part.offset + part.size) for part in parts])
+        lower = np.linalg.cholesky(covariance[np.ix_(places, places)])
+        norm = 0.5 * len(places) * LOG_2PI + float(np.log(np.diagonal(lower)).sum())
+        return center[places], np.linalg.inv(lower), norm
+
     def log_q(values: Mapping[str, Array]) -> Array:
         xp = ops.xp
         parts = [part for part in layout.parts if part.site.name in values]
         if not parts:
             return xp.zeros((), dtype=ops.float_dtype())
-        places = np.concatenate([np.arange(part.offset, part.offset + part.size) for part in parts])
-        lower = np.linalg.cholesky(covariance[np.ix_(places, places)])
-        inverse = ops.asarray(np.linalg.inv(lower), ops.float_dtype())
+        middle, inverse, norm = marginal(tuple(part.site.name for part in parts))
         flat, log_det = [], xp.zeros((), dtype=ops.float_dtype())
         for part in parts:
             own = layout.unconstrained(part, values)
             flat.append(xp.reshape(own, (-1,)))
             log_det = log_det + xp.sum(layout.place(part, own)[1])
-        whitened = inverse @ (xp.concat(flat) - ops.asarray(center[places], ops.float_dtype()))
-        norm = 0.5 * len(places) * LOG_2PI + float(np.log(np.diagonal(lower)).sum())
+        moved = xp.concat(flat) - ops.asarray(middle, ops.float_dtype())
+        whitened = ops.asarray(inverse, ops.float_dtype()) @ moved
         return -0.5 * xp.sum(whitened * whitened) - norm - log_det
 
     return log_q
