@@ -8,7 +8,7 @@ from harness import BACKENDS, ops_or_skip
 from scipy.integrate import quad
 
 from vi_reparam.fit.convergence import BLOCK, SHARES, Convergence
-from vi_reparam.fit.escalation import mean_field_loss, why_stop
+from vi_reparam.fit.escalation import Budget, mean_field_loss, why_stop
 from vi_reparam.gaussians import path_gradient as path
 from vi_reparam.gaussians import pathfinder as search
 from vi_reparam.gaussians.bases import Diagonal, Full, LowRank
@@ -172,12 +172,13 @@ def _attempt(**changes):
 
 
 def test_when_to_stop():
-    assert "is good" in why_stop([_attempt()], 1.0, 0.0, 10.0)
+    assert "is good" in why_stop([_attempt()], 1.0, Budget(10.0))
     bad = _attempt(khat=0.9)
-    assert why_stop([bad], 1.0, 0.0, 10.0) == ""
-    assert "no richer family" in why_stop([bad], None, 0.0, 10.0)
-    assert "8 s of 10" in why_stop([bad], 5.0, 8.0, 10.0)
-    assert "gained nothing" in why_stop([bad, bad, _attempt(elbo=-1.001, khat=0.95)], 1.0, 0.0, 10.0)
+    assert why_stop([bad], 1.0, Budget(10.0)) == ""
+    assert "no richer family" in why_stop([bad], None, Budget(10.0))
+    assert "5 gradients, and 2 of Escalate's" in why_stop([bad], 5.0, Budget(2.0))
+    assert "the clock ended it" in why_stop([bad], 5.0, Budget(10.0, seconds=2.0, pace=1.0))
+    assert "gained nothing" in why_stop([bad, bad, _attempt(elbo=-1.001, khat=0.95)], 1.0, Budget(10.0))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -31,15 +32,32 @@ HOPELESS = 0.1
 """Nats that a mean field must lose to correlations for it not to be tried."""
 
 
-def why_stop(attempts: Sequence[Attempt], next_cost: float | None, elapsed: float, budget: float) -> str:
-    """Why the last attempt is the last one; empty to go on. The next family's cost, in seconds, is None without one."""
+class Budget(NamedTuple):
+    """What a ladder may take, and has taken.
+
+    Attributes:
+        gradients: of log p that are left.
+        seconds: that are left; infinite without a clock.
+        pace: seconds a gradient, as far as is known.
+    """
+
+    gradients: float
+    seconds: float = math.inf
+    pace: float = 0.0
+
+
+def why_stop(attempts: Sequence[Attempt], next_cost: float | None, left: Budget) -> str:
+    """Why the last attempt is the last one; empty to go on. The next one's cost is in gradients; None without one."""
     fitted = [a for a in attempts if a.steps]
     if fitted and fitted[-1].is_good:
         return f"{fitted[-1].family} is good: the importance weights find nothing left to correct"
     if next_cost is None:
         return "no richer family is left to try"
-    if elapsed + next_cost > budget:
-        return f"the next family would take about {next_cost:.0f} s, and {elapsed:.0f} s of {budget:.0f} are gone"
+    if next_cost > left.gradients:
+        return f"the next family may take {next_cost:,.0f} gradients, and {left.gradients:,.0f} of Escalate's are left"
+    if next_cost * left.pace > left.seconds:
+        time_left = f"and {left.seconds:.0f} are left"
+        return f"the clock ended it: the next family may take {next_cost * left.pace:.0f} s, {time_left}"
     if len(fitted) > 2 and not fitted[-1].is_better_than(fitted[-2]):
         return f"{fitted[-1].family} gained nothing over {fitted[-2].family}"
     return ""
@@ -63,7 +81,8 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
     ladder = ladder[begun:]  # from the family of the posterior that it starts at
     posteriors: dict[GuideFamily, Any] = {}
     places = _places(guided, ladder, data, key)
-    if len(places) > 1 and places[1].bound > places[0].bound - NEGLIGIBLE_MODE:
+    modes = [place for place in places if place.is_mode]
+    if len(modes) > 1 and modes[1].bound > modes[0].bound - NEGLIGIBLE_MODE:
         ladder = spec.with_modes(ladder)
 
     def fit(family: GuideFamily) -> Any:
@@ -71,8 +90,8 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
         fitter = guided.for_family(family).fitter
         fitter.fitted = dict(posteriors)  # where a richer family may start from
         posterior = posteriors[family] = fitter.run(data, replace(options, checkpoint=own))
-        missed = missed_modes(posterior, places, guided.for_family(FullRank()).base_guide)
-        posterior.record["rivals"] = missed or posterior.record["rivals"] * (len(places) < 2)
+        missed = missed_modes(posterior, modes, guided.for_family(FullRank()).base_guide)
+        posterior.record["rivals"] = missed or posterior.record["rivals"] * (not places)
         return posterior
 
     def skip_reason(family: GuideFamily) -> str:
@@ -80,8 +99,8 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
             return ""
         if Structured() in posteriors and guided.for_family(Structured()).base_guide.covers_mean_field(*data.call):
             return "left out: Structured() holds all that it can draw"
-        if Mixture() in ladder:
-            return f"left out: the search found {len(places)} modes, and it covers one"
+        if Mixture() in ladder:  # and the mean field
+            return f"left out: the search found {len(modes)} modes, and it covers one"
         if not places:
             return ""
         root = guided.backend.ops.to_numpy(places[0].frame.root)
@@ -89,7 +108,8 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
         lost = f"left out: the latents' correlations alone would cost it about {nats:.2g} nats"
         return lost if nats >= HOPELESS else ""
 
-    best = _climb(ladder, fit, skip_reason, budget=spec.budget)
+    cost = functools.partial(cost_of, num_steps=options.num_steps)
+    best = _climb(ladder, fit, skip_reason, cost, gradients=spec.gradients, seconds=spec.budget or math.inf)
     if shape.size is not None and not best.khat < KHAT_USABLE:
         known, own = best.record.get("surest"), by_student_t(best, guided.for_family(FullRank()).base_guide)
         if own is not None and not (known is not None and known["khat"] <= own["khat"]):
@@ -102,24 +122,26 @@ def _climb(
     ladder: Sequence[GuideFamily],
     fit: Callable[[GuideFamily], Any],
     skip_reason: Callable[[GuideFamily], str],
+    cost: Callable[[GuideFamily], int],
     *,
-    budget: float,
+    gradients: int,
+    seconds: float,
 ) -> Any:
     """Fit one family after the other, until one is good or no more is to be gained; the best posterior.
 
-    `skip_reason` says why a family need not be tried; it is empty where it should be. The budget is in seconds.
+    `skip_reason` says why a family need not be tried; it is empty where it should be. `cost` counts gradients.
     """
     begun = time.perf_counter()
     attempts: list[Attempt] = []
     kept: tuple[Any, Attempt] | None = None
     surest: tuple[Any, Attempt] | None = None
-    unit, why, failure = 0.0, "", None
+    left, why, failure = Budget(gradients, seconds), "", None
     for family in ladder:
         note = skip_reason(family) if len(ladder) > 1 else ""
         if note:
             attempts.append(Attempt(repr(family), note=note))
             continue
-        why = why_stop(attempts, cost_of(family) * unit, time.perf_counter() - begun, budget) if kept else ""
+        why = why_stop(attempts, cost(family), left) if kept else ""
         if why:
             break
         started = time.perf_counter()
@@ -130,7 +152,9 @@ def _climb(
             failure = error
             attempts.append(Attempt(repr(family), note=f"failed: {error}"))
             continue
-        unit = max(unit, attempt.seconds / cost_of(family))
+        used = attempt.steps * int(posterior.record["num_particles"])
+        pace = max(left.pace, attempt.seconds / cost(family))
+        left = Budget(left.gradients - used, seconds - (time.perf_counter() - begun), pace)
         attempts.append(attempt)
         if kept is None or attempt.is_better_than(kept[1]):
             kept = posterior, attempt
@@ -144,7 +168,7 @@ def _climb(
         value, error = surest[0].log_evidence()
         own = {"family": surest[1].family, "khat": surest[1].khat, "log_evidence": value, "error": error}
         posterior.record["surest"] = own
-    posterior.record["why"] = why or why_stop(attempts, None, 0.0, budget)
+    posterior.record["why"] = why or why_stop(attempts, None, left)
     posterior.record["tried"] = [attempt.plain() for attempt in attempts]
     return posterior
 

@@ -127,7 +127,13 @@ MOST_PLACES = 24
 MANY = 20_000
 """Numbers in a run of the model above which fewer paths are begun, to keep within memory."""
 
-INFLATIONS = (1.5, 2.5, 4.0, 7.0)
+VALLEY = 1.0
+"""Nats by which the density falls between two places that are counted as two modes."""
+
+NUM_STOPS = 13
+"""Points on the way between two places."""
+
+INFLATIONS = (1.0, 2.0, 3.5, 6.0)
 """How much wider than what is known the points lie among which other modes are looked for."""
 
 MOST_RUNS = 3
@@ -191,6 +197,28 @@ def places_apart(bounds: Any, distances: Any) -> list[int]:
         if all(distances[i][j] > APART for j in chosen):
             chosen.append(i)
     return chosen
+
+
+def valleys(ops: Ops, values: Callable[[Array], Array], ends: Array) -> Array:
+    """How deep the log density falls on the straight way between two points, below the lower one. Shape ``[K, K]``.
+
+    Args:
+        values: the log density at vectors of shape ``[N, D]``.
+        ends: shape ``[K, D]``.
+    """
+    xp, num = ops.xp, ends.shape[0]
+    pairs = [(i, j) for i in range(num) for j in range(i)]
+    first, second = (xp.take(ends, xp.asarray([pair[k] for pair in pairs]), axis=0) for k in (0, 1))
+    parts = xp.asarray([k / (NUM_STOPS - 1) for k in range(NUM_STOPS)], dtype=ends.dtype)[None, :, None]
+    points = first[:, None] + parts * (second - first)[:, None]
+    heights = xp.reshape(values(xp.reshape(points, (-1, ends.shape[1]))), (len(pairs), NUM_STOPS))
+    heights = xp.where(xp.isfinite(heights), heights, xp.full_like(heights, -math.inf))
+    lower = xp.where(heights[:, 0] < heights[:, -1], heights[:, 0], heights[:, -1])
+    depth = lower - xp.min(heights, axis=1)
+    rows = [[depth[0] * 0.0] * num for _ in range(num)]
+    for k, (i, j) in enumerate(pairs):
+        rows[i][j] = rows[j][i] = depth[k]
+    return xp.stack([xp.stack(row) for row in rows])
 
 
 def distance(move: Any, root: Any, solve: Callable[[Any, Any], Any]) -> float:

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-GOOD_KHAT = 0.5
+GOOD_KHAT = 0.7
 GOOD_GAP = 0.04
 GOOD_SHIFT = 0.05
 """Nats below the log evidence, and standard deviations: what weights may still correct."""

@@ -17,7 +17,13 @@ MAX_GAP = 1.0
 GOOD_MEAN, GOOD_SD = 0.1, 0.15
 """In sds, and of the logarithm of one: the largest likely error of a posterior that is called good."""
 
+USABLE_MEAN, USABLE_SD = 0.4, 0.35
+"""The same, of one that is called fair."""
+
 REPAIR = "use posterior.refine(), or posterior.expectation(..., weighted=True)"
+TINY_GAP = 0.05
+"""Nats below which a k-hat between the two limits says nothing against the draws."""
+
 SMALL_GAP = 0.1
 """Nats of KL divergence at which means are within about a tenth, and sds within about 15%, of the truth's sd."""
 
@@ -79,7 +85,7 @@ class Figures:
     @property
     def known_gap(self) -> float:
         """The most that the ELBO is likely to be below the log evidence by another family's good weights; else inf."""
-        if self.surest is None or not self.surest.khat < KHAT_GOOD:
+        if self.surest is None or not self.surest.khat < KHAT_USABLE:
             return math.inf
         return self.surest.log_evidence - self.elbo + 2.0 * math.hypot(self.surest.error, self.elbo_error)
 
@@ -236,9 +242,22 @@ def _faults(f: Figures) -> list[str]:
         )
     elif not f.khat < KHAT_USABLE and not f.num_nan and not f.known_gap < SMALL_GAP:
         found.append(_high_khat(f))
+    if f.khat < KHAT_USABLE and _is_far(f):
+        found.append(_shifted(f))
     if f.missed > MAX_MISSED:
         found.append(_missed(f))
     return found
+
+
+def _is_far(f: Figures) -> bool:
+    return f.mean_shift > USABLE_MEAN or f.sd_shift > USABLE_SD
+
+
+def _shifted(f: Figures) -> str:
+    return (
+        f"the importance weights move a mean by up to {f.mean_shift:.2f} sd and an sd by up to "
+        f"{100.0 * math.expm1(f.sd_shift):.0f}%: {REPAIR}"
+    )
 
 
 def missed_share(rivals: Sequence[float]) -> float:
@@ -276,16 +295,13 @@ def _weaknesses(f: Figures) -> list[str]:
             f"within {max(f.known_gap, 0.001):.2g} nats of the log evidence that {f.surest.family} gives (k-hat "
             f"{f.surest.khat:.2f})"
         )
-    if KHAT_GOOD <= f.khat < KHAT_USABLE:
+    if KHAT_GOOD <= f.khat < KHAT_USABLE and f.log_evidence - f.elbo > TINY_GAP:
         found.append(f"k-hat is between {KHAT_GOOD} and {KHAT_USABLE}: usable, best with importance weights")
     if f.elbo_error > MAX_ELBO_ERROR:
         found.append(f"the ELBO's standard error is above {MAX_ELBO_ERROR} nats")
     gap = f.log_evidence - f.elbo
-    if f.khat < KHAT_USABLE and (f.mean_shift > GOOD_MEAN or f.sd_shift > GOOD_SD):
-        found.append(
-            f"the importance weights move a mean by up to {f.mean_shift:.2f} sd and an sd by up to "
-            f"{100.0 * math.expm1(f.sd_shift):.0f}%: {REPAIR}"
-        )
+    if f.khat < KHAT_USABLE and not _is_far(f) and (f.mean_shift > GOOD_MEAN or f.sd_shift > GOOD_SD):
+        found.append(_shifted(f))
     elif f.khat < KHAT_USABLE and gap > MAX_GAP:  # above, the evidence itself is not known
         found.append(f"the ELBO is {gap:.3g} nats below the log evidence: about the KL divergence that is left")
     if f.missed <= MAX_MISSED and (missed := _missed(f)):

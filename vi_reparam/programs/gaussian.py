@@ -58,7 +58,8 @@ class GaussianGuide(JointGuide):
             return [{**params, **self._at(found)}]
         if not self.family.is_dense(self.layout(*data.call).size):
             return [{}]
-        return [self._at(place.frame) for place in self.searcher.run(data, key)[:MOST_RUNS]] or [{}]
+        modes = [place for place in self.searcher.run(data, key) if place.is_mode]
+        return [self._at(place.frame) for place in modes[:MOST_RUNS]] or [{}]
 
     def _at(self, frame: Preconditioner) -> Params:
         return self.named({"center": frame.center, "root": frame.root})

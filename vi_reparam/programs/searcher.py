@@ -34,11 +34,13 @@ class Place(NamedTuple):
     Attributes:
         frame: its location and scale.
         bound: its ELBO, in nats: about the logarithm of the mass there; `error`: its standard error.
+        is_mode: whether the density has a valley on the straight way to each mode that is better.
     """
 
     frame: Preconditioner
     bound: float
     error: float
+    is_mode: bool
 
 
 class Searcher:
@@ -69,9 +71,10 @@ class Searcher:
         if structure.params or structure.mutable:  # their values are not known yet
             return []
 
+        num = sum(math.prod(leaf.shape) for leaf in ops.tree_leaves(data.call) if hasattr(leaf, "shape"))
+
         def paths(args: Any, kwargs: Any, key: Any, known: Known, again: Array) -> pathfinder.State:
             layout = self.guide.layout(args, kwargs)
-            num = sum(math.prod(leaf.shape) for leaf in ops.tree_leaves((args, kwargs)) if hasattr(leaf, "shape"))
             try:
                 return self._paths(ops, layout, args, kwargs, key, known, again, max(num, layout.size))
             except NOT_AT_ONCE:
@@ -91,7 +94,29 @@ class Searcher:
             if len(chosen) == before:
                 break
         frames = {i: Preconditioner(ops.asarray(found["center"][i]), ops.asarray(found["root"][i])) for i in chosen}
-        return [Place(frames[i], float(found["bound"][i]), float(found["error"][i])) for i in chosen]
+        modes = self._modes(data, state["center"], chosen if num < pathfinder.MANY else chosen[:FEW])
+        return [Place(frames[i], float(found["bound"][i]), float(found["error"][i]), i in modes) for i in chosen]
+
+    def _modes(self, data: Data, centers: Array, chosen: list[int]) -> set[int]:
+        """Which places are modes of their own; the best is one."""
+        ops = self.backend.ops
+        if len(chosen) < 2:
+            return set(chosen)
+
+        def depths(args: Any, kwargs: Any, ends: Array) -> Array:
+            log_p = self.guide.log_joint(self.guide.layout(args, kwargs), {}, args, kwargs)
+            try:
+                return pathfinder.valleys(ops, ops.vmap(log_p), ends)
+            except NOT_AT_ONCE:
+                return pathfinder.valleys(ops, OneByOne(ops).vmap(log_p), ends)
+
+        ends = ops.xp.stack(_padded(centers, chosen)[: FEW if len(chosen) <= FEW else None])
+        depth = ops.to_numpy(self.backend.engine.call(depths, data, ends, name=(self, len(ends))))
+        modes: list[int] = []
+        for i in range(len(chosen)):
+            if all(depth[i][j] > pathfinder.VALLEY for j in modes):
+                modes.append(i)
+        return {chosen[i] for i in modes}
 
     def _paths(
         self, runs: Any, layout: Layout, args: Any, kwargs: Any, key: Any, known: Known, again: Array, scalars: int
