@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test slow lint format bench clean
+.PHONY: demo test slow lint format bench docs arviz1 clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed-$(BACKEND)
@@ -36,8 +36,18 @@ format: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
+# The site, warnings as errors, in site/.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# ArviZ 1.x asks for Python 3.12: PYTHON=python3.12 names one.
+arviz1:
+	$(PYTHON) -m venv .venv-arviz1
+	.venv-arviz1/bin/python -m pip install --quiet --editable '.[all]' 'arviz>=1' pytest
+	.venv-arviz1/bin/python -m pytest tests/test_inference_data.py tests/test_report.py
+
 clean:
-	rm -rf $(VENV) $(OUT) build dist
+	rm -rf $(VENV) .venv-arviz1 $(OUT) build dist site
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "vi-reparam needs Python 3.11, 3.12 or 3.13; set PYTHON=/path/to/python3.11" >&2; exit 2; }

@@ -271,8 +271,8 @@ class Engine:
         call = tuple(args), dict(kwargs)
         return Data(*call, ops.form(call), join=lambda arrays: call)
 
-    def many(self, fn, data, key, num, *inputs, size, name=None, at_once=True):
-        return ops.stacked([fn(fold_in(key, i), *data.call, *inputs) for i in range(num)])
+    def many(self, fn, data, key, num, *inputs, size, first=0, name=None, at_once=True):
+        return ops.stacked([fn(fold_in(key, i), *data.call, *inputs) for i in range(first, first + num)])
 
     def first_params(self, model, guide, data, key, known):
         return {**first_params(backend, key, model, guide, *data.call), **known}

@@ -45,6 +45,22 @@ def test_readme_program_fits(capsys):
     assert "verdict:" in capsys.readouterr().out
 
 
+def _workflow_programs():
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "workflow.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "lines"), [(0, ("verdict:", "curve", "new: [")), (1, ("verdict:",))])
+def test_the_workflow_runs_on_its_own(number, lines, tmp_path):
+    """In a fresh process, with the installed line of ArviZ."""
+    code = _workflow_programs()[number]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert all(line in done.stdout for line in lines)
+    assert "verdict: poor" not in done.stdout
+    assert list(tmp_path.glob("*.html"))
+
+
 @pytest.mark.slow
 def test_readme_program_fits_on_its_own():
     code = _readme_program()

@@ -243,7 +243,7 @@ def test_subsampled_plates_run_over_all_of_the_data():
     assert part.draws(10)["z"].shape == (10, 50)
     np.testing.assert_allclose(part.log_weights, whole.log_weights, rtol=1e-5)
     assert part.predict(jnp.asarray(x), size=5, num_draws=7)["x"].shape == (7, 50)
-    assert part.to_arviz(20).log_likelihood["x"].dims == ("chain", "draw", "rows_plate")
+    assert part.to_arviz(20, resample=False).log_likelihood["x"].dims == ("chain", "draw", "rows")
 
 
 def test_masks_factors_scales_params_and_auxiliary_sites():
@@ -498,10 +498,10 @@ def test_an_observation_wider_than_its_distribution_keeps_its_shape():
 def test_to_arviz_survives_netcdf(schools, tmp_path):
     import arviz as az
 
-    data = schools.to_arviz(100, posterior_predictive=True)
+    data = schools.to_arviz(100, posterior_predictive=True, resample=False)
     data.to_netcdf(str(tmp_path / "schools.nc"), engine="h5netcdf")
     back = az.from_netcdf(str(tmp_path / "schools.nc"), engine="h5netcdf")
-    assert back.posterior["theta"].dims == ("chain", "draw", "schools_plate")
+    assert back.posterior["theta"].dims == ("chain", "draw", "schools")
     assert back.posterior["theta"].shape == back.log_likelihood["y"].shape == (1, 100, 8)
     assert back.posterior_predictive["y"].shape == (1, 100, 8)
     np.testing.assert_allclose(back.posterior["theta"][0], schools.draws(100)["theta"], rtol=1e-12)

@@ -133,7 +133,7 @@ def test_to_arviz(conjugate, tmp_path):
         "posterior_predictive",
     }
     assert data.posterior["rate"].shape == (1, 30)
-    assert data.log_likelihood["y"].dims == ("chain", "draw", "days_plate")
+    assert data.log_likelihood["y"].dims == ("chain", "draw", "days")
     np.testing.assert_array_equal(data.observed_data["y"], COUNTS)
     rate = torch.as_tensor(data.posterior["rate"].values[0])
     expected = dist.Poisson(rate[:, None]).log_prob(torch.as_tensor(COUNTS))

@@ -117,13 +117,23 @@ class Engine(Protocol):
         """Whether `many` can run `fn` for many keys at once; a program that reads values in Python may not."""
 
     def many(
-        self, fn: Fn, data: Data, key: Key, num: int, *inputs: Any, size: int, name: Any = None, at_once: bool = True
+        self,
+        fn: Fn,
+        data: Data,
+        key: Key,
+        num: int,
+        *inputs: Any,
+        size: int,
+        first: int = 0,
+        name: Any = None,
+        at_once: bool = True,
     ) -> Any:
         """``fn(key, args, kwargs, *inputs)`` for `num` keys, out of differentiation; results have a leading axis.
 
         Args:
             key: the i-th run's noise depends on it and on i alone, not on `num`.
             size: numbers that one run holds.
+            first: which run is the first of these; those before it are left out.
             name: as in `call`, with the same `data`; `fn` must not hold `data`, with which what was compiled goes.
             at_once: `runs_at_once`; many keys then go in chunks.
 

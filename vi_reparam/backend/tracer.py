@@ -59,6 +59,7 @@ class Record:
         plates: around it; of a plate, itself alone.
         is_auxiliary: a site of a guide that is no latent of the model; `is_factor`: a term of the log joint without
             a value.
+        event_dims: names of its event dimensions, from ``infer={"event_dims": [...]}``.
     """
 
     kind: str
@@ -71,6 +72,7 @@ class Record:
     plates: tuple[PlateInfo, ...] = ()
     is_auxiliary: bool = False
     is_factor: bool = False
+    event_dims: tuple[str, ...] = ()
 
     @property
     def is_latent(self) -> bool:
@@ -132,6 +134,9 @@ class Tracer(Protocol):
         Raises:
             ArgumentError: for a parameter without a value, where `params` are given and not `partial`.
         """
+
+    def within(self, program: Callable[..., Any], args: Args, kwargs: Kwargs) -> dict[str, Record]:
+        """Runs a program as a part of the one that runs now, whose surroundings draw and give values; its sites."""
 
     def shapes(self, fn: Callable[[Key], T]) -> T:
         """``fn(key)`` without computing an array, where the framework can: only shapes and dtypes of it hold."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -74,7 +75,7 @@ def fit(
     report = Report(as_json, out)
     with report.running():
         job = make_job(model, backend, options, data, num_steps=num_steps, num_particles=num_particles)
-        report.content |= run_fit(job, report, seed=seed)
+        report.content |= run_fit(job, report, seed=seed, command=shlex.join(["vi-reparam", *sys.argv[1:]]))
 
 
 @app.command()

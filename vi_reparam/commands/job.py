@@ -91,7 +91,7 @@ def make_job(
     program, guide = model.model(vr.host), model.guide(vr.host)
     objective = vr.ELBO(entropy=model.entropy)
     guided = vr.guide(objective=objective)(program) if guide is None else vr.Guided(program, guide, objective=objective)
-    defaults = model.fit_defaults
+    guided.name, defaults = model.name, model.fit_defaults
     settings: dict[str, Any] = {name: value or defaults.get(name) for name, value in given.items()}
     settings["optimizer"] = vr.host.adam(defaults["learning_rate"]) if "learning_rate" in defaults else None
     args, kwargs = model.data()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from vi_reparam.commands.job import Job
@@ -15,18 +16,22 @@ STUDIES = {"sde": "forms of the SDE guide", "joint": "guides over all latents"}
 """What ``compare --family`` may compare."""
 
 
-def run_fit(job: Job, report: Report, *, seed: int, picture: bool = True) -> dict[str, Any]:
-    """Fit, show the summary, write the files; what was found, for JSON."""
+def run_fit(job: Job, report: Report, *, seed: int, picture: bool = True, command: str | None = None) -> dict[str, Any]:
+    """Fit, show the summary, write the files; what was found, for JSON. `command` is shown in the report."""
     report.title(f"{job.name}: posterior")
     posterior = job.guided.fit(*job.args, **job.kwargs, **job.settings, seed=seed, progress=report.progress)
     report.show(str(posterior.summary()))
     latents = posterior.verdict.figures.num_latents
     num_draws = max(50, min(1_000, MAX_STORED // max(latents, 1)))
-    inference = posterior.to_arviz(num_draws, seed, log_likelihood=latents <= 1_000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what the verdict says already
+        inference = posterior.to_arviz(num_draws, seed, log_likelihood=latents <= 1_000)
     if path := report.path(f"{job.name}.nc"):
         inference.to_netcdf(str(path))
     if picture and (path := report.path(f"{job.name}.png")):
         posterior.plot(path)
+    if path := report.path(f"{job.name}.html"):
+        posterior.report(path, command=command)
     value, error = posterior.elbo()
     draws = inference.posterior
     small = [name for name in draws.data_vars if draws[name][0, 0].size <= 100]

@@ -76,6 +76,9 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
     shape = shape_of(guided, data)
     named = any(site != "*" or not isinstance(e, Auto) for site, e in guided.estimators.items())
     ladder, file = spec.ladder(**shape._asdict(), estimators=named), options.checkpoint
+    known = repr(getattr(getattr(options.init, "guided", None), "family", None))
+    begun = next((i for i, family in enumerate(ladder) if repr(family) == known), 0)
+    ladder = ladder[begun:]  # from the family of the posterior that it starts at
     posteriors: dict[GuideFamily, Any] = {}
     places = _places(guided, ladder, data, key)
     modes = [place for place in places if place.is_mode]
@@ -87,10 +90,8 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
         fitter = guided.for_family(family).fitter
         fitter.fitted = dict(posteriors)  # where a richer family may start from
         chosen = {FullRank(): modes[:1], Mixture(): places}.get(family, [])
-        if chosen and spec.families is None and options.num_steps is None and options.optimizer is None:
-            posterior = fitter.matched(data, options, chosen)
-        else:
-            posterior = None
+        is_told = (options.num_steps, options.optimizer, options.init, spec.families) != (None,) * 4
+        posterior = fitter.matched(data, options, chosen) if chosen and not is_told else None
         if posterior is None or (family == Mixture() and not posterior.attempt(seconds=0.0).is_good):
             posterior = fitter.run(data, replace(options, checkpoint=own))
         posteriors[family] = posterior

@@ -25,6 +25,7 @@ from vi_reparam.fit.matching import as_params
 from vi_reparam.fit.optimizers import plan_of
 from vi_reparam.fit.options import Options
 from vi_reparam.fit.selection import choose
+from vi_reparam.fit.warm import params_of, with_values
 from vi_reparam.gaussians.pathfinder import APART, distance
 from vi_reparam.guides import JointFamily, Sites
 from vi_reparam.programs.searcher import Place
@@ -71,6 +72,11 @@ class Fitter:
         start_key, key = self.ops.split(engine.key(seed), 2)
         task = self._task(options.num_particles)
         start = self._check(task, data, start_key)
+        known: Values | None = None
+        if options.init is not None:
+            known = params_of(options.init, self.guided, start or self.guided.start_at(data, start_key))
+            if known is None:
+                return self._run_from(data, options, final=final)
         plan = plan_of(family, None if watched else total) if optimizer is None else optimizer
         signature = None
         if options.checkpoint is not None:
@@ -91,7 +97,7 @@ class Fitter:
         task, prices = self._select(task, data, start_key)
         program = engine.program(task, data, engine.optimizer(plan), num_steps=total, watched=watched)
         runs = []
-        starts = self._warm_starts(data, key, total, task.objective.num_particles)
+        starts = self._warm_starts(data, key, total, task.objective.num_particles) if known is None else [known]
         for known in starts[:1] if options.checkpoint else starts:
             values = self.guided.start_at(data, start_key, known) if start is None else {**start, **known}
             if all(name.startswith("vr.") for name in values):
@@ -143,6 +149,14 @@ class Fitter:
         posterior.finish()
         posterior.record["seconds"] = time.perf_counter() - begun
         return posterior
+
+    def _run_from(self, data: Data, options: Options, *, final: bool) -> Any:
+        """As `run`, from values of latents, which a guide of its own starts at."""
+        other = Fitter(with_values(self.guided, options.init, data))
+        other.fitted = self.fitted
+        found = other.run(data, replace(options, init=None), final=final)
+        fields = {"args": found.args, "kwargs": found.kwargs, "losses": found.losses, "record": found.record}
+        return self.guided.posterior_type(self.guided, found.params, seed=found.seed, **fields)
 
     def check(self, data: Data, key: Key) -> None:
         """Everything that can be refused before the first step.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from vi_reparam.backend.data import Data
+from vi_reparam.backend.ops import Array
 from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators import Auto
 from vi_reparam.fit.escalation import escalate
@@ -17,6 +18,8 @@ from vi_reparam.fit.fitter import Fitter
 from vi_reparam.fit.options import Options
 from vi_reparam.guides import Escalate, GuideFamily, JointFamily, MeanField
 from vi_reparam.guides.refined import Refined
+from vi_reparam.posterior.predict import prior_draws
+from vi_reparam.posterior.sites import check_count
 from vi_reparam.programs.builder import build_guide
 from vi_reparam.sites.choice import as_mapping
 
@@ -173,6 +176,10 @@ class Guided:
         """The same model and guide with other estimators."""
         return self._with(estimators=estimators)
 
+    def with_model(self, model: Callable[..., Any]) -> Self:
+        """The same guide family for another model."""
+        return self._with(model=model)
+
     def fit(
         self,
         *args: Any,
@@ -182,6 +189,7 @@ class Guided:
         seed: Any = 0,
         progress: bool = True,
         checkpoint: Any = None,
+        init: Any = None,
         **kwargs: Any,
     ) -> Any:
         """Fit the guide to the model's posterior given these arguments.
@@ -202,6 +210,9 @@ class Guided:
             progress: whether to show a progress bar.
             checkpoint: a file to save the state to, and to go on from if it exists; `Escalate` adds the family's
                 name to it.
+            init: where to start: a posterior of this model, or a dict of values by latent site. Of a posterior by the
+                same family and for data of the same form the parameters are taken over, of any other the means;
+                `Escalate` goes on from its family. A family that searches for its place also looks elsewhere.
 
         Returns:
             A `Posterior`.
@@ -212,10 +223,31 @@ class Guided:
             GradientError: for a gradient that would be wrong.
             NonFiniteError: for a NaN or an infinity, with its step and site.
         """
-        options = Options(num_steps, num_particles, optimizer, seed, progress, checkpoint)
+        options = Options(num_steps, num_particles, optimizer, seed, progress, checkpoint, init)
         if isinstance(self.family, Escalate):
             return escalate(self, args, kwargs, options)
         return self.fitter.fit(args, kwargs, options)
+
+    def prior(self, num_draws: int, /, *args: Any, seed: Any = 0, **kwargs: Any) -> dict[str, Array]:
+        """Draws of the model alone, before any fit: of its latents, and of the data that they lead to.
+
+        The subsampling of plates is switched off, and parameters of the model have their initial values.
+
+        Args:
+            num_draws: how many.
+            args: the model's arguments; data among them give no more than their shape.
+            seed: int, or what the backend takes for a key.
+            kwargs: its keyword arguments.
+
+        Returns:
+            Arrays of shape ``[num_draws, ...]`` by site: latent, deterministic and observed ones.
+
+        Raises:
+            SiteError: for a latent whose prior is improper, and cannot be drawn.
+        """
+        num_draws, engine = check_count("num_draws", num_draws), self.backend.engine
+        data = engine.data(args, kwargs, self.model)
+        return prior_draws(self.backend, self.model, data, num_draws, engine.key(seed))
 
     @functools.cached_property
     def fitter(self) -> Fitter:

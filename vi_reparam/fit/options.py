@@ -11,6 +11,7 @@ from vi_reparam.backend.engine import Engine
 from vi_reparam.checks import check_integer
 from vi_reparam.errors import ArgumentError
 from vi_reparam.fit import checkpoints
+from vi_reparam.fit.warm import check_init
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Options:
     seed: Any = 0
     progress: bool = False
     checkpoint: Any = None
+    init: Any = None
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "num_particles"):
@@ -44,6 +46,7 @@ class Options:
         if not isinstance(self.progress, bool):
             raise ArgumentError(f"fit(progress={self.progress!r}): expected True or False")
         engine.key(self.seed)
+        check_init(self.init)
         if self.checkpoint is not None:
             checkpoints.probe(self.checkpoint)
 

@@ -21,6 +21,26 @@ class Expect:
         return self.fn(values_of(scored)), scored.log_p - scored.log_q
 
 
+@dataclass(frozen=True)
+class Groups:
+    """What an InferenceData holds of a draw: a dict by group, of dicts by site.
+
+    Attributes:
+        log_likelihood: whether it holds this, element by element; `log_prior`: the same.
+    """
+
+    log_likelihood: bool
+    log_prior: bool
+
+    def __call__(self, scored: Scored) -> dict[str, dict[str, Array]]:
+        return {
+            "posterior": values_of(scored),
+            "sample_stats": {"lp": scored.log_p, "log_q": scored.log_q},
+            "log_likelihood": scored.log_likelihood if self.log_likelihood else {},
+            "log_prior": scored.log_prior() if self.log_prior else {},
+        }
+
+
 def values_of(scored: Scored) -> dict[str, Array]:
     """Latents and deterministic sites."""
     return {**scored.latents, **scored.deterministics}

@@ -13,14 +13,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from vi_reparam.posterior.posterior import Posterior
-
 NUM_MARGINALS = 8
 BLUE, GREY, RED = "#2b6cb0", "#a0aec0", "#c53030"
 GRADE_COLOURS = {"good": "#2f855a", "fair": "#b7791f", "poor": RED}
 
 
-def posterior_figure(posterior: Posterior) -> Figure:
+def posterior_figure(posterior: Any) -> Figure:
     """Draws the picture; no display is needed."""
     from matplotlib.figure import Figure
 
@@ -51,7 +49,7 @@ def write(figure: Figure, path: str | os.PathLike) -> None:
         ) from error
 
 
-def _marginals(posterior: Posterior) -> dict[str, np.ndarray]:
+def _marginals(posterior: Any) -> dict[str, np.ndarray]:
     values, _ = posterior.rows()
     first: dict[str, np.ndarray] = {}
     # one of each site first, so that a long site does not crowd the others out
@@ -92,7 +90,7 @@ def _draw_losses(axes: Axes, losses: np.ndarray) -> None:
     axes.margins(x=0.01)
 
 
-def _draw_weights(axes: Axes, posterior: Posterior) -> None:
+def _draw_weights(axes: Axes, posterior: Any) -> None:
     log_weights, figures = posterior.log_weights, posterior.verdict.figures
     _tidy(axes, f"log weights but for the lowest 2% (nats), k-hat {figures.khat:.2f}")
     finite = log_weights[np.isfinite(log_weights)]

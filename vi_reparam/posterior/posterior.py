@@ -6,21 +6,22 @@ import os
 from collections.abc import Callable, Collection
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 
-from vi_reparam.backend.ops import Args, Array
+from vi_reparam.backend.ops import Args
 from vi_reparam.errors import ArgumentError
 from vi_reparam.guides import SDE
-from vi_reparam.posterior import inference_data, modes, plots, storage, tail
+from vi_reparam.posterior import modes, storage, tail
 from vi_reparam.posterior.attempt import Attempt
 from vi_reparam.posterior.picks import Expect, densities, values_of, with_log_weight
-from vi_reparam.posterior.predict import predict
+from vi_reparam.posterior.predicting import Predicting
 from vi_reparam.posterior.refine import refine
 from vi_reparam.posterior.scorer import Scorer
+from vi_reparam.posterior.showing import Showing
 from vi_reparam.posterior.sites import check_count
-from vi_reparam.posterior.summary import Summary, first_rows, summarize
+from vi_reparam.posterior.update import Updated, original
 from vi_reparam.posterior.verdict import (
     KHAT_USABLE,
     RUNAWAY,
@@ -36,11 +37,6 @@ from vi_reparam.posterior.weights import Weights, mean_and_error_of_rows, shifts
 from vi_reparam.sde.latent import Steps
 from vi_reparam.sde.solver import Adams
 
-if TYPE_CHECKING:
-    from arviz import InferenceData
-    from matplotlib.figure import Figure
-
-
 NUM_WEIGHTS = 20_000
 NUM_EXPECTATION = 4_000
 MIN_WEIGHTS = 1_000
@@ -48,7 +44,7 @@ WEIGHT_BUDGET = 1e8  # scalars drawn and scored for the default number of weight
 NUM_LOOKED_AT = 20
 
 
-class Posterior:
+class Posterior(Predicting, Showing):
     """What a fit gives: the guide with its fitted parameters, and the data they were fitted to.
 
     Everything runs on all of the data: the subsampling of plates is switched off. The i-th draw
@@ -302,42 +298,6 @@ class Posterior:
             pairs = tree_map(mean_and_error_of_rows, values)
         return tree_map(lambda pair: pair.mean, pairs), tree_map(lambda pair: pair.error, pairs)
 
-    def predict(
-        self,
-        *args: Any,
-        num_draws: int = 1_000,
-        seed: Any = 0,
-        return_sites: Collection[str] | None = None,
-        fresh_sites: Collection[str] = (),
-        **kwargs: Any,
-    ) -> dict[str, Array]:
-        """Posterior predictive draws of the observed sites.
-
-        A site that is observed in the given arguments is drawn afresh. Latents come from the guide;
-        those in a plate that has another size than in the fit (new groups) are drawn from the
-        model given the others.
-
-        Args:
-            *args: positional arguments of the model; with none at all, those of the fit.
-            num_draws: how many.
-            seed: int, or what the backend takes for a key.
-            return_sites: names of sites to return instead, deterministic and latent ones included.
-            fresh_sites: latents to draw from the model though their shape fits (new groups, as
-                many as before).
-            **kwargs: keyword arguments of the model.
-
-        Returns:
-            Arrays of shape ``[num_draws, ...]`` by site.
-
-        Raises:
-            ArgumentError: an option names an unknown site.
-            SiteError: a latent has another shape for these inputs, and no plate explains it.
-        """
-        if not args and not kwargs:
-            args, kwargs = self.args, self.kwargs
-        num_draws, key = check_count("num_draws", num_draws), self.backend.engine.key(seed)
-        return predict(self.scorer, args, kwargs, num_draws, key, return_sites, fresh_sites)
-
     @cached_property
     def verdict(self) -> Verdict:
         """Whether to trust the posterior, with the figures and the reasons; `.grade` is the short form."""
@@ -372,27 +332,6 @@ class Posterior:
         near = {n: (np.abs(np.asarray(draws[n], dtype=np.float64)) < RUNAWAY).all() for n in self.scorer.sites.latents}
         return tuple(name for name, is_near in near.items() if not is_near)
 
-    def summary(self, *, hdi_prob: float = 0.94) -> Summary:
-        """The ArviZ table with the verdict, from the draws of `log_weights`; print it.
-
-        Args:
-            hdi_prob: probability of the highest-density interval.
-
-        Returns:
-            The summary; long sites have their first rows only, and it says so.
-        """
-        return summarize(self, hdi_prob)
-
-    @property
-    def tried(self) -> list[dict[str, Any]]:
-        """What `Escalate` tried, a dict a family: ELBO, k-hat, seconds, or why it was left out."""
-        return list(self.record.get("tried") or [])
-
-    @property
-    def why(self) -> str:
-        """Why `Escalate` ended with this family; empty where one family was asked for."""
-        return str(self.record.get("why") or "")
-
     @cached_property
     def _shifts(self) -> tuple[float, float]:
         """As `weights.shifts`, of the values that tables show."""
@@ -410,50 +349,29 @@ class Posterior:
         steps, missed = int(self.record["num_steps"]), missed_share(self.record["rivals"])
         return Attempt(str(self.record["family"]), elbo, error, weights.khat, gap, moved, missed, steps, seconds)
 
-    def rows(self) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-        """The first scalars of each site, for tables and pictures.
+    def update(self, *args: Any, fresh_sites: Collection[str] = (), **kwargs: Any) -> Self:
+        """The posterior given new data too: this guide is the prior of a new fit to them alone.
 
-        Returns:
-            Draws by name (``"theta[3]"``), and by site how many scalars are left out.
-        """
-        return first_rows(self.scorer.sites, self._first[1])
-
-    def to_arviz(
-        self, num_draws: int = 1_000, seed: Any = 0, *, log_likelihood: bool = True, posterior_predictive: bool = False
-    ) -> InferenceData:
-        """The posterior as ArviZ's InferenceData: one chain, plates as dimensions.
+        Latents that new data bring along (in a plate of another size, or named) keep the model's prior. The guide must
+        have a density: `MeanField`, `FullRank` or `LowRank`. What it misses of the first data is missed from then on.
 
         Args:
-            num_draws: how many draws.
-            seed: int, or what the backend takes for a key.
-            log_likelihood: whether to store it element by element: as large as `num_draws` copies
-                of the data.
-            posterior_predictive: whether to add predictive draws of the data, as large again.
+            *args: positional arguments of the model: the new data.
+            fresh_sites: latents that belong to the new data though their shape is that of the old ones.
+            **kwargs: keyword arguments of the model, and options of `fit` (``num_steps=``, ``seed=``, ...).
 
         Returns:
-            posterior, sample_stats (lp, log_q, log_weight), log_likelihood, observed_data,
-            constant_data and, if asked for, posterior_predictive.
+            A posterior by the same family. Its log evidence is that of the new data given the old ones.
+
+        Raises:
+            ArgumentError: for a guide without a density, or an unknown site.
         """
-        num_draws = check_count("num_draws", num_draws)
-        pick = inference_data.everything if log_likelihood else inference_data.without_likelihood
-        scored = self.scorer.run(pick, num_draws, self.backend.engine.key(seed))
-        predictive = self.predict(num_draws=num_draws, seed=seed) if posterior_predictive else None
-        attrs = {"model": self.name, "verdict": self.verdict.line}
-        return inference_data.to_inference_data(self.scorer, scored, predictive=predictive, attrs=attrs)
-
-    def plot(self, path: str | os.PathLike | None = None) -> Figure:
-        """Losses, log weights and the first marginals.
-
-        Args:
-            path: a picture file to write, its kind by its ending.
-
-        Returns:
-            The matplotlib figure.
-        """
-        figure = plots.posterior_figure(self)
-        if path is not None:
-            plots.write(figure, path)
-        return figure
+        fresh_sites = {fresh_sites} if isinstance(fresh_sites, str) else set(fresh_sites)
+        unknown = sorted(fresh_sites - {*self.scorer.sites.latents})
+        if unknown:
+            raise ArgumentError(f"fresh_sites names {', '.join(unknown)}, not a latent site of the model")
+        model = Updated(original(self.guided.model), self, frozenset(fresh_sites))
+        return self.guided.with_model(model).fit(*args, init=self, **kwargs)
 
     def save(self, path: str | os.PathLike) -> Path:
         """Writes the posterior with its data to one file, without pickle; `vr.load` reads it.

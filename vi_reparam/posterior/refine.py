@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from vi_reparam.guides.refined import Refined
 from vi_reparam.numerics import hmc
-from vi_reparam.posterior import inference_data
+from vi_reparam.posterior import arviz_lines
 from vi_reparam.posterior.modes import vectors
 from vi_reparam.posterior.sites import check_count
 from vi_reparam.programs.mixture import DF, MixtureGuide
@@ -168,7 +168,7 @@ def _scale(draws: np.ndarray) -> np.ndarray:
 
 def mixing(draws: np.ndarray) -> tuple[float, float]:
     """The largest R-hat and the smallest number of effective draws; draws of shape ``[chains, draws, D]``."""
-    arviz = inference_data.import_arviz()
+    arviz = arviz_lines.import_arviz()
     data = arviz.convert_to_dataset({"x": draws})
     return float(np.max(arviz.rhat(data)["x"].values)), float(np.min(arviz.ess(data)["x"].values))
 

@@ -47,6 +47,7 @@ class Pair(NamedTuple):
             latents={name: r.value for name, r in records.items() if r.is_latent},
             deterministics={name: r.value for name, r in records.items() if r.kind == "deterministic"},
             log_likelihood={name: masked(r, r.log_prob()) for name, r in records.items() if r.is_data},
+            log_prior=lambda: {name: masked(r, r.log_prob()) for name, r in records.items() if r.is_latent},
             log_p=total_log_prob(self.backend, records, drawn),
             log_q=total_log_prob(self.backend, masked_as(self.backend.host, drawn, records)),
         )
@@ -82,35 +83,43 @@ class Scorer:
 
         self.data: Data = probed(backend, look, args, kwargs, (self.params,), found)
         self.sites = found[-1]
-        self.at_once = backend.engine.runs_at_once(self.pair.score, self.data, self.params)
+
+        def arrays(*inputs: Any) -> tuple:
+            scored = self.pair.score(*inputs)
+            return tuple(scored._replace(log_prior=scored.log_prior()))
+
+        self.at_once = backend.engine.runs_at_once(arrays, self.data, self.params)
 
     def _array(self, value: Any) -> Any:
         if isinstance(value, np.ndarray | np.generic | float | int):
             return self.backend.engine.codec.restore(np.asarray(value), np.asarray(value).dtype.name)
         return value
 
-    def run(self, pick: Callable[[Scored], Any], num_draws: int, key: Any) -> Any:
+    def run(self, pick: Callable[[Scored], Any], num_draws: int, key: Any, first: int = 0) -> Any:
         """What `pick` takes from each of `num_draws` scored draws, stacked; equal functions compile once.
 
         Args:
             key: the i-th draw depends on this key and i alone, not on `num_draws`.
+            first: the i of the first draw.
 
         Raises:
             One of the engine's `reads_values`: if `pick` reads a value in Python.
         """
         pair = self.pair
-        return self.many(lambda *inputs: pick(pair.score(*inputs)), num_draws, key, name=pick)
+        return self.many(lambda *inputs: pick(pair.score(*inputs)), num_draws, key, name=pick, first=first)
 
-    def many(self, fn: Callable[..., Any], num: int, key: Any, *inputs: Any, name: Any, size: int = 0) -> Any:
+    def many(
+        self, fn: Callable[..., Any], num: int, key: Any, *inputs: Any, name: Any, size: int = 0, first: int = 0
+    ) -> Any:
         """``fn(key, args, kwargs, params, *inputs)`` of the fit's arguments for many keys, stacked.
 
         Args:
             name: equal for calls of the same function.
             size: numbers that a run holds beyond model and guide.
+            first: which run is the first of these.
         """
-        size += self.sites.scalars
-        many, at_once = self.backend.engine.many, self.at_once
-        return many(fn, self.data, key, num, self.params, *inputs, size=size, name=name, at_once=at_once)
+        options = {"size": size + self.sites.scalars, "name": name, "at_once": self.at_once, "first": first}
+        return self.backend.engine.many(fn, self.data, key, num, self.params, *inputs, **options)
 
     def observed(self) -> dict[str, np.ndarray]:
         """The observed sites' values."""
@@ -123,10 +132,11 @@ class Scorer:
         found = self.backend.engine.call(values, self.data, self.params)
         return {name: np.asarray(ops.to_numpy(value)) for name, value in found.items()}
 
-    def named_arrays(self) -> dict[str, np.ndarray]:
-        """The arrays among the fit's arguments, named after the model's signature."""
+    def named_arrays(self, call: tuple[Args, Kwargs] | None = None) -> dict[str, np.ndarray]:
+        """The arrays among these arguments, the fit's unless given, named after the model's signature."""
         codec, found = self.backend.engine.codec, {}
-        for path, leaf in _leaves(bound_arguments(self.pair.model, *self.data.call)):
+        args, kwargs = self.data.call if call is None else call
+        for path, leaf in _leaves(bound_arguments(self.pair.model, args, dict(kwargs))):
             array = codec.array(leaf) if codec.pack(leaf) is None else None
             if array is not None and array.dtype.kind in "biufc":
                 found["_".join(path)] = array

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ class Scored(NamedTuple):
         latents: the model's latent sites, by name.
         deterministics: its deterministic sites.
         log_likelihood: log density of each observed site, element by element, unscaled.
+        log_prior: computes the same of each latent site.
         log_p: log joint density, a scalar.
         log_q: log density of the guide (auxiliary sites included), a scalar.
     """
@@ -30,6 +31,7 @@ class Scored(NamedTuple):
     latents: dict[str, Array]
     deterministics: dict[str, Array]
     log_likelihood: dict[str, Array]
+    log_prior: Callable[[], dict[str, Array]]
     log_p: Array
     log_q: Array
 
@@ -41,7 +43,7 @@ class Site:
     Attributes:
         shape: its value's shape.
         dtype: its value's dtype, as a name.
-        plates: its plates' names by dimension, counted from the left.
+        plates: names by dimension, counted from the left: of its plates, and of ``infer={"event_dims": ...}``.
     """
 
     shape: tuple[int, ...]
@@ -92,15 +94,15 @@ def describe(reader: Reader, records: Mapping[str, Record], drawn: Mapping[str, 
     Raises:
         SiteError: if the two do not have the same latents, in the same shapes.
     """
-    latents = {name: _form(r) for name, r in records.items() if r.is_latent}
+    latents = {name: form(r) for name, r in records.items() if r.is_latent}
     draws = {name: r for name, r in drawn.items() if r.is_latent}
     _check_pair(latents, draws)
     is_delta = [type(innermost(reader, draws[name].distribution)).__name__ == "Delta" for name in latents]
     both = [*records.values(), *drawn.values()]
     return Sites(
         latents=latents,
-        observed={name: _form(r) for name, r in records.items() if r.is_data},
-        deterministics={name: _form(r) for name, r in records.items() if r.kind == "deterministic"},
+        observed={name: form(r) for name, r in records.items() if r.is_data},
+        deterministics={name: form(r) for name, r in records.items() if r.kind == "deterministic"},
         plate_sizes={name: r.plates[0].size for name, r in records.items() if r.kind == "plate"},
         scalars=sum(math.prod(np.shape(r.value)) for r in both if r.kind in ("sample", "deterministic")),
         is_point=any(is_delta) and not any(r.is_auxiliary for r in draws.values()),
@@ -122,15 +124,22 @@ def _check_pair(latents: Mapping[str, Site], drawn: Mapping[str, Record]) -> Non
             )
 
 
-def _form(record: Record) -> Site:
+def form(record: Record) -> Site:
+    """The form of one site of a run."""
     value = record.value if hasattr(record.value, "dtype") else np.asarray(record.value)
     # of a latent what the model wants, to compare with what the guide gave
     shape = tuple(record.distribution.shape() if record.is_latent else value.shape)
     event_dim = record.distribution.event_dim if record.kind == "sample" else 0
-    plates = {}
-    for plate in record.plates:
-        dim = -1 if plate.dim is None else len(shape) - event_dim + plate.dim
-        # a deterministic site may have event dimensions of its own: the size tells
-        if dim >= 0 and shape[dim] == plate.subsample_size:
-            plates[dim] = plate.name
-    return Site(shape=shape, dtype=str(value.dtype).removeprefix("torch."), plates=plates)
+    vectorized = sorted((plate for plate in record.plates if plate.dim is not None), key=lambda plate: plate.dim or 0)
+    places = [len(shape) - event_dim + (plate.dim or 0) for plate in vectorized]
+    fit = all(dim >= 0 and shape[dim] == p.subsample_size for dim, p in zip(places, vectorized, strict=True))
+    if record.kind == "deterministic" and not fit:  # it may have event dimensions of its own, which nothing tells
+        places = list(range(len(vectorized)))
+    found = {
+        dim: plate.name
+        for dim, plate in zip(places, vectorized, strict=True)
+        if 0 <= dim < len(shape) and shape[dim] == plate.subsample_size
+    }
+    first = len(shape) - event_dim
+    found |= dict(zip(range(first, len(shape)), record.event_dims, strict=False))
+    return Site(shape=shape, dtype=str(value.dtype).removeprefix("torch."), plates=found)

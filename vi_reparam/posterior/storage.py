@@ -13,6 +13,7 @@ import numpy as np
 
 from vi_reparam.errors import ArgumentError, first_line
 from vi_reparam.posterior.codec import Codec
+from vi_reparam.posterior.update import Updated
 
 if TYPE_CHECKING:
     from vi_reparam.posterior.posterior import Posterior
@@ -27,6 +28,8 @@ STORED = ("seed", "record", "params", "args", "kwargs")
 
 def save(posterior: Posterior, path: str | os.PathLike) -> Path:
     """As `Posterior.save`."""
+    if isinstance(posterior.guided.model, Updated):
+        raise ArgumentError("an updated posterior is not saved, for its model holds the one before: fit all data again")
     arrays: dict[str, Any] = {}
     codec = posterior.backend.engine.codec
     metadata = {"format": FORMAT, "version": VERSION, "model": posterior.name, "form": form_of(posterior)}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vi_reparam.posterior import inference_data
+from vi_reparam.posterior import arviz_lines, markup
 from vi_reparam.posterior.sites import Sites
 from vi_reparam.posterior.verdict import Verdict
 
@@ -38,19 +38,25 @@ class Summary:
     def __str__(self) -> str:
         parts = [self.table.to_string()]
         if self.num_hidden:
-            sites = ", ".join(f"{name} {count:,}" for name, count in self.num_hidden.items())
-            parts.append(f"... {sum(self.num_hidden.values()):,} more rows not shown ({sites})")
+            parts.append(hidden_line(self.num_hidden))
         return "\n".join([*parts, *self.tried, str(self.verdict)])
+
+    def _repr_html_(self) -> str:
+        hidden = markup.note(hidden_line(self.num_hidden)) if self.num_hidden else ""
+        tried = markup.block("\n".join(self.tried)) if self.tried else ""
+        return markup.table(self.table) + hidden + tried + markup.verdict(self.verdict.grade, str(self.verdict))
+
+
+def hidden_line(num_hidden: Mapping[str, int]) -> str:
+    """What a table leaves out, in words."""
+    sites = ", ".join(f"{name} {count:,}" for name, count in num_hidden.items())
+    return f"... {sum(num_hidden.values()):,} more rows not shown ({sites})"
 
 
 def summarize(posterior: Any, hdi_prob: float) -> Summary:
     """The summary of a `vi_reparam.posterior.posterior.Posterior`."""
     values, hidden = posterior.rows()
-    arviz = inference_data.import_arviz()
-    data = arviz.from_dict(posterior={str(i): value[None] for i, value in enumerate(values.values())})
-    table = arviz.summary(data, kind="stats", hdi_prob=hdi_prob, round_to="none")
-    table = table.loc[[str(i) for i in range(len(values))]]
-    table.index = list(values)
+    table = arviz_lines.summary_table(values, hdi_prob)
     tried = tried_lines(posterior.tried, posterior.record.get("family"), posterior.why)
     return Summary(table=_rounded(table), verdict=posterior.verdict, num_hidden=hidden, tried=tried)
 

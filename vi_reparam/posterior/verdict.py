@@ -88,9 +88,8 @@ class Figures:
         if self.surest is None or not self.surest.khat < KHAT_USABLE:
             return math.inf
         gap, error = self.surest.log_evidence - self.elbo, math.hypot(self.surest.error, self.elbo_error)
-        return (
-            gap + 2.0 * error if gap > -4.0 * error - 1e-3 else math.inf
-        )  # below: that family missed some of the mass
+        missed = gap < -4.0 * error - 1e-3  # that family missed some of the mass
+        return math.inf if missed else gap + 2.0 * error
 
     @property
     def missed(self) -> float:

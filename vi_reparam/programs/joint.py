@@ -80,7 +80,8 @@ class JointGuide(abc.ABC):
         """Computes, once it is asked, a sensible vector to start from; the mean over a plate's elements."""
 
         def compute() -> Array:
-            values = starting_values(self.backend, self.model, args, kwargs, self.latents.sites(args, kwargs))
+            sites, given = self.latents.sites(args, kwargs), self.latents.given
+            values = starting_values(self.backend, self.model, args, kwargs, sites, given)
             return layout.pack(values) if layout.plate is None else self.ops.xp.mean(layout.pack_each(values), axis=0)
 
         return functools.cache(compute)

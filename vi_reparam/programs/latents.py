@@ -82,12 +82,14 @@ class Latents:
 
     Attributes:
         layouts: what guides made of them, kept as long.
+        given: values of some, of their full shapes, where a fit is told to start.
     """
 
     def __init__(self, backend: Backend, model: Any) -> None:
         self.backend = backend
         self.model = model
         self.layouts: Cache[Any] = Cache(FORMS)
+        self.given: dict[str, Array] = {}
         self._known: Cache[_Known] = Cache(FORMS)
         self._structures: Cache[Structure] = Cache(FORMS)
         self._shapes: dict[str, tuple[int, ...]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,7 +101,7 @@ class Layout:
 
     def pack(self, values: dict[str, Array]) -> Array:
         """The vector of these values by site; coordinates at infinity become zero. Shape ``[size]``."""
-        flat = [self.backend.ops.xp.reshape(self._unconstrained(part, values), (-1,)) for part in self.parts]
+        flat = [self.backend.ops.xp.reshape(self.unconstrained(part, values), (-1,)) for part in self.parts]
         return self.backend.ops.xp.concat(flat)
 
     def unpack(self, vector: Array) -> dict[str, tuple[Array, Array]]:
@@ -116,7 +117,7 @@ class Layout:
         assert self.plate is not None
         xp, rows = self.backend.ops.xp, []
         for part in self.parts:
-            flat = _moved(xp, self._unconstrained(part, values), _axis(part.site, self.plate), 0)
+            flat = _moved(xp, self.unconstrained(part, values), _axis(part.site, self.plate), 0)
             rows.append(xp.reshape(flat, (flat.shape[0], -1)))
         return xp.concat(rows, axis=1)
 
@@ -130,7 +131,8 @@ class Layout:
             found[part.site.name] = self.place(part, _moved(xp, xp.squeeze(rows, axis=axis + 1), 0, axis))
         return found
 
-    def _unconstrained(self, part: Part, values: dict[str, Array]) -> Array:
+    def unconstrained(self, part: Part, values: Mapping[str, Array]) -> Array:
+        """A part's coordinates of these values by site; those at infinity become zero."""
         ops, site = self.backend.ops, part.site
         flat = bijection(self.backend.host, site.support).inv(ops.asarray(values[site.name], ops.float_dtype()))
         return ops.xp.where(ops.xp.isfinite(flat), flat, ops.xp.zeros_like(flat))

@@ -76,7 +76,8 @@ class MeanFieldGuide:
 
         @functools.cache  # only if a parameter asks
         def starts() -> dict[str, Array]:
-            return starting_values(backend, self.model, args, kwargs, self.latents.sites(args, kwargs))
+            own, given = self.latents.sites(args, kwargs), self.latents.given
+            return starting_values(backend, self.model, args, kwargs, own, given)
 
         values = {}
         for site in sites.values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from vi_reparam.backend.backend import Backend
@@ -21,11 +22,14 @@ NUM_TRIED = 8
 """Of those, how many are candidates themselves."""
 
 
-def starting_values(backend: Backend, model: Any, args: Any, kwargs: Any, sites: dict[str, Site]) -> Values:
+def starting_values(
+    backend: Backend, model: Any, args: Any, kwargs: Any, sites: dict[str, Site], given: Mapping[str, Array]
+) -> Values:
     """Of a few candidates the one with the highest joint density, at the sites' full shapes.
 
     Candidates are the prior's median, its mean, the unconstrained origin and draws of the prior.
-    Nothing of one call is kept for another. The sites are the model's latents, as `Latents.sites`.
+    Nothing of one call is kept for another. The sites are the model's latents, as `Latents.sites`; those of `given`
+    have its values, and the others are chosen to go with them.
     """
     ops, tracer = backend.ops, backend.tracer
     xp = ops.xp
@@ -46,15 +50,20 @@ def starting_values(backend: Backend, model: Any, args: Any, kwargs: Any, sites:
     def best(runs: Any, score: Any, key: Any) -> Values:
         draws = runs.many(draw, key, NUM_DRAWS)
         stacked = {n: _candidates(backend, runs, v, sites[n]) for n, v in draws.items()}
+        for name, value in given.items():
+            if name in stacked and tuple(value.shape) == tuple(stacked[name].shape[1:]):  # not of a minibatch
+                stacked[name] = xp.zeros_like(stacked[name]) + xp.astype(value, stacked[name].dtype)[None]
         scores = runs.vmap(score)(stacked) if stacked else xp.zeros((1,))
         chosen = xp.argmax(xp.where(xp.isfinite(scores), scores, xp.full_like(scores, -math.inf)))
         return {n: v[chosen] for n, v in stacked.items()}
 
+    if given and sites.keys() <= given.keys():
+        return {name: given[name] for name in sites}
     try:
         found = ops.compiled(functools.partial(best, ops, score))(ops.key(2))
     except NOT_AT_ONCE:
         found = best(OneByOne(ops), score_if_possible, ops.key(2))
-    return {n: _to_full(xp, found[n], s.shape) for n, s in sites.items()}
+    return {n: given[n] if n in given else _to_full(xp, found[n], s.shape) for n, s in sites.items()}
 
 
 def _candidates(backend: Backend, runs: Any, draws: Array, site: Site) -> Array:

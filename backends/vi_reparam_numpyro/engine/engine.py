@@ -121,21 +121,30 @@ class JaxEngine:
         return True
 
     def many(
-        self, fn: Any, data: Data, key: Any, num: int, *inputs: Any, size: int, name: Any = None, at_once: bool = True
+        self,
+        fn: Any,
+        data: Data,
+        key: Any,
+        num: int,
+        *inputs: Any,
+        size: int,
+        first: int = 0,
+        name: Any = None,
+        at_once: bool = True,
     ) -> Any:
         join = data.join
 
-        def all_of_them(key: Any, arrays: Any, *inputs: Any) -> Any:
+        def all_of_them(key: Any, first: Any, arrays: Any, *inputs: Any) -> Any:
             args, kwargs = join(arrays)
-            return in_chunks(lambda one: fn(one, args, kwargs, *inputs), key, num, size)
+            return in_chunks(lambda one: fn(one, args, kwargs, *inputs), key, num, size, first)
 
         def compile_it() -> Any:
             return jit_once(all_of_them, data.call, size=size)
 
         if name is None:
-            return compile_it()(key, data.arrays, *inputs)
+            return compile_it()(key, first, data.arrays, *inputs)
         kept = self._of_data.setdefault(data, Cache(CALLS_OF_DATA))
-        return kept.get((name, num), compile_it)(key, data.arrays, *inputs)
+        return kept.get((name, num), compile_it)(key, first, data.arrays, *inputs)
 
     def first_params(self, model: Any, guide: Any, data: Data, key: Any, known: Params) -> dict[str, Array]:
         def values(args: Any, kwargs: Any, key: Any, known: Any) -> dict[str, Any]:
@@ -211,12 +220,13 @@ class JaxEngine:
         return {name: version(name) for name in ("vi-reparam", "numpyro", "jax", "optax")}
 
 
-def in_chunks(one: Callable[[Any], Any], key: Any, num: int, size: int) -> Any:
+def in_chunks(one: Callable[[Any], Any], key: Any, num: int, size: int, first: Any = 0) -> Any:
     """Runs `one` for `num` keys, vectorized as far as the memory budget goes.
 
     Args:
         one: a function of a key; the i-th call gets `key` with i folded in.
         size: numbers that one call holds.
+        first: the i of the first call.
 
     Returns:
         The results, stacked.
@@ -224,7 +234,7 @@ def in_chunks(one: Callable[[Any], Any], key: Any, num: int, size: int) -> Any:
     chunk = max(1, min(num, CHUNK_BUDGET // max(size, 1)))
     num_chunks = -(-num // chunk)
     chunk = -(-num // num_chunks)  # even chunks: one body, few draws thrown away
-    keys = jax.vmap(lambda i: random.fold_in(key, i))(jnp.arange(num_chunks * chunk))
+    keys = jax.vmap(lambda i: random.fold_in(key, i))(first + jnp.arange(num_chunks * chunk))
     if num_chunks == 1:
         return jax.vmap(one)(keys)
     out = jax.lax.map(jax.vmap(one), keys.reshape(num_chunks, chunk))

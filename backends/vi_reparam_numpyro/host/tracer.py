@@ -66,9 +66,12 @@ class NumpyroTracer:
             sites = trace(fn).get_trace(*args, **kwargs)
         if params is not None and not partial:
             _require_params(sites, params)
-        plates = {n: s["args"] for n, s in sites.items() if s["type"] == "plate"}
-        sizes = {n: (size, size if part is None else part) for n, (size, part) in plates.items()}
-        return {n: _record(s, sizes) for n, s in sites.items() if s["type"] in _KINDS}
+        return _records(sites)
+
+    def within(
+        self, program: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> dict[str, Record]:
+        return _records(trace(program).get_trace(*args, **kwargs))
 
     def shapes(self, fn: Callable[[Any], T]) -> T:
         found: list[T] = []
@@ -203,6 +206,12 @@ def _plates(msg: Any, sizes: Mapping[str, Any]) -> tuple[PlateInfo, ...]:
     return tuple(found)
 
 
+def _records(sites: Mapping[str, Any]) -> dict[str, Record]:
+    plates = {n: s["args"] for n, s in sites.items() if s["type"] == "plate"}
+    sizes = {n: (size, size if part is None else part) for n, (size, part) in plates.items()}
+    return {n: _record(s, sizes) for n, s in sites.items() if s["type"] in _KINDS}
+
+
 def _record(msg: Any, sizes: Mapping[str, Any]) -> Record:
     if msg["type"] == "plate":
         own = PlateInfo(msg["name"], msg.get("dim"), *sizes[msg["name"]])
@@ -220,6 +229,7 @@ def _record(msg: Any, sizes: Mapping[str, Any]) -> Record:
         plates=_plates(msg, sizes),
         is_auxiliary=bool(msg["infer"].get("is_auxiliary")),
         is_factor=msg["is_observed"] and _innermost(fn) == "Unit",
+        event_dims=tuple(msg["infer"].get("event_dims", ())),
     )
 
 

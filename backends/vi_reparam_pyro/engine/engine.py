@@ -71,19 +71,30 @@ class TorchEngine:
         return True
 
     def many(
-        self, fn: Any, data: Data, key: Any, num: int, *inputs: Any, size: int, name: Any = None, at_once: bool = True
+        self,
+        fn: Any,
+        data: Data,
+        key: Any,
+        num: int,
+        *inputs: Any,
+        size: int,
+        first: int = 0,
+        name: Any = None,
+        at_once: bool = True,
     ) -> Any:
         def one(key: int) -> Any:
             return fn(key, *data.call, *inputs)
 
         if not at_once:
             with torch.no_grad():
-                runs = [pytree.tree_map(torch.as_tensor, one(mix(key ^ mix(i + 1)))) for i in range(num)]
+                runs = [pytree.tree_map(torch.as_tensor, one(mix(key ^ mix(i + 1)))) for i in range(first, first + num)]
             return pytree.tree_map(lambda *xs: torch.stack(xs), runs[0], *runs[1:])
         # chunks of one size, so that the noise of a run does not depend on how many there are
         chunk = int(np.clip(CHUNK_BUDGET // max(size, 1), 1, MOST_RUNS))
-        chunks = [_at_once(one, chunk, mix(key ^ mix(i + 1))) for i in range(-(-num // chunk))]
-        return pytree.tree_map(lambda *xs: torch.cat(xs)[:num], chunks[0], *chunks[1:])
+        begin, end = first // chunk, -(-(first + num) // chunk)
+        chunks = [_at_once(one, chunk, mix(key ^ mix(i + 1))) for i in range(begin, end)]
+        skip = first - begin * chunk
+        return pytree.tree_map(lambda *xs: torch.cat(xs)[skip : skip + num], chunks[0], *chunks[1:])
 
     def first_params(self, model: Any, guide: Any, data: Data, key: int, known: Params) -> dict[str, Array]:
         with isolated(), without_validation():

@@ -75,8 +75,14 @@ class PyroTracer:
             if resample:
                 enter(_Resample())
             program(*args, **kwargs)
-        nodes = tracing.get_trace().nodes
-        return {_plain(name, site): _record(name, site) for name, site in nodes.items() if "name" in site}
+        return _records(tracing)
+
+    def within(
+        self, program: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> dict[str, Record]:
+        with poutine.trace() as tracing:
+            program(*args, **kwargs)
+        return _records(tracing)
 
     def shapes(self, fn: Callable[[int], T]) -> T:
         with torch.no_grad(), isolated():
@@ -271,6 +277,11 @@ def _plates(msg: Any) -> tuple[PlateInfo, ...]:
     return tuple(found)
 
 
+def _records(tracing: Any) -> dict[str, Record]:
+    nodes = tracing.get_trace().nodes
+    return {_plain(name, site): _record(name, site) for name, site in nodes.items() if "name" in site}
+
+
 def _plain(name: str, msg: Any) -> str:
     return clean(name) if msg["type"] == "param" else name
 
@@ -296,6 +307,7 @@ def _record(name: str, msg: Any) -> Record:
         plates=_plates(msg),
         is_auxiliary=bool(msg["infer"].get("is_auxiliary")),
         is_factor=msg["is_observed"] and _innermost(fn) == "Unit",
+        event_dims=tuple(msg["infer"].get("event_dims", ())),
     )
 
 

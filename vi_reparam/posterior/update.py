@@ -1,0 +1,146 @@
+"""A fitted guide as the prior of new data."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from vi_reparam.backend.ops import Array
+from vi_reparam.errors import ArgumentError
+from vi_reparam.guides import GaussianFamily, MeanField
+from vi_reparam.numerics.special import LOG_2PI
+from vi_reparam.programs.layout import Layout
+from vi_reparam.sites.totals import scaled, total_log_prob
+
+LogQ = Callable[[Mapping[str, Array]], Array]
+
+LARGEST = 2_000
+"""Most coordinates of a Gaussian, whose covariance is written out."""
+
+FACTOR = "vr_update"
+
+
+class Updated:
+    """A model whose latents' prior is a fitted guide: a program of the framework.
+
+    It states what the model states, and a factor: log q of the guide less the log prior, of the latents that the two
+    sets of data share.
+
+    Args:
+        model: as it was given, without such a factor.
+        posterior: whose guide it is.
+        fresh: latents that belong to the new data, whose prior stays.
+    """
+
+    def __init__(self, model: Callable[..., Any], posterior: Any, fresh: frozenset[str]) -> None:
+        self.model, self.backend = model, posterior.backend
+        self.sites = posterior.scorer.sites
+        self.fresh = fresh
+        self.__name__ = posterior.name
+        self.log_q = log_density(posterior)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        backend = self.backend
+        found = backend.tracer.within(self.model, args, kwargs)
+        kept = {name: r for name, r in found.items() if r.is_latent and self.is_kept(name, r)}
+        prior = sum(backend.ops.xp.sum(scaled(r, r.log_prob())) for r in kept.values())
+        backend.host.factor(FACTOR, self.log_q({name: r.value for name, r in kept.items()}) - prior)
+
+    def is_kept(self, name: str, record: Any) -> bool:
+        """Whether a latent is one that the first data told of."""
+        if name in self.fresh or name not in self.sites.latents:
+            return False
+        return tuple(record.distribution.shape()) == self.sites.latents[name].shape
+
+
+def original(model: Any) -> Any:
+    """A model as it was given."""
+    return model.model if isinstance(model, Updated) else model
+
+
+def log_density(posterior: Any) -> LogQ:
+    """The guide's log density at values of some of its latents, the others integrated out.
+
+    Raises:
+        ArgumentError: for a guide that has none that can be evaluated.
+    """
+    guided = posterior.guided
+    family = getattr(guided, "family", None)
+    if isinstance(family, MeanField):
+        return _of_sites(posterior)
+    if isinstance(family, GaussianFamily) and not getattr(family.gaussian, "num_components", 1) > 1:
+        return _of_gaussian(posterior)
+    raise ArgumentError(
+        f"update: a guide of {family!r} has no density that can be evaluated at given values: fit vr.FullRank(), "
+        "vr.LowRank() or vr.MeanField(), or fit all data again"
+    )
+
+
+def _of_sites(posterior: Any) -> LogQ:
+    """Of independent sites: their own log densities."""
+    backend, guide = posterior.backend, posterior.guided.base_guide
+    args, kwargs = posterior.scorer.data.call
+
+    def log_q(values: Mapping[str, Array]) -> Array:
+        options = {"params": posterior.scorer.params, "full_data": True, "alone": True, "frozen": True}
+        found = backend.tracer.run(guide, args, kwargs, backend.ops.key(0), values=dict(values), **options)
+        return total_log_prob(backend, {name: found[name] for name in values})
+
+    return log_q
+
+
+def _of_gaussian(posterior: Any) -> LogQ:
+    """Of a Gaussian over all latents: that of the coordinates at hand, in the latents' own coordinates.
+
+    A tail that was widened for the importance weights counts as the Gaussian's own.
+    """
+    ops, guide = posterior.backend.ops, posterior.guided.base_guide
+    layout: Layout = guide.layout(*posterior.scorer.data.call)
+    center, root = _affine(posterior, layout)
+    covariance = root @ root.T
+
+    @functools.cache
+    def marginal(names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, float]:
+        """Center, inverse root and log normalizer of these latents together."""
+        parts = [part for part in layout.parts if part.site.name in names]
+        places = np.concatenate([np.arange(part.offset, part.offset + part.size) for part in parts])
+        lower = np.linalg.cholesky(covariance[np.ix_(places, places)])
+        norm = 0.5 * len(places) * LOG_2PI + float(np.log(np.diagonal(lower)).sum())
+        return center[places], np.linalg.inv(lower), norm
+
+    def log_q(values: Mapping[str, Array]) -> Array:
+        xp = ops.xp
+        parts = [part for part in layout.parts if part.site.name in values]
+        if not parts:
+            return xp.zeros((), dtype=ops.float_dtype())
+        middle, inverse, norm = marginal(tuple(part.site.name for part in parts))
+        flat, log_det = [], xp.zeros((), dtype=ops.float_dtype())
+        for part in parts:
+            own = layout.unconstrained(part, values)
+            flat.append(xp.reshape(own, (-1,)))
+            log_det = log_det + xp.sum(layout.place(part, own)[1])
+        moved = xp.concat(flat) - ops.asarray(middle, ops.float_dtype())
+        whitened = ops.asarray(inverse, ops.float_dtype()) @ moved
+        return -0.5 * xp.sum(whitened * whitened) - norm - log_det
+
+    return log_q
+
+
+def _affine(posterior: Any, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+    """Center and linear part of a Gaussian guide, in the coordinates of all latents, as NumPy's arrays."""
+    backend, guide = posterior.backend, posterior.guided.base_guide
+    ops, size, base = backend.ops, layout.size, guide.family.gaussian.resolve(layout)
+    if size > LARGEST:
+        raise ArgumentError(f"update: a Gaussian over {size:,} coordinates; at most {LARGEST:,} can be a prior")
+    own = {name: posterior.scorer.params[f"{guide.prefix}_{name}"] for name in base.names}
+    noise = np.concatenate([np.zeros((1, size)), np.eye(size)])
+    rows = ops.to_numpy(base.to_latent(ops, own, ops.asarray(noise, ops.float_dtype())))
+    start, scale = (ops.to_numpy(posterior.scorer.params[f"{guide.prefix}_{name}"]) for name in ("center", "root"))
+    placed = np.asarray(rows, np.float64)
+    placed = start + (placed * scale if scale.ndim == 1 else placed @ scale.T)
+    assert math.isfinite(placed.sum())
+    return placed[0], (placed[1:] - placed[0]).T
