@@ -59,6 +59,7 @@ class Record:
         plates: around it; of a plate, itself alone.
         is_auxiliary: a site of a guide that is no latent of the model; `is_factor`: a term of the log joint without
             a value.
+        enumeration: how it is marked to be summed out, as ``"parallel"``; empty where it is not.
     """
 
     kind: str
@@ -71,6 +72,7 @@ class Record:
     plates: tuple[PlateInfo, ...] = ()
     is_auxiliary: bool = False
     is_factor: bool = False
+    enumeration: str = ""
 
     @property
     def is_latent(self) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.ops import Ops
-from vi_reparam.errors import ArgumentError, first_line
+from vi_reparam.errors import ArgumentError, first_line, short
 from vi_reparam.fit.convergence import Convergence
 from vi_reparam.sites.totals import scaled
 from vi_reparam.sites.wrappers import innermost
@@ -117,14 +117,14 @@ def probe(path: Any) -> None:
         ArgumentError: saying why.
     """
     if not isinstance(path, str | os.PathLike) or Path(path).is_dir():
-        raise ArgumentError(f"fit(checkpoint={_short(path)}): expected the path of a file")
+        raise ArgumentError(f"fit(checkpoint={short(path)}): expected the path of a file")
     try:
         with _partial(Path(path)) as (_, name):
             pass
         os.unlink(name)
     except OSError as error:
         raise ArgumentError(
-            f"fit(checkpoint={_short(str(path))}): its folder cannot be written to ({error.strerror}); make it, or "
+            f"fit(checkpoint={short(str(path))}): its folder cannot be written to ({error.strerror}); make it, or "
             "give another file"
         ) from None
 
@@ -167,7 +167,7 @@ def load(
     target = Path(path)
     if not target.exists():
         return None
-    name = _short(str(target))
+    name = short(str(target))
     try:
         with target.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             header = json.loads(str(file["header"]))
@@ -210,9 +210,4 @@ def _is(theirs: Any, ours: Any) -> str:
             n for n in {**ours, **theirs} if n not in ours or n not in theirs or not np.allclose(theirs[n], ours[n])
         ]
         return f"at site {names[0]!r} are others (another prior, likelihood or network)"
-    return f"is {_short(theirs)}, this one's {_short(ours)}"
-
-
-def _short(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 70 else f"{text[:34]}...{text[-33:]}"
+    return f"is {short(theirs)}, this one's {short(ours)}"

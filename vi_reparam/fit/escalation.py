@@ -14,6 +14,7 @@ from vi_reparam.backend.data import Data
 from vi_reparam.backend.ops import Args
 from vi_reparam.errors import NonFiniteError
 from vi_reparam.estimators import Auto
+from vi_reparam.fit.arguments import warn_of_forgotten
 from vi_reparam.fit.options import Options
 from vi_reparam.guides.base import GuideFamily
 from vi_reparam.guides.escalate import cost_of
@@ -50,6 +51,7 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
     options.check(engine)
     data, key = engine.data(args, kwargs, guided.model), engine.key(options.seed)
     guided.for_family(MeanField()).fitter.check(data, key)
+    warn_of_forgotten(guided.backend, guided.model, data)
     shape = shape_of(guided, data)
     named = any(site != "*" or not isinstance(e, Auto) for site, e in guided.estimators.items())
     ladder, file = spec.ladder(**shape._asdict(), estimators=named), options.checkpoint

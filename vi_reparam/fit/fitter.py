@@ -16,8 +16,9 @@ import numpy as np
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import Task
 from vi_reparam.backend.ops import Args, Array, Key
-from vi_reparam.errors import ArgumentError, ViReparamError, first_line
+from vi_reparam.errors import ArgumentError, ViReparamError, could_not_run
 from vi_reparam.fit import checkpoints
+from vi_reparam.fit.arguments import warn_of_forgotten
 from vi_reparam.fit.checkpoints import FitSignature, form_of
 from vi_reparam.fit.convergence import Convergence
 from vi_reparam.fit.loop import Restart, run_steps
@@ -53,7 +54,9 @@ class Fitter:
     def fit(self, args: Args, kwargs: dict[str, Any], options: Options) -> Any:
         """As `Guided.fit`."""
         options.check(self.engine)
-        return self.run(self.engine.data(args, kwargs, self.guided.model), options)
+        data = self.engine.data(args, kwargs, self.guided.model)
+        warn_of_forgotten(self.guided.backend, self.guided.model, data)
+        return self.run(data, options)
 
     def run(self, data: Data, options: Options, *, final: bool = True) -> Any:
         """As `Guided.fit`, on data that the engine made ready.
@@ -142,9 +145,7 @@ class Fitter:
         except ViReparamError:
             raise
         except Exception as error:
-            args, kwargs = self.ops.tree_map(lambda x: tuple(x.shape) if hasattr(x, "shape") else x, data.call)
-            text = f"{self.guided.name} could not run on arguments of shapes {args} {kwargs}: {first_line(error)}"
-            raise ArgumentError(text) from error
+            raise could_not_run(self.guided.name, data.shapes(self.ops), error) from error
         self._checked.add(data.form)
         return found
 

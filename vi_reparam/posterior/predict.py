@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 
 from vi_reparam.backend.ops import Args, Array, Kwargs
 from vi_reparam.backend.tracer import Statement
-from vi_reparam.errors import ArgumentError, SiteError
+from vi_reparam.errors import ArgumentError, SiteError, ViReparamError, could_not_run, first_line
 from vi_reparam.posterior.scorer import Pair, Scorer, probed
 from vi_reparam.posterior.sites import Sites
 from vi_reparam.sites.wrappers import innermost
@@ -63,13 +64,26 @@ def predict(
     sites, params, fit = scorer.sites, scorer.params, scorer.data
     fresh = _known(fresh_sites, sites.latents, "fresh_sites", "a latent site of the model")
     wanted = None if return_sites is None else _names(return_sites)
+    _check_call(scorer, args, kwargs)
     predictor = Predictor(scorer.pair, sites, fresh)
     found: list[dict[str, Any]] = []
 
     def look(key: Any, params: Any, arrays: Any, *args: Any, **kwargs: Any) -> None:
         found.append(predictor.run(key, *fit.join(arrays), params, args, kwargs))
 
-    new = probed(scorer.backend, look, args, kwargs, (key, params, fit.arrays), found)
+    try:
+        new = probed(scorer.backend, look, args, kwargs, (key, params, fit.arrays), found)
+    except ViReparamError:
+        raise
+    except Exception as error:  # of the model, on arguments that are not of the fit's kind
+        raise _failed(scorer, args, kwargs, error) from error
+    for name, record in found[-1].items():
+        fitted = sites.observed.get(name)
+        if fitted is not None and 0 < len(fitted.shape) < len(shape := tuple(np.shape(record.value))):
+            raise ArgumentError(
+                f"predict: site {name!r} has shape {shape} for these inputs, and {fitted.shape} in the fit: give inputs "
+                "with as many dimensions as the fit's, such as x.ravel() in place of a column"
+            )
     if wanted is not None:
         _known(wanted, found[-1], "return_sites", "a site that the model draws")
     if (names := wanted) is None:
@@ -83,7 +97,36 @@ def predict(
         return {name: records[name].value for name in sorted(names)}
 
     size = sum(math.prod(np.shape(found[-1][name].value)) for name in names)
-    return scorer.many(one, num_draws, key, new.arrays, name=("predict", new.form, wanted, fresh), size=size)
+    drawn = scorer.many(one, num_draws, key, new.arrays, name=("predict", new.form, wanted, fresh), size=size)
+    if new.doubts:
+        to_numpy = scorer.backend.ops.to_numpy
+        bad = [name for name, value in drawn.items() if not np.isfinite(to_numpy(value)).all()]
+        if bad:
+            raise _not_finite(new.doubts, f"so are the draws of {bad[0]!r}")
+    return drawn
+
+
+def _check_call(scorer: Scorer, args: Args, kwargs: Kwargs) -> None:
+    try:
+        signature = inspect.signature(scorer.pair.model)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise ArgumentError(f"predict: {error}; it takes the model's own arguments, {signature}"[:300]) from None
+
+
+def _failed(scorer: Scorer, args: Args, kwargs: Kwargs, error: Exception) -> ArgumentError:
+    data = scorer.backend.engine.data(tuple(args), dict(kwargs))
+    if data.doubts:
+        return _not_finite(data.doubts, f"the model refuses them ({first_line(error)[:60]})")
+    return could_not_run("predict: the model", data.shapes(scorer.backend.ops), error)
+
+
+def _not_finite(doubts: Collection[str], what: str) -> ArgumentError:
+    text = "; ".join(doubts)[:120]
+    return ArgumentError(f"predict: {text}, and {what}: drop those rows, or fill in what is missing")
 
 
 def _known(names: Collection[str], sites: Collection[str], option: str, what: str) -> frozenset[str]:

@@ -29,7 +29,7 @@ from vi_reparam.objectives.run import Runner, first_params
 from vi_reparam.objectives.subsampling import check_subsampling
 from vi_reparam.sites.totals import total_log_prob
 from vi_reparam_numpyro.engine import optimizers
-from vi_reparam_numpyro.engine.arguments import data_of, doubts_of
+from vi_reparam_numpyro.engine.arguments import as_arrays, data_of, doubts_of, refuse_tracing
 from vi_reparam_numpyro.engine.codec import JaxCodec
 from vi_reparam_numpyro.engine.program import Program
 from vi_reparam_numpyro.host.tracer import tracer
@@ -82,26 +82,38 @@ class JaxEngine:
         raise ArgumentError(f"seed={seed!r}: expected an int of at most 64 bits or a jax.random.key")
 
     def data(self, args: tuple, kwargs: Mapping, model: Any = None, *, inputs: tuple = (), finite: bool = True) -> Data:
-        doubts = doubts_of(args, dict(kwargs)) if finite else ()
-        made = dataclasses.replace(data_of(args, dict(kwargs)), doubts=doubts)
+        args, kwargs = as_arrays(args, dict(kwargs))
+        if model is not None and finite:
+            refuse_tracing(args, kwargs)
+        doubts = doubts_of(args, kwargs)
+        made = dataclasses.replace(data_of(args, kwargs), doubts=doubts)
         if model is None:
             return made
-        if any(model is reader for reader in self._readers):
+        known = any(model is reader for reader in self._readers)
+        if known:
             made = dataclasses.replace(data_of(*made.call, closed=True), doubts=doubts)
+        why = None
         try:
             return _traced(model, made, inputs, finite)
         except self.reads_values as error:
-            if finite:
-                self._note_reading(model, error)
+            why = error
         made = dataclasses.replace(data_of(*made.call, closed=True), doubts=doubts)
-        return _traced(model, made, inputs, finite)
+        try:
+            made = _traced(model, made, inputs, finite)
+        except self.reads_values as error:
+            raise ArgumentError(
+                f"{_name(model)} reads a draw or a parameter in Python ({first_line(error)[:60]}): every run must have the "
+                "same sites; choose by jnp.where or a mixture, or give plates a fixed size and mask what is not there"
+            ) from None
+        if finite and not known:
+            self._note_reading(model, why)
+        return made
 
     def _note_reading(self, model: Callable[..., Any], error: Exception) -> None:
         """Its data are constants of what is compiled from now on."""
         self._readers.append(model)
-        name = getattr(model, "__name__", type(model).__name__)
         warnings.warn(
-            f"{name} reads its data in Python ({first_line(error)}), so the data are compiled into the step, and every "
+            f"{_name(model)} reads its data in Python ({first_line(error)}), so the data are compiled into the step, and every "
             "new data set compiles again; use jnp.where or shapes instead of values to avoid it",
             stacklevel=4,
         )
@@ -258,6 +270,10 @@ def _traced(program: Callable[..., Any], data: Data, inputs: tuple[Any, ...], al
         keyed = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
         seen.update(np.ascontiguousarray(random.key_data(value) if keyed else value).tobytes())
     return dataclasses.replace(data, form=(data.form, seen.digest()))
+
+
+def _name(program: Any) -> str:
+    return str(getattr(program, "__name__", type(program).__name__))
 
 
 class _Same:

@@ -220,6 +220,7 @@ def _record(msg: Any, sizes: Mapping[str, Any]) -> Record:
         plates=_plates(msg, sizes),
         is_auxiliary=bool(msg["infer"].get("is_auxiliary")),
         is_factor=msg["is_observed"] and _innermost(fn) == "Unit",
+        enumeration=str(msg["infer"].get("enumerate") or ""),
     )
 
 

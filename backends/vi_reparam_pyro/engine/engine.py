@@ -18,7 +18,7 @@ from vi_reparam.errors import ArgumentError
 from vi_reparam.objectives.run import Runner
 from vi_reparam.objectives.subsampling import check_subsampling
 from vi_reparam_pyro.engine import optimizers
-from vi_reparam_pyro.engine.arguments import data_of, doubts_of, to_numpy
+from vi_reparam_pyro.engine.arguments import as_arrays, data_of, doubts_of, refuse_tracing, to_numpy
 from vi_reparam_pyro.engine.codec import TorchCodec
 from vi_reparam_pyro.engine.program import Program
 from vi_reparam_pyro.host.params import first_parameters, isolated, using
@@ -56,8 +56,10 @@ class TorchEngine:
         raise ArgumentError(f"seed={seed!r}: expected an int of at most 64 bits")
 
     def data(self, args: tuple, kwargs: Mapping, model: Any = None, *, inputs: tuple = (), finite: bool = True) -> Data:
-        doubts = doubts_of(args, dict(kwargs)) if finite else ()
-        return dataclasses.replace(data_of(args, dict(kwargs)), doubts=doubts)
+        args, kwargs = as_arrays(args, dict(kwargs))
+        if model is not None and finite:
+            refuse_tracing(args, kwargs)
+        return dataclasses.replace(data_of(args, kwargs), doubts=doubts_of(args, kwargs))
 
     def call(self, fn: Callable[..., Any], data: Data, *inputs: Any, name: Hashable = None) -> Any:
         with torch.no_grad(), without_validation():

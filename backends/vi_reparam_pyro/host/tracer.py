@@ -296,6 +296,7 @@ def _record(name: str, msg: Any) -> Record:
         plates=_plates(msg),
         is_auxiliary=bool(msg["infer"].get("is_auxiliary")),
         is_factor=msg["is_observed"] and _innermost(fn) == "Unit",
+        enumeration=str(msg["infer"].get("enumerate") or ""),
     )
 
 
