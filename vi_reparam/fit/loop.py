@@ -64,7 +64,7 @@ def run_steps(
         NonFiniteError: for a NaN or an infinity, with its step and site.
     """
     total, chunk, saved = len(losses), FIRST_CHUNK, time.perf_counter()
-    with tqdm(total=total, initial=done, disable=not progress, desc=f"fit {name}") as bar:
+    with tqdm(total=total, initial=done, disable=not progress, desc=f"fit {name}: compiling") as bar:
         while done < total and not (course is not None and course.finished):
             begun = time.perf_counter()
             limit = min(chunk, total - done)
@@ -75,6 +75,7 @@ def run_steps(
             done += len(values)
             if not finite:
                 raise not_finite(program, state, losses[:done], name)
+            bar.set_description(f"fit {name}", refresh=False)
             bar.update(len(values))
             if course is not None and (done % BLOCK == 0 or done == total):
                 state = _look(program, state, course, losses[done - ((done - 1) % BLOCK + 1) : done])

@@ -81,8 +81,8 @@ def predict(
         fitted = sites.observed.get(name)
         if fitted is not None and 0 < len(fitted.shape) < len(shape := tuple(np.shape(record.value))):
             raise ArgumentError(
-                f"predict: site {name!r} has shape {shape} for these inputs, and {fitted.shape} in the fit: give inputs "
-                "with as many dimensions as the fit's, such as x.ravel() in place of a column"
+                f"predict: site {name!r} has shape {shape} for these inputs, and {fitted.shape} in the fit: give "
+                "inputs with as many dimensions as the fit's, such as x.ravel() in place of a column"
             )
     if wanted is not None:
         _known(wanted, found[-1], "return_sites", "a site that the model draws")

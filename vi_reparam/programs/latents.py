@@ -354,8 +354,8 @@ def refuse_discrete(host: Host, site: Site, advice: str) -> SiteError:
     if not site.enumeration:
         return SiteError(f"site {site.name!r} {advice}")
     return SiteError(
-        f"site {site.name!r} is marked infer={{'enumerate': {site.enumeration!r}}}, and no guide here sums it out: write "
-        "the sum in the model (dist.MixtureSameFamily for a mixture), or fit the other sites by "
+        f"site {site.name!r} is marked infer={{'enumerate': {site.enumeration!r}}}, and no guide here sums it out: "
+        "write the sum in the model (dist.MixtureSameFamily for a mixture), or fit the other sites by "
         f"{host.title}'s own SVI and TraceEnum_ELBO"
     )
 

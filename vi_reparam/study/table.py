@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+LEAN: dict[str, Any] = {"box": None, "padding": (0, 1, 0, 0), "header_style": "bold underline"}
+"""How tables look: at 80 columns names are wrapped between words, and numbers never."""
+
+NAME = 25
+"""Columns that the longest word of an estimator's name takes."""
+
+
 class Row(Protocol):
     """One line of a study: a dataclass of choices, which are texts, and figures, which are numbers."""
 
@@ -80,9 +87,12 @@ class Study(Sequence[R]):
         """A table to print with rich."""
         from rich.table import Table
 
-        table = Table(title=self._kind.TITLE)
+        table = Table(**LEAN, title=self._kind.TITLE)
         for number, name in enumerate(self._kind.HEADER):
-            table.add_column(name, justify="left" if number < len(self._kind.CHOICES) else "right")
+            figure = number >= len(self._kind.CHOICES)
+            table.add_column(
+                name.replace(" ", "\n") if figure else name, justify="right" if figure else "left", no_wrap=figure
+            )
         for row in self._rows:
             table.add_row(*row.cells())
         return table

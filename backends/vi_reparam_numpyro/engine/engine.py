@@ -102,8 +102,8 @@ class JaxEngine:
             made = _traced(model, made, inputs, finite)
         except self.reads_values as error:
             raise ArgumentError(
-                f"{_name(model)} reads a draw or a parameter in Python ({first_line(error)[:60]}): every run must have the "
-                "same sites; choose by jnp.where or a mixture, or give plates a fixed size and mask what is not there"
+                f"{_name(model)} reads a draw or a parameter in Python ({first_line(error)[:60]}): every run must have "
+                "the same sites; choose by jnp.where or a mixture, or give plates a fixed size and mask the rest"
             ) from None
         if finite and not known:
             self._note_reading(model, why)
@@ -113,8 +113,8 @@ class JaxEngine:
         """Its data are constants of what is compiled from now on."""
         self._readers.append(model)
         warnings.warn(
-            f"{_name(model)} reads its data in Python ({first_line(error)}), so the data are compiled into the step, and every "
-            "new data set compiles again; use jnp.where or shapes instead of values to avoid it",
+            f"{_name(model)} reads its data in Python ({first_line(error)}), so the data are compiled into the step, "
+            "and every new data set compiles again; use jnp.where or shapes instead of values to avoid it",
             stacklevel=4,
         )
 
