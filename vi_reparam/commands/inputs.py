@@ -10,6 +10,7 @@ from typing import Any
 
 import vi_reparam
 from vi_reparam.errors import ArgumentError, ViReparamError, first_line
+from vi_reparam.posterior import npz
 
 
 def read_options(pairs: list[str]) -> dict[str, Any]:
@@ -55,8 +56,7 @@ def read_data(path: Path) -> dict[str, Any]:
 
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as stored:
-                return dict(stored)
+            return npz.read(path)
         if path.suffix == ".json":
             content = json.loads(path.read_text())
             if not isinstance(content, dict):

@@ -107,6 +107,11 @@ def _climb(
         try:
             posterior = fit(family)
             attempt = posterior.attempt(seconds=time.perf_counter() - started)
+        except KeyboardInterrupt:
+            if kept is None:
+                raise
+            why = kept[0].record["interrupted"] = f"the search was interrupted at {family!r}"
+            break
         except NonFiniteError as error:
             failure = error
             attempts.append(Attempt(repr(family), note=f"failed: {error}"))
@@ -115,6 +120,9 @@ def _climb(
         attempts.append(attempt)
         if kept is None or attempt.is_better_than(kept[1]):
             kept = posterior, attempt
+        if "interrupted" in posterior.record:
+            why = kept[0].record["interrupted"] = f"{posterior.record['interrupted']} of {family!r}"
+            break
     if kept is None:
         assert failure is not None
         raise failure

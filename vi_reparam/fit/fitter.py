@@ -27,6 +27,7 @@ from vi_reparam.fit.options import Options
 from vi_reparam.fit.selection import choose
 from vi_reparam.gaussians.pathfinder import APART, distance
 from vi_reparam.guides import JointFamily, Sites
+from vi_reparam.posterior.program import program_of
 
 Values = Mapping[str, Array]
 """Parameters by name, constrained."""
@@ -50,6 +51,7 @@ class Fitter:
         self._checked: set[Any] = set()
         self._simpler: dict[Any, Fitter] = {}
         self._rivals: list[float] = []
+        self._cut_off = ""
 
     def fit(self, args: Args, kwargs: dict[str, Any], options: Options) -> Any:
         """As `Guided.fit`."""
@@ -75,7 +77,7 @@ class Fitter:
         plan = plan_of(family, None if watched else total) if optimizer is None else optimizer
         signature = None
         if options.checkpoint is not None:
-            program, numbers = checkpoints.program_of(self.guided.backend, self.guided.model, data)
+            program, numbers = program_of(self.guided.backend, self.guided.model, data)
             signature = FitSignature(
                 model=self.guided.name,
                 program=program,
@@ -99,7 +101,12 @@ class Fitter:
                 raise ArgumentError("there is nothing to fit: neither model nor guide has a parameter")
             state = program.init(key, values, data)
             course = Convergence(total, family is not None and family.by_losses) if watched else None
-            runs.append(self._restart(program, state, np.full(total, np.nan), course, signature, options))
+            if self._cut_off:
+                runs = [Restart(program.params(state), np.zeros(0), course, program.execution, interrupted=True)]
+            else:
+                runs.append(self._restart(program, state, np.full(total, np.nan), course, signature, options))
+            if runs[-1].interrupted:
+                break
         best, rivals = self._compare(runs)
         record = {
             "num_steps": len(best.losses),
@@ -113,10 +120,13 @@ class Fitter:
             "steps": best.execution,
             "versions": engine.versions(),
         }
+        if runs[-1].interrupted:
+            steps = f"{len(runs[-1].losses):,} of {'at most ' * watched}{total:,} steps"
+            record["interrupted"] = self._cut_off or f"the fit was interrupted after {steps}"
         fitted = {"args": data.args, "kwargs": data.kwargs, "losses": best.losses, "record": record}
         seed = int(seed) if isinstance(seed, Integral) else 0
         posterior = self.guided.posterior_type(self.guided, best.params, seed=seed, **fitted)
-        if final and family is not None and family.has_tail:
+        if final and family is not None and family.has_tail and "interrupted" not in record:
             posterior.fit_tail()
         posterior.record["seconds"] = time.perf_counter() - begun
         return posterior
@@ -165,7 +175,7 @@ class Fitter:
             return
         said, guided = "; ".join(data.doubts)[:150], self.guided
         try:
-            _, numbers = checkpoints.program_of(guided.backend, guided.model, data)
+            _, numbers = program_of(guided.backend, guided.model, data)
         except Exception:
             numbers = {"": [0.0, math.nan]}
         bad = [f" of site {name!r}" if name else "" for name, (_, term) in numbers.items() if not math.isfinite(term)]
@@ -194,7 +204,7 @@ class Fitter:
 
         Parts of `Sites` take no more steps and particles than the fit to come.
         """
-        self._rivals = []
+        self._rivals, self._cut_off = [], ""
         parts = isinstance(self.guided.family, Sites)
         if not parts and not isinstance(self.guided.family, JointFamily):
             return [{}]
@@ -207,6 +217,10 @@ class Fitter:
                     particles = min(num_particles, family.num_particles)
                     options = Options(min(num_steps or total, total), particles, seed=key)
                 posterior = self._fitter_of(family, share=not parts).run(data, options, final=False)
+            if "interrupted" in posterior.record:
+                self._cut_off = f"{posterior.record['interrupted']} of {family!r}, from which this one starts"
+                if parts:  # the others have nothing to start from
+                    raise KeyboardInterrupt(self._cut_off)
             self._rivals = list(posterior.record["rivals"])
             return posterior
 
@@ -235,14 +249,21 @@ class Fitter:
             state = program.restore(state, arrays)
 
         def save(state: Any, done: int) -> None:
+            if signature is None:
+                return
+            why = checkpoints.taken_by_another(checkpoint, signature)
             try:
-                if signature is not None:
+                if not why:
                     checkpoints.save(checkpoint, signature, program.arrays(state), done, losses, course)
             except OSError as error:
-                warnings.warn(f"the checkpoint could not be saved, and the fit goes on: {error}", stacklevel=2)
+                why = str(error)
+            if why:
+                warnings.warn(f"the checkpoint could not be saved, and the fit goes on: {why}", stacklevel=2)
 
-        state, done = run_steps(program, state, losses, done, name=name, course=course, progress=progress, save=save)
-        return Restart(program.params(state), losses[:done], course, program.execution)
+        state, done, interrupted = run_steps(
+            program, state, losses, done, name=name, course=course, progress=progress, save=save
+        )
+        return Restart(program.params(state), losses[:done], course, program.execution, interrupted)
 
     def _compare(self, runs: list[Restart]) -> tuple[Restart, list[float]]:
         """The best of several runs, and by how many nats those that ended elsewhere are below it."""

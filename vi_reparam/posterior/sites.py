@@ -64,7 +64,7 @@ class Sites:
         deterministics: its deterministic sites.
         plate_sizes: the plates' full sizes.
         scalars: in one run of both, a measure of the memory one draw takes.
-        is_point: whether the guide is a point estimate: deltas, and nothing auxiliary under them.
+        deltas: latents that the guide draws from a Delta: points, unless they are made of what is auxiliary.
     """
 
     latents: dict[str, Site]
@@ -72,7 +72,7 @@ class Sites:
     deterministics: dict[str, Site]
     plate_sizes: dict[str, int]
     scalars: int
-    is_point: bool
+    deltas: tuple[str, ...]
 
 
 def check_count(name: str, value: Any) -> int:
@@ -95,7 +95,6 @@ def describe(reader: Reader, records: Mapping[str, Record], drawn: Mapping[str, 
     latents = {name: _form(r) for name, r in records.items() if r.is_latent}
     draws = {name: r for name, r in drawn.items() if r.is_latent}
     _check_pair(latents, draws)
-    is_delta = [type(innermost(reader, draws[name].distribution)).__name__ == "Delta" for name in latents]
     both = [*records.values(), *drawn.values()]
     return Sites(
         latents=latents,
@@ -103,7 +102,7 @@ def describe(reader: Reader, records: Mapping[str, Record], drawn: Mapping[str, 
         deterministics={name: _form(r) for name, r in records.items() if r.kind == "deterministic"},
         plate_sizes={name: r.plates[0].size for name, r in records.items() if r.kind == "plate"},
         scalars=sum(math.prod(np.shape(r.value)) for r in both if r.kind in ("sample", "deterministic")),
-        is_point=any(is_delta) and not any(r.is_auxiliary for r in draws.values()),
+        deltas=tuple(n for n in latents if type(innermost(reader, draws[n].distribution)).__name__ == "Delta"),
     )
 
 

@@ -13,7 +13,7 @@ from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators import Auto, Estimator
 from vi_reparam.families import Family
 from vi_reparam.fit.measure import Moments
-from vi_reparam.study.table import LEAN, NAME
+from vi_reparam.study.table import LEAN, NAME, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,7 +71,7 @@ class Comparison:
             "estimator", min_width=min(NAME, max(len(str(n)) for n in data.estimator.values)), overflow="fold"
         )
         own = () if parameter is None else (escape(parameter),)
-        for name in (*own, "median", "largest", "largest\n|z|", "ms per\ngradient", "variance\nx time"):
+        for name in (*own, "median", "largest", "largest\n|z|", "ms /\ngrad.", "var. x\ntime"):
             table.add_column(name, justify="right", no_wrap=True)
         for stage in data.stage.values:
             at = data.sel(stage=stage)
@@ -80,10 +80,10 @@ class Comparison:
             for estimator in data.estimator.values:
                 one = at.sel(estimator=estimator)
                 variances, z = one.variance_per_draw, np.abs(one.z.values)
-                alone = () if parameter is None else (f"{float(variances.sel(parameter=parameter)):.3g}",)
+                alone = () if parameter is None else (shown(variances.sel(parameter=parameter)),)
                 cost = float(one.variance_x_seconds) / best if best > 0 else float("nan")
-                spread = f"{float(np.median(variances)):.3g}", f"{float(np.max(variances)):.3g}"
-                price = f"{1e3 * float(one.seconds):.3g}", f"{cost:.3g}"
+                spread = shown(np.median(variances)), shown(np.max(variances))
+                price = shown(1e3 * one.seconds), shown(cost)
                 table.add_row(escape(str(estimator)), *alone, *spread, f"{float(np.max(z)):.2f}", *price)
         return table
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -18,8 +19,13 @@ if TYPE_CHECKING:
 LEAN: dict[str, Any] = {"box": None, "padding": (0, 1, 0, 0), "header_style": "bold underline"}
 """How tables look: at 80 columns names are wrapped between words, and numbers never."""
 
-NAME = 25
+NAME = 28
 """Columns that the longest word of an estimator's name takes."""
+
+
+def shown(value: Any) -> str:
+    """A number in three digits and few letters: 8.17e3."""
+    return re.sub(r"e([+-])0*", lambda found: "e" + found[1].strip("+"), f"{float(value):.3g}")
 
 
 class Row(Protocol):

@@ -132,11 +132,15 @@ class Program:
     def advance(self, state: State, steps: int) -> tuple[State, np.ndarray, bool]:
         with isolated(), without_validation():  # done; it reads values, and would not name a step
             before, losses, marks = state.snapshot(), [], []
-            for _ in range(steps):
-                loss = self.gradient(state.params, state.key, state.step, state.averages)
-                losses.append(loss)
-                marks.append(state.mark(loss))
-                state.move(watched=self.watched)
+            try:
+                for _ in range(steps):
+                    loss = self.gradient(state.params, state.key, state.step, state.averages)
+                    losses.append(loss)
+                    marks.append(state.mark(loss))
+                    state.move(watched=self.watched)
+            except KeyboardInterrupt:
+                state.restore(before)
+                raise
             if bool(torch.stack(marks).sum() == 0.0):
                 return state, to_numpy(torch.stack(losses)), True
             state.restore(before)
