@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from vi_reparam.backend.cache import Cache
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import Task
 from vi_reparam.backend.ops import Args, Array, Key
@@ -28,6 +29,7 @@ from vi_reparam.fit.selection import choose
 from vi_reparam.gaussians.pathfinder import APART, distance
 from vi_reparam.guides import JointFamily, Sites
 from vi_reparam.posterior.program import program_of
+from vi_reparam.programs.latents import FORMS
 
 Values = Mapping[str, Array]
 """Parameters by name, constrained."""
@@ -47,8 +49,8 @@ class Fitter:
         self.guided = guided
         self.ops, self.engine = guided.backend.ops, guided.backend.engine
         self.fitted: dict[Any, Any] = {}
-        self._selected: dict[Any, tuple[Any, dict[str, float]]] = {}
-        self._checked: set[Any] = set()
+        self._selected: Cache[tuple[Any, dict[str, float]]] = Cache(FORMS)
+        self._checked: Cache[bool] = Cache(FORMS)
         self._simpler: dict[Any, Fitter] = {}
         self._rivals: list[float] = []
         self._cut_off = ""
@@ -151,12 +153,12 @@ class Fitter:
         try:
             self._doubt(data)
             self._begin(data)
-            found = self.engine.check(task, data, start, key, known=data.form in self._checked)
+            found = self.engine.check(task, data, start, key, known=data.form in self._checked.entries)
         except ViReparamError:
             raise
         except Exception as error:
             raise could_not_run(self.guided.name, data.shapes(self.ops), error) from error
-        self._checked.add(data.form)
+        self._checked.get(data.form, lambda: True)
         return found
 
     def _begin(self, data: Data) -> None:
@@ -188,15 +190,16 @@ class Fitter:
 
     def _select(self, task: Task, data: Data, key: Key) -> tuple[Task, dict[str, float]]:
         """The task with `Auto` resolved by measurement, once for every form of the data."""
-        case = repr(task.objective), data.form
-        if case not in self._selected:
-            guided = self.guided
+
+        def select() -> tuple[Any, dict[str, float]]:
+            guided, selected = self.guided, task
             chosen, prices = choose(self.engine, guided, task, data)
             if chosen:
-                task = replace(task, guide=guided.with_estimators({**guided.estimators, **chosen}).guide)
-                self.engine.check(task, data, functools.partial(guided.start_at, data), key, known=False)
-            self._selected[case] = task.guide, prices
-        guide, prices = self._selected[case]
+                selected = replace(task, guide=guided.with_estimators({**guided.estimators, **chosen}).guide)
+                self.engine.check(selected, data, functools.partial(guided.start_at, data), key, known=False)
+            return selected.guide, prices
+
+        guide, prices = self._selected.get((repr(task.objective), data.form), select)
         return replace(task, guide=guide), prices
 
     def _warm_starts(self, data: Data, key: Key, total: int, num_particles: int) -> list[Values]:

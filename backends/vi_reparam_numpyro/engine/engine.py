@@ -8,6 +8,7 @@ import re
 import time
 import warnings
 import weakref
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from importlib.metadata import version
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from numpyro.handlers import substitute
 from vi_reparam.backend.cache import Cache
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import DrawInfo, Task
+from vi_reparam.backend.lock import one_at_a_time
 from vi_reparam.errors import ArgumentError, first_line
 from vi_reparam.objectives.run import Runner, first_params
 from vi_reparam.objectives.subsampling import check_subsampling
@@ -31,6 +33,7 @@ from vi_reparam.sites.totals import total_log_prob
 from vi_reparam_numpyro.engine import optimizers
 from vi_reparam_numpyro.engine.arguments import as_arrays, data_of, doubts_of, refuse_tracing
 from vi_reparam_numpyro.engine.codec import JaxCodec
+from vi_reparam_numpyro.engine.forked import refuse_fork
 from vi_reparam_numpyro.engine.program import Program
 from vi_reparam_numpyro.host.tracer import tracer
 from vi_reparam_numpyro.ops.jit import jit_once
@@ -45,14 +48,15 @@ BUDGET, CHUNK_BUDGET = 2_000_000, 2**22
 LANES, PARTICLES = 512, 1024
 """Most gradients of a batch, and most particles."""
 
-PROGRAMS, CALLS, CALLS_OF_DATA = 64, 64, 32
-"""Compiled fits and calls that are kept, and those kept with one call's data."""
+PROGRAMS, CALLS, CALLS_OF_DATA = 16, 32, 32
+"""Compiled fits and calls that are kept, tens of megabytes each, and those kept with one call's data."""
 
 
 _RUNS: Any = SimpleNamespace(ops=ops, tracer=tracer)
 """What a run asks of a backend."""
 
 
+@one_at_a_time
 class JaxEngine:
     """`vi_reparam.backend.engine.Engine` for JAX."""
 
@@ -70,9 +74,10 @@ class JaxEngine:
         self.programs: Cache[Program] = Cache(PROGRAMS)
         self.calls: Cache[Any] = Cache(CALLS)
         self._of_data: weakref.WeakKeyDictionary[Data, Cache[Any]] = weakref.WeakKeyDictionary()
-        self._readers: list[Any] = []  # models that read their data
+        self._readers: deque[Any] = deque(maxlen=CALLS)  # models that read their data
 
     def key(self, seed: Any) -> Any:
+        refuse_fork()
         if isinstance(seed, int | np.integer) and not isinstance(seed, bool) and -(2**63) <= seed < 2**63:
             return random.key(int(seed))
         if isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
@@ -82,6 +87,7 @@ class JaxEngine:
         raise ArgumentError(f"seed={seed!r}: expected an int of at most 64 bits or a jax.random.key")
 
     def data(self, args: tuple, kwargs: Mapping, model: Any = None, *, inputs: tuple = (), finite: bool = True) -> Data:
+        refuse_fork()
         args, kwargs = as_arrays(args, dict(kwargs))
         if model is not None and finite:
             refuse_tracing(args, kwargs)

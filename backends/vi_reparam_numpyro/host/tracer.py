@@ -15,6 +15,7 @@ from numpyro.handlers import block, seed, substitute, trace
 from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import Messenger
 
+from vi_reparam.backend.lock import one_at_a_time
 from vi_reparam.backend.tracer import Given, PlateInfo, Record, Statement, without_value
 from vi_reparam.sites.recorder import Recorder, recording
 from vi_reparam_numpyro.host.distributions import Estimated
@@ -24,6 +25,7 @@ Array = Any
 T = TypeVar("T")
 
 
+@one_at_a_time
 class NumpyroTracer:
     """`vi_reparam.backend.tracer.Tracer` for NumPyro."""
 

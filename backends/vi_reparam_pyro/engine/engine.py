@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import DrawInfo, Task
+from vi_reparam.backend.lock import one_at_a_time
 from vi_reparam.errors import ArgumentError
 from vi_reparam.objectives.run import Runner
 from vi_reparam.objectives.subsampling import check_subsampling
@@ -43,6 +44,7 @@ class ReadsValuesError(Exception):
     """A function or program reads a draw's value in Python."""
 
 
+@one_at_a_time
 class TorchEngine:
     """`vi_reparam.backend.engine.Engine` for torch."""
 
