@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -38,6 +39,10 @@ LANES, PARTICLES = 256, 1024
 
 CHUNK_BUDGET, MOST_RUNS = 2**22, 500
 """Numbers held at once by one chunk of runs, and the most runs of it."""
+
+
+if hasattr(os, "register_at_fork"):  # threads do not survive a fork, and OpenMP would wait for them
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 class ReadsValuesError(Exception):
