@@ -40,7 +40,8 @@ def taken(args: Any, kwargs: Any, is_own: Callable[[Any], bool]) -> Call:
         if kind is list and value and _is_rectangle(value):
             return _array(np.asarray(value), where)
         if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return kind(*(walk(part, f"{where}.{name}") for name, part in zip(value._fields, value, strict=True)))
+            names: Any = value._fields  # type: ignore[attr-defined]
+            return kind(*(walk(part, f"{where}.{name}") for name, part in zip(names, value, strict=True)))
         if kind is list and any(x is None for x in value) and all(x is None or isinstance(x, Number) for x in value):
             raise ArgumentError(f"{where} is a list with None in it: give np.nan for what is missing, or leave it out")
         if kind in (list, tuple):
@@ -70,7 +71,7 @@ def _is_rectangle(values: list[Any]) -> bool:
     """Whether nested lists hold numbers alone, as many in each row."""
     if all(type(value) is list for value in values):
         return all(value and _is_rectangle(value) for value in values) and len({len(value) for value in values}) == 1
-    return all(isinstance(value, Number) and np.ndim(value) == 0 for value in values)
+    return all(isinstance(value, Number) for value in values)
 
 
 def _is_data(value: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._C._functorch import is_functorch_wrapped_tensor  # type: ignore[import-not-found]
 from torch.utils import _pytree as pytree
 
 from vi_reparam.backend.data import Call, Data, leaf_form
@@ -38,7 +39,7 @@ def refuse_tracing(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ArgumentError: saying so.
     """
     leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-    if torch.jit.is_tracing() or any(torch._C._functorch.is_functorch_wrapped_tensor(leaf) for leaf in leaves):
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() or any(map(is_functorch_wrapped_tensor, leaves)):
         raise ArgumentError(
             "a fit cannot run inside torch.func.vmap, grad or jit.trace: it looks at values to decide when it has "
             "converged; call fit outside of them, in a Python loop over data sets"
