@@ -374,7 +374,7 @@ def test_a_posterior_of_another_program_is_refused(b, tmp_path, other):
 
 
 def test_a_posterior_that_was_used_is_pickled(b):
-    import cloudpickle
+    cloudpickle = pytest.importorskip("cloudpickle")
 
     posterior = mean_field(b, mean(b)).fit(b.array(Y), **FEW)
     used = posterior.verdict.line, number(posterior.predict(num_draws=3)["y"]), posterior.summary(), posterior.elbo(20)
