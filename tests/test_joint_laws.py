@@ -28,6 +28,7 @@ FAMILIES = {
     "low rank": lambda vr: vr.LowRank(rank=1),
     "student t": lambda vr: vr.StudentT(df=6),
     "student t, reparameterization": lambda vr: vr.StudentT(df=6, gradient="reparameterization"),
+    "mixture": lambda vr: vr.Mixture(2),
     "structured": lambda vr: vr.Structured(),
     "structured, reparameterization": lambda vr: vr.Structured(gradient="reparameterization"),
     "of the documentation": lambda vr: own_family(),
@@ -48,7 +49,7 @@ def regression(vr):
 
 QUICK = {
     "numpyro": ("student t", "of the documentation"),  # test_same_noise.py holds its Gaussians to the other backend's
-    "pyro": ("full rank", "low rank", "student t", "structured", "of the documentation"),
+    "pyro": ("full rank", "low rank", "student t", "mixture", "structured", "of the documentation"),
 }
 
 
@@ -74,7 +75,7 @@ def test_the_weights_average_to_the_evidence(vr, row, tmp_path):
     assert np.asarray(posterior.predict(np.array([0.0, 1.0]), num_draws=3)["y"]).shape == (3, 2)
 
 
-@pytest.mark.parametrize("family", ["FullRank", "StudentT", "Structured"])
+@pytest.mark.parametrize("family", ["FullRank", "StudentT", "Mixture", "Structured"])
 def test_both_gradients_have_one_mean(vr, family):
     """The path gradient leaves out a term whose mean is zero."""
     from vi_reparam.backend.engine import Task

@@ -15,8 +15,19 @@ import vi_reparam
 from vi_reparam import *  # noqa: F403  (the core's own names)
 from vi_reparam.fit.guided import Guided as Guided
 from vi_reparam.fit.guided import guide
-from vi_reparam.gaussians.bases import Blocks, Diagonal, Mixture
-from vi_reparam.guides import SDE, Escalate, Flow, FullRank, GuideFamily, LowRank, MeanField, Sites, Structured
+from vi_reparam.gaussians.bases import Blocks, Diagonal
+from vi_reparam.guides import (
+    SDE,
+    Escalate,
+    Flow,
+    FullRank,
+    GuideFamily,
+    LowRank,
+    MeanField,
+    Mixture,
+    Sites,
+    Structured,
+)
 from vi_reparam.posterior.posterior import Posterior as Posterior
 from vi_reparam.programs.student_t import StudentT
 from vi_reparam.sde import MLP, Adams, Cosine, Linear, Ramp, UniformLogSNR, VarianceExploding, Window

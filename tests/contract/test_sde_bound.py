@@ -18,10 +18,10 @@ from vi_reparam.sde import (
     Blocks,
     Constant,
     Diagonal,
+    DiagonalMixture,
     Drifts,
     Full,
     LowRank,
-    Mixture,
     UniformLogSNR,
     VarianceExploding,
     kernel_variances,
@@ -38,7 +38,7 @@ BASES = {
     "low_rank": LowRank(2),
     "full": Full(),
     "blocks": Blocks("rows", ((2, 0, 1),)),
-    "mixture": Mixture(3, spread=1.0),
+    "mixture": DiagonalMixture(3, spread=1.0),
 }
 
 

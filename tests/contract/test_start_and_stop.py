@@ -8,7 +8,7 @@ from harness import BACKENDS, ops_or_skip
 from scipy.integrate import quad
 
 from vi_reparam.fit.convergence import BLOCK, SHARES, Convergence
-from vi_reparam.fit.escalation import mean_field_loss, why_stop
+from vi_reparam.fit.escalation import Budget, mean_field_loss, why_stop
 from vi_reparam.gaussians import path_gradient as path
 from vi_reparam.gaussians import pathfinder as search
 from vi_reparam.gaussians.bases import Diagonal, Full, LowRank
@@ -58,10 +58,19 @@ def test_a_point_without_a_density_is_never_chosen(backend):
 
 
 def test_places_that_are_one_get_one_run():
-    centers = np.array([[0.0, 0.0], [0.5, 0.0], [30.0, 0.0], [60.0, 0.0], [90.0, 0.0]])
-    roots = np.broadcast_to(np.eye(2), (5, 2, 2))
+    places = np.array([0.0, 0.5, 30.0, 60.0, 90.0])
     bounds = np.array([-1.0, -0.5, -3.0, -40.0, -np.inf])
-    assert search.worth_a_run(bounds, centers, roots, np.linalg.solve) == [1, 2]
+    assert search.places_apart(bounds, np.abs(places[:, None] - places[None])) == [1, 2]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_narrow_place_beside_a_wide_one_is_another(backend):
+    ops = ops_or_skip(backend)
+    centers = ops.asarray(np.array([[0.0, 0.0], [3.0, 0.0], [3.0, 0.0]]))
+    roots = ops.asarray(np.stack([np.eye(2), 0.1 * np.eye(2), np.eye(2)]))
+    found = np.asarray(search.distances(ops, centers, roots))
+    np.testing.assert_allclose(found[0], [0.0, 3.0 / np.sqrt(0.505), 3.0])
+    np.testing.assert_allclose(found, found.T)
 
 
 @pytest.mark.parametrize("h", [0.0, 0.02, 0.3])
@@ -163,12 +172,13 @@ def _attempt(**changes):
 
 
 def test_when_to_stop():
-    assert "is good" in why_stop([_attempt()], 1.0, 0.0, 10.0)
+    assert "is good" in why_stop([_attempt()], 1.0, Budget(10.0))
     bad = _attempt(khat=0.9)
-    assert why_stop([bad], 1.0, 0.0, 10.0) == ""
-    assert "no richer family" in why_stop([bad], None, 0.0, 10.0)
-    assert "8 s of 10" in why_stop([bad], 5.0, 8.0, 10.0)
-    assert "gained nothing" in why_stop([bad, bad, _attempt(elbo=-1.001, khat=0.95)], 1.0, 0.0, 10.0)
+    assert why_stop([bad], 1.0, Budget(10.0)) == ""
+    assert "no richer family" in why_stop([bad], None, Budget(10.0))
+    assert "5 gradients, and 2 of Escalate's" in why_stop([bad], 5.0, Budget(2.0))
+    assert "the clock ended it" in why_stop([bad], 5.0, Budget(10.0, seconds=2.0, pace=1.0))
+    assert "gained nothing" in why_stop([bad, bad, _attempt(elbo=-1.001, khat=0.95)], 1.0, Budget(10.0))
 
 
 @pytest.mark.parametrize(

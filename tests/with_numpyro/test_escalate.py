@@ -117,7 +117,7 @@ def test_two_modes_are_told():
 
     posterior = model.fit(jnp.asarray(2.0), progress=False)
     assert posterior.record["rivals"] and abs(posterior.record["rivals"][0]) < 0.1
-    assert posterior.verdict.grade == "fair"
+    assert posterior.verdict.grade == "poor"
     assert any("another mode was found" in reason for reason in posterior.verdict.reasons)
 
 
@@ -127,7 +127,7 @@ def test_no_finite_density_anywhere_is_refused():
         z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
         numpyro.factor("nothing", jnp.sum(z) * jnp.nan)
 
-    with pytest.raises(vr.NonFiniteError, match="log p of the model is not finite at any of 8 starts"):
+    with pytest.raises(vr.NonFiniteError, match="log p of the model is not finite at any of 32 starts"):
         model.fit(progress=False)
 
 

@@ -369,20 +369,21 @@ def test_draws_outside_the_support_and_points_are_poor():
 
 def figures(**changes):
     base = {"khat": 0.2, "elbo": -10.0, "elbo_error": 0.01, "log_evidence": -9.9, "log_evidence_error": 0.01}
+    base |= {"mean_shift": 0.01, "sd_shift": 0.02}
     base |= {"num_weights": 4_000, "num_nan": 0, "num_outside": 0, "num_latents": 5, "drift": None}
     return Figures(**(base | changes))
 
 
 def test_grades():
     assert judge(figures()).grade == "good"
-    for changes in ({"khat": 0.6}, {"elbo_error": 0.5}, {"log_evidence": -7.0}):
+    for changes in ({"khat": 0.6}, {"elbo_error": 0.5}, {"log_evidence": -7.0}, {"sd_shift": 0.3}, {"rivals": (3.5,)}):
         assert judge(figures(**changes)).grade == "fair"
-    for changes in ({"khat": 0.7}, {"khat": float("nan")}, {"khat": float("inf")}, {"num_nan": 1}):
+    for changes in ({"khat": 0.7}, {"khat": float("nan")}, {"khat": float("inf")}, {"num_nan": 1}, {"rivals": (0.0,)}):
         assert judge(figures(**changes)).grade == "poor"
     many = judge(figures(khat=9.0, num_latents=30_000))
     assert many.grade == "poor"
     assert "all 30,000 latents at once" in str(many)
-    assert "predictions may still serve" in str(many)
+    assert "posterior.refine() says how far means and sds are off" in str(many)
 
 
 def test_losses_that_still_fall_are_seen():

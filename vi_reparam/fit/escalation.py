@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -20,22 +21,44 @@ from vi_reparam.guides.base import GuideFamily
 from vi_reparam.guides.escalate import cost_of
 from vi_reparam.guides.gaussian import FullRank
 from vi_reparam.guides.mean_field import MeanField
+from vi_reparam.guides.mixture import Mixture
 from vi_reparam.guides.structured import Structured
 from vi_reparam.posterior.attempt import Attempt
+from vi_reparam.posterior.evidence import by_student_t
+from vi_reparam.posterior.modes import missed_modes
+from vi_reparam.posterior.verdict import KHAT_USABLE, NEGLIGIBLE_MODE
+from vi_reparam.programs.searcher import Place
 
 HOPELESS = 0.1
 """Nats that a mean field must lose to correlations for it not to be tried."""
 
 
-def why_stop(attempts: Sequence[Attempt], next_cost: float | None, elapsed: float, budget: float) -> str:
-    """Why the last attempt is the last one; empty to go on. The next family's cost, in seconds, is None without one."""
+class Budget(NamedTuple):
+    """What a ladder may take, and has taken.
+
+    Attributes:
+        gradients: of log p that are left.
+        seconds: that are left; infinite without a clock.
+        pace: seconds a gradient, as far as is known.
+    """
+
+    gradients: float
+    seconds: float = math.inf
+    pace: float = 0.0
+
+
+def why_stop(attempts: Sequence[Attempt], next_cost: float | None, left: Budget) -> str:
+    """Why the last attempt is the last one; empty to go on. The next one's cost is in gradients; None without one."""
     fitted = [a for a in attempts if a.steps]
     if fitted and fitted[-1].is_good:
         return f"{fitted[-1].family} is good: the importance weights find nothing left to correct"
     if next_cost is None:
         return "no richer family is left to try"
-    if elapsed + next_cost > budget:
-        return f"the next family would take about {next_cost:.0f} s, and {elapsed:.0f} s of {budget:.0f} are gone"
+    if next_cost > left.gradients:
+        return f"the next family may take {next_cost:,.0f} gradients, and {left.gradients:,.0f} of Escalate's are left"
+    if next_cost * left.pace > left.seconds:
+        time_left = f"and {left.seconds:.0f} are left"
+        return f"the clock ended it: the next family may take {next_cost * left.pace:.0f} s, {time_left}"
     if len(fitted) > 2 and not fitted[-1].is_better_than(fitted[-2]):
         return f"{fitted[-1].family} gained nothing over {fitted[-2].family}"
     return ""
@@ -56,26 +79,40 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
     named = any(site != "*" or not isinstance(e, Auto) for site, e in guided.estimators.items())
     ladder, file = spec.ladder(**shape._asdict(), estimators=named), options.checkpoint
     posteriors: dict[GuideFamily, Any] = {}
+    places = _places(guided, ladder, data, key)
+    modes = [place for place in places if place.is_mode]
+    if len(modes) > 1 and modes[1].bound > modes[0].bound - NEGLIGIBLE_MODE:
+        ladder = spec.with_modes(ladder)
 
     def fit(family: GuideFamily) -> Any:
         own = f"{file}.{type(family).__name__}" if file is not None and len(ladder) > 1 else file
         fitter = guided.for_family(family).fitter
         fitter.fitted = dict(posteriors)  # where a richer family may start from
-        posteriors[family] = fitter.run(data, replace(options, checkpoint=own))
-        return posteriors[family]
+        posterior = posteriors[family] = fitter.run(data, replace(options, checkpoint=own))
+        missed = missed_modes(posterior, modes, guided.for_family(FullRank()).base_guide)
+        posterior.record["rivals"] = missed or posterior.record["rivals"] * (not places)
+        return posterior
 
     def skip_reason(family: GuideFamily) -> str:
         if not isinstance(family, MeanField) or spec.families is not None:
             return ""
         if Structured() in posteriors and guided.for_family(Structured()).base_guide.covers_mean_field(*data.call):
             return "left out: Structured() holds all that it can draw"
-        if FullRank() not in ladder:
+        if Mixture() in ladder:  # and the mean field
+            return f"left out: the search found {len(modes)} modes, and it covers one"
+        if not places:
             return ""
-        nats = _mean_field_loss(guided.for_family(FullRank()), data, key)
+        root = guided.backend.ops.to_numpy(places[0].frame.root)
+        nats = mean_field_loss(root, np.linalg.inv(root))
         lost = f"left out: the latents' correlations alone would cost it about {nats:.2g} nats"
         return lost if nats >= HOPELESS else ""
 
-    best = _climb(ladder, fit, skip_reason, budget=spec.budget)
+    cost = functools.partial(cost_of, num_steps=options.num_steps)
+    best = _climb(ladder, fit, skip_reason, cost, gradients=spec.gradients, seconds=spec.budget or math.inf)
+    if shape.size is not None and not best.khat < KHAT_USABLE:
+        known, own = best.record.get("surest"), by_student_t(best, guided.for_family(FullRank()).base_guide)
+        if own is not None and not (known is not None and known["khat"] <= own["khat"]):
+            best.record["surest"] = own
     engine.settle(best)  # networks train in place, and later families went on with them
     return best
 
@@ -84,23 +121,26 @@ def _climb(
     ladder: Sequence[GuideFamily],
     fit: Callable[[GuideFamily], Any],
     skip_reason: Callable[[GuideFamily], str],
+    cost: Callable[[GuideFamily], int],
     *,
-    budget: float,
+    gradients: int,
+    seconds: float,
 ) -> Any:
     """Fit one family after the other, until one is good or no more is to be gained; the best posterior.
 
-    `skip_reason` says why a family need not be tried; it is empty where it should be. The budget is in seconds.
+    `skip_reason` says why a family need not be tried; it is empty where it should be. `cost` counts gradients.
     """
     begun = time.perf_counter()
     attempts: list[Attempt] = []
     kept: tuple[Any, Attempt] | None = None
-    unit, why, failure = 0.0, "", None
+    surest: tuple[Any, Attempt] | None = None
+    left, why, failure = Budget(gradients, seconds), "", None
     for family in ladder:
         note = skip_reason(family) if len(ladder) > 1 else ""
         if note:
             attempts.append(Attempt(repr(family), note=note))
             continue
-        why = why_stop(attempts, cost_of(family) * unit, time.perf_counter() - begun, budget) if kept else ""
+        why = why_stop(attempts, cost(family), left) if kept else ""
         if why:
             break
         started = time.perf_counter()
@@ -116,10 +156,14 @@ def _climb(
             failure = error
             attempts.append(Attempt(repr(family), note=f"failed: {error}"))
             continue
-        unit = max(unit, attempt.seconds / cost_of(family))
+        used = attempt.steps * int(posterior.record["num_particles"])
+        pace = max(left.pace, attempt.seconds / cost(family))
+        left = Budget(left.gradients - used, seconds - (time.perf_counter() - begun), pace)
         attempts.append(attempt)
         if kept is None or attempt.is_better_than(kept[1]):
             kept = posterior, attempt
+        if surest is None or attempt.khat < surest[1].khat:
+            surest = posterior, attempt
         if "interrupted" in posterior.record:
             why = kept[0].record["interrupted"] = f"{posterior.record['interrupted']} of {family!r}"
             break
@@ -127,7 +171,11 @@ def _climb(
         assert failure is not None
         raise failure
     posterior = kept[0]
-    posterior.record["why"] = why or why_stop(attempts, None, 0.0, budget)
+    if surest is not None and surest[0] is not posterior:
+        value, error = surest[0].log_evidence()
+        own = {"family": surest[1].family, "khat": surest[1].khat, "log_evidence": value, "error": error}
+        posterior.record["surest"] = own
+    posterior.record["why"] = why or why_stop(attempts, None, left)
     posterior.record["tried"] = [attempt.plain() for attempt in attempts]
     return posterior
 
@@ -158,14 +206,11 @@ def shape_of(guided: Any, data: Data) -> Shape:
     return Shape(size, subsampled, hierarchical)
 
 
-def _mean_field_loss(guided: Any, data: Data, key: Any) -> float:
-    """Nats that correlations cost a mean field, by the best Gaussian that the search finds."""
-    guide = guided.base_guide
-    places = guide.searcher.run(data, key)
-    if not places:
-        return 0.0
-    root = guided.backend.ops.to_numpy(places[0].root)
-    return mean_field_loss(root, np.linalg.inv(root))
+def _places(guided: Any, ladder: Sequence[GuideFamily], data: Data, key: Any) -> list[Place]:
+    """Where the search finds the posterior's mass, where the ladder has a family that is searched."""
+    guide = guided.for_family(FullRank()).base_guide
+    is_searched = FullRank() in ladder and guide.family.is_dense(guide.layout(*data.call).size)
+    return guide.searcher.run(data, key) if is_searched else []
 
 
 def mean_field_loss(root: Any, inverse: Any) -> float:

@@ -129,7 +129,7 @@ class Fitter:
         seed = int(seed) if isinstance(seed, Integral) else 0
         posterior = self.guided.posterior_type(self.guided, best.params, seed=seed, **fitted)
         if final and family is not None and family.has_tail and "interrupted" not in record:
-            posterior.fit_tail()
+            posterior.finish()
         posterior.record["seconds"] = time.perf_counter() - begun
         return posterior
 

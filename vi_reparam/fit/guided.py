@@ -17,6 +17,7 @@ from vi_reparam.fit.escalation import escalate
 from vi_reparam.fit.fitter import Fitter
 from vi_reparam.fit.options import Options
 from vi_reparam.guides import Escalate, GuideFamily, JointFamily, MeanField
+from vi_reparam.guides.refined import Refined
 from vi_reparam.programs.builder import build_guide
 from vi_reparam.sites.choice import as_mapping
 
@@ -231,11 +232,16 @@ class Guided:
             mapping, objective = ({}, None) if joint else (self.estimators, self._given_objective)
             made = type(self)(self.model, family, estimators=mapping, objective=objective)
             made.name = self.name
+            others = [g.base_guide for f, g in self._families.items() if isinstance(f, JointFamily)]
+            if joint and others:  # traced and searched once
+                made.base_guide.share(others[0])
             self._families[family] = made
         return self._families[family]
 
     def for_family_named(self, family: str | None) -> Self:
         """The same model with the family that is written so, where this one is a ladder; else itself."""
+        if family == repr(Refined()):
+            return self.for_family(Refined())
         named = self.family.named(family) if isinstance(self.family, Escalate) and family else None
         return self if named is None else self.for_family(named)
 

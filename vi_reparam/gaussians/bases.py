@@ -200,9 +200,9 @@ class Blocks(Base):
         return xp.take(mixed, xp.asarray(back), axis=-1)
 
 
-@dataclass(frozen=True)
-class Mixture(Base):
-    """Equally likely diagonal Gaussians, learned; their locations start apart.
+@dataclass(frozen=True, repr=False)
+class DiagonalMixture(Base):
+    """Equally likely diagonal Gaussians, learned; their locations start apart. Written as ``vr.Mixture(...)``.
 
     The weights stay equal, so the draw of a component needs no score term.
 
@@ -221,6 +221,9 @@ class Mixture(Base):
         check_integer("num_components", self.num_components, "Mixture")
         if not self.spread >= 0.0:
             raise ArgumentError(f"Mixture(spread={self.spread!r}): expected a number of at least 0")
+
+    def __repr__(self) -> str:
+        return f"Mixture(num_components={self.num_components}, spread={self.spread})"
 
     def parameters(self, ops: Ops, key: Any, loc: Array, scale: Array) -> Params:
         shape = (self.num_components, loc.shape[0])

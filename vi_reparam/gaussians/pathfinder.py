@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from vi_reparam.backend.ops import Array, Ops
-from vi_reparam.numerics.special import LOG_2PI
+from vi_reparam.numerics.special import LOG_2PI, log_sum_exp
 
 State = dict[str, Array]
 
 NUM_ITERATIONS = 40
-NUM_STARTS = 8
 NUM_DRAWS = 64
 LARGEST = 128
 """Most coordinates: a step takes as many gradients as there are."""
@@ -122,25 +121,104 @@ APART = 4.0
 """Standard deviations between places that are counted as two."""
 
 WORSE = 10.0
-"""A place whose bound is lower by more than this many nats is not tried."""
+"""A place whose bound is lower by more than this many nats is not kept."""
+
+MOST_PLACES = 24
+MANY = 20_000
+"""Numbers in a run of the model above which fewer paths are begun, to keep within memory."""
+
+VALLEY = 1.0
+"""Nats by which the density falls between two places that are counted as two modes."""
+
+NUM_STOPS = 13
+"""Points on the way between two places."""
+
+INFLATIONS = (1.0, 2.0, 3.5, 6.0)
+"""How much wider than what is known the points lie among which other modes are looked for."""
 
 MOST_RUNS = 3
+"""Places that one Gaussian is fitted from."""
 
 
-def worth_a_run(bounds: Any, centers: Any, roots: Any, solve: Callable[[Any, Any], Any]) -> list[int]:
-    """Which places a fit should start from, the best first.
+def num_starts(size: int, scalars: int) -> int:
+    """Of the paths, for a vector of `size` coordinates: a mode of a tenth of the mass needs about thirty.
 
     Args:
-        bounds: shape ``[S]``; `centers`: shape ``[S, D]``; `roots`: shape ``[S, D, D]``; arrays on the host.
-        solve: of linear systems.
+        scalars: numbers that one run of the model holds, about.
     """
+    return 32 if size <= 32 and scalars < MANY else 16 if size <= 64 and scalars < 2 * MANY else 8
+
+
+def unlike(ops: Ops, values: Callable[[Array], Array], known: State, noise: Array, num: int) -> Array:
+    """Points where a density is high beside the Gaussians that are known of it: there may be other modes.
+
+    Args:
+        values: the log density at vectors of shape ``[N, D]``.
+        known: `center` and `root` of K Gaussians.
+        noise: standard normal, shape ``[num * M, D]``; of each M points the one with the highest ratio is taken.
+
+    Returns:
+        Shape ``[num, D]``.
+    """
+    xp = ops.xp
+    center, root = known["center"], known["root"]
+    size, count = noise.shape[1], noise.shape[0]
+    widths = ops.asarray([INFLATIONS[i % len(INFLATIONS)] for i in range(count)], noise.dtype)
+    index = xp.arange(count) // len(INFLATIONS) % center.shape[0]
+    wide = noise * widths[:, None]
+    places = xp.astype(index[None] == xp.arange(center.shape[0])[:, None], noise.dtype)
+    moved = xp.sum((wide[None] @ xp.permute_dims(root, (0, 2, 1))) * places[:, :, None], axis=0)
+    points = xp.take(center, index, axis=0) + moved
+    x = (points[None] - center[:, None]) @ xp.permute_dims(xp.linalg.inv(root), (0, 2, 1))
+    square, log_det = xp.sum(x * x, axis=-1), xp.sum(xp.log(xp.abs(xp.linalg.diagonal(root))), axis=-1)
+    each = [-0.5 * square / s**2 - size * math.log(s) - log_det[:, None] for s in INFLATIONS]
+    ratio = values(points) - log_sum_exp(ops, xp.concat(each), axis=0)
+    ratio = xp.where(xp.isfinite(ratio), ratio, xp.full_like(ratio, -math.inf))
+    best = xp.argmax(xp.reshape(ratio, (num, -1)), axis=1) + xp.arange(num) * (count // num)
+    return xp.take(points, best, axis=0)
+
+
+def distances(ops: Ops, centers: Array, roots: Array) -> Array:
+    """Between Gaussians, each pair in the deviations of its mean covariance. Shape ``[S, S]``."""
+    xp = ops.xp
+    covariances = roots @ xp.permute_dims(roots, (0, 2, 1))
+    common = 0.5 * (covariances[:, None] + covariances[None])
+    moves = centers[:, None] - centers[None]
+    return xp.sqrt(xp.sum(moves * xp.linalg.solve(common, moves[..., None])[..., 0], axis=-1))
+
+
+def places_apart(bounds: Any, distances: Any) -> list[int]:
+    """Which Gaussians lie apart, the best first; arrays on the host, of shapes ``[S]`` and ``[S, S]``."""
     order = sorted((i for i in range(len(bounds)) if bounds[i] > -math.inf), key=lambda i: -float(bounds[i]))
     chosen: list[int] = []
     for i in order:
-        near = any(distance(centers[i] - centers[j], roots[j], solve) <= APART for j in chosen)
-        if not near and float(bounds[i]) > float(bounds[order[0]]) - WORSE and len(chosen) < MOST_RUNS:
+        if float(bounds[i]) <= float(bounds[order[0]]) - WORSE or len(chosen) == MOST_PLACES:
+            break
+        if all(distances[i][j] > APART for j in chosen):
             chosen.append(i)
     return chosen
+
+
+def valleys(ops: Ops, values: Callable[[Array], Array], ends: Array) -> Array:
+    """How deep the log density falls on the straight way between two points, below the lower one. Shape ``[K, K]``.
+
+    Args:
+        values: the log density at vectors of shape ``[N, D]``.
+        ends: shape ``[K, D]``.
+    """
+    xp, num = ops.xp, ends.shape[0]
+    pairs = [(i, j) for i in range(num) for j in range(i)]
+    first, second = (xp.take(ends, xp.asarray([pair[k] for pair in pairs]), axis=0) for k in (0, 1))
+    parts = xp.asarray([k / (NUM_STOPS - 1) for k in range(NUM_STOPS)], dtype=ends.dtype)[None, :, None]
+    points = first[:, None] + parts * (second - first)[:, None]
+    heights = xp.reshape(values(xp.reshape(points, (-1, ends.shape[1]))), (len(pairs), NUM_STOPS))
+    heights = xp.where(xp.isfinite(heights), heights, xp.full_like(heights, -math.inf))
+    lower = xp.where(heights[:, 0] < heights[:, -1], heights[:, 0], heights[:, -1])
+    depth = lower - xp.min(heights, axis=1)
+    rows = [[depth[0] * 0.0] * num for _ in range(num)]
+    for k, (i, j) in enumerate(pairs):
+        rows[i][j] = rows[j][i] = depth[k]
+    return xp.stack([xp.stack(row) for row in rows])
 
 
 def distance(move: Any, root: Any, solve: Callable[[Any, Any], Any]) -> float:

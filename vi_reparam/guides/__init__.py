@@ -6,6 +6,7 @@ from vi_reparam.guides.flow import Flow
 from vi_reparam.guides.gaussian import FullRank, Gaussian, GaussianFamily, LowRank
 from vi_reparam.guides.joint import JointFamily
 from vi_reparam.guides.mean_field import MeanField
+from vi_reparam.guides.mixture import Mixture
 from vi_reparam.guides.sde import SDE
 from vi_reparam.guides.sites import Sites
 from vi_reparam.guides.structured import Structured
@@ -21,6 +22,7 @@ __all__ = [
     "JointFamily",
     "LowRank",
     "MeanField",
+    "Mixture",
     "Sites",
     "Structured",
 ]

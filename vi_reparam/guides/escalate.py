@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from vi_reparam.checks import check_integer
 from vi_reparam.errors import ArgumentError
 from vi_reparam.gaussians.pathfinder import LARGEST
 from vi_reparam.guides.base import GuideFamily
@@ -12,6 +13,7 @@ from vi_reparam.guides.flow import Flow
 from vi_reparam.guides.gaussian import FullRank, LowRank
 from vi_reparam.guides.joint import JointFamily
 from vi_reparam.guides.mean_field import MeanField
+from vi_reparam.guides.mixture import Mixture
 from vi_reparam.guides.sde import SDE
 from vi_reparam.guides.structured import Structured
 
@@ -23,14 +25,16 @@ OWN: tuple[GuideFamily, ...] = (
     FullRank(),
     LowRank(rank=8),
     Structured(),
+    Mixture(),
+    Mixture(num_components=6),
     Flow(),
     Flow(kind="coupling"),
     SDE(),
 )
 """What ladders are made of."""
 
-COSTS: tuple[tuple[type, float], ...] = ((MeanField, 1.0), (FullRank, 1.0), (LowRank, 1.0), (Flow, 3.0), (SDE, 30.0))
-"""Seconds of a fit, relative to a Gaussian's: measured on eight schools."""
+NUM_GRADIENTS = 2_000_000
+"""Of log p, for all families together: enough for a flow, not for an SDE."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,23 +42,28 @@ class Escalate(GuideFamily):
     """Try families of growing richness, and stop when the diagnostics are good or no more is gained.
 
     `MeanField` (where correlations leave it a chance), `FullRank` or, in many dimensions, `LowRank`,
-    then `Flow`, then `SDE`. Where latents have priors that depend on others, `Structured` comes after
-    `FullRank`, and alone in many dimensions. `posterior.tried` says what was tried, and `posterior.why` why it ended.
+    then `Flow`, then `SDE`. Where latents have priors that depend on others, `Structured` comes first. Where the search
+    finds separate modes, `Mixture` does. `posterior.tried` says what was tried, and `posterior.why` why it ended.
+
+    The budget is counted, so that one seed gives one posterior on every machine, unless seconds are given.
 
     Args:
         families: the ladder, in place of the one for the model's size.
-        budget: seconds; a family that is expected to end later is not begun.
+        budget: seconds; a family that is expected to end later is not begun. None for no clock.
+        gradients: of log p, for all families together; a family that may take more is not begun.
 
     Raises:
         ArgumentError: for an empty ladder, or a budget that is not positive.
     """
 
     families: tuple[GuideFamily, ...] | None = None
-    budget: float = 120.0
+    budget: float | None = None
+    gradients: int = NUM_GRADIENTS
 
     def __post_init__(self) -> None:
-        if not self.budget > 0.0:
-            raise ArgumentError(f"Escalate(budget={self.budget!r}): expected seconds, a positive number")
+        if self.budget is not None and not self.budget > 0.0:
+            raise ArgumentError(f"Escalate(budget={self.budget!r}): expected seconds, a positive number, or None")
+        check_integer("gradients", self.gradients, "Escalate")
         if self.families is None:
             return
         object.__setattr__(self, "families", tuple(self.families))
@@ -82,7 +91,8 @@ class Escalate(GuideFamily):
         if size is None or estimators or (subsampled and size > LARGEST):
             return [MeanField()]
         if size <= LARGEST:
-            return [MeanField(), FullRank(), *([Structured()] if hierarchical else []), Flow(), SDE()]
+            bent = Flow() if size > 1 else Mixture(num_components=6)  # a flow of one coordinate cannot bend it
+            return [*([Structured()] if hierarchical else [MeanField()]), FullRank(), bent, SDE()]
         if hierarchical:
             return [Structured(), MeanField()]
         return [
@@ -91,12 +101,20 @@ class Escalate(GuideFamily):
             *([Flow(kind="coupling")] if size <= LARGEST_FLOW else []),
         ]
 
+    def with_modes(self, ladder: list[GuideFamily]) -> list[GuideFamily]:
+        """The same ladder where the search found several modes: a mixture comes before one Gaussian."""
+        if self.families is not None:
+            return ladder
+        place = ladder.index(FullRank())
+        return [*ladder[:place], Mixture(), *ladder[place:]]
+
     def named(self, name: str) -> GuideFamily | None:
         """The family of the ladder that is written so."""
         known = self.families or OWN
         return next((family for family in known if repr(family) == name), None)
 
 
-def cost_of(family: GuideFamily) -> float:
-    """Seconds of its fit, relative to a Gaussian's."""
-    return next((cost for kind, cost in COSTS if isinstance(family, kind)), 3.0)
+def cost_of(family: GuideFamily, num_steps: int | None) -> int:
+    """Gradients of log p that its fit takes, at the most where it ends by itself."""
+    per_path = family.num_steps if isinstance(family, SDE) else 1
+    return (num_steps or family.max_steps) * family.num_particles * per_path

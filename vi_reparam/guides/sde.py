@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from vi_reparam.checks import check_choice, check_positive
 from vi_reparam.errors import ArgumentError
-from vi_reparam.gaussians.bases import Base, Diagonal, Full, LowRank, Mixture
+from vi_reparam.gaussians.bases import Base, Diagonal, DiagonalMixture, Full, LowRank
 from vi_reparam.guides.condition import check_condition
 from vi_reparam.guides.gaussian import GaussianFamily, numbers_of
 from vi_reparam.guides.joint import COPIES, JointFamily, check_skew
+from vi_reparam.guides.mixture import Mixture
 from vi_reparam.sde.network import MLP
 from vi_reparam.sde.parameterizations import PARAMETERIZATIONS
 from vi_reparam.sde.path import GRADIENTS
@@ -22,7 +23,7 @@ from vi_reparam.sde.variances import VARIANCES, kernel_variances
 if TYPE_CHECKING:
     from vi_reparam.programs.layout import Layout
 
-BASES: dict[str, Base] = {"diagonal": Diagonal(), "low_rank": LowRank(), "full": Full(), "mixture": Mixture()}
+BASES: dict[str, Base] = {"diagonal": Diagonal(), "low_rank": LowRank(), "full": Full(), "mixture": DiagonalMixture()}
 
 LARGEST_FULL = 100
 """Dimensions up to which the base has a full covariance unless asked otherwise."""
@@ -95,6 +96,8 @@ class SDE(JointFamily):
             object.__setattr__(self, "base", BASES[self.base])
         if isinstance(self.base, GaussianFamily):
             object.__setattr__(self, "base", self.base.gaussian)
+        if isinstance(self.base, Mixture):
+            object.__setattr__(self, "base", self.base.as_base)
         if self.base != "auto" and not isinstance(self.base, Base):
             names = ["auto", *sorted(BASES)]
             raise ArgumentError(f"SDE(base={self.base!r}): expected one of {names}, or one such as LowRank(4)")

@@ -6,10 +6,13 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-GOOD_KHAT = 0.5
+GOOD_KHAT = 0.7
 GOOD_GAP = 0.04
 GOOD_SHIFT = 0.05
 """Nats below the log evidence, and standard deviations: what weights may still correct."""
+
+GOOD_MISSED = 0.02
+"""Part of the mass."""
 
 WORTH = 0.02
 """Nats that a richer family must gain, beyond the error, to be called a gain."""
@@ -26,6 +29,7 @@ class Attempt:
         gap: log evidence, by the weights, minus the ELBO.
         shift: the most that the weights move a mean or the logarithm of a standard deviation, in standard
             deviations.
+        missed: part of the mass in modes that its draws miss.
         steps: of its fit; `seconds`: it took.
         note: why it was not fitted, or failed.
     """
@@ -36,6 +40,7 @@ class Attempt:
     khat: float = math.nan
     gap: float = math.nan
     shift: float = math.nan
+    missed: float = 0.0
     steps: int = 0
     seconds: float = 0.0
     note: str = ""
@@ -43,7 +48,8 @@ class Attempt:
     @property
     def is_good(self) -> bool:
         """Whether the weights find nothing left to correct."""
-        return self.khat < GOOD_KHAT and self.gap < GOOD_GAP and self.shift < GOOD_SHIFT
+        fits = self.khat < GOOD_KHAT and self.gap < GOOD_GAP and self.shift < GOOD_SHIFT
+        return fits and self.missed < GOOD_MISSED
 
     def is_better_than(self, other: Attempt) -> bool:
         """By the ELBO where the errors tell them apart, else by k-hat."""

@@ -13,15 +13,26 @@ import numpy as np
 from vi_reparam.backend.ops import Args, Array
 from vi_reparam.errors import ArgumentError
 from vi_reparam.guides import SDE
-from vi_reparam.posterior import inference_data, plots, storage, tail
+from vi_reparam.posterior import inference_data, modes, plots, storage, tail
 from vi_reparam.posterior.attempt import Attempt
 from vi_reparam.posterior.picks import Expect, densities, values_of, with_log_weight
 from vi_reparam.posterior.predict import predict
+from vi_reparam.posterior.refine import refine
 from vi_reparam.posterior.scorer import Scorer
 from vi_reparam.posterior.sites import check_count
 from vi_reparam.posterior.summary import Summary, first_rows, summarize
-from vi_reparam.posterior.verdict import KHAT_USABLE, RUNAWAY, Figures, Verdict, judge, loss_drift
-from vi_reparam.posterior.weights import Weights, mean_and_error_of_rows, shift, weighted_mean_and_error
+from vi_reparam.posterior.verdict import (
+    KHAT_USABLE,
+    RUNAWAY,
+    Figures,
+    Refinement,
+    Surest,
+    Verdict,
+    judge,
+    loss_drift,
+    missed_share,
+)
+from vi_reparam.posterior.weights import Weights, mean_and_error_of_rows, shifts, weighted_mean_and_error
 from vi_reparam.sde.latent import Steps
 from vi_reparam.sde.solver import Adams
 
@@ -185,9 +196,31 @@ class Posterior:
         """Importance weights of so many draws of this seed."""
         return self._score(num_draws, seed)[0]
 
-    def fit_tail(self) -> None:
-        """Widen the guide's tails as far as usable importance weights ask for: see `tail.fit_tail`."""
+    def finish(self) -> None:
+        """Set what importance weights decide: a mixture's weights (`modes.fit_weights`), tails (`tail.fit_tail`)."""
+        modes.fit_weights(self)
         tail.fit_tail(self)
+
+    def refine(self, num_draws: int = 4_000, seed: Any = 0, *, progress: bool = True) -> Posterior:
+        """Draws of the posterior itself, by Hamiltonian Monte Carlo from this guide's draws, in its coordinates.
+
+        Many chains move at once, and may jump to a new draw of the guide. They go on until R-hat is below 1.01, or for
+        600 iterations each. What is given back draws from what the chains kept; it has a density of its own no more, so
+        its ELBO, k-hat and log evidence are NaN, and its verdict rests on R-hat and the number of effective draws.
+
+        Args:
+            num_draws: how many to keep at least.
+            seed: int, or what the backend takes for a key.
+            progress: whether to show a progress bar.
+
+        Returns:
+            A posterior; ``record["refined"]`` has the figures, and by how much means and sds moved.
+
+        Raises:
+            ArgumentError: if `num_draws` is no count.
+            SiteError: for discrete or masked latents.
+        """
+        return refine(self, num_draws, seed, progress=progress)
 
     def set_param(self, name: str, value: Any) -> None:
         """Give one parameter another value, before anything was computed with it."""
@@ -315,6 +348,7 @@ class Posterior:
             self.khat,
             *self.elbo(),
             *self.log_evidence(),
+            *self._shifts,
             num_weights=len(log_weights),
             num_nan=int((~np.isfinite(log_weights)).sum()) - outside,
             num_outside=outside,
@@ -325,6 +359,10 @@ class Posterior:
             rivals=tuple(self.record.get("rivals") or ()),
             runaway=self._runaway(),
             interrupted=str(self.record.get("interrupted") or ""),
+            refined=Refinement(*(self.record["refined"][n] for n in ("rhat", "effective_draws")))
+            if "refined" in self.record
+            else None,
+            surest=Surest(**self.record["surest"]) if self.record.get("surest") else None,
         )
         return judge(figures)
 
@@ -362,17 +400,22 @@ class Posterior:
         """Why `Escalate` ended with this family; empty where one family was asked for."""
         return str(self.record.get("why") or "")
 
+    @cached_property
+    def _shifts(self) -> tuple[float, float]:
+        """As `weights.shifts`, of the values that tables show."""
+        weights, heads = self._first
+        if not weights.are_usable:
+            return float("nan"), float("nan")
+        columns = np.concatenate(list(heads.values()), axis=1)
+        return shifts(columns[:, columns.std(axis=0) > 0.0], weights.normalized())
+
     def attempt(self, *, seconds: float) -> Attempt:
         """This fit's figures, for `Escalate`."""
-        weights, heads = self._first
+        weights, moved = self._first[0], max(self._shifts)
         elbo, error = weights.elbo()
-        moved = float("nan")
-        if weights.are_usable:
-            columns = np.concatenate(list(heads.values()), axis=1)
-            moved = shift(columns[:, columns.std(axis=0) > 0.0], weights.normalized())
         gap = weights.log_evidence()[0] - elbo
-        steps = int(self.record["num_steps"])
-        return Attempt(str(self.record["family"]), elbo, error, weights.khat, gap, moved, steps, seconds)
+        steps, missed = int(self.record["num_steps"]), missed_share(self.record["rivals"])
+        return Attempt(str(self.record["family"]), elbo, error, weights.khat, gap, moved, missed, steps, seconds)
 
     def rows(self) -> tuple[dict[str, np.ndarray], dict[str, int]]:
         """The first scalars of each site, for tables and pictures.

@@ -14,8 +14,26 @@ KHAT_GOOD = 0.5
 KHAT_USABLE = 0.7
 MAX_ELBO_ERROR = 0.1
 MAX_GAP = 1.0
+GOOD_MEAN, GOOD_SD = 0.1, 0.15
+"""In sds, and of the logarithm of one: the largest likely error of a posterior that is called good."""
+
+USABLE_MEAN, USABLE_SD = 0.4, 0.35
+"""The same, of one that is called fair."""
+
+REPAIR = "use posterior.refine(), or posterior.expectation(..., weighted=True)"
+TINY_GAP = 0.05
+"""Nats below which a k-hat between the two limits says nothing against the draws."""
+
+SMALL_GAP = 0.1
+"""Nats of KL divergence at which means are within about a tenth, and sds within about 15%, of the truth's sd."""
+
 MANY_LATENTS = 100
 NEGLIGIBLE_MODE = 4.6  # nats: a mode this far below holds about a hundredth of the mass
+RHAT_GOOD, RHAT_USABLE = 1.01, 1.05
+FEWEST_EFFECTIVE = 400
+
+MAX_MISSED = 0.05
+"""Part of the mass that a posterior may miss and not be poor."""
 NUM_BLOCKS = 10
 RUNAWAY = 1e15
 """No unit makes a latent as large: a guide that widens without end does, where the posterior is improper."""
@@ -31,6 +49,7 @@ class Figures:
         elbo_error: its standard error.
         log_evidence: log of the mean weight.
         log_evidence_error: its standard error.
+        mean_shift: the most that the weights move a mean, in sds; `sd_shift`: the logarithm of an sd.
         num_weights: how many weights these come from.
         num_nan: how many log weights are NaN or +inf.
         num_outside: how many log weights are -inf (draws outside the model's support).
@@ -41,6 +60,8 @@ class Figures:
         points: latents that the guide puts at one place, which has no density.
         runaway: latents whose draws lie beyond `RUNAWAY`.
         interrupted: what was left undone, in words; empty for a fit that ended by itself.
+        refined: of draws that were refined; None for a guide's own.
+        surest: of another family, fitted on the way, whose weights have the lowest k-hat; None for none.
     """
 
     khat: float
@@ -48,6 +69,8 @@ class Figures:
     elbo_error: float
     log_evidence: float
     log_evidence_error: float
+    mean_shift: float
+    sd_shift: float
     num_weights: int
     num_nan: int
     num_outside: int
@@ -58,6 +81,47 @@ class Figures:
     rivals: tuple[float, ...] = ()
     runaway: tuple[str, ...] = ()
     interrupted: str = ""
+    surest: Surest | None = None
+    refined: Refinement | None = None
+
+    @property
+    def known_gap(self) -> float:
+        """The most that the ELBO is likely to be below the log evidence by another family's good weights; else inf."""
+        if self.surest is None or not self.surest.khat < KHAT_USABLE:
+            return math.inf
+        return self.surest.log_evidence - self.elbo + 2.0 * math.hypot(self.surest.error, self.elbo_error)
+
+    @property
+    def missed(self) -> float:
+        """Part of the mass that is in modes which the draws miss."""
+        return missed_share(self.rivals)
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """How the chains mixed that refined draws come from.
+
+    Attributes:
+        rhat: the largest of all coordinates; `effective_draws`: the fewest.
+    """
+
+    rhat: float
+    effective_draws: float
+
+
+@dataclass(frozen=True)
+class Surest:
+    """What a family's weights say of the evidence.
+
+    Attributes:
+        family: as it is written; `khat`: of its weights.
+        log_evidence: in nats; `error`: its standard error.
+    """
+
+    family: str
+    khat: float
+    log_evidence: float
+    error: float
 
 
 @dataclass(frozen=True)
@@ -96,6 +160,11 @@ class Verdict:
     def line(self) -> str:
         """The figures in one line."""
         f = self.figures
+        if f.refined is not None:
+            r = f.refined
+            return (
+                f"verdict: {self.grade} (refined: R-hat {r.rhat:.3f}, {r.effective_draws:,.0f} effective draws or more)"
+            )
         return (
             f"verdict: {self.grade} (k-hat {f.khat:.2f}, ELBO {_pm(f.elbo, f.elbo_error)}, "
             f"log evidence {_pm(f.log_evidence, f.log_evidence_error)}, {f.num_weights:,} weights)"
@@ -136,9 +205,26 @@ def judge(figures: Figures) -> Verdict:
     work?"). "fair": usable, with a k-hat of 0.5 or above, an ELBO or a gap to the log evidence
     that is not small, or a loss that was still falling. "good": none of these.
     """
+    if figures.refined is not None:
+        return _judge_refined(figures, figures.refined)
     poor, fair = _faults(figures), _weaknesses(figures)
     grade: Grade = "poor" if poor else "fair" if fair else "good"
     return Verdict(grade=grade, figures=figures, reasons=(*poor, *fair))
+
+
+def _judge_refined(f: Figures, refined: Refinement) -> Verdict:
+    more = "call refine with more draws, or from a richer guide"
+    found = []
+    if not refined.rhat < RHAT_GOOD:
+        found.append(f"the largest R-hat is {refined.rhat:.3f}, and should be below {RHAT_GOOD}: {more}")
+    if not refined.effective_draws >= FEWEST_EFFECTIVE:
+        found.append(
+            f"there are {refined.effective_draws:,.0f} effective draws, and should be {FEWEST_EFFECTIVE}: {more}"
+        )
+    if f.missed > MAX_MISSED:
+        found.append(_missed(f))
+    poor = not refined.rhat < RHAT_USABLE or f.missed > MAX_MISSED
+    return Verdict("poor" if poor else "fair" if found else "good", f, tuple(found))
 
 
 def _faults(f: Figures) -> list[str]:
@@ -159,37 +245,72 @@ def _faults(f: Figures) -> list[str]:
             f"draws of {list(f.runaway)} lie beyond {RUNAWAY:.0e}: the posterior may be improper, a density without a "
             "finite integral, to which no guide can be fitted; give these latents proper priors, or bounds"
         )
-    elif not f.khat < KHAT_USABLE and not f.num_nan:
+    elif not f.khat < KHAT_USABLE and not f.num_nan and not f.known_gap < SMALL_GAP:
         found.append(_high_khat(f))
+    if f.khat < KHAT_USABLE and _is_far(f):
+        found.append(_shifted(f))
+    if f.missed > MAX_MISSED:
+        found.append(_missed(f))
     return found
 
 
-def _high_khat(f: Figures) -> str:
-    text = f"k-hat is not below {KHAT_USABLE}: the joint posterior is not to be trusted"
-    if f.num_latents < MANY_LATENTS:
-        return text + ", nor the log evidence; a richer guide may help"
+def _is_far(f: Figures) -> bool:
+    return f.mean_shift > USABLE_MEAN or f.sd_shift > USABLE_SD
+
+
+def _shifted(f: Figures) -> str:
     return (
-        f"{text}, nor the log evidence. It judges all {f.num_latents:,} latents at once, and small errors in each"
-        " add up; means and predictions may still serve: check them on held-out data"
+        f"the importance weights move a mean by up to {f.mean_shift:.2f} sd and an sd by up to "
+        f"{100.0 * math.expm1(f.sd_shift):.0f}%: {REPAIR}"
+    )
+
+
+def missed_share(rivals: Sequence[float]) -> float:
+    """Part of the mass in modes that are so many nats below what the draws reach."""
+    beside = sum(math.exp(min(-behind, 700.0)) for behind in rivals)
+    return beside / (1.0 + beside)
+
+
+def _missed(f: Figures) -> str:
+    found = [behind for behind in f.rivals if behind < NEGLIGIBLE_MODE]
+    if not found:
+        return ""
+    modes = "another mode was" if len(found) == 1 else f"{len(found)} other modes were"
+    return (
+        f"{modes} found, with about {100.0 * f.missed:.0f}% of the mass, and no draw is near: use vr.Mixture(), or, "
+        "where modes differ by a permutation or a sign alone, order those latents in the model"
+    )
+
+
+def _high_khat(f: Figures) -> str:
+    text = f"k-hat is not below {KHAT_USABLE}: neither means, sds nor the log evidence are to be trusted"
+    if f.num_latents < MANY_LATENTS:
+        return f"{text}; use posterior.refine(), or a richer guide"
+    return (
+        f"{text}. It judges all {f.num_latents:,} latents at once, and small errors in each add up: posterior.refine() "
+        "says how far means and sds are off, and mends them"
     )
 
 
 def _weaknesses(f: Figures) -> list[str]:
     found = [f"{f.interrupted}: fit again to its end, or go on from its checkpoint"] if f.interrupted else []
-    if KHAT_GOOD <= f.khat < KHAT_USABLE:
+    if not f.khat < KHAT_USABLE and f.known_gap < SMALL_GAP and f.surest is not None:
+        found.append(
+            f"k-hat is {f.khat:.2f}, so do not reweight these draws; the draws themselves are right: their ELBO is "
+            f"within {max(f.known_gap, 0.001):.2g} nats of the log evidence that {f.surest.family} gives (k-hat "
+            f"{f.surest.khat:.2f})"
+        )
+    if KHAT_GOOD <= f.khat < KHAT_USABLE and f.log_evidence - f.elbo > TINY_GAP:
         found.append(f"k-hat is between {KHAT_GOOD} and {KHAT_USABLE}: usable, best with importance weights")
     if f.elbo_error > MAX_ELBO_ERROR:
         found.append(f"the ELBO's standard error is above {MAX_ELBO_ERROR} nats")
     gap = f.log_evidence - f.elbo
-    if f.khat < KHAT_USABLE and gap > MAX_GAP:  # above, the evidence itself is not known
+    if f.khat < KHAT_USABLE and not _is_far(f) and (f.mean_shift > GOOD_MEAN or f.sd_shift > GOOD_SD):
+        found.append(_shifted(f))
+    elif f.khat < KHAT_USABLE and gap > MAX_GAP:  # above, the evidence itself is not known
         found.append(f"the ELBO is {gap:.3g} nats below the log evidence: about the KL divergence that is left")
-    for behind in f.rivals:
-        if behind < NEGLIGIBLE_MODE:
-            share = 100.0 / (1.0 + math.exp(behind))
-            found.append(
-                f"another mode was found, {behind:.1f} nats below this one (about {share:.0f}% of the mass is there): "
-                "this guide covers one of them; try vr.SDE(gradient='log_variance')"
-            )
+    if f.missed <= MAX_MISSED and (missed := _missed(f)):
+        found.append(missed)
     if f.drift is not None and not f.drift.is_settled:
         found.append(
             f"the loss still fell by {f.drift.amount:.3g} nats over the last tenth of the fit: more steps may help"

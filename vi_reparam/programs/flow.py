@@ -21,6 +21,7 @@ class FlowGuide(JointGuide):
     """A Gaussian's frame, and a bijection that bends it."""
 
     kind = "flow"
+    transports = True
 
     def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> Any:
         ops, size, family = self.ops, layout.size, self.family

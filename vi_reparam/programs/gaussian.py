@@ -11,10 +11,10 @@ from vi_reparam.backend.data import Data
 from vi_reparam.backend.ops import Ops
 from vi_reparam.gaussians import path_gradient as path
 from vi_reparam.gaussians.bases import Base, Diagonal
+from vi_reparam.gaussians.pathfinder import MOST_RUNS
 from vi_reparam.gaussians.preconditioner import Preconditioner
 from vi_reparam.guides.gaussian import Gaussian
 from vi_reparam.programs.joint import Array, Draws, JointGuide, Key, Layout, Params
-from vi_reparam.programs.searcher import Searcher
 from vi_reparam.programs.vector import Vector
 
 
@@ -22,6 +22,10 @@ class GaussianGuide(JointGuide):
     """One Gaussian over all latents, in the frame that the search found."""
 
     kind = "gaussian"
+
+    @property
+    def transports(self) -> bool:  # type: ignore[override]
+        return self.family.gaussian.num_components == 1
 
     def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> Any:
         ops, family = self.ops, self.family
@@ -32,17 +36,16 @@ class GaussianGuide(JointGuide):
         params = self.base_params(base, 1.0, lambda: ops.xp.zeros(layout.size, dtype=ops.float_dtype()))
         gradient = self.gradient(family.gradient)
 
-        def noise(key: Key, lead: tuple[int, ...]) -> tuple[Array, ...]:
+        def noise(key: Key, lead: tuple[int, ...]) -> Any:
             key, component = self.choose_component(base, key, lead)
             normal = ops.normal(key, (*lead, layout.size), ops.float_dtype())
-            return (normal,) if component is None else (normal, component)
+            return normal if component is None else (normal, component)
 
-        def draw(own: tuple[Array, ...], row: Array | None) -> Vector:
-            normal, *chosen = own
-            if not chosen:
-                made = path.gaussian(ops, base, params, frame, tail, normal, gradient=gradient)
+        def draw(own: Any, row: Array | None) -> Vector:
+            if not isinstance(own, tuple):
+                made = path.gaussian(ops, base, params, frame, tail, own, gradient=gradient)
                 return Vector(*made, frozen=family.gradient == "path")
-            y = base.to_latent(ops, base.component(ops, params, chosen[0]), normal)
+            y = base.to_latent(ops, base.component(ops, params, own[1]), own[0])
             held = {name: ops.stop_gradient(p) for name, p in params.items()}
             return Vector(frame.place(y), base.log_prob(ops, held, y) - frame.log_det(ops), frozen=True)
 
@@ -55,18 +58,14 @@ class GaussianGuide(JointGuide):
             return [{**params, **self._at(found)}]
         if not self.family.is_dense(self.layout(*data.call).size):
             return [{}]
-        return [self._at(found) for found in self.searcher.run(data, key)] or [{}]
+        modes = [place for place in self.searcher.run(data, key) if place.is_mode]
+        return [self._at(place.frame) for place in modes[:MOST_RUNS]] or [{}]
 
     def _at(self, frame: Preconditioner) -> Params:
         return self.named({"center": frame.center, "root": frame.root})
 
     def matched(self, layout: Layout, draws: Draws) -> Params:
         return self.matched_frame(layout, draws, bends=False, dense=self.family.is_dense(layout.size))
-
-    @functools.cached_property
-    def searcher(self) -> Searcher:
-        """Finds a frame."""
-        return Searcher(self.backend, self)
 
     def location(self, params: Params) -> Preconditioner | None:
         own = {name: params[f"{self.prefix}_{name}"] for name in self.family.gaussian.names}

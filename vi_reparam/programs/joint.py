@@ -12,13 +12,14 @@ from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.ops import Array, Key
 from vi_reparam.gaussians import skew as skewing
-from vi_reparam.gaussians.bases import Base, Mixture
+from vi_reparam.gaussians.bases import Base, DiagonalMixture
 from vi_reparam.gaussians.preconditioner import Preconditioner
 from vi_reparam.guides.condition import features_of, plate_of, saturated
 from vi_reparam.guides.selection import ALL, SiteSelection
 from vi_reparam.programs.latents import Latents
 from vi_reparam.programs.layout import Layout
 from vi_reparam.programs.plates import enter
+from vi_reparam.programs.searcher import Searcher
 from vi_reparam.programs.starts import starting_values
 from vi_reparam.programs.vector import SITE, drawer
 from vi_reparam.sites.totals import total_log_prob
@@ -43,6 +44,9 @@ class JointGuide(abc.ABC):
 
     kind: ClassVar[str]
     """Of the guide: part of its parameters' names."""
+
+    transports: bool = False
+    """Whether a draw is a bijection of standard normal noise of the vector's size."""
 
     def __init__(self, backend: Backend, model: Any, family: Any, selection: SiteSelection = ALL) -> None:
         self.backend, self.ops, self.host = backend, backend.ops, backend.host
@@ -102,9 +106,14 @@ class JointGuide(abc.ABC):
         spread = xp.where(spread > 0.0, spread, xp.ones_like(spread))
         return saturated(self.ops, (rows[indices] - mean[None]) / spread[None])
 
+    @functools.cached_property
+    def searcher(self) -> Searcher:
+        """Finds the places where the posterior's mass lies."""
+        return Searcher(self.backend, self)
+
     def share(self, other: JointGuide) -> None:
         """Take over what another guide of the same model knows of it."""
-        self.latents = other.latents
+        self.latents, self.searcher = other.latents, other.searcher
 
     @abc.abstractmethod
     def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> Any:
@@ -116,11 +125,27 @@ class JointGuide(abc.ABC):
 
     def vector(self, layout: Layout, noise: Any, draw: Any, features: Array | None) -> Any:
         """The distribution that `noise` and `draw` make, as in `vi_reparam.programs.vector.drawer`."""
+        self._drawing = draw
         batch_shape: tuple[int, ...] = ()
         if features is not None and layout.plate is not None:
             batch_shape = (features.shape[0], *(1 for _ in range(-1 - (layout.plate.dim or 0))))
         make = drawer(self.ops, layout.size, noise, draw, features, batch_shape)
         return self.host.vector(layout.size, make, site=self.site, batch_shape=batch_shape)
+
+    def transport(
+        self, layout: Layout, args: Any, kwargs: Any, params: Params
+    ) -> Callable[[Array], tuple[Array, Array]]:
+        """The map from standard normal noise, shape ``[D]``, to (the vector, its log q); only where it `transports`."""
+        key = self.ops.key(0)
+        build = functools.partial(self.distribution, layout, args, kwargs)
+        self.backend.tracer.run(lambda: build(), (), {}, key, params=params, alone=True)
+        draw = self._drawing
+
+        def move(noise: Array) -> tuple[Array, Array]:
+            made = draw(noise, None)
+            return made.value, made.log_q
+
+        return move
 
     def gradient(self, wanted: str) -> str:
         """The gradient that is asked for; where none can be, the one that costs least: the draw is the same."""
@@ -257,7 +282,7 @@ class JointGuide(abc.ABC):
     def choose_component(self, base: Base, key: Key, lead: tuple[int, ...] = ()) -> tuple[Key, Array | None]:
         """A key and one of a mixture's components, one-hot in the last dimension; None where there is one alone."""
         ops = self.ops
-        if not isinstance(base, Mixture):
+        if not isinstance(base, DiagonalMixture):
             return key, None
         key, choice = ops.split(key, 2)
         place = base.num_components * ops.uniform(choice, (*lead, 1), ops.float_dtype())  # in (0, components]

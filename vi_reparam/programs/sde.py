@@ -11,7 +11,7 @@ from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.ops import Ops
 from vi_reparam.errors import ArgumentError
-from vi_reparam.gaussians.bases import Diagonal, Mixture
+from vi_reparam.gaussians.bases import Diagonal, DiagonalMixture
 from vi_reparam.guides.gaussian import Gaussian
 from vi_reparam.guides.sde import SDE
 from vi_reparam.guides.selection import ALL, SiteSelection
@@ -111,10 +111,10 @@ class SDEGuide(JointGuide):
         family: SDE = self.family.resolve(self.layout(*data.call))
         if not family.warm_start or family.is_local:
             return [{}]
-        spec = Diagonal() if isinstance(family.base, Mixture) else family.base
+        spec = Diagonal() if isinstance(family.base, DiagonalMixture) else family.base
         params = dict(fit(Gaussian(spec, family.init_scale), family.warm_start, key).params)
         own = take_gaussian(self.backend, params, spec)
-        if isinstance(family.base, Mixture):
+        if isinstance(family.base, DiagonalMixture):
             scale = self.ops.xp.exp(own["log_scale"])
             own = family.base.parameters(self.ops, self.ops.key(0), own["loc"], scale)
         return [{**params, **self.named(own)}]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.data import Data
@@ -17,6 +17,31 @@ from vi_reparam.programs.rows import NOT_AT_ONCE, OneByOne
 
 Function = Callable[[Array], Array]
 
+FEW = 8
+"""Starts where paths run one by one."""
+
+MOST_TURNS = 4
+"""Of all paths: from the prior, then from where the posterior is unlike what was found, until nothing new is."""
+
+KNOWN = ("center", "root", "bound", "error")
+Known = dict[str, Array]
+"""The places known before, by `KNOWN`, repeated to a fixed number."""
+
+
+class Place(NamedTuple):
+    """A Gaussian that the search found.
+
+    Attributes:
+        frame: its location and scale.
+        bound: its ELBO, in nats: about the logarithm of the mass there; `error`: its standard error.
+        is_mode: whether the density has a valley on the straight way to each mode that is better.
+    """
+
+    frame: Preconditioner
+    bound: float
+    error: float
+    is_mode: bool
+
 
 class Searcher:
     """Newton paths from several starts, for one guide.
@@ -28,65 +53,124 @@ class Searcher:
     def __init__(self, backend: Backend, guide: Any) -> None:
         self.backend = backend
         self.guide = guide
+        self._last: tuple[Data, list[Place]] | None = None
 
-    def run(self, data: Data, key: Any) -> list[Preconditioner]:
-        """The coordinates worth a fit of their own, the best first; none for a model with parameters to learn.
+    def run(self, data: Data, key: Any) -> list[Place]:
+        """Places that lie apart, the best first; none for a model with parameters to learn. The last ones are kept.
 
         Raises:
             NonFiniteError: if log p is not finite at any start.
         """
+        if self._last is None or self._last[0] is not data:
+            self._last = data, self._search(data, key)
+        return self._last[1]
+
+    def _search(self, data: Data, key: Any) -> list[Place]:
         ops = self.backend.ops
         structure = self.guide.latents.structure(*data.call)
         if structure.params or structure.mutable:  # their values are not known yet
             return []
 
-        def paths(args: Any, kwargs: Any, key: Any) -> pathfinder.State:
+        num = sum(math.prod(leaf.shape) for leaf in ops.tree_leaves(data.call) if hasattr(leaf, "shape"))
+
+        def paths(args: Any, kwargs: Any, key: Any, known: Known, again: Array) -> pathfinder.State:
             layout = self.guide.layout(args, kwargs)
             try:
-                return self._paths(ops, layout, args, kwargs, key)
+                return self._paths(ops, layout, args, kwargs, key, known, again, max(num, layout.size))
             except NOT_AT_ONCE:
-                return self._paths(OneByOne(ops), layout, args, kwargs, key)
+                return self._paths(OneByOne(ops), layout, args, kwargs, key, known, again, max(num, layout.size))
 
-        state = self.backend.engine.call(paths, data, key, name=self)
-        found = {name: ops.to_numpy(value) for name, value in state.items()}
-        if not any(math.isfinite(value) for value in found["value"]):
-            raise no_start(pathfinder.NUM_STARTS, found["value"])
-        chosen = pathfinder.worth_a_run(found["bound"], found["center"], found["root"], solve)
-        return [Preconditioner(ops.asarray(found["center"][i]), ops.asarray(found["root"][i])) for i in chosen]
+        size = self.guide.layout(*data.call).size
+        state = found = {name: ops.asarray(rows) for name, rows in nothing_known(size).items()}
+        chosen: list[int] = []
+        for turn in range(MOST_TURNS):
+            known = {name: ops.xp.stack(_padded(state[name], chosen)) for name in KNOWN}
+            again, own_key = ops.xp.asarray(turn > 0), ops.fold_in(key, turn)
+            state = self.backend.engine.call(paths, data, own_key, known, again, name=self)
+            found = {name: ops.to_numpy(value) for name, value in state.items()}
+            if not any(math.isfinite(value) for value in found["value"]):
+                raise no_start(len(found["value"]), found["value"])
+            before, chosen = len(chosen), pathfinder.places_apart(found["bound"], found["distances"])
+            if len(chosen) == before:
+                break
+        frames = {i: Preconditioner(ops.asarray(found["center"][i]), ops.asarray(found["root"][i])) for i in chosen}
+        modes = self._modes(data, state["center"], chosen if num < pathfinder.MANY else chosen[:FEW])
+        return [Place(frames[i], float(found["bound"][i]), float(found["error"][i]), i in modes) for i in chosen]
 
-    def _paths(self, runs: Any, layout: Layout, args: Any, kwargs: Any, key: Any) -> pathfinder.State:
-        """The ends of all paths. `runs` has `vmap` and `many`."""
+    def _modes(self, data: Data, centers: Array, chosen: list[int]) -> set[int]:
+        """Which places are modes of their own; the best is one."""
         ops = self.backend.ops
+        if len(chosen) < 2:
+            return set(chosen)
+
+        def depths(args: Any, kwargs: Any, ends: Array) -> Array:
+            log_p = self.guide.log_joint(self.guide.layout(args, kwargs), {}, args, kwargs)
+            try:
+                return pathfinder.valleys(ops, ops.vmap(log_p), ends)
+            except NOT_AT_ONCE:
+                return pathfinder.valleys(ops, OneByOne(ops).vmap(log_p), ends)
+
+        ends = ops.xp.stack(_padded(centers, chosen)[: FEW if len(chosen) <= FEW else None])
+        depth = ops.to_numpy(self.backend.engine.call(depths, data, ends, name=(self, len(ends))))
+        modes: list[int] = []
+        for i in range(len(chosen)):
+            if all(depth[i][j] > pathfinder.VALLEY for j in modes):
+                modes.append(i)
+        return {chosen[i] for i in modes}
+
+    def _paths(
+        self, runs: Any, layout: Layout, args: Any, kwargs: Any, key: Any, known: Known, again: Array, scalars: int
+    ) -> pathfinder.State:
+        """The places known before, and the ends of all paths. `runs` has `vmap` and `many`."""
+        ops, xp = self.backend.ops, self.backend.ops.xp
         log_p = ops.compiled(self.guide.log_joint(layout, {}, args, kwargs))
         density = density_of(ops, runs, log_p)
-        start_key, noise_key = ops.split(key, 2)
-        starts = self.starts(runs, layout, args, kwargs, start_key)
+        start_key, pool_key, noise_key = ops.split(key, 3)
+        most = FEW if isinstance(runs, OneByOne) else pathfinder.num_starts(layout.size, scalars)
+        starts = self.starts(runs, layout, args, kwargs, start_key, most)
         noise = ops.normal(noise_key, (pathfinder.NUM_DRAWS, layout.size), starts.dtype)
+        per_path = 8 if isinstance(runs, OneByOne) else pathfinder.NUM_DRAWS
+        around = ops.normal(pool_key, (most * per_path, layout.size), starts.dtype)
+        starts = xp.where(again, pathfinder.unlike(ops, density.values, known, around, most), starts)
         advance = runs.vmap(lambda state: pathfinder.advance(ops, density, noise, state))
 
         def step(paths: tuple[Array, Array, pathfinder.State]) -> tuple[Array, Array, pathfinder.State]:
             count, _, state = paths
             after = advance(state)
-            return count + 1, ops.xp.any(after["at"] != state["at"]), after
+            return count + 1, xp.any(after["at"] != state["at"]), after
 
-        begun = (ops.xp.asarray(0), ops.xp.asarray(True), runs.vmap(lambda start: pathfinder.begin(ops, start))(starts))
+        begun = (xp.asarray(0), xp.asarray(True), runs.vmap(lambda start: pathfinder.begin(ops, start))(starts))
         # where no path moves, the next step would be the same one
-        return ops.while_loop(lambda s: (s[0] < pathfinder.NUM_ITERATIONS) & s[1], step, begun)[2]
+        found = ops.while_loop(lambda s: (s[0] < pathfinder.NUM_ITERATIONS) & s[1], step, begun)[2]
+        both = {name: xp.concat([known[name], found[name]]) for name in known}
+        return {**both, "value": found["value"], "distances": pathfinder.distances(ops, both["center"], both["root"])}
 
-    def starts(self, runs: Any, layout: Layout, args: Any, kwargs: Any, key: Any) -> Array:
-        """A sensible vector, draws of the prior, and vectors near the origin. Shape ``[S, D]``."""
+    def starts(self, runs: Any, layout: Layout, args: Any, kwargs: Any, key: Any, most: int) -> Array:
+        """A sensible vector, draws of the prior, and vectors near the origin. Shape ``[most, D]``."""
         ops, tracer = self.backend.ops, self.backend.tracer
         first = self.guide.start(layout, args, kwargs)()
         prior_key, near_key = ops.split(key, 2)
-        num = (pathfinder.NUM_STARTS - 1) // 2
+        num = most // 2
 
         def draw(key: Any) -> Array:
             found = tracer.run(self.guide.model, args, kwargs, key, full_data=True, alone=True)
             return layout.pack({part.site.name: found[part.site.name].value for part in layout.parts})
 
-        shape = (pathfinder.NUM_STARTS - 1 - num, layout.size)
+        shape = (most - 1 - num, layout.size)
         near = 4.0 * ops.uniform(near_key, shape, first.dtype) - 2.0
         return ops.xp.concat([first[None], runs.many(draw, prior_key, num), near])
+
+
+def nothing_known(size: int) -> dict[str, Any]:
+    """The places before the first turn, as lists."""
+    eye = [[float(i == j) for j in range(size)] for i in range(size)]
+    return {"center": [[0.0] * size], "root": [eye], "bound": [-math.inf], "error": [0.0]}
+
+
+def _padded(rows: Any, chosen: list[int]) -> Any:
+    """These rows (none: the first), repeated to `MOST_PLACES`."""
+    kept = chosen or [0]
+    return [rows[kept[i % len(kept)]] for i in range(pathfinder.MOST_PLACES)]
 
 
 def density_of(ops: Any, runs: Any, log_p: Function) -> pathfinder.Density:
@@ -108,11 +192,3 @@ def no_start(num: int, values: Any) -> NonFiniteError:
         "within 2 of the unconstrained origin): look at its densities and data there"
     )
     return NonFiniteError(text, step=0, sites={}, params={}, losses=values[:0])
-
-
-def solve(root: Array, move: Array) -> Array:
-    """y of root y = move, by forward substitution; the root is lower triangular, both are arrays on the host."""
-    found = move.copy()
-    for i in range(len(move)):
-        found[i] = (move[i] - root[i, :i] @ found[:i]) / root[i, i]
-    return found

@@ -39,6 +39,7 @@ class StructuredGuide(JointGuide):
     """
 
     kind = "structured"
+    transports = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

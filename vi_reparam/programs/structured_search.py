@@ -18,7 +18,7 @@ from vi_reparam.numerics.special import LOG_2PI
 from vi_reparam.programs.conditionals import Conditionals, Drawn
 from vi_reparam.programs.priors import Factor
 from vi_reparam.programs.rows import NOT_AT_ONCE, OneByOne
-from vi_reparam.programs.searcher import Searcher, density_of, no_start, solve
+from vi_reparam.programs.searcher import Searcher, density_of, no_start
 from vi_reparam.programs.split import Draws, Split
 from vi_reparam.sites.totals import total_log_prob
 
@@ -71,7 +71,7 @@ class StructuredSearch:
         found = {name: ops.to_numpy(value) for name, value in state.items()}
         if not any(map(math.isfinite, found["bound"])):
             raise no_start(NUM_PATHS, found["bound"])
-        chosen = pathfinder.worth_a_run(found["bound"], found["center"], found["root"], solve)
+        chosen = pathfinder.places_apart(found["bound"], found["distances"])[: pathfinder.MOST_RUNS]
         names = ("place", "unit", *(("center", "root") if found["center"].shape[1] else ()))
         return [{name: ops.asarray(found[name][i]) for name in names} for i in chosen]
 
@@ -88,7 +88,7 @@ class Paths:
         self.conditionals = Conditionals(guide.backend, guide.model, split, args, kwargs, {})
         self.log_p = self.ops.compiled(guide.log_joint(split.layout, {}, args, kwargs))
         start_key, own_key, local_key = self.ops.split(key, 3)
-        self.starts = Searcher(guide.backend, guide).starts(runs, split.layout, args, kwargs, start_key)[:NUM_PATHS]
+        self.starts = Searcher(guide.backend, guide).starts(runs, split.layout, args, kwargs, start_key, NUM_PATHS)
         dtype = self.starts.dtype
         self.noise = self.ops.normal(own_key, (NUM_DRAWS, split.num_globals), dtype)
         self.local_noise = self.ops.normal(local_key, (NUM_LOCAL_DRAWS, split.num_locals), dtype)
@@ -102,6 +102,7 @@ class Paths:
 
         begun = (self.ops.xp.asarray(0), self.runs.vmap(self._begin)(self.starts))
         found = self.ops.while_loop(lambda paths: paths[0] < NUM_TURNS, step, begun)[1]
+        found["distances"] = pathfinder.distances(self.ops, found["center"], found["root"])
         return {**found, "place": found["kept_loc"], "unit": self.ops.xp.exp(-0.5 * found["kept_log_precision"])}
 
     def _begin(self, start: Array) -> State:

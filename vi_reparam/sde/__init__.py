@@ -1,6 +1,6 @@
 """Learned diffusions: schedules, exact exponential steps, stochastic Adams solvers, and weighted paths."""
 
-from vi_reparam.gaussians.bases import Base, Blocks, Diagonal, Full, LowRank, Mixture
+from vi_reparam.gaussians.bases import Base, Blocks, Diagonal, DiagonalMixture, Full, LowRank
 from vi_reparam.sde.network import MLP
 from vi_reparam.sde.parameterizations import from_data, to_data
 from vi_reparam.sde.path import Drifts, simulate
@@ -18,11 +18,11 @@ __all__ = [
     "Constant",
     "Cosine",
     "Diagonal",
+    "DiagonalMixture",
     "Drifts",
     "Full",
     "Linear",
     "LowRank",
-    "Mixture",
     "Ramp",
     "Schedule",
     "Tau",

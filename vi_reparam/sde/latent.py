@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.errors import ArgumentError
-from vi_reparam.gaussians.bases import Mixture, Params, lift
+from vi_reparam.gaussians.bases import DiagonalMixture, Params, lift
 from vi_reparam.gaussians.skew import skew
 from vi_reparam.numerics.special import log_sum_exp
 from vi_reparam.sde import network as networks
@@ -232,7 +232,7 @@ def draw(
     if family.gradient == "log_variance":
         log_q, score_term = stop(log_q), log_q
     log_q = log_q - log_det
-    if component is not None and isinstance(spec, Mixture):
+    if component is not None and isinstance(spec, DiagonalMixture):
         # the draw of a component, against which stands the component's probability given z
         logs = spec.log_joint(ops, base, z)
         own_log = xp.sum(logs * xp.reshape(component, (-1, *(1 for _ in logs.shape[1:]))), axis=0)

@@ -91,4 +91,7 @@ def _of_factory(factory: Any, params: list[Any]) -> tuple[Any, Any]:
     return optimizer, schedule
 
 
-_ADVICE = "expected a torch.optim factory, such as lambda params: torch.optim.Adam(params, lr=0.01), not pyro.optim's"
+_ADVICE = (
+    "expected a torch.optim factory, such as lambda params: torch.optim.Adam(params, lr=0.01), also in place of one of "
+    "pyro.optim"
+)

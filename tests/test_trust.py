@@ -1,0 +1,148 @@
+"""A posterior is right, or the verdict says that it is not: separate modes, refined draws, what vouches for what."""
+
+import importlib
+import math
+
+import numpy as np
+import pytest
+
+from vi_reparam.gaussians import pathfinder
+from vi_reparam.posterior.verdict import Surest, judge, missed_share
+
+GAP, WEIGHTS = 5.0, np.array([0.3, 0.7])
+SD = math.sqrt(1.0 + WEIGHTS.prod() * (2 * GAP) ** 2)
+MEAN = GAP * (WEIGHTS[1] - WEIGHTS[0])
+RHO = np.array([[1.0, 0.9, 0.3], [0.9, 2.0, 0.1], [0.3, 0.1, 0.5]])
+
+
+@pytest.fixture(scope="module", params=["numpyro", "pyro"])
+def module_vr(request):
+    vr = pytest.importorskip(f"vi_reparam_{request.param}")
+    if request.param == "numpyro":
+        yield vr
+        return
+    torch = importlib.import_module("torch")
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield vr
+    torch.set_default_dtype(before)
+
+
+def two_modes(vr):
+    """Normals at -5 and 5, and a latent beside them."""
+    h = vr.host
+
+    def model():
+        x = h.sample("x", h.dist.Normal(h.array(0.0), h.array(6.0)))
+        h.sample("beside", h.dist.Normal(h.array(1.0), h.array(2.0)))
+        first = math.log(WEIGHTS[0]) - 0.5 * (x + GAP) ** 2
+        second = math.log(WEIGHTS[1]) - 0.5 * (x - GAP) ** 2
+        top = h.xp.where(first > second, first, second)
+        both = top + h.xp.log(h.xp.exp(first - top) + h.xp.exp(second - top))
+        h.factor("modes", both + 0.5 * (x / 6.0) ** 2)
+
+    return model
+
+
+def correlated(vr):
+    h = vr.host
+
+    def model(y=None):
+        x = h.sample("x", h.dist.MultivariateNormal(h.array(np.arange(3.0)), h.array(RHO)))
+        h.sample("y", h.dist.Normal(x[0], 1e4), obs=y)
+
+    return model
+
+
+@pytest.fixture(scope="module")
+def modes(module_vr):
+    return module_vr.guide(two_modes(module_vr)).fit(progress=False)
+
+
+def test_separate_modes_come_out_right(modes):
+    x = np.asarray(modes.draws(20_000)["x"])
+    assert modes.record["family"] == "Mixture()" and modes.verdict.grade == "good"
+    assert abs(x.mean() - MEAN) / SD < 4.0 / math.sqrt(20_000) + 0.01
+    assert abs(math.log(x.std() / SD)) < 0.02
+    evidence = math.log(math.sqrt(2.0 * math.pi)) - math.log(6.0 * math.sqrt(2.0 * math.pi))
+    value, error = modes.log_evidence()
+    assert abs(value - evidence) < 4.0 * error + 1e-4
+    assert "covers one" in modes.tried[0]["note"]
+
+
+def test_jumps_between_modes_keep_their_weights(modes):
+    refined = modes.refine(2_000, progress=False)
+    x, effective = np.asarray(refined.draws(20_000)["x"]), refined.record["refined"]["effective_draws"]
+    assert refined.record["refined"]["jumps"] > 0.5
+    assert abs((x > 0).mean() - WEIGHTS[1]) < 4.0 * math.sqrt(WEIGHTS.prod() / effective)
+
+
+def test_a_guide_of_one_mode_is_poor(module_vr):
+    vr = module_vr
+    family = vr.Escalate(families=(vr.FullRank(),))
+    posterior = vr.guide(family)(two_modes(vr)).fit(num_steps=100, progress=False)
+    assert posterior.verdict.grade == "poor"
+    assert "no draw is near: use vr.Mixture()" in str(posterior.verdict)
+    assert min(missed_share(posterior.record["rivals"]) - share for share in WEIGHTS) < 0.1
+
+
+def test_refined_draws_are_exact(module_vr, tmp_path):
+    """From a mean field, whose sds are 0.4 of the truth's."""
+    vr = module_vr
+    guided = vr.guide(vr.MeanField())(correlated(vr))
+    posterior = guided.fit(np.array(0.0), num_steps=300, progress=False)
+    refined = posterior.refine(4_000, progress=False)
+    about = refined.record["refined"]
+    assert about["rhat"] < 1.01 and about["sd_moved"] > 0.3 and refined.verdict.grade == "good"
+    x = np.asarray(refined.draws(20_000)["x"])
+    sd = np.sqrt(np.diag(RHO))
+    assert np.abs((x.mean(0) - np.arange(3)) / sd).max() < 4.0 / math.sqrt(about["effective_draws"])
+    assert np.abs(np.cov(x.T) / np.outer(sd, sd) - RHO / np.outer(sd, sd)).max() < 0.1
+    assert math.isnan(refined.khat) and math.isnan(refined.elbo()[0])
+    again = vr.load(refined.save(tmp_path / "refined.npz"), guided)
+    np.testing.assert_array_equal(np.asarray(again.draws(5)["x"]), np.asarray(refined.draws(5)["x"]))
+    assert str(again.verdict) == str(refined.verdict)
+    assert np.asarray(refined.predict(num_draws=3)["y"]).shape == (3,)
+
+
+def test_what_vouches_for_heavy_weights(modes):
+    figures = modes.verdict.figures
+    changed = {**vars(figures), "khat": 0.9, "surest": None}
+    assert judge(type(figures)(**changed)).grade == "poor"
+    sure = Surest("FullRank()", 0.2, figures.elbo + 0.01, 0.001)
+    vouched = judge(type(figures)(**{**changed, "surest": sure}))
+    assert vouched.grade == "fair" and "do not reweight" in str(vouched)
+    off = Surest("FullRank()", 0.2, figures.elbo + 0.5, 0.001)
+    assert judge(type(figures)(**{**changed, "surest": off})).grade == "poor"
+
+
+def test_a_valley_tells_two_modes_from_one(module_vr):
+    ops = module_vr.Guided.backend.ops
+
+    def log_p(z):  # two at -4 and 4, and a ridge from 4 on
+        first, second = (
+            -0.5 * (z[:, 0] + 4.0) ** 2,
+            -0.5 * ops.xp.where(z[:, 0] > 4.0, 0.0 * z[:, 0], z[:, 0] - 4.0) ** 2,
+        )
+        return ops.xp.where(first > second, first, second)
+
+    depth = np.asarray(pathfinder.valleys(ops, log_p, ops.asarray(np.array([[-4.0], [4.0], [9.0]]))))
+    assert depth[0, 1] == pytest.approx(8.0) and depth[1, 2] == 0.0 and depth[0, 2] > 6.5
+
+
+def test_points_that_are_unlike_what_is_known(module_vr):
+    """Of a density with a narrow mode beside a wide one that is known, the points lie at the narrow one."""
+    ops = module_vr.Guided.backend.ops
+    xp = ops.xp
+
+    def log_p(z):
+        wide = -0.5 * xp.sum(z * z, axis=-1)
+        narrow = -0.5 * xp.sum((z - ops.asarray(np.array([4.0, 0.0]))[None]) ** 2, axis=-1) / 0.01 + math.log(100.0)
+        top = xp.where(wide > narrow, wide, narrow)
+        return top + xp.log(xp.exp(wide - top) + xp.exp(narrow - top))
+
+    known = {"center": ops.asarray(np.zeros((1, 2))), "root": ops.asarray(np.eye(2)[None])}
+    noise = ops.asarray(np.random.default_rng(0).normal(size=(8 * 6_000, 2)))
+    points = np.asarray(pathfinder.unlike(ops, log_p, known, noise, 8))
+    assert points.shape == (8, 2)
+    assert (np.hypot(points[:, 0] - 4.0, points[:, 1]) < 0.5).all()

@@ -1,0 +1,94 @@
+"""Separate modes: those that a posterior's draws miss, and the weights of a mixture over those that they reach."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vi_reparam.posterior.picks import with_log_weight
+from vi_reparam.posterior.weights import Weights
+
+if TYPE_CHECKING:
+    from vi_reparam.posterior.posterior import Posterior
+    from vi_reparam.programs.searcher import Place
+
+NUM_LOOKED_AT = 1_000
+SCARCE = 0.2
+"""A mode is missed where the draws hold less than this part of its share."""
+
+NUM_WEIGHTS = 8_000
+NUM_UPDATES = 200
+WEIGHT_SEED = 2  # not that of the figures
+
+
+def missed_modes(posterior: Posterior, places: Sequence[Place], guide: Any) -> list[float]:
+    """By how many nats each place that no draw is near is below the mass of the others.
+
+    Each draw belongs to the place whose Gaussian, times its mass, is the highest there.
+
+    Args:
+        places: as the search found them; of each, the mass is its bound less two standard errors.
+        guide: a `JointGuide` of the model, which knows how its latents are laid out.
+    """
+    if len(places) < 2:
+        return []
+    ops = posterior.backend.ops
+    draws = vectors(posterior, posterior.draws(NUM_LOOKED_AT), guide)
+    heights, masses = [], np.array([place.bound - 2.0 * place.error for place in places])
+    for place, mass in zip(places, masses, strict=True):
+        root = ops.to_numpy(place.frame.root)
+        x = np.linalg.solve(root, (draws - ops.to_numpy(place.frame.center)).T)
+        heights.append(mass - 0.5 * (x**2).sum(0) - np.log(root.diagonal()).sum())
+    held = np.bincount(np.argmax(heights, axis=0), minlength=len(places)) / len(draws)
+    shares = np.exp(masses - np.logaddexp.reduce(masses))
+    is_missed = held < SCARCE * shares
+    if is_missed.all() or not is_missed.any():
+        return []
+    there = float(np.logaddexp.reduce(masses[~is_missed]))
+    return [there - float(mass) for mass in masses[is_missed]]
+
+
+def vectors(posterior: Posterior, values: dict[str, Any], guide: Any) -> np.ndarray:
+    """Draws by site as vectors of unconstrained coordinates. Shape ``[N, D]``."""
+    ops, data = posterior.backend.ops, posterior.scorer.data
+
+    def pack(args: Any, kwargs: Any, values: dict[str, Any]) -> Any:
+        return ops.vmap(guide.layout(args, kwargs).pack)(values)
+
+    own = {name: value for name, value in values.items() if name in posterior.scorer.sites.latents}
+    found = posterior.backend.engine.call(pack, data, own, name=(guide, "pack"))
+    return np.asarray(ops.to_numpy(found), dtype=np.float64)
+
+
+def fit_weights(posterior: Posterior) -> None:
+    """Give a mixture the weights of the highest likelihood of the posterior, by importance sampling and EM.
+
+    As in the population Monte Carlo of Cappé et al. (2008), for the weights alone. Nothing for other guides.
+    """
+    guide: Any = getattr(posterior.guided, "base_guide", None)
+    name = f"{getattr(guide, 'prefix', '')}_log_weight"
+    if name not in posterior.params:
+        return
+    ops, params = posterior.backend.ops, posterior.params
+    values, log_weights = posterior.scorer.run(with_log_weight, NUM_WEIGHTS, posterior.backend.engine.key(WEIGHT_SEED))
+    log_weights = np.asarray(log_weights, dtype=np.float64)
+    weights = Weights(log_weights, np.zeros_like(log_weights))
+    if not weights.are_usable:
+        return
+    draws = ops.asarray(vectors(posterior, values, guide))
+
+    def score(args: Any, kwargs: Any, params: Any, draws: Any) -> Any:
+        return guide.component_log_probs(params, draws)
+
+    own = {n: v for n, v in params.items() if n.startswith(guide.prefix)}
+    found = posterior.backend.engine.call(score, posterior.scorer.data, own, draws, name=(guide, "components"))
+    each, importance = np.asarray(ops.to_numpy(found), dtype=np.float64), weights.normalized()
+    log_weight = np.asarray(ops.to_numpy(params[name]), dtype=np.float64)
+    for _ in range(NUM_UPDATES):
+        joint = log_weight + each
+        belongs = np.exp(joint - np.logaddexp.reduce(joint, axis=1, keepdims=True))
+        log_weight = np.log(np.maximum(importance @ belongs, math.ulp(0.0)))
+    posterior.set_param(name, ops.asarray(log_weight - np.logaddexp.reduce(log_weight)))
