@@ -109,7 +109,7 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
 
     cost = functools.partial(cost_of, num_steps=options.num_steps)
     best = _climb(ladder, fit, skip_reason, cost, gradients=spec.gradients, seconds=spec.budget or math.inf)
-    if shape.size is not None and not best.khat < KHAT_USABLE:
+    if shape.size is not None and not best.khat < KHAT_USABLE and "interrupted" not in best.record:
         known, own = best.record.get("surest"), by_student_t(best, guided.for_family(FullRank()).base_guide)
         if own is not None and not (known is not None and known["khat"] <= own["khat"]):
             best.record["surest"] = own
