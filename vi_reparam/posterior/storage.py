@@ -73,12 +73,16 @@ def load(path: str | os.PathLike, model: Any, make: type[P], args: Args = (), kw
     other = f"{path} holds a posterior of another {stored!r} than the given {given!r}"
     try:
         posterior = remade(make, model, {"losses": arrays["losses"], **fields})
-        _check_form(metadata["form"], form_of(posterior), other)
-        _check_program(metadata.get("program"), posterior, other)
-    except ArgumentError:
-        raise
+        form, program = form_of(posterior), _program(posterior)
     except Exception as error:  # another model's code may fail in any way
         raise ArgumentError(f"{other}, which fails on the stored data: {first_line(error)[:100]}") from error
+    try:
+        _check_form(metadata["form"], form, other)
+        _check_program(metadata.get("program"), program, other)
+    except ArgumentError:
+        raise
+    except Exception as error:  # what the file says of itself may be anything
+        raise ArgumentError(f"{path} is not a saved posterior, or is damaged; save it again with .save") from error
     return posterior
 
 
@@ -98,11 +102,10 @@ def _program(posterior: Posterior) -> dict[str, Any]:
     return {"sites": sites, "numbers": numbers, "dtype": str(posterior.backend.ops.float_dtype())}
 
 
-def _check_program(stored: Any, posterior: Posterior, other: str) -> None:
+def _check_program(stored: Any, ours: dict[str, Any], other: str) -> None:
     """Refuse another prior, likelihood or data; in another precision, the same key draws other numbers."""
     if not isinstance(stored, dict):  # of a version that stored none
         return
-    ours = _program(posterior)
     if stored.get("sites") != ours["sites"]:
         raise ArgumentError(f"{other}: its sites, distributions or plates are others")
     if stored.get("dtype") == ours["dtype"] and not near(stored.get("numbers"), ours["numbers"]):
