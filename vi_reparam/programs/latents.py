@@ -352,7 +352,7 @@ def _site(host: Host, record: Record, name: str, kind: str, support: Any) -> Sit
 def refuse_discrete(host: Host, site: Site, advice: str) -> SiteError:
     """The refusal of a discrete site; `advice`: for one that is not marked to be summed out."""
     if not site.enumeration:
-        return SiteError(f"site {site.name!r} {advice}")
+        return SiteError(f"site {site.name!r}{advice}")
     return SiteError(
         f"site {site.name!r} is marked infer={{'enumerate': {site.enumeration!r}}}, and no guide here sums it out: "
         "write the sum in the model (dist.MixtureSameFamily for a mixture), or fit the other sites by "

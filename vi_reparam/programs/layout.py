@@ -65,7 +65,7 @@ class Layout:
                     raise refuse_discrete(
                         backend.host,
                         site,
-                        f"is discrete, and {what} covers continuous latents: marginalize it in the model, or use "
+                        f" is discrete, and {what} covers continuous latents: marginalize it in the model, or use "
                         f"vr.MeanField with estimators={{{site.name!r}: vr.ScoreFunction()}}",
                     )
                 if site.is_masked:

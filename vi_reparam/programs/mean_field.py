@@ -57,7 +57,7 @@ class MeanFieldGuide:
             raise refuse_discrete(
                 self.backend.host,
                 site,
-                f"is discrete with support {site.support!r}, which no family covers: marginalize it in the model, or "
+                f": no family covers discrete latents with support {site.support!r}; marginalize it in the model, or "
                 "write its guide by hand with vr.estimate and ScoreFunction()",
             )
         chosen = self.estimators.get(site.name) or self.estimators.get("*")
@@ -65,7 +65,7 @@ class MeanFieldGuide:
             raise refuse_discrete(
                 self.backend.host,
                 site,
-                f"is discrete and needs a discrete estimator: estimators={{{site.name!r}: vr.ScoreFunction()}} or "
+                f" is discrete and needs a discrete estimator: estimators={{{site.name!r}: vr.ScoreFunction()}} or "
                 "vr.MeasureValued()",
             )
 
