@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class ViReparamError(Exception):
     """The common base. Catch it to catch everything that this library refuses."""
@@ -26,6 +28,23 @@ class BackendError(ViReparamError, ValueError):
 def first_line(error: BaseException) -> str:
     """What an error says, in one line; its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def short(value: object, most: int = 70) -> str:
+    """A value as it is written, in one line of at most so many characters."""
+    text, half = " ".join(repr(value).split()), most // 2
+    return text if len(text) <= most else f"{text[: half - 1]}...{text[2 - half :]}"
+
+
+def could_not_run(name: str, form: tuple[Any, Any], error: BaseException) -> ArgumentError:
+    """The refusal of arguments on which a program failed, in one line.
+
+    Args:
+        name: of the program; `form`: positional and keyword arguments, arrays as their shapes.
+    """
+    args, kwargs = form
+    given = f"{short(args)} {short(kwargs)}"
+    return ArgumentError(f"{name[:40]} could not run on arguments of shapes {given}: {first_line(error)[:120]}")
 
 
 class NonFiniteError(ViReparamError, ValueError):

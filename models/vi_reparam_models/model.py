@@ -64,6 +64,16 @@ class Model:
     focus: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        make = self.model
+
+        def named(host: Host) -> Program:
+            program = make(host)
+            program.__name__ = self.name  # by which bars, titles and files call it
+            return program
+
+        object.__setattr__(self, "model", named)
+
 
 def check_options(name: str, build: Callable[..., Model], options: Mapping[str, Any]) -> None:
     """Refuse options that `build` does not have.

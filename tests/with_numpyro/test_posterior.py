@@ -267,7 +267,7 @@ def test_masks_factors_scales_params_and_auxiliary_sites():
     np.testing.assert_allclose(posterior.log_weights[:10], expected, rtol=1e-4, atol=1e-4)
     assert set(posterior.draws(3)) == {"level"}
     assert set(posterior.predict(COUNTS, num_draws=3)) == {"y"}
-    assert not posterior.scorer.sites.is_point
+    assert not posterior.verdict.figures.points
 
 
 def test_the_guides_own_distribution_scores_the_draw():

@@ -24,7 +24,7 @@ class Cache(Generic[V]):
         """The entry, made if there is none."""
         if key not in self.entries:
             self.entries[key] = make()
-            if len(self.entries) > self.size:
+            while len(self.entries) > self.size:
                 self.entries.popitem(last=False)
         self.entries.move_to_end(key)
         return self.entries[key]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-from vi_reparam.backend.ops import Args, Array
+from vi_reparam.backend.ops import Args, Array, Ops
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments."""
@@ -36,6 +36,10 @@ class Data:
     def call(self) -> Call:
         """The arguments themselves."""
         return self.args, self.kwargs
+
+    def shapes(self, ops: Ops) -> Call:
+        """The arguments, arrays as their shapes, for messages."""
+        return ops.tree_map(lambda x: tuple(x.shape) if hasattr(x, "shape") else x, self.call)
 
 
 def leaf_form(leaf: Any) -> Hashable:

@@ -60,6 +60,7 @@ class Record:
         is_auxiliary: a site of a guide that is no latent of the model; `is_factor`: a term of the log joint without
             a value.
         event_dims: names of its event dimensions, from ``infer={"event_dims": [...]}``.
+        enumeration: how it is marked to be summed out, as ``"parallel"``; empty where it is not.
     """
 
     kind: str
@@ -73,6 +74,7 @@ class Record:
     is_auxiliary: bool = False
     is_factor: bool = False
     event_dims: tuple[str, ...] = ()
+    enumeration: str = ""
 
     @property
     def is_latent(self) -> bool:

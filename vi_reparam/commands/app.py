@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+import vi_reparam
 from vi_reparam.backend import registry
 from vi_reparam.commands.inputs import read_estimator, read_stages
 from vi_reparam.commands.job import make_job
@@ -34,10 +35,27 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of all randomness.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Optimization steps; the model's own if not given.")]
 Particles = Annotated[int | None, typer.Option(min=1, help="Particles a step; the model's own if not given.")]
 Options = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An option of the model.")]
-Data = Annotated[Path | None, typer.Option(help="Keyword arguments of a module:attribute model: .npz or .json.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Keyword arguments of a module:attribute model: .npz, .json, or the columns of .csv or .parquet."
+    ),
+]
 Estimators = Annotated[
     list[str] | None, typer.Option("--estimator", help="Such as 'Rejection(boost=3)'; may be repeated.")
 ]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"vi-reparam {vi_reparam.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _all(
+    *, version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False
+) -> None: ...
 
 
 @app.command()

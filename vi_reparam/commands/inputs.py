@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import vi_reparam
-from vi_reparam.errors import ArgumentError, ViReparamError
+from vi_reparam.errors import ArgumentError, ViReparamError, first_line
+from vi_reparam.posterior import npz
 
 
 def read_options(pairs: list[str]) -> dict[str, Any]:
@@ -46,23 +47,46 @@ def read_estimator(text: str) -> Any:
 
 
 def read_data(path: Path) -> dict[str, Any]:
-    """Keyword arguments from a file."""
+    """Keyword arguments from a file; of a table, each column is one.
+
+    Raises:
+        ArgumentError: for a file that cannot be read.
+    """
     import numpy as np
 
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as stored:
-                return dict(stored)
+            return npz.read(path)
         if path.suffix == ".json":
             content = json.loads(path.read_text())
             if not isinstance(content, dict):
                 raise ArgumentError(f"--data {path}: expected a JSON object of keyword arguments")
-            return {name: np.asarray(item) if isinstance(item, list) else item for name, item in content.items()}
-    except (OSError, ValueError) as error:
-        if isinstance(error, ViReparamError):
-            raise
-        raise ArgumentError(f"--data {path}: cannot be read ({error})") from error
-    raise ArgumentError(f"--data {path}: expected a file that ends in .npz or .json")
+            return {
+                name: np.asarray(_filled(item)) if isinstance(item, list) else item for name, item in content.items()
+            }
+        if path.suffix in TABLES:
+            import pandas as pd
+
+            table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+            return {str(name): table[name].to_numpy() for name in table.columns}
+    except ViReparamError:
+        raise
+    except ImportError:
+        raise ArgumentError(f"--data {path}: pandas reads such files with pyarrow: pip install pyarrow") from None
+    except Exception as error:  # a damaged file fails in many ways
+        raise ArgumentError(f"--data {path}: cannot be read ({first_line(error)[:120]})") from error
+    raise ArgumentError(f"--data {path}: expected a file that ends in .npz, .json, .csv or .parquet")
+
+
+TABLES = (".csv", ".parquet")
+"""Endings of files of which a model takes the columns that it names."""
+
+
+def _filled(item: Any) -> Any:
+    """Lists with NaN for null, which is how JSON writes what is missing."""
+    if isinstance(item, list):
+        return [_filled(part) for part in item]
+    return float("nan") if item is None else item
 
 
 def read_stages(text: str) -> tuple[str, ...]:

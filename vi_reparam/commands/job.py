@@ -13,7 +13,7 @@ from typing import Any
 import vi_reparam
 from vi_reparam.backend import registry
 from vi_reparam.backend.ops import Args
-from vi_reparam.commands.inputs import read_data, read_options
+from vi_reparam.commands.inputs import TABLES, read_data, read_options
 from vi_reparam.errors import ArgumentError, BackendError
 
 
@@ -76,8 +76,15 @@ def make_job(
             raise ArgumentError("--set is for ready models; give a module:attribute model its data with --data")
         kwargs = {} if data is None else read_data(data)
         vr, guided = package_of(backend), imported(target)
+        signature = inspect.signature(getattr(guided, "model", guided))
+        taken = signature.parameters.values()
+        if data is not None and data.suffix in TABLES and all(p.kind is not p.VAR_KEYWORD for p in taken):
+            others = [name for name in kwargs if name not in signature.parameters]
+            if others:
+                print(f"vi-reparam: {target} does not name the columns {', '.join(others)[:200]}", file=sys.stderr)
+            kwargs = {name: column for name, column in kwargs.items() if name not in others}
         try:
-            inspect.signature(getattr(guided, "model", guided)).bind(**kwargs)
+            signature.bind(**kwargs)
         except TypeError as error:
             raise ArgumentError(f"{target} does not take this data: {error}; see --data") from error
         estimators = [vi_reparam.Auto(), vi_reparam.ScoreFunction()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ class Report:
     @property
     def console(self) -> Console:
         console = Console(stderr=self.as_json, highlight=False)
-        if not console.is_terminal:  # a log or a pipe has no width of its own
+        if not console.is_terminal and "COLUMNS" not in os.environ:  # a log or a pipe has no width of its own
             console.width = 140
         return console
 

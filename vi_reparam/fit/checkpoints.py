@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import re
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.ops import Ops
-from vi_reparam.errors import ArgumentError, first_line
+from vi_reparam.errors import ArgumentError, first_line, short
 from vi_reparam.fit.convergence import Convergence
-from vi_reparam.sites.totals import scaled
-from vi_reparam.sites.wrappers import innermost
+from vi_reparam.posterior import npz
+from vi_reparam.posterior.program import near, what_differs
 
 Arrays = Mapping[str, np.ndarray]
 
-_FORMAT = "vi-reparam-checkpoint/3"
+_FORMAT = "vi-reparam-checkpoint/4"
 _COURSE = "course/"
-_CLOSE = {"rtol": 1e-4, "atol": 1e-4, "equal_nan": True}
-"""How near the numbers of a program must come again: other machines round in other ways."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,33 +78,6 @@ def digest(ops: Ops, data: Data) -> str:
     return found.hexdigest()
 
 
-def program_of(backend: Backend, model: Any, data: Data) -> tuple[str, dict[str, list[float]]]:
-    """The sites of a model in words, and numbers that tell its priors and its likelihood from others."""
-    ops, tracer = backend.ops, backend.tracer
-
-    def run(args: Any, kwargs: Any, key: Any) -> Any:
-        return tracer.run(model, args, kwargs, key, alone=True)
-
-    def numbers(args: Any, kwargs: Any, key: Any) -> dict[str, list[Any]]:
-        found = {n: r for n, r in run(args, kwargs, key).items() if r.kind == "sample"}
-        return {
-            n: [ops.xp.sum(ops.asarray(r.value) * 1.0), ops.xp.sum(scaled(r, ops.asarray(r.log_prob())))]
-            for n, r in found.items()
-        }
-
-    sites = []
-    for name, record in tracer.shapes(lambda key: run(*data.call, key)).items():
-        kind = (
-            record.kind if record.distribution is None else type(innermost(backend.host, record.distribution)).__name__
-        )
-        sites.append(f"{name}: {kind} {[tuple(plate) for plate in record.plates]} {record.observed}")
-    try:
-        values = backend.engine.call(numbers, data, ops.key(0))
-    except ValueError:  # outside of a support: the fit says so
-        values = {}
-    return "; ".join(sites), {n: [float(ops.to_numpy(x)) for x in pair] for n, pair in values.items()}
-
-
 def probe(path: Any) -> None:
     """Refuse a file that could not be written.
 
@@ -117,29 +85,16 @@ def probe(path: Any) -> None:
         ArgumentError: saying why.
     """
     if not isinstance(path, str | os.PathLike) or Path(path).is_dir():
-        raise ArgumentError(f"fit(checkpoint={_short(path)}): expected the path of a file")
+        raise ArgumentError(f"fit(checkpoint={short(path)}): expected the path of a file")
     try:
-        with _partial(Path(path)) as (_, name):
+        with npz.partial(Path(path)) as (_, name):
             pass
-        os.unlink(name)
+        name.unlink()
     except OSError as error:
         raise ArgumentError(
-            f"fit(checkpoint={_short(str(path))}): its folder cannot be written to ({error.strerror}); make it, or "
+            f"fit(checkpoint={short(str(path))}): its folder cannot be written to ({error.strerror}); make it, or "
             "give another file"
         ) from None
-
-
-@contextlib.contextmanager
-def _partial(target: Path) -> Iterator[tuple[BinaryIO, str]]:
-    """A new file beside `target`, and its name, which no other process has."""
-    number, name = tempfile.mkstemp(prefix=f"{target.name}.", suffix=".partial", dir=target.parent)
-    try:
-        with os.fdopen(number, "wb") as file:
-            yield file, name
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
 
 
 def save(
@@ -150,10 +105,25 @@ def save(
     members = {f"state/{name}": np.asarray(value) for name, value in arrays.items()}
     if course is not None:
         members |= {f"{_COURSE}{name}": np.asarray(value) for name, value in course.state().items()}
-    about = {"format": _FORMAT, "done": done, "members": form_of(members), **dataclasses.asdict(signature)}
-    with _partial(target) as (file, name):
-        np.savez(file, allow_pickle=False, header=np.array(json.dumps(about)), losses=losses, **members)
-    os.replace(name, target)
+    members["losses"] = losses
+    about = {"format": _FORMAT, "done": done, **dataclasses.asdict(signature)}
+    about["digest"] = npz.digest(members, about)
+    npz.write(target, {"header": np.array(json.dumps(about)), **members})
+
+
+def taken_by_another(path: Any, signature: FitSignature) -> str:
+    """What is to be said of a file that another fit, of another process or thread, writes to; else nothing."""
+    try:
+        header = json.loads(str(npz.read(Path(path), only="header")["header"]))
+        theirs = {field.name: header.get(field.name) for field in dataclasses.fields(signature)}
+    except Exception:  # none, or nothing of worth
+        return ""
+    for name, value in theirs.items():
+        ours = getattr(signature, name)
+        if value != ours and not (name == "numbers" and near(value, ours)):
+            what = f"its {name} {what_differs(value, ours)}"
+            return f"another fit ({what[:120]}) writes to {short(str(path))}; give each fit a file of its own"
+    return ""
 
 
 def load(
@@ -167,12 +137,11 @@ def load(
     target = Path(path)
     if not target.exists():
         return None
-    name = _short(str(target))
+    name = short(str(target))
     try:
-        with target.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            header = json.loads(str(file["header"]))
-            stored = {name: file[name] for name in file.files if name != "header"}
-        losses, form, done = stored.pop("losses"), header.get("format"), header.get("done")
+        stored = npz.read(target)
+        header = json.loads(str(stored.pop("header")))
+        form, done = header.get("format"), header.get("done")
     except Exception as error:  # a damaged file fails in many ways
         raise ArgumentError(f"checkpoint {name} is not a vi-reparam checkpoint: {first_line(error)[:100]}") from None
     if form != _FORMAT:
@@ -180,39 +149,23 @@ def load(
             f"checkpoint {name} has format {form!r}, and this version reads {_FORMAT!r} only: give another file, and "
             "the fit starts anew"
         )
-    for field in dataclasses.fields(signature):
-        theirs, ours = header.get(field.name), getattr(signature, field.name)
-        if ours is not None and theirs != ours and not (field.name == "numbers" and _near(theirs, ours)):
-            raise ArgumentError(
-                f"checkpoint {name} is of another fit: its {field.name} {_is(theirs, ours)}; give another file"
-            )
-    if header.get("members") != form_of(stored) or np.shape(losses) != (signature.num_steps,):
-        raise ArgumentError(f"checkpoint {name} is damaged: its members are not those that were saved; delete it")
-    if signature.state is None:
-        return None
-    if course is not None:
-        course.restore({n.removeprefix(_COURSE): value for n, value in stored.items() if n.startswith(_COURSE)})
-    arrays = {name.removeprefix("state/"): value for name, value in stored.items() if name.startswith("state/")}
-    return arrays, int(done), losses
-
-
-def _near(theirs: Any, ours: Any) -> bool:
-    """Whether two runs of a program gave the same numbers, but for rounding."""
-    if not isinstance(theirs, dict) or theirs.keys() != ours.keys():
-        return False
-    return all(np.allclose(theirs[name], ours[name], **_CLOSE) for name in ours)
-
-
-def _is(theirs: Any, ours: Any) -> str:
-    """What differs, in words: of long texts and numbers, the first part that does."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        names = [
-            n for n in {**ours, **theirs} if n not in ours or n not in theirs or not np.allclose(theirs[n], ours[n])
-        ]
-        return f"at site {names[0]!r} are others (another prior, likelihood or network)"
-    return f"is {_short(theirs)}, this one's {_short(ours)}"
-
-
-def _short(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 70 else f"{text[:34]}...{text[-33:]}"
+    try:
+        for field in dataclasses.fields(signature):
+            theirs, ours = header.get(field.name), getattr(signature, field.name)
+            if ours is not None and theirs != ours and not (field.name == "numbers" and near(theirs, ours)):
+                what = f"its {field.name} {what_differs(theirs, ours)}"
+                raise ArgumentError(f"checkpoint {name} is of another fit: {what}; give another file")
+        losses = stored["losses"]
+        right = losses.shape == (signature.num_steps,) and losses.dtype.kind == "f" and 0 <= done <= len(losses)
+        if not right or header["digest"] != npz.digest(stored, header):
+            raise ValueError("its members are not those that were saved")
+        if signature.state is None:
+            return None
+        if course is not None:
+            course.restore({n.removeprefix(_COURSE): value for n, value in stored.items() if n.startswith(_COURSE)})
+        arrays = {name.removeprefix("state/"): value for name, value in stored.items() if name.startswith("state/")}
+        return arrays, int(done), losses
+    except ArgumentError:
+        raise
+    except Exception as error:
+        raise ArgumentError(f"checkpoint {name} is damaged: {first_line(error)[:100]}; delete it") from None

@@ -15,6 +15,7 @@ from vi_reparam.backend.data import Data
 from vi_reparam.backend.ops import Args
 from vi_reparam.errors import NonFiniteError
 from vi_reparam.estimators import Auto
+from vi_reparam.fit.arguments import warn_of_forgotten
 from vi_reparam.fit.options import Options
 from vi_reparam.guides.base import GuideFamily
 from vi_reparam.guides.escalate import cost_of
@@ -73,6 +74,7 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
     options.check(engine)
     data, key = engine.data(args, kwargs, guided.model), engine.key(options.seed)
     guided.for_family(MeanField()).fitter.check(data, key)
+    warn_of_forgotten(guided.backend, guided.model, data)
     shape = shape_of(guided, data)
     named = any(site != "*" or not isinstance(e, Auto) for site, e in guided.estimators.items())
     ladder, file = spec.ladder(**shape._asdict(), estimators=named), options.checkpoint
@@ -115,7 +117,7 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
 
     cost = functools.partial(cost_of, num_steps=options.num_steps)
     best = _climb(ladder, fit, skip_reason, cost, gradients=spec.gradients, seconds=spec.budget or math.inf)
-    if shape.size is not None and not best.khat < KHAT_USABLE:
+    if shape.size is not None and not best.khat < KHAT_USABLE and "interrupted" not in best.record:
         known, own = best.record.get("surest"), by_student_t(best, guided.for_family(FullRank()).base_guide)
         if own is not None and not (known is not None and known["khat"] <= own["khat"]):
             best.record["surest"] = own
@@ -153,6 +155,11 @@ def _climb(
         try:
             posterior = fit(family)
             attempt = posterior.attempt(seconds=time.perf_counter() - started)
+        except KeyboardInterrupt:
+            if kept is None:
+                raise
+            why = kept[0].record["interrupted"] = f"the search was interrupted at {family!r}"
+            break
         except NonFiniteError as error:
             failure = error
             attempts.append(Attempt(repr(family), note=f"failed: {error}"))
@@ -165,6 +172,9 @@ def _climb(
             kept = posterior, attempt
         if attempt.missed < GOOD_MISSED and (surest is None or attempt.khat < surest[1].khat):
             surest = posterior, attempt
+        if "interrupted" in posterior.record:
+            why = kept[0].record["interrupted"] = f"{posterior.record['interrupted']} of {family!r}"
+            break
     if kept is None:
         assert failure is not None
         raise failure

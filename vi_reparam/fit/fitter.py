@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from vi_reparam.backend.cache import Cache
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import Task
 from vi_reparam.backend.ops import Args, Array, Key
-from vi_reparam.errors import ArgumentError, ViReparamError, first_line
+from vi_reparam.errors import ArgumentError, ViReparamError, could_not_run
 from vi_reparam.fit import checkpoints, matching
+from vi_reparam.fit.arguments import warn_of_forgotten
 from vi_reparam.fit.checkpoints import FitSignature, form_of
 from vi_reparam.fit.convergence import Convergence
 from vi_reparam.fit.loop import Restart, run_steps
@@ -28,6 +30,8 @@ from vi_reparam.fit.selection import choose
 from vi_reparam.fit.warm import params_of, with_values
 from vi_reparam.gaussians.pathfinder import APART, distance
 from vi_reparam.guides import JointFamily, Sites
+from vi_reparam.posterior.program import program_of
+from vi_reparam.programs.latents import FORMS
 from vi_reparam.programs.searcher import Place
 
 Values = Mapping[str, Array]
@@ -48,15 +52,18 @@ class Fitter:
         self.guided = guided
         self.ops, self.engine = guided.backend.ops, guided.backend.engine
         self.fitted: dict[Any, Any] = {}
-        self._selected: dict[Any, tuple[Any, dict[str, float]]] = {}
-        self._checked: set[Any] = set()
+        self._selected: Cache[tuple[Any, dict[str, float]]] = Cache(FORMS)
+        self._checked: Cache[bool] = Cache(FORMS)
         self._simpler: dict[Any, Fitter] = {}
         self._rivals: list[float] = []
+        self._cut_off = ""
 
     def fit(self, args: Args, kwargs: dict[str, Any], options: Options) -> Any:
         """As `Guided.fit`."""
         options.check(self.engine)
-        return self.run(self.engine.data(args, kwargs, self.guided.model), options)
+        data = self.engine.data(args, kwargs, self.guided.model)
+        warn_of_forgotten(self.guided.backend, self.guided.model, data)
+        return self.run(data, options)
 
     def run(self, data: Data, options: Options, *, final: bool = True) -> Any:
         """As `Guided.fit`, on data that the engine made ready.
@@ -80,7 +87,7 @@ class Fitter:
         plan = plan_of(family, None if watched else total) if optimizer is None else optimizer
         signature = None
         if options.checkpoint is not None:
-            program, numbers = checkpoints.program_of(self.guided.backend, self.guided.model, data)
+            program, numbers = program_of(self.guided.backend, self.guided.model, data)
             signature = FitSignature(
                 model=self.guided.name,
                 program=program,
@@ -104,7 +111,12 @@ class Fitter:
                 raise ArgumentError("there is nothing to fit: neither model nor guide has a parameter")
             state = program.init(key, values, data)
             course = Convergence(total, family is not None and family.by_losses) if watched else None
-            runs.append(self._restart(program, state, np.full(total, np.nan), course, signature, options))
+            if self._cut_off:
+                runs = [Restart(program.params(state), np.zeros(0), course, program.execution, interrupted=True)]
+            else:
+                runs.append(self._restart(program, state, np.full(total, np.nan), course, signature, options))
+            if runs[-1].interrupted:
+                break
         best, rivals = self._compare(runs)
         record = {
             "num_steps": len(best.losses),
@@ -118,10 +130,13 @@ class Fitter:
             "steps": best.execution,
             "versions": engine.versions(),
         }
+        if runs[-1].interrupted:
+            steps = f"{len(runs[-1].losses):,} of {'at most ' * watched}{total:,} steps"
+            record["interrupted"] = self._cut_off or f"the fit was interrupted after {steps}"
         fitted = {"args": data.args, "kwargs": data.kwargs, "losses": best.losses, "record": record}
         seed = int(seed) if isinstance(seed, Integral) else 0
         posterior = self.guided.posterior_type(self.guided, best.params, seed=seed, **fitted)
-        if final and family is not None and family.has_tail:
+        if final and family is not None and family.has_tail and "interrupted" not in record:
             posterior.finish()
         posterior.record["seconds"] = time.perf_counter() - begun
         return posterior
@@ -178,14 +193,12 @@ class Fitter:
         try:
             self._doubt(data)
             self._begin(data)
-            found = self.engine.check(task, data, start, key, known=data.form in self._checked)
+            found = self.engine.check(task, data, start, key, known=data.form in self._checked.entries)
         except ViReparamError:
             raise
         except Exception as error:
-            args, kwargs = self.ops.tree_map(lambda x: tuple(x.shape) if hasattr(x, "shape") else x, data.call)
-            text = f"{self.guided.name} could not run on arguments of shapes {args} {kwargs}: {first_line(error)}"
-            raise ArgumentError(text) from error
-        self._checked.add(data.form)
+            raise could_not_run(self.guided.name, data.shapes(self.ops), error) from error
+        self._checked.get(data.form, lambda: True)
         return found
 
     def _begin(self, data: Data) -> None:
@@ -204,7 +217,7 @@ class Fitter:
             return
         said, guided = "; ".join(data.doubts)[:150], self.guided
         try:
-            _, numbers = checkpoints.program_of(guided.backend, guided.model, data)
+            _, numbers = program_of(guided.backend, guided.model, data)
         except Exception:
             numbers = {"": [0.0, math.nan]}
         bad = [f" of site {name!r}" if name else "" for name, (_, term) in numbers.items() if not math.isfinite(term)]
@@ -217,15 +230,16 @@ class Fitter:
 
     def _select(self, task: Task, data: Data, key: Key) -> tuple[Task, dict[str, float]]:
         """The task with `Auto` resolved by measurement, once for every form of the data."""
-        case = repr(task.objective), data.form
-        if case not in self._selected:
-            guided = self.guided
+
+        def select() -> tuple[Any, dict[str, float]]:
+            guided, selected = self.guided, task
             chosen, prices = choose(self.engine, guided, task, data)
             if chosen:
-                task = replace(task, guide=guided.with_estimators({**guided.estimators, **chosen}).guide)
-                self.engine.check(task, data, functools.partial(guided.start_at, data), key, known=False)
-            self._selected[case] = task.guide, prices
-        guide, prices = self._selected[case]
+                selected = replace(task, guide=guided.with_estimators({**guided.estimators, **chosen}).guide)
+                self.engine.check(selected, data, functools.partial(guided.start_at, data), key, known=False)
+            return selected.guide, prices
+
+        guide, prices = self._selected.get((repr(task.objective), data.form), select)
         return replace(task, guide=guide), prices
 
     def _warm_starts(self, data: Data, key: Key, total: int, num_particles: int) -> list[Values]:
@@ -233,7 +247,7 @@ class Fitter:
 
         Parts of `Sites` take no more steps and particles than the fit to come.
         """
-        self._rivals = []
+        self._rivals, self._cut_off = [], ""
         parts = isinstance(self.guided.family, Sites)
         if not parts and not isinstance(self.guided.family, JointFamily):
             return [{}]
@@ -246,6 +260,10 @@ class Fitter:
                     particles = min(num_particles, family.num_particles)
                     options = Options(min(num_steps or total, total), particles, seed=key)
                 posterior = self._fitter_of(family, share=not parts).run(data, options, final=False)
+            if "interrupted" in posterior.record:
+                self._cut_off = f"{posterior.record['interrupted']} of {family!r}, from which this one starts"
+                if parts:  # the others have nothing to start from
+                    raise KeyboardInterrupt(self._cut_off)
             self._rivals = list(posterior.record["rivals"])
             return posterior
 
@@ -274,14 +292,21 @@ class Fitter:
             state = program.restore(state, arrays)
 
         def save(state: Any, done: int) -> None:
+            if signature is None:
+                return
+            why = checkpoints.taken_by_another(checkpoint, signature)
             try:
-                if signature is not None:
+                if not why:
                     checkpoints.save(checkpoint, signature, program.arrays(state), done, losses, course)
             except OSError as error:
-                warnings.warn(f"the checkpoint could not be saved, and the fit goes on: {error}", stacklevel=2)
+                why = str(error)
+            if why:
+                warnings.warn(f"the checkpoint could not be saved, and the fit goes on: {why}", stacklevel=2)
 
-        state, done = run_steps(program, state, losses, done, name=name, course=course, progress=progress, save=save)
-        return Restart(program.params(state), losses[:done], course, program.execution)
+        state, done, interrupted = run_steps(
+            program, state, losses, done, name=name, course=course, progress=progress, save=save
+        )
+        return Restart(program.params(state), losses[:done], course, program.execution, interrupted)
 
     def _compare(self, runs: list[Restart]) -> tuple[Restart, list[float]]:
         """The best of several runs, and by how many nats those that ended elsewhere are below it."""

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -116,6 +117,7 @@ class Guided:
         self.guide = self.estimate(self.base_guide, mapping)
         self.objective = objective
         self._families: dict[Any, Self] = {}
+        self._fitting = threading.RLock()
         # of an object, its attributes are its own
         functools.update_wrapper(self, model, updated=("__dict__",) if inspect.isroutine(model) else ())
         self.name = str(getattr(model, "__name__", type(model).__name__))
@@ -224,9 +226,10 @@ class Guided:
             NonFiniteError: for a NaN or an infinity, with its step and site.
         """
         options = Options(num_steps, num_particles, optimizer, seed, progress, checkpoint, init)
-        if isinstance(self.family, Escalate):
-            return escalate(self, args, kwargs, options)
-        return self.fitter.fit(args, kwargs, options)
+        with self._fitting:  # fits of one model share what is known of it, and go one after the other
+            if isinstance(self.family, Escalate):
+                return escalate(self, args, kwargs, options)
+            return self.fitter.fit(args, kwargs, options)
 
     def prior(self, num_draws: int, /, *args: Any, seed: Any = 0, **kwargs: Any) -> dict[str, Array]:
         """Draws of the model alone, before any fit: of its latents, and of the data that they lead to.

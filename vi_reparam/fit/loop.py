@@ -14,6 +14,7 @@ from vi_reparam.backend.engine import Program
 from vi_reparam.backend.ops import Array
 from vi_reparam.errors import NonFiniteError
 from vi_reparam.fit.convergence import BLOCK, Convergence
+from vi_reparam.fit.interrupts import interrupts
 
 Course = Convergence | None
 Save = Callable[[Any, int], None]
@@ -37,44 +38,58 @@ class Restart:
         losses: of its steps.
         course: when it ended by itself; None for one with a number of steps.
         execution: how its steps were taken.
+        interrupted: whether Ctrl-C ended it.
     """
 
     params: Mapping[str, Array]
     losses: np.ndarray
     course: Course
     execution: str
+    interrupted: bool = False
 
     @property
     def bound(self) -> float:
         """The ELBO at its end, in nats."""
-        return -float(np.mean(self.losses[-max(1, len(self.losses) // 10) :]))
+        return -float(np.mean(self.losses[-max(1, len(self.losses) // 10) :])) if len(self.losses) else -np.inf
 
 
 def run_steps(
     program: Program, state: Any, losses: Any, done: int, *, name: str, course: Course, progress: bool, save: Save
-) -> tuple[Any, int]:
+) -> tuple[Any, int, bool]:
     """Go on from step `done` to the end.
 
     Args:
         losses: one for each step of the whole fit; those to come are filled in.
         course: decides when the fit ends by itself; None for one with a number of steps.
-        save: writes a checkpoint of (state, steps done), which are also the result.
+        save: writes a checkpoint of (state, steps done).
+
+    Returns:
+        The state, the steps done, and whether Ctrl-C ended them.
 
     Raises:
+        KeyboardInterrupt: for Ctrl-C before any step is done, or pressed twice.
         NonFiniteError: for a NaN or an infinity, with its step and site.
     """
     total, chunk, saved = len(losses), FIRST_CHUNK, time.perf_counter()
-    with tqdm(total=total, initial=done, disable=not progress, desc=f"fit {name}") as bar:
+    bar = tqdm(total=total, initial=done, disable=not progress, desc=f"fit {name}: compiling")
+    with bar, interrupts() as interrupted:
         while done < total and not (course is not None and course.finished):
             begun = time.perf_counter()
             limit = min(chunk, total - done)
             if course is not None:
                 limit = min(limit, BLOCK - done % BLOCK)
-            state, values, finite = program.advance(state, limit)
+            try:
+                state, values, finite = program.advance(state, limit)
+            except KeyboardInterrupt:  # one that was not only noted: the state is that before these steps
+                if not done:
+                    raise
+                save(state, done)
+                return state, done, True
             losses[done : done + len(values)] = values
             done += len(values)
             if not finite:
                 raise not_finite(program, state, losses[:done], name)
+            bar.set_description(f"fit {name}", refresh=False)
             bar.update(len(values))
             if course is not None and (done % BLOCK == 0 or done == total):
                 state = _look(program, state, course, losses[done - ((done - 1) % BLOCK + 1) : done])
@@ -83,10 +98,12 @@ def run_steps(
             seconds = time.perf_counter() - begun
             chunk = int(np.clip(len(values) * LOOK_EVERY / max(seconds, 1e-4), 1, CHUNK))
             ended = done == total or (course is not None and course.finished)
-            if ended or time.perf_counter() - saved > SAVE_EVERY:
+            if ended or interrupted() or time.perf_counter() - saved > SAVE_EVERY:
                 save(state, done)
                 saved = time.perf_counter()
-    return state, done
+            if interrupted() and not ended:
+                return state, done, True
+    return state, done, False
 
 
 def _look(program: Program, state: Any, course: Convergence, losses: np.ndarray) -> Any:

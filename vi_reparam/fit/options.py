@@ -49,9 +49,3 @@ class Options:
         check_init(self.init)
         if self.checkpoint is not None:
             checkpoints.probe(self.checkpoint)
-
-
-def not_finite(name: str, array: np.ndarray) -> list[str]:
-    """What is to be said of NaN or infinite values in an argument; nothing where there are none."""
-    bad = int(array.size - np.isfinite(array).sum()) if np.issubdtype(array.dtype, np.floating) else 0
-    return [f"argument {name} holds {bad} NaN or infinite values of {array.size}"] if bad else []

@@ -9,7 +9,7 @@ from vi_reparam.checks import check_choice, check_integer
 from vi_reparam.errors import ArgumentError
 from vi_reparam.guides.condition import check_condition
 from vi_reparam.guides.gaussian import GRADIENTS
-from vi_reparam.guides.joint import JointFamily, check_skew
+from vi_reparam.guides.joint import COPIES, JointFamily, check_skew
 
 KINDS: dict[str, str] = {
     "coupling": "affine",
@@ -83,6 +83,13 @@ class Flow(JointFamily):
         check_integer("num_layers", self.num_layers, "Flow")
         check_integer("hidden", self.hidden, "Flow")
         check_skew("Flow", self.skew)
+
+    def held(self, size: int) -> int:
+        network, factor = self.hidden * size, 3 * NUM_KNOTS if KINDS[self.kind] == "spline" else 2
+        masks = 0 if "coupling" in self.kind else size * size  # which coordinate may see which
+        if KINDS[self.kind] == "block":
+            network = size * size
+        return super().held(size) * self.num_layers + COPIES * self.num_layers * (1 + factor) * network + masks
 
     def kind_at(self, size: int) -> str:
         """The kind for a vector of this size: one coordinate alone has nothing to couple with."""

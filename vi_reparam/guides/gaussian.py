@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from vi_reparam.checks import check_choice, check_positive
 from vi_reparam.errors import ArgumentError, SiteError
 from vi_reparam.gaussians.bases import Base, Diagonal, Full
 from vi_reparam.gaussians.bases import LowRank as LowRankBase
 from vi_reparam.gaussians.pathfinder import LARGEST
-from vi_reparam.guides.joint import JointFamily
+from vi_reparam.guides.joint import COPIES, JointFamily
 
 GRADIENTS = ("path", "reparameterization")
 
@@ -52,6 +52,15 @@ class GaussianFamily(JointFamily):
                 f"{self!r} over {size:,} coordinates would hold {size * size:,} covariances, and several times as many "
                 f"in the optimizer; use vr.LowRank(rank=8), or vr.MeanField()"
             )
+        super().check_size(size)
+
+    def held(self, size: int) -> int:
+        return super().held(size) + COPIES * numbers_of(self.gaussian, size)
+
+
+def numbers_of(base: Any, size: int) -> int:
+    """Parameters of a Gaussian over so many coordinates; of one whose size is not known, the least."""
+    return size * size if isinstance(base, Full) else size * (2 + int(getattr(base, "rank", 0)))
 
 
 @dataclass(frozen=True, repr=False)

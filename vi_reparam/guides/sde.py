@@ -9,8 +9,8 @@ from vi_reparam.checks import check_choice, check_positive
 from vi_reparam.errors import ArgumentError
 from vi_reparam.gaussians.bases import Base, Diagonal, DiagonalMixture, Full, LowRank
 from vi_reparam.guides.condition import check_condition
-from vi_reparam.guides.gaussian import GaussianFamily
-from vi_reparam.guides.joint import JointFamily, check_skew
+from vi_reparam.guides.gaussian import GaussianFamily, numbers_of
+from vi_reparam.guides.joint import COPIES, JointFamily, check_skew
 from vi_reparam.guides.mixture import Mixture
 from vi_reparam.sde.network import MLP
 from vi_reparam.sde.parameterizations import PARAMETERIZATIONS
@@ -124,6 +124,11 @@ class SDE(JointFamily):
         if self.condition is not None and getattr(self.network, "target", "off") == "full":
             raise ArgumentError("SDE(condition=..., network=MLP(target='full')): a local drift sees its features alone")
         kernel_variances(self.variance, self.schedule, self.schedule.grid(self.num_steps), self.tau)
+
+    def held(self, size: int) -> int:
+        width = int(getattr(self.network, "width", 0))
+        base = numbers_of(self.base, size) if isinstance(self.base, Base) else 0
+        return super().held(size) + self.num_particles * self.num_steps * size + COPIES * (3 * width * size + base)
 
     def resolve(self, layout: Layout) -> SDE:
         """The same with its base settled, for the vector that is laid out so.

@@ -179,7 +179,8 @@ def check_sites(model: Records, guide: Records) -> None:
             continue
         if name not in guide or guide[name].kind != "sample":
             drawn = [n for n, r in guide.items() if r.kind == "sample"]
-            raise SiteError(f"the guide misses the latent site {name!r} of the model: it draws {drawn}")
+            text = f"the guide misses the latent site {name!r} of the model: it draws {drawn}"
+            raise SiteError(f"{text[:200]}; every run of the model must have the same sites, whatever it draws")
         given, expected = tuple(getattr(guide[name].value, "shape", ())), tuple(record.distribution.shape())
         if given != expected and not _broadcasts(given, expected):
             raise SiteError(f"site {name!r}: the guide draws shape {given}, the model expects {expected}")

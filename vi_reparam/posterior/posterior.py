@@ -90,12 +90,13 @@ class Posterior(Predicting, Showing):
         return Scorer(self.backend, self.guided.model, guide, self.params, self.args, self.kwargs)
 
     @classmethod
-    def load(cls, path: str | os.PathLike, model: Any) -> Self:
+    def load(cls, path: str | os.PathLike, model: Any, *args: Any, **kwargs: Any) -> Self:
         """Reads a posterior that `save` wrote.
 
         Args:
             path: the file.
             model: the guided model that it was fitted with.
+            args: the arguments of the fit, of a file without its data; `kwargs`: its keyword arguments.
 
         Returns:
             The posterior.
@@ -103,7 +104,7 @@ class Posterior(Predicting, Showing):
         Raises:
             ArgumentError: if there is no such file, it is not one of ours, or it is of another model.
         """
-        return storage.load(path, model, cls)
+        return storage.load(path, model, cls, args, kwargs)
 
     @property
     def name(self) -> str:
@@ -314,15 +315,21 @@ class Posterior(Predicting, Showing):
             num_latents=sum(site.size for site in sites.latents.values()),
             drift=loss_drift(self.losses.tolist()),
             num_nan_losses=int((~np.isfinite(self.losses)).sum()),
-            is_point=sites.is_point,
+            points=self._points(),
             rivals=tuple(self.record.get("rivals") or ()),
             runaway=self._runaway(),
+            interrupted=str(self.record.get("interrupted") or ""),
             refined=Refinement(*(self.record["refined"][n] for n in ("rhat", "effective_draws")))
             if "refined" in self.record
             else None,
             surest=Surest(**self.record["surest"]) if self.record.get("surest") else None,
         )
         return judge(figures)
+
+    def _points(self) -> tuple[str, ...]:
+        """Latents that the guide puts at one place; a Delta that depends on what is auxiliary has many."""
+        heads = {name: self._first[1][name] for name in self.scorer.sites.deltas}
+        return tuple(name for name, head in heads.items() if (head == head[:1]).all())
 
     def _runaway(self) -> tuple[str, ...]:
         """Latents with draws beyond `RUNAWAY`; looked for where the weights are no good."""
@@ -373,11 +380,12 @@ class Posterior(Predicting, Showing):
         model = Updated(original(self.guided.model), self, frozenset(fresh_sites))
         return self.guided.with_model(model).fit(*args, init=self, **kwargs)
 
-    def save(self, path: str | os.PathLike) -> Path:
-        """Writes the posterior with its data to one file, without pickle; `vr.load` reads it.
+    def save(self, path: str | os.PathLike, *, data: bool = True) -> Path:
+        """Writes the posterior to one file, without pickle; `vr.load` reads it.
 
         Args:
             path: the file, replaced if it is there.
+            data: whether to write the fit's arguments too; without them, `vr.load` is to be given them.
 
         Returns:
             The path.
@@ -385,4 +393,4 @@ class Posterior(Predicting, Showing):
         Raises:
             ArgumentError: an argument of the fit is neither array, number, text nor a container of these.
         """
-        return storage.save(self, path)
+        return storage.save(self, path, data=data)

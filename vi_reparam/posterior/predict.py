@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import numpy as np
 from vi_reparam.backend.host import Reader
 from vi_reparam.backend.ops import Args, Array, Kwargs
 from vi_reparam.backend.tracer import Record, Statement
-from vi_reparam.errors import ArgumentError, SiteError
+from vi_reparam.errors import ArgumentError, SiteError, ViReparamError, could_not_run, first_line
 from vi_reparam.posterior.scorer import Pair, Scorer, probed
 from vi_reparam.posterior.sites import Site, Sites, form
 from vi_reparam.sites.totals import masked
@@ -108,7 +109,14 @@ class Prediction:
             found.append(self._predictor.run(key, *fit.join(arrays), params, args, kwargs))
 
         inputs = (scorer.backend.ops.key(0), scorer.params, fit.arrays)
-        self._new = probed(scorer.backend, look, args, kwargs, inputs, found)
+        _check_call(scorer, args, kwargs)
+        try:
+            self._new = probed(scorer.backend, look, args, kwargs, inputs, found)
+        except ViReparamError:
+            raise
+        except Exception as error:  # of the model, on arguments that are not of the fit's kind
+            raise _failed(scorer, args, kwargs, error) from error
+        _check_dimensions(sites, found[-1])
         if wanted is not None:
             _known(wanted, found[-1], "return_sites", "a site that the model draws")
         elif log_likelihood:
@@ -130,7 +138,13 @@ class Prediction:
             return {name: take(records[name]) for name in names}
 
         size = sum(math.prod(site.shape) for site in self.sites.values())
-        return self.scorer.many(one, num, key, self._new.arrays, name=self._name, size=size, first=first)
+        drawn = self.scorer.many(one, num, key, self._new.arrays, name=self._name, size=size, first=first)
+        if self._new.doubts:
+            to_numpy = self.scorer.backend.ops.to_numpy
+            bad = [name for name, value in drawn.items() if not np.isfinite(to_numpy(value)).all()]
+            if bad:
+                raise _not_finite(self._new.doubts, f"so are the draws of {bad[0]!r}")
+        return drawn
 
     def chunks(self, num: int, key: Any, size: int) -> Iterator[dict[str, np.ndarray]]:
         """The same draws, `size` at a time, as NumPy's arrays on the host."""
@@ -175,6 +189,39 @@ def prior_draws(
 
 def _count(rows: Rows) -> int:
     return sum(math.prod(np.shape(value)) for value in rows.values())
+
+
+def _check_call(scorer: Scorer, args: Args, kwargs: Kwargs) -> None:
+    try:
+        signature = inspect.signature(scorer.pair.model)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise ArgumentError(f"predict: {error}; it takes the model's own arguments, {signature}"[:300]) from None
+
+
+def _check_dimensions(sites: Sites, found: Mapping[str, Record]) -> None:
+    for name, record in found.items():
+        fitted = sites.observed.get(name)
+        if fitted is not None and 0 < len(fitted.shape) < len(shape := tuple(np.shape(record.value))):
+            raise ArgumentError(
+                f"predict: site {name!r} has shape {shape} for these inputs, and {fitted.shape} in the fit: give "
+                "inputs with as many dimensions as the fit's, such as x.ravel() in place of a column"
+            )
+
+
+def _failed(scorer: Scorer, args: Args, kwargs: Kwargs, error: Exception) -> ArgumentError:
+    data = scorer.backend.engine.data(tuple(args), dict(kwargs))
+    if data.doubts:
+        return _not_finite(data.doubts, f"the model refuses them ({first_line(error)[:60]})")
+    return could_not_run("predict: the model", data.shapes(scorer.backend.ops), error)
+
+
+def _not_finite(doubts: Collection[str], what: str) -> ArgumentError:
+    text = "; ".join(doubts)[:120]
+    return ArgumentError(f"predict: {text}, and {what}: drop those rows, or fill in what is missing")
 
 
 def _known(names: Collection[str], sites: Collection[str], option: str, what: str) -> frozenset[str]:

@@ -66,7 +66,7 @@ class Sites:
         deterministics: its deterministic sites.
         plate_sizes: the plates' full sizes.
         scalars: in one run of both, a measure of the memory one draw takes.
-        is_point: whether the guide is a point estimate: deltas, and nothing auxiliary under them.
+        deltas: latents that the guide draws from a Delta: points, unless they are made of what is auxiliary.
     """
 
     latents: dict[str, Site]
@@ -74,7 +74,7 @@ class Sites:
     deterministics: dict[str, Site]
     plate_sizes: dict[str, int]
     scalars: int
-    is_point: bool
+    deltas: tuple[str, ...]
 
 
 def check_count(name: str, value: Any) -> int:
@@ -97,7 +97,6 @@ def describe(reader: Reader, records: Mapping[str, Record], drawn: Mapping[str, 
     latents = {name: form(r) for name, r in records.items() if r.is_latent}
     draws = {name: r for name, r in drawn.items() if r.is_latent}
     _check_pair(latents, draws)
-    is_delta = [type(innermost(reader, draws[name].distribution)).__name__ == "Delta" for name in latents]
     both = [*records.values(), *drawn.values()]
     return Sites(
         latents=latents,
@@ -105,7 +104,7 @@ def describe(reader: Reader, records: Mapping[str, Record], drawn: Mapping[str, 
         deterministics={name: form(r) for name, r in records.items() if r.kind == "deterministic"},
         plate_sizes={name: r.plates[0].size for name, r in records.items() if r.kind == "plate"},
         scalars=sum(math.prod(np.shape(r.value)) for r in both if r.kind in ("sample", "deterministic")),
-        is_point=any(is_delta) and not any(r.is_auxiliary for r in draws.values()),
+        deltas=tuple(n for n in latents if type(innermost(reader, draws[n].distribution)).__name__ == "Delta"),
     )
 
 

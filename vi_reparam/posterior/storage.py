@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from vi_reparam.backend.ops import Args, Kwargs
 from vi_reparam.errors import ArgumentError, first_line
+from vi_reparam.posterior import npz
 from vi_reparam.posterior.codec import Codec
+from vi_reparam.posterior.program import near, program_of, what_differs
 from vi_reparam.posterior.update import Updated
 
 if TYPE_CHECKING:
@@ -26,32 +27,30 @@ METADATA = "metadata"
 STORED = ("seed", "record", "params", "args", "kwargs")
 
 
-def save(posterior: Posterior, path: str | os.PathLike) -> Path:
+def save(posterior: Posterior, path: str | os.PathLike, *, data: bool = True) -> Path:
     """As `Posterior.save`."""
     if isinstance(posterior.guided.model, Updated):
         raise ArgumentError("an updated posterior is not saved, for its model holds the one before: fit all data again")
     arrays: dict[str, Any] = {}
     codec = posterior.backend.engine.codec
     metadata = {"format": FORMAT, "version": VERSION, "model": posterior.name, "form": form_of(posterior)}
-    for name in STORED:
+    metadata["program"] = _program(posterior)
+    metadata["lacks_data"] = not data and bool(posterior.args or posterior.kwargs)
+    for name in STORED if data else STORED[:-2]:
         metadata[name] = _encode(getattr(posterior, name), arrays, name, codec)
     arrays["losses"] = np.asarray(posterior.losses)
+    metadata["digest"] = npz.digest(arrays, metadata)
     text = {METADATA: np.array(json.dumps(metadata))}
     path = Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with open(partial, "wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays, **text)
-        os.replace(partial, path)  # a file half written never has the name
+        npz.write(path, {**arrays, **text})
     except OSError as error:
         raise ArgumentError(f"cannot write {path}: {error.strerror}; give a file in a folder that exists") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
-def load(path: str | os.PathLike, model: Any, make: type[P]) -> P:
-    """As `Posterior.load`; `make` is the class of the posterior."""
+def load(path: str | os.PathLike, model: Any, make: type[P], args: Args = (), kwargs: Kwargs | None = None) -> P:
+    """As `Posterior.load`; `make` is the class of the posterior, `args` and `kwargs` the data that it lacks."""
     missing = [name for name in ("model", "guide") if not callable(getattr(model, name, None))]
     if missing:
         raise ArgumentError(f"the model has no .{missing[0]}; pass the guided model that the file was fitted with")
@@ -63,23 +62,57 @@ def load(path: str | os.PathLike, model: Any, make: type[P]) -> P:
         raise ArgumentError(
             f"{path} holds a posterior of {stored!r}, not of {given!r}; pass the model it was fitted with"
         )
-    if hasattr(model, "for_family_named"):  # of a ladder of families, the one that was kept
-        model = model.for_family_named(_decode(metadata["record"], arrays, codec).get("family"))
-    fields = {key: _decode(metadata[key], arrays, codec) for key in STORED}
+    lacks = bool(metadata.get("lacks_data"))
+    if lacks != bool(args or kwargs):
+        what = "without its data: give those of the fit, as in load(path, model, x, y=y)"
+        raise ArgumentError(f"{path} was saved {what if lacks else 'with all that it needs: give no data to load'}")
+    try:
+        fields = {"args": tuple(args), "kwargs": dict(kwargs or {})}
+        fields |= {key: _decode(metadata[key], arrays, codec) for key in STORED if key in metadata}
+        if hasattr(model, "for_family_named"):  # of a ladder of families, the one that was kept
+            model = model.for_family_named(fields["record"].get("family"))
+    except Exception as error:  # what the file says of itself may be anything
+        raise ArgumentError(f"{path} is not a saved posterior, or is damaged; save it again with .save") from error
     other = f"{path} holds a posterior of another {stored!r} than the given {given!r}"
     try:
         posterior = remade(make, model, {"losses": arrays["losses"], **fields})
-        form = form_of(posterior)
+        form, program = form_of(posterior), _program(posterior)
     except Exception as error:  # another model's code may fail in any way
-        raise ArgumentError(f"{other}, which fails on the stored data: {first_line(error)}") from error
-    for kind, expected in metadata["form"].items():
-        for name in sorted({*expected, *form[kind]}):
-            if expected.get(name) != form[kind].get(name):
+        raise ArgumentError(f"{other}, which fails on the stored data: {first_line(error)[:100]}") from error
+    try:
+        _check_form(metadata["form"], form, other)
+        _check_program(metadata.get("program"), program, other)
+    except ArgumentError:
+        raise
+    except Exception as error:  # what the file says of itself may be anything
+        raise ArgumentError(f"{path} is not a saved posterior, or is damaged; save it again with .save") from error
+    return posterior
+
+
+def _check_form(stored: dict[str, dict[str, list]], ours: dict[str, dict[str, list]], other: str) -> None:
+    for kind, expected in stored.items():
+        for name in sorted({*expected, *ours[kind]}):
+            if expected.get(name) != ours[kind].get(name):
                 raise ArgumentError(
                     f"{other}: {kind} {name!r} is {_shown(expected.get(name))} in the file"
-                    f" and {_shown(form[kind].get(name))} in the model"
+                    f" and {_shown(ours[kind].get(name))} in the model"
                 )
-    return posterior
+
+
+def _program(posterior: Posterior) -> dict[str, Any]:
+    """What tells its model, as fitted, from another."""
+    sites, numbers = program_of(posterior.backend, posterior.guided.model, posterior.scorer.data, posterior.params)
+    return {"sites": sites, "numbers": numbers, "dtype": str(posterior.backend.ops.float_dtype())}
+
+
+def _check_program(stored: Any, ours: dict[str, Any], other: str) -> None:
+    """Refuse another prior, likelihood or data; in another precision, the same key draws other numbers."""
+    if not isinstance(stored, dict):  # of a version that stored none
+        return
+    if stored.get("sites") != ours["sites"]:
+        raise ArgumentError(f"{other}: its sites, distributions or plates are others")
+    if stored.get("dtype") == ours["dtype"] and not near(stored.get("numbers"), ours["numbers"]):
+        raise ArgumentError(f"{other}: its numbers {what_differs(stored.get('numbers'), ours['numbers'])}")
 
 
 def form_of(posterior: Posterior) -> dict[str, dict[str, list]]:
@@ -111,23 +144,24 @@ def remade(make: type[P], guided: Any, fields: dict[str, Any]) -> P:
 
 def _read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
     try:
-        # opened here: numpy leaves a damaged file open
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = npz.read(path)
         metadata = json.loads(str(arrays.pop(METADATA)))
         if metadata["format"] != FORMAT:
             raise KeyError("format")
         if metadata["version"] > VERSION:
             raise ArgumentError(f"{path} was written by a later version; update vi-reparam to read it")
-        if not metadata.keys() >= {"model", "form", *STORED} or "losses" not in arrays:
+        if not metadata.keys() >= {"model", "form", *STORED[:-2]} or arrays["losses"].dtype.kind != "f":
             raise KeyError("metadata")
+        known = npz.digest(arrays, metadata)
+        if metadata.get("digest", known) != known:
+            raise ValueError("its contents are not those that were saved")
     except ArgumentError:
         raise
     except OSError as error:
         raise ArgumentError(
             f"cannot read {path}: {error.strerror or 'not an npz file'}; give a saved posterior"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArgumentError(f"{path} is not a saved posterior, or is damaged; save it again with .save") from error
     return metadata, arrays
 

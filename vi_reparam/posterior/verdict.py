@@ -57,8 +57,9 @@ class Figures:
         drift: `loss_drift` of the fit's losses.
         num_nan_losses: how many losses are not finite.
         rivals: nats by which other modes, found on the way, are below this one.
-        is_point: whether the guide is a point estimate, which has no density.
+        points: latents that the guide puts at one place, which has no density.
         runaway: latents whose draws lie beyond `RUNAWAY`.
+        interrupted: what was left undone, in words; empty for a fit that ended by itself.
         refined: of draws that were refined; None for a guide's own.
         surest: of another family, fitted on the way, whose weights have the lowest k-hat; None for none.
     """
@@ -76,9 +77,10 @@ class Figures:
     num_latents: int
     drift: Drift | None
     num_nan_losses: int = 0
-    is_point: bool = False
+    points: tuple[str, ...] = ()
     rivals: tuple[float, ...] = ()
     runaway: tuple[str, ...] = ()
+    interrupted: str = ""
     surest: Surest | None = None
     refined: Refinement | None = None
 
@@ -229,8 +231,11 @@ def _judge_refined(f: Figures, refined: Refinement) -> Verdict:
 
 def _faults(f: Figures) -> list[str]:
     found = []
-    if f.is_point:
-        found.append("the guide is a point estimate: it has no spread, and no log weight means anything")
+    if f.points:
+        found.append(
+            f"the guide is a point estimate at {', '.join(map(repr, f.points))[:150]}: no spread is there, and no log "
+            "weight means anything"
+        )
     if f.num_nan:
         found.append(f"{f.num_nan:,} of {f.num_weights:,} log weights are NaN or +inf: no figure here can be trusted")
     if f.num_outside:
@@ -290,7 +295,7 @@ def _high_khat(f: Figures) -> str:
 
 
 def _weaknesses(f: Figures) -> list[str]:
-    found = []
+    found = [f"{f.interrupted}: fit again to its end, or go on from its checkpoint"] if f.interrupted else []
     if not f.khat < KHAT_USABLE and f.known_gap < SMALL_GAP and f.surest is not None:
         found.append(
             f"k-hat is {f.khat:.2f}, so do not reweight these draws; the draws themselves are right: their ELBO is "

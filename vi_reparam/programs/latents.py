@@ -15,8 +15,12 @@ from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.backend.tracer import PlateInfo, Record
 from vi_reparam.errors import ArgumentError, SiteError
 from vi_reparam.sites.totals import mask_of
+from vi_reparam.sites.wrappers import innermost
 
 Plate = PlateInfo
+
+RUNS = 4
+"""How often a model runs to see whether its sites are the same every time, where runs compute."""
 
 FORMS = 64
 """Forms of a model's arguments of which is kept what they tell."""
@@ -35,6 +39,7 @@ class Site:
         support: the constraint itself, with the bounds that the arguments at hand give it.
         plates: around it, outermost first.
         is_masked: whether parts of it may have no density.
+        enumeration: how it is marked to be summed out; empty where it is not.
     """
 
     name: str
@@ -44,6 +49,7 @@ class Site:
     support: Any
     plates: tuple[Plate, ...]
     is_masked: bool = False
+    enumeration: str = ""
 
 
 class Structure(NamedTuple):
@@ -188,9 +194,15 @@ class Latents:
         found, supports = tracer.shapes(look)
         self._structures.get(ops.form((args, kwargs)), lambda: _structure(found))
         self._observed |= {name for name, r in found.items() if r.is_data}
+        self._refuse_branches(found, args, kwargs)
         for name, support in supports.items():
+            what = type(innermost(host, found[name].distribution)).__name__
+            if what == "Delta":
+                raise SiteError(
+                    f"site {name!r} is a Delta, which has no density to fit: write {host.name}.deterministic({name!r}, "
+                    "value), or leave the site out"
+                )
             if support is None:
-                what = type(found[name].distribution).__name__
                 raise SiteError(f"site {name!r}: {what} has no support, so no guide family covers it")
         bounded = tuple(name for name, support in supports.items() if _has_bounds(host, support))
         live: tuple[str, ...] = ()
@@ -217,6 +229,23 @@ class Latents:
                 _refuse_rows_of_a_part(sites[name], tracer.arrays_of(support))
             self._shapes.setdefault(name, sites[name].shape)
         return _Known(sites, bounded, live)
+
+    def _refuse_branches(self, found: dict[str, Record], args: Any, kwargs: Any) -> None:
+        """Where runs compute, a model may choose its sites by a draw, and no guide knows which."""
+        ops, first = self.backend.ops, _forms(found)
+        if any(ops.concrete(r.value) is None for r in found.values() if r.is_latent):
+            return
+        for seed in range(1, RUNS + 1):
+            try:
+                again = _forms(self._run(args, kwargs, ops.key(seed)))
+            except ValueError:  # a draw that validation refuses
+                continue
+            for name in (n for n in {**first, **again} if first.get(n) != again.get(n)):
+                change = "has another shape" if name in first and name in again else "is not there"
+                raise SiteError(
+                    f"site {name!r} {change} in some runs: every run of a model must have the same sites; choose by "
+                    "xp.where or a mixture in place of if and while, or give plates a fixed size and mask the rest"
+                )
 
     def _followed(
         self, names: tuple[str, ...], found: dict[str, Record], args: Any, kwargs: Any
@@ -254,6 +283,11 @@ class Latents:
             if name in causes and not _equal(ops, tracer.arrays_of(support), tracer.arrays_of(again[name])):
                 causes[name] = causes[name] or frozenset(["a draw that the model reads in Python"])
         return causes
+
+
+def _forms(found: Mapping[str, Record]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the latents."""
+    return {name: tuple(r.value.shape) for name, r in found.items() if r.is_latent and hasattr(r.value, "shape")}
 
 
 def _structure(found: Mapping[str, Record]) -> Structure:
@@ -314,7 +348,18 @@ def _site(host: Host, record: Record, name: str, kind: str, support: Any) -> Sit
     for plate in plates:
         shape[len(shape) - event_dim + (plate.dim or 0)] = plate.size
     is_masked = mask_of(host, record) is not None
-    return Site(name, tuple(shape), event_dim, kind, support, tuple(plates), is_masked)
+    return Site(name, tuple(shape), event_dim, kind, support, tuple(plates), is_masked, record.enumeration)
+
+
+def refuse_discrete(host: Host, site: Site, advice: str) -> SiteError:
+    """The refusal of a discrete site; `advice`: for one that is not marked to be summed out."""
+    if not site.enumeration:
+        return SiteError(f"site {site.name!r}{advice}")
+    return SiteError(
+        f"site {site.name!r} is marked infer={{'enumerate': {site.enumeration!r}}}, and no guide here sums it out: "
+        "write the sum in the model (dist.MixtureSameFamily for a mixture), or fit the other sites by "
+        f"{host.title}'s own SVI and TraceEnum_ELBO"
+    )
 
 
 def bijection(host: Host, support: Any) -> Any:

@@ -12,7 +12,7 @@ from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.ops import Array
 from vi_reparam.errors import SiteError
 from vi_reparam.guides.elements import elements_of
-from vi_reparam.programs.latents import Plate, Site, bijection
+from vi_reparam.programs.latents import Plate, Site, bijection, refuse_discrete
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,11 @@ class Layout:
         with backend.tracer.constants():
             for site in sites.values():
                 if site.support.is_discrete:
-                    raise SiteError(
-                        f"site {site.name!r} is discrete, and {what} covers continuous latents: marginalize it in the "
-                        "model, or use vr.MeanField with estimators={'" + site.name + "': vr.ScoreFunction()}"
+                    raise refuse_discrete(
+                        backend.host,
+                        site,
+                        f" is discrete, and {what} covers continuous latents: marginalize it in the model, or use "
+                        f"vr.MeanField with estimators={{{site.name!r}: vr.ScoreFunction()}}",
                     )
                 if site.is_masked:
                     raise SiteError(

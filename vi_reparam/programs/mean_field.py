@@ -9,11 +9,10 @@ from typing import Any
 
 from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.ops import Array
-from vi_reparam.errors import SiteError
 from vi_reparam.estimators import Auto
 from vi_reparam.guides import MeanField
 from vi_reparam.guides.selection import ALL, SiteSelection
-from vi_reparam.programs.latents import Latents, Site, bijection
+from vi_reparam.programs.latents import Latents, Site, bijection, refuse_discrete
 from vi_reparam.programs.plates import enter
 from vi_reparam.programs.starts import starting_values
 
@@ -55,15 +54,19 @@ class MeanFieldGuide:
         if not site.support.is_discrete:
             return
         if site.kind == "discrete":
-            raise SiteError(
-                f"site {site.name!r}: no family covers discrete latents with support {site.support!r}; "
-                "marginalize it in the model, or write its guide by hand with vr.estimate and ScoreFunction()"
+            raise refuse_discrete(
+                self.backend.host,
+                site,
+                f": no family covers discrete latents with support {site.support!r}; marginalize it in the model, or "
+                "write its guide by hand with vr.estimate and ScoreFunction()",
             )
         chosen = self.estimators.get(site.name) or self.estimators.get("*")
         if chosen is None or isinstance(chosen, Auto):
-            raise SiteError(
-                f"site {site.name!r} is discrete and needs a discrete estimator: "
-                f"estimators={{{site.name!r}: vr.ScoreFunction()}} or vr.MeasureValued()"
+            raise refuse_discrete(
+                self.backend.host,
+                site,
+                f" is discrete and needs a discrete estimator: estimators={{{site.name!r}: vr.ScoreFunction()}} or "
+                "vr.MeasureValued()",
             )
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:

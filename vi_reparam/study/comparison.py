@@ -13,6 +13,7 @@ from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators import Auto, Estimator
 from vi_reparam.families import Family
 from vi_reparam.fit.measure import Moments
+from vi_reparam.study.table import LEAN, NAME, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,27 +61,30 @@ class Comparison:
             some = ", ".join(map(str, data.parameter.values[:5]))
             raise ArgumentError(f"parameter {parameter!r} was not compared: there are {number}, as {some}")
         table = Table(
+            **LEAN,
             title=f"Gradient variance per draw; {attrs['num_particles']} particles, "
             f"{attrs['num_replicates']} replicates",
             caption=f"variance x time: relative to the best. |z| against {attrs['reference']}; of {number} unbiased "
             f"ones the largest is about {expected_largest_z(number):.1f}",
         )
-        table.add_column("stage")
-        table.add_column("estimator")
+        table.add_column(
+            "estimator", min_width=min(NAME, max(len(str(n)) for n in data.estimator.values)), overflow="fold"
+        )
         own = () if parameter is None else (escape(parameter),)
-        for name in (*own, "median", "largest", "largest |z|", "ms / gradient", "variance x time"):
-            table.add_column(name, justify="right")
+        for name in (*own, "median", "largest", "largest\n|z|", "ms /\ngrad.", "var. x\ntime"):
+            table.add_column(name, justify="right", no_wrap=True)
         for stage in data.stage.values:
             at = data.sel(stage=stage)
             best = float(at.variance_x_seconds.min())
+            table.add_row(f"[bold]{stage}[/bold]")
             for estimator in data.estimator.values:
                 one = at.sel(estimator=estimator)
                 variances, z = one.variance_per_draw, np.abs(one.z.values)
-                alone = () if parameter is None else (f"{float(variances.sel(parameter=parameter)):.3g}",)
+                alone = () if parameter is None else (shown(variances.sel(parameter=parameter)),)
                 cost = float(one.variance_x_seconds) / best if best > 0 else float("nan")
-                spread = f"{float(np.median(variances)):.3g}", f"{float(np.max(variances)):.3g}"
-                price = f"{1e3 * float(one.seconds):.3g}", f"{cost:.3g}"
-                table.add_row(str(stage), str(estimator), *alone, *spread, f"{float(np.max(z)):.2f}", *price)
+                spread = shown(np.median(variances)), shown(np.max(variances))
+                price = shown(1e3 * one.seconds), shown(cost)
+                table.add_row(escape(str(estimator)), *alone, *spread, f"{float(np.max(z)):.2f}", *price)
         return table
 
     def plot(self, path: str | Path | None = None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -13,6 +14,18 @@ import xarray as xr
 if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
+
+
+LEAN: dict[str, Any] = {"box": None, "padding": (0, 1, 0, 0), "header_style": "bold underline"}
+"""How tables look: at 80 columns names are wrapped between words, and numbers never."""
+
+NAME = 28
+"""Columns that the longest word of an estimator's name takes."""
+
+
+def shown(value: Any) -> str:
+    """A number in three digits and few letters: 8.17e3."""
+    return re.sub(r"e([+-])0*", lambda found: "e" + found[1].strip("+"), f"{float(value):.3g}")
 
 
 class Row(Protocol):
@@ -80,9 +93,12 @@ class Study(Sequence[R]):
         """A table to print with rich."""
         from rich.table import Table
 
-        table = Table(title=self._kind.TITLE)
+        table = Table(**LEAN, title=self._kind.TITLE)
         for number, name in enumerate(self._kind.HEADER):
-            table.add_column(name, justify="left" if number < len(self._kind.CHOICES) else "right")
+            figure = number >= len(self._kind.CHOICES)
+            table.add_column(
+                name.replace(" ", "\n") if figure else name, justify="right" if figure else "left", no_wrap=figure
+            )
         for row in self._rows:
             table.add_row(*row.cells())
         return table

@@ -12,10 +12,29 @@ import numpy as np
 from jax import random
 from jax.core import Tracer
 
-from vi_reparam.backend.data import Data, leaf_form
-from vi_reparam.fit.options import not_finite
+from vi_reparam.backend.data import Call, Data, leaf_form
+from vi_reparam.errors import ArgumentError
+from vi_reparam.fit.arguments import not_finite, taken
 
 Array = Any
+
+
+def as_arrays(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """As `taken`."""
+    return taken(args, kwargs, lambda value: isinstance(value, jax.Array))
+
+
+def refuse_tracing(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse a fit that JAX traces, which has no values.
+
+    Raises:
+        ArgumentError: saying so.
+    """
+    if any(isinstance(leaf, Tracer) for leaf in (*jax.tree.leaves((args, kwargs)), jnp.zeros(()))):
+        raise ArgumentError(
+            "a fit cannot run inside jax.jit, vmap, grad or scan: it looks at values to decide when it has converged; "
+            "call fit outside of them, in a Python loop over data sets"
+        )
 
 
 def doubts_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:

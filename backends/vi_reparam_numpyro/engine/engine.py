@@ -8,6 +8,7 @@ import re
 import time
 import warnings
 import weakref
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from importlib.metadata import version
 from types import SimpleNamespace
@@ -24,13 +25,15 @@ from numpyro.handlers import substitute
 from vi_reparam.backend.cache import Cache
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import DrawInfo, Task
+from vi_reparam.backend.lock import one_at_a_time
 from vi_reparam.errors import ArgumentError, first_line
 from vi_reparam.objectives.run import Runner, first_params
 from vi_reparam.objectives.subsampling import check_subsampling
 from vi_reparam.sites.totals import total_log_prob
 from vi_reparam_numpyro.engine import optimizers
-from vi_reparam_numpyro.engine.arguments import data_of, doubts_of
+from vi_reparam_numpyro.engine.arguments import as_arrays, data_of, doubts_of, refuse_tracing
 from vi_reparam_numpyro.engine.codec import JaxCodec
+from vi_reparam_numpyro.engine.forked import refuse_fork
 from vi_reparam_numpyro.engine.program import Program
 from vi_reparam_numpyro.host.tracer import tracer
 from vi_reparam_numpyro.ops.jit import jit_once
@@ -45,14 +48,15 @@ BUDGET, CHUNK_BUDGET = 2_000_000, 2**22
 LANES, PARTICLES = 512, 1024
 """Most gradients of a batch, and most particles."""
 
-PROGRAMS, CALLS, CALLS_OF_DATA = 64, 64, 32
-"""Compiled fits and calls that are kept, and those kept with one call's data."""
+PROGRAMS, CALLS, CALLS_OF_DATA = 16, 32, 32
+"""Compiled fits and calls that are kept, tens of megabytes each, and those kept with one call's data."""
 
 
 _RUNS: Any = SimpleNamespace(ops=ops, tracer=tracer)
 """What a run asks of a backend."""
 
 
+@one_at_a_time
 class JaxEngine:
     """`vi_reparam.backend.engine.Engine` for JAX."""
 
@@ -70,9 +74,10 @@ class JaxEngine:
         self.programs: Cache[Program] = Cache(PROGRAMS)
         self.calls: Cache[Any] = Cache(CALLS)
         self._of_data: weakref.WeakKeyDictionary[Data, Cache[Any]] = weakref.WeakKeyDictionary()
-        self._readers: list[Any] = []  # models that read their data
+        self._readers: deque[Any] = deque(maxlen=CALLS)  # models that read their data
 
     def key(self, seed: Any) -> Any:
+        refuse_fork()
         if isinstance(seed, int | np.integer) and not isinstance(seed, bool) and -(2**63) <= seed < 2**63:
             return random.key(int(seed))
         if isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
@@ -82,27 +87,40 @@ class JaxEngine:
         raise ArgumentError(f"seed={seed!r}: expected an int of at most 64 bits or a jax.random.key")
 
     def data(self, args: tuple, kwargs: Mapping, model: Any = None, *, inputs: tuple = (), finite: bool = True) -> Data:
-        doubts = doubts_of(args, dict(kwargs)) if finite else ()
-        made = dataclasses.replace(data_of(args, dict(kwargs)), doubts=doubts)
+        refuse_fork()
+        args, kwargs = as_arrays(args, dict(kwargs))
+        if model is not None and finite:
+            refuse_tracing(args, kwargs)
+        doubts = doubts_of(args, kwargs)
+        made = dataclasses.replace(data_of(args, kwargs), doubts=doubts)
         if model is None:
             return made
-        if any(model is reader for reader in self._readers):
+        known = any(model is reader for reader in self._readers)
+        if known:
             made = dataclasses.replace(data_of(*made.call, closed=True), doubts=doubts)
+        why = None
         try:
             return _traced(model, made, inputs, finite)
         except self.reads_values as error:
-            if finite:
-                self._note_reading(model, error)
+            why = error
         made = dataclasses.replace(data_of(*made.call, closed=True), doubts=doubts)
-        return _traced(model, made, inputs, finite)
+        try:
+            made = _traced(model, made, inputs, finite)
+        except self.reads_values as error:
+            raise ArgumentError(
+                f"{_name(model)} reads a draw or a parameter in Python ({first_line(error)[:60]}): every run must have "
+                "the same sites; choose by jnp.where or a mixture, or give plates a fixed size and mask the rest"
+            ) from None
+        if finite and not known:
+            self._note_reading(model, why)
+        return made
 
     def _note_reading(self, model: Callable[..., Any], error: Exception) -> None:
         """Its data are constants of what is compiled from now on."""
         self._readers.append(model)
-        name = getattr(model, "__name__", type(model).__name__)
         warnings.warn(
-            f"{name} reads its data in Python ({first_line(error)}), so the data are compiled into the step, and every "
-            "new data set compiles again; use jnp.where or shapes instead of values to avoid it",
+            f"{_name(model)} reads its data in Python ({first_line(error)}), so the data are compiled into the step, "
+            "and every new data set compiles again; use jnp.where or shapes instead of values to avoid it",
             stacklevel=4,
         )
 
@@ -268,6 +286,10 @@ def _traced(program: Callable[..., Any], data: Data, inputs: tuple[Any, ...], al
         keyed = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
         seen.update(np.ascontiguousarray(random.key_data(value) if keyed else value).tobytes())
     return dataclasses.replace(data, form=(data.form, seen.digest()))
+
+
+def _name(program: Any) -> str:
+    return str(getattr(program, "__name__", type(program).__name__))
 
 
 class _Same:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vi_reparam.errors import ArgumentError
+from vi_reparam.errors import ArgumentError, short
 from vi_reparam.fit.optimizers import BETAS, LAST_RATE, OptimizerPlan, RateGroup
 
 
@@ -25,7 +25,10 @@ def made(plan: OptimizerPlan | Any) -> optax.GradientTransformation:
     if isinstance(plan, optax.GradientTransformation):
         return plan
     if not isinstance(plan, OptimizerPlan):
-        raise ArgumentError(f"fit(optimizer={plan!r}): expected an optax transformation, such as optax.adam(1e-2)")
+        raise ArgumentError(
+            f"fit(optimizer={short(plan)}): expected an optax transformation, such as optax.adam(1e-2), also in place "
+            "of one of numpyro.optim"
+        )
     groups = [_adam(group, plan.num_steps) for group in plan.groups]
     if len(groups) == 1:
         return groups[0]

@@ -16,6 +16,7 @@ from numpyro.infer import SVI
 
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import Task
+from vi_reparam.backend.lock import one_at_a_time
 from vi_reparam.fit.loop import CHUNK
 from vi_reparam.objectives.run import Runner
 
@@ -35,6 +36,7 @@ class State(NamedTuple):
     seen: int = 0
 
 
+@one_at_a_time
 class Program:
     """`vi_reparam.backend.engine.Program` in JAX.
 

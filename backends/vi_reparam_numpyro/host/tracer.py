@@ -15,6 +15,7 @@ from numpyro.handlers import block, seed, substitute, trace
 from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import Messenger
 
+from vi_reparam.backend.lock import one_at_a_time
 from vi_reparam.backend.tracer import Given, PlateInfo, Record, Statement, without_value
 from vi_reparam.sites.recorder import Recorder, recording
 from vi_reparam_numpyro.host.distributions import Estimated
@@ -24,6 +25,7 @@ Array = Any
 T = TypeVar("T")
 
 
+@one_at_a_time
 class NumpyroTracer:
     """`vi_reparam.backend.tracer.Tracer` for NumPyro."""
 
@@ -230,6 +232,7 @@ def _record(msg: Any, sizes: Mapping[str, Any]) -> Record:
         is_auxiliary=bool(msg["infer"].get("is_auxiliary")),
         is_factor=msg["is_observed"] and _innermost(fn) == "Unit",
         event_dims=tuple(msg["infer"].get("event_dims", ())),
+        enumeration=str(msg["infer"].get("enumerate") or ""),
     )
 
 

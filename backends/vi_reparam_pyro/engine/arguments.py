@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._C._functorch import is_functorch_wrapped_tensor  # type: ignore[import-not-found]
 from torch.utils import _pytree as pytree
 
-from vi_reparam.backend.data import Data, leaf_form
-from vi_reparam.fit.options import not_finite
+from vi_reparam.backend.data import Call, Data, leaf_form
+from vi_reparam.errors import ArgumentError
+from vi_reparam.fit.arguments import not_finite, taken
 
 Array = Any
 
@@ -25,6 +27,25 @@ def to_numpy(x: Any) -> np.ndarray:
     return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
 
 
+def as_arrays(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """As `taken`."""
+    return taken(args, kwargs, lambda value: isinstance(value, torch.Tensor | torch.nn.Module))
+
+
+def refuse_tracing(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse a fit inside of torch's own transformations, which has no values.
+
+    Raises:
+        ArgumentError: saying so.
+    """
+    leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() or any(map(is_functorch_wrapped_tensor, leaves)):
+        raise ArgumentError(
+            "a fit cannot run inside torch.func.vmap, grad or jit.trace: it looks at values to decide when it has "
+            "converged; call fit outside of them, in a Python loop over data sets"
+        )
+
+
 def doubts_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
     """As `not_finite`, of every number and array."""
     found = []
@@ -37,13 +58,17 @@ def doubts_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
 
 
 def as_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments, NumPy arrays made tensors (floating-point ones in torch's default type)."""
+    """The arguments, NumPy arrays made tensors (floating-point ones in torch's default type, integers as
+    indices: torch takes few other integers for these, and bytes for a mask).
+    """
 
     def convert(leaf: Any) -> Any:
         if not isinstance(leaf, np.ndarray) or not is_array(leaf):
             return leaf
         tensor = torch.tensor(leaf, device=torch.get_default_device())  # a copy: the user's array may change
-        return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
+        if leaf.dtype.kind == "b":
+            return tensor
+        return tensor.to(torch.get_default_dtype() if tensor.is_floating_point() else torch.int64)
 
     return pytree.tree_map(convert, (tuple(args), dict(kwargs)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -14,11 +15,12 @@ from torch.utils import _pytree as pytree
 
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import DrawInfo, Task
+from vi_reparam.backend.lock import one_at_a_time
 from vi_reparam.errors import ArgumentError
 from vi_reparam.objectives.run import Runner
 from vi_reparam.objectives.subsampling import check_subsampling
 from vi_reparam_pyro.engine import optimizers
-from vi_reparam_pyro.engine.arguments import data_of, doubts_of, to_numpy
+from vi_reparam_pyro.engine.arguments import as_arrays, data_of, doubts_of, refuse_tracing, to_numpy
 from vi_reparam_pyro.engine.codec import TorchCodec
 from vi_reparam_pyro.engine.program import Program
 from vi_reparam_pyro.host.params import first_parameters, isolated, using
@@ -39,10 +41,15 @@ CHUNK_BUDGET, MOST_RUNS = 2**22, 500
 """Numbers held at once by one chunk of runs, and the most runs of it."""
 
 
+if hasattr(os, "register_at_fork"):  # threads do not survive a fork, and OpenMP would wait for them
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
+
 class ReadsValuesError(Exception):
     """A function or program reads a draw's value in Python."""
 
 
+@one_at_a_time
 class TorchEngine:
     """`vi_reparam.backend.engine.Engine` for torch."""
 
@@ -56,8 +63,10 @@ class TorchEngine:
         raise ArgumentError(f"seed={seed!r}: expected an int of at most 64 bits")
 
     def data(self, args: tuple, kwargs: Mapping, model: Any = None, *, inputs: tuple = (), finite: bool = True) -> Data:
-        doubts = doubts_of(args, dict(kwargs)) if finite else ()
-        return dataclasses.replace(data_of(args, dict(kwargs)), doubts=doubts)
+        args, kwargs = as_arrays(args, dict(kwargs))
+        if model is not None and finite:
+            refuse_tracing(args, kwargs)
+        return dataclasses.replace(data_of(args, kwargs), doubts=doubts_of(args, kwargs))
 
     def call(self, fn: Callable[..., Any], data: Data, *inputs: Any, name: Hashable = None) -> Any:
         with torch.no_grad(), without_validation():

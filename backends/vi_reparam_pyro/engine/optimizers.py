@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vi_reparam.errors import ArgumentError
+from vi_reparam.errors import ArgumentError, first_line, short
 from vi_reparam.fit.optimizers import BETAS, LAST_RATE, OptimizerPlan
 
 Maker = Callable[[dict[str, Any]], tuple[Any, Any]]
@@ -25,7 +25,7 @@ def maker(plan: OptimizerPlan | Any) -> Maker:
     if isinstance(plan, OptimizerPlan):
         return functools.partial(_adam, plan)
     if not callable(plan):
-        raise ArgumentError(f"fit(optimizer={plan!r}): {_ADVICE}")
+        raise ArgumentError(f"fit(optimizer={short(plan)}): {_ADVICE}")
     return lambda leaves: _of_factory(plan, list(leaves.values()))
 
 
@@ -83,12 +83,15 @@ def _of_factory(factory: Any, params: list[Any]) -> tuple[Any, Any]:
     """
     try:
         made = factory(params)
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(f"fit(optimizer={factory!r}) could not be made: {error}; {_ADVICE}") from error
+    except Exception as error:  # of a factory of another kind
+        raise ArgumentError(f"fit(optimizer={short(factory)}): {first_line(error)[:70]}; {_ADVICE}") from error
     optimizer, schedule = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(optimizer, torch.optim.Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
-        raise ArgumentError(f"fit(optimizer={factory!r}) gave {optimizer!r}: {_ADVICE}")
+        raise ArgumentError(f"fit(optimizer={short(factory)}) gave {short(optimizer)}: {_ADVICE}")
     return optimizer, schedule
 
 
-_ADVICE = "expected a torch.optim factory, such as lambda params: torch.optim.Adam(params, lr=0.01)"
+_ADVICE = (
+    "expected a torch.optim factory, such as lambda params: torch.optim.Adam(params, lr=0.01), also in place of one of "
+    "pyro.optim"
+)

@@ -12,6 +12,7 @@ import torch
 
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import Task
+from vi_reparam.backend.lock import one_at_a_time
 from vi_reparam.objectives.run import Runner
 from vi_reparam_pyro.engine.arguments import to_numpy
 from vi_reparam_pyro.engine.gradient import PROGRAM_KEY, Gradient, salt
@@ -104,6 +105,7 @@ class State:
                 self.sums[1].addcmul_(x, x)
 
 
+@one_at_a_time
 class Program:
     """`vi_reparam.backend.engine.Program` in torch: for these data, and no others of their form.
 
@@ -132,11 +134,15 @@ class Program:
     def advance(self, state: State, steps: int) -> tuple[State, np.ndarray, bool]:
         with isolated(), without_validation():  # done; it reads values, and would not name a step
             before, losses, marks = state.snapshot(), [], []
-            for _ in range(steps):
-                loss = self.gradient(state.params, state.key, state.step, state.averages)
-                losses.append(loss)
-                marks.append(state.mark(loss))
-                state.move(watched=self.watched)
+            try:
+                for _ in range(steps):
+                    loss = self.gradient(state.params, state.key, state.step, state.averages)
+                    losses.append(loss)
+                    marks.append(state.mark(loss))
+                    state.move(watched=self.watched)
+            except KeyboardInterrupt:
+                state.restore(before)
+                raise
             if bool(torch.stack(marks).sum() == 0.0):
                 return state, to_numpy(torch.stack(losses)), True
             state.restore(before)

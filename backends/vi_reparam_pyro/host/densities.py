@@ -18,6 +18,8 @@ def log_prob(d: Any, value: Array) -> Array:
     In lanes torch writes the cross entropy out, as log(exp(-m) + exp(-x - m)) in 33 operations with
     those of its derivative, and loses what is below one part in 10^7 of its first term in float32.
     """
+    if value.dtype == torch.bool:  # torch does not subtract them
+        value = value.to(torch.get_default_dtype())
     if type(d) is torch.distributions.Independent or type(d) is dist.Independent:
         return sum_rightmost(log_prob(d.base_dist, value), d.reinterpreted_batch_ndims)
     if type(d) not in (dist.Bernoulli, torch.distributions.Bernoulli):

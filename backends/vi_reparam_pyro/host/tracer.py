@@ -16,6 +16,7 @@ from pyro.poutine.runtime import _DIM_ALLOCATOR
 from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch.distributions import biject_to
 
+from vi_reparam.backend.lock import one_at_a_time
 from vi_reparam.backend.tracer import Given, PlateInfo, Record, Statement
 from vi_reparam.sites.recorder import Recorder, recording
 from vi_reparam_pyro.host.densities import log_prob
@@ -31,6 +32,7 @@ Array = Any
 T = TypeVar("T")
 
 
+@one_at_a_time
 class PyroTracer:
     """`vi_reparam.backend.tracer.Tracer` for Pyro."""
 
@@ -308,6 +310,7 @@ def _record(name: str, msg: Any) -> Record:
         is_auxiliary=bool(msg["infer"].get("is_auxiliary")),
         is_factor=msg["is_observed"] and _innermost(fn) == "Unit",
         event_dims=tuple(msg["infer"].get("event_dims", ())),
+        enumeration=str(msg["infer"].get("enumerate") or ""),
     )
 
 

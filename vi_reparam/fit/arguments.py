@@ -1,0 +1,175 @@
+"""What people have for data, as arrays; or refused in one line that says what to write."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from numbers import Number
+from typing import Any
+
+import numpy as np
+
+from vi_reparam.backend.backend import Backend
+from vi_reparam.backend.data import Call, Data
+from vi_reparam.errors import ArgumentError, first_line
+
+MOST_ASKED = 4
+"""Latents, the last of a model, of which it is asked whether an argument that was left out would observe them."""
+
+
+def taken(args: Any, kwargs: Any, is_own: Callable[[Any], bool]) -> Call:
+    """A call's arguments: series, lists of numbers and other libraries' arrays as NumPy's, which a framework takes.
+
+    A list of numbers is data, and becomes an array; a tuple stays one.
+
+    Args:
+        is_own: whether a value is the framework's own, which is left as it is.
+
+    Raises:
+        ArgumentError: naming the argument, for what is no array of numbers: frames, text, objects, complex numbers,
+            dates, generators, masked arrays.
+    """
+
+    def walk(value: Any, where: str) -> Any:
+        kind = type(value)
+        if value is None or kind in (int, float, bool, str) or isinstance(value, type) or is_own(value):
+            return value
+        if kind is dict:
+            return {key: walk(part, f"{where}[{key!r}]") for key, part in value.items()}
+        if kind is list and value and _is_rectangle(value):
+            return _array(np.asarray(value), where)
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            names: Any = value._fields  # type: ignore[attr-defined]
+            return kind(*(walk(part, f"{where}.{name}") for name, part in zip(names, value, strict=True)))
+        if kind is list and any(x is None for x in value) and all(x is None or isinstance(x, Number) for x in value):
+            raise ArgumentError(f"{where} is a list with None in it: give np.nan for what is missing, or leave it out")
+        if kind in (list, tuple):
+            return kind(walk(part, f"{where}[{i}]") for i, part in enumerate(value))
+        if isinstance(value, np.generic | complex):
+            _array(np.asarray(value), where)
+            return value
+        return _array(_foreign(value, where), where) if _is_data(value) else value
+
+    return tuple(walk(x, f"argument {i}") for i, x in enumerate(args)), {
+        name: walk(x, f"argument {name!r}") for name, x in kwargs.items()
+    }
+
+
+_ADVICE = {
+    "c": "of complex numbers: give their real and their imaginary parts as two arrays",
+    "O": "of objects: give numbers, by .astype(float), with np.nan for what is missing",
+    "U": "of text: give numbers, such as the codes of np.unique(x, return_inverse=True)[1]",
+    "S": "of text: give numbers, such as the codes of np.unique(x, return_inverse=True)[1]",
+    "T": "of text: give numbers, such as the codes of np.unique(x, return_inverse=True)[1]",
+    "M": "of dates: give numbers, such as (x - x[0]) / np.timedelta64(1, 'D')",
+    "m": "of spans of time: give numbers, such as x / np.timedelta64(1, 'D')",
+}
+
+
+def _is_rectangle(values: list[Any]) -> bool:
+    """Whether nested lists hold numbers alone, as many in each row."""
+    if all(type(value) is list for value in values):
+        return all(value and _is_rectangle(value) for value in values) and len({len(value) for value in values}) == 1
+    return all(isinstance(value, Number) for value in values)
+
+
+def _is_data(value: Any) -> bool:
+    """Whether it holds what could be an array, or gives it bit by bit."""
+    signs = ("__array__", "__next__", "toarray", "data_vars", "collect_schema")
+    return any(hasattr(value, sign) for sign in signs)
+
+
+def _foreign(value: Any, where: str) -> np.ndarray:
+    """Data of any library as NumPy's."""
+    kind = f"{type(value).__module__.partition('.')[0]} {type(value).__name__}"
+    if any(hasattr(value, sign) for sign in ("columns", "data_vars", "collect_schema")):
+        raise ArgumentError(
+            f"{where} is a {kind}: give an array, x.to_numpy(), or its columns, {{'a': x['a'].to_numpy(), ...}}"
+        )
+    if hasattr(value, "toarray"):
+        raise ArgumentError(f"{where} is a sparse {type(value).__name__}: give x.toarray()")
+    if hasattr(value, "__next__"):
+        raise ArgumentError(
+            f"{where} is a {type(value).__name__}, which gives its values once: give an array of all of them; for "
+            "minibatches, a plate with subsample_size="
+        )
+    if isinstance(value, np.ma.MaskedArray):
+        if np.ma.getmaskarray(value).any():
+            raise ArgumentError(
+                f"{where} is an array with masked values: give x.filled(0.0), and the mask as another argument, for "
+                "the model to mask them"
+            )
+        return np.asarray(value.data)
+    try:
+        array = np.asarray(value)
+        if array.dtype.hasobject and getattr(getattr(value, "dtype", None), "kind", "O") in "iufb":  # pandas' own NA
+            array = value.to_numpy(dtype=float, na_value=np.nan)
+    except Exception as error:  # any library's
+        raise ArgumentError(
+            f"{where} is a {kind}, and no array: {first_line(error)[:100]}; give a NumPy array"
+        ) from None
+    return array
+
+
+def _array(array: np.ndarray, where: str) -> np.ndarray:
+    """An array of numbers of a kind that frameworks know."""
+    if array.dtype.names is not None:
+        raise ArgumentError(f"{where} is a structured array: give its columns, {{'a': x['a'], ...}}")
+    kind = "U" if array.dtype.kind == "O" and any(isinstance(x, str) for x in array.flat) else array.dtype.kind
+    if kind in _ADVICE:
+        raise ArgumentError(f"{where} is an array {_ADVICE[kind]}")
+    if array.dtype == np.longdouble:
+        array = array.astype(np.float64)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    return array
+
+
+def not_finite(name: str, array: np.ndarray) -> list[str]:
+    """What is to be said of NaN or infinite values in an argument; nothing where there are none."""
+    bad = int(array.size - np.isfinite(array).sum()) if np.issubdtype(array.dtype, np.floating) else 0
+    return [f"argument {name} holds {bad} NaN or infinite values of {array.size}"] if bad else []
+
+
+def warn_of_forgotten(backend: Backend, model: Callable[..., Any], data: Data) -> None:
+    """Warn of an outcome that was left out: a latent that an argument, which is None, would observe."""
+    for site, name in _forgotten(backend, model, data).items():
+        text = f"site {site!r} is fitted as a latent, for the argument {name!r} that would observe it is None"
+        warnings.warn(f"{text}: if it is an outcome, give it", stacklevel=5)
+
+
+def _forgotten(backend: Backend, model: Callable[..., Any], data: Data) -> dict[str, str]:
+    try:
+        bound = inspect.signature(model).bind(*data.args, **data.kwargs)
+    except (TypeError, ValueError):  # no signature, or not this one: whatever runs it says so
+        return {}
+    given = bound.arguments.copy()
+    bound.apply_defaults()
+    empty = [name for name, value in bound.arguments.items() if value is None]
+    found: dict[str, str] = {}
+    if not empty:
+        return found
+
+    def run(key: Any, **more: Any) -> dict[str, Any]:
+        again = inspect.signature(model).bind(*data.args, **data.kwargs)
+        again.arguments.clear()
+        again.arguments.update({**given, **more})
+        return backend.tracer.run(model, again.args, again.kwargs, key, alone=True)
+
+    def look(key: Any) -> None:
+        latents = {n: r for n, r in run(key).items() if r.is_latent}
+        for name in empty:
+            asked = [site for site in latents if site == name] or list(latents)[-MOST_ASKED:]
+            for site in asked:
+                try:
+                    if not run(key, **{name: latents[site].value})[site].is_latent:
+                        found[site] = name
+                except Exception:  # it is no outcome, or not this one
+                    continue
+
+    try:
+        backend.tracer.shapes(look)
+    except Exception:  # whatever is wrong, the fit says so
+        return {}
+    return found
