@@ -17,6 +17,8 @@ with contextlib.suppress(importlib.metadata.PackageNotFoundError):
     if importlib.metadata.version("jaxlib").startswith("0.10."):
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
 
+os.environ["VI_REPARAM_CACHE"] = "0"  # the tests have a folder of their own, below
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers have the cores among them
 

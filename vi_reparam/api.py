@@ -13,6 +13,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import vi_reparam
 from vi_reparam import *  # noqa: F403  (the core's own names)
+from vi_reparam.backend.disk_cache import cache, keep_if_asked
 from vi_reparam.fit.guided import Guided as Guided
 from vi_reparam.fit.guided import guide
 from vi_reparam.gaussians.bases import Blocks, Diagonal
@@ -83,8 +84,10 @@ def bound(fn: Callable[Concatenate[C, P], R], first: C) -> Callable[P, R]:
 
 
 def functions_of(guided: type[Guided]):  # the functions' own signatures are inferred
-    """``guide``, ``compare_estimators``, ``compare_guides`` and ``compare_sde`` for a backend's `Guided`."""
+    """``cache``, ``guide``, ``compare_estimators``, ``compare_guides`` and ``compare_sde`` for a backend's `Guided`."""
+    keep_if_asked(guided.backend.engine, guided.backend.name)
     return (
+        bound(cache, guided),
         bound(guide, guided),
         bound(compare_estimators, guided),
         bound(compare_guides, guided),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import vi_reparam
-from vi_reparam.backend import registry
+from vi_reparam.backend import disk_cache, registry
 from vi_reparam.backend.ops import Args
 from vi_reparam.commands.inputs import TABLES, read_data, read_options
 from vi_reparam.errors import ArgumentError, BackendError
@@ -38,6 +39,9 @@ def package_of(backend: str) -> Any:
     if missing:
         text = f"backend {backend!r} cannot fit models: it has no {', '.join(missing)}; use another backend"
         raise BackendError(text)
+    if os.environ.get(disk_cache.VARIABLE) is None and hasattr(vr, "cache"):
+        with contextlib.suppress(ArgumentError):  # without a folder of one's own, each run compiles anew
+            vr.cache()
     return vr
 
 

@@ -234,6 +234,16 @@ class JaxEngine:
     def settle(self, posterior: Any) -> None:
         return None  # nothing trains in place
 
+    def keep_programs(self, folder: str, size: int) -> None:
+        settings = {
+            "jax_compilation_cache_dir": folder,
+            "jax_compilation_cache_max_size": size,
+            "jax_persistent_cache_min_compile_time_secs": 0.05,
+            "jax_persistent_cache_min_entry_size_bytes": -1,
+        }
+        for name, value in settings.items():
+            jax.config.update(name, value)
+
     def versions(self) -> dict[str, str]:
         return {name: version(name) for name in ("vi-reparam", "numpyro", "jax", "optax")}
 

@@ -181,6 +181,9 @@ class TorchEngine:
         networks = {name for name, leaf in found.free.items() if isinstance(leaf, torch.nn.Parameter)}
         found.start_from({name: posterior.params[name] for name in networks})
 
+    def keep_programs(self, folder: str, size: int) -> None:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # where torch bounds nothing
+
     def versions(self) -> dict[str, str]:
         found = {}
         for name in ("vi-reparam", "pyro-ppl", "torch"):
