@@ -30,16 +30,17 @@ class Guided(api.Guided):  # noqa: D101  (the docstring is inherited)
 cache, guide, compare_estimators, compare_guides, compare_sde = api.functions_of(Guided)
 load = Posterior.load
 
-__all__ = [
-    "ELBO",
-    "IWELBO",
-    "FromSampler",
-    "Guided",
-    "Posterior",
-    "VonMisesFisher",
-    "annotate",
-    "cache",
+__all__ = ["ELBO", "IWELBO", "FromSampler", "Guided", "Posterior", "VonMisesFisher", "annotate", "cache"]
+__all__ += [
+    "TruncatedNormal",
     "compare_estimators",
+    "compare_guides",
+    "compare_sde",
+    "estimate",
+    "guide",
+    "host",
+    "load",
+    "ops",
+    "random",
 ]
-__all__ += ["TruncatedNormal", "compare_guides", "compare_sde", "estimate", "guide", "host", "load", "ops", "random"]
 __all__ += api.__all__

@@ -22,9 +22,10 @@ SIZE = 1_000_000_000
 def cache(guided: Any, folder: str | os.PathLike | None = None) -> Path:
     """Keep compiled programs in a folder, for this and later processes on this machine.
 
-    Call it once, before the first fit; or set the environment variable ``VI_REPARAM_CACHE`` to ``1`` or to a folder. The
-    programs are machine code, which is run as it is found. So the folder must belong to you, and nobody else may write
-    to it. In NumPyro it is JAX's persistent compilation cache, of at most 1 GB; in Pyro torch's inductor cache.
+    Call it once, before the first fit; or set the environment variable ``VI_REPARAM_CACHE`` to ``1`` or to a folder.
+    The programs are machine code, which is run as it is found. So the folder must belong to you, and nobody else may
+    write to it. In NumPyro it is JAX's persistent compilation cache, of at most 1 GB where the package filelock is
+    installed; in Pyro torch's inductor cache.
 
     Args:
         folder: made if it is not there; ``~/.cache/vi-reparam`` unless given, with a folder for each backend.

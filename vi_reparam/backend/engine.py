@@ -189,7 +189,7 @@ class Engine(Protocol):
         """Give networks that train in place this posterior's weights."""
 
     def keep_programs(self, folder: str, size: int) -> None:
-        """Keep what is compiled in a folder, for later processes; `size`: bytes that it may hold, where that is known."""
+        """Keep what is compiled in a folder, for later processes; `size`: bytes that it may hold, where bounded."""
 
     def versions(self) -> dict[str, str]:
         """The framework's packages and their versions, for records."""

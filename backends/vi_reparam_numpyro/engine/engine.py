@@ -11,6 +11,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from importlib.metadata import version
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -237,7 +238,7 @@ class JaxEngine:
     def keep_programs(self, folder: str, size: int) -> None:
         settings = {
             "jax_compilation_cache_dir": folder,
-            "jax_compilation_cache_max_size": size,
+            "jax_compilation_cache_max_size": size if find_spec("filelock") else -1,  # JAX bounds it by that package
             "jax_persistent_cache_min_compile_time_secs": 0.05,
             "jax_persistent_cache_min_entry_size_bytes": -1,
         }
