@@ -32,16 +32,6 @@ cache, guide, compare_estimators, compare_guides, compare_sde = api.functions_of
 load = Posterior.load
 
 __all__ = ["ELBO", "IWELBO", "FromSampler", "Guided", "Posterior", "VonMisesFisher", "annotate", "cache"]
-__all__ += [
-    "compare_estimators",
-    "compare_guides",
-    "compare_sde",
-    "estimate",
-    "fast_samplers",
-    "guide",
-    "host",
-    "load",
-    "ops",
-    "random",
-]
+__all__ += ["compare_estimators", "compare_guides", "compare_sde", "estimate", "fast_samplers", "guide", "host", "load"]
+__all__ += ["ops", "random"]
 __all__ += api.__all__

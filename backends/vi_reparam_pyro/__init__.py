@@ -30,17 +30,7 @@ class Guided(api.Guided):  # noqa: D101  (the docstring is inherited)
 cache, guide, compare_estimators, compare_guides, compare_sde = api.functions_of(Guided)
 load = Posterior.load
 
-__all__ = ["ELBO", "IWELBO", "FromSampler", "Guided", "Posterior", "VonMisesFisher", "annotate", "cache"]
-__all__ += [
-    "TruncatedNormal",
-    "compare_estimators",
-    "compare_guides",
-    "compare_sde",
-    "estimate",
-    "guide",
-    "host",
-    "load",
-    "ops",
-    "random",
-]
+__all__ = ["ELBO", "IWELBO", "FromSampler", "Guided", "Posterior", "TruncatedNormal", "VonMisesFisher", "annotate"]
+__all__ += ["cache", "compare_estimators", "compare_guides", "compare_sde", "estimate", "guide", "host", "load"]
+__all__ += ["ops", "random"]
 __all__ += api.__all__
