@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from vi_reparam.fit.matching import match
 from vi_reparam.gaussians import pathfinder
 from vi_reparam.posterior.verdict import Surest, judge, missed_share
 
@@ -146,3 +147,19 @@ def test_points_that_are_unlike_what_is_known(module_vr):
     points = np.asarray(pathfinder.unlike(ops, log_p, known, noise, 8))
     assert points.shape == (8, 2)
     assert (np.hypot(points[:, 0] - 4.0, points[:, 1]) < 0.5).all()
+
+
+def test_scores_match_exactly_on_a_gaussian():
+    """In closed form, from a start that is far off, also where a gradient is not finite."""
+    covariance = np.array([[4.0, 1.5, 0.0], [1.5, 1.0, 0.2], [0.0, 0.2, 0.25]])
+    precision, center = np.linalg.inv(covariance), np.array([3.0, -2.0, 0.5])
+
+    def slope(z):
+        g = -(z - center) @ precision
+        g[0] = np.nan
+        return g
+
+    mean, root = match(slope, 3, np.random.default_rng(0))
+    np.testing.assert_allclose(mean, center, atol=1e-3)
+    np.testing.assert_allclose(root @ root.T, covariance, atol=1e-2)
+    np.testing.assert_array_equal(root, np.tril(root))

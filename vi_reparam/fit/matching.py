@@ -45,7 +45,9 @@ def matched(guide: Any, data: Data, places: Sequence[Place], seed: int) -> list[
 
         def slope(y: np.ndarray, center: np.ndarray = center, root: np.ndarray = root) -> np.ndarray:
             z = ops.asarray(center + y @ root.T)
-            return np.asarray(ops.to_numpy(engine.call(slopes, data, z, name=(guide, "slopes"))), np.float64) @ root
+            found = ops.to_numpy(engine.call(slopes, data, z, name=(guide, "slopes")))
+            with np.errstate(all="ignore"):  # what is not finite is left out
+                return np.asarray(found, np.float64) @ root
 
         found.append(match(slope, len(center), rng))
     return found
@@ -64,21 +66,31 @@ def match(slope: Callable[[np.ndarray], np.ndarray], size: int, rng: Any) -> tup
         fine = np.isfinite(g).all(1)
         if fine.sum() < FEWEST:
             continue
-        z, g = z[fine], g[fine]
-        rate = BATCH / (update + 1.0)
-        part = rate / (1.0 + rate)
-        z_mean, g_mean = z.mean(0), g.mean(0)
-        z_moved, g_moved, moved = z - z_mean, g - g_mean, mean - z_mean
-        u = rate * g_moved.T @ g_moved / len(g) + part * np.outer(g_mean, g_mean)
-        v = root @ root.T + rate * z_moved.T @ z_moved / len(z) + part * np.outer(moved, moved)
-        lower = np.linalg.cholesky(v)
-        # S U S + S = V, with S = L X L^T: X (L^T U L) X + X = I
-        values, vectors = np.linalg.eigh(lower.T @ u @ lower)
-        x = 2.0 / (1.0 + np.sqrt(1.0 + 4.0 * np.maximum(values, 0.0)))
-        covariance = lower @ (vectors * x) @ vectors.T @ lower.T
-        mean = (1.0 - part) * mean + part * (covariance @ g_mean + z_mean)
-        root = np.linalg.cholesky(0.5 * (covariance + covariance.T))
+        try:
+            mean, root = _updated(mean, root, z[fine], g[fine], BATCH / (update + 1.0))
+        except np.linalg.LinAlgError:  # gradients of very different sizes: what is known stays
+            continue
     return mean, root
+
+
+def _updated(
+    mean: np.ndarray, root: np.ndarray, z: np.ndarray, g: np.ndarray, rate: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The Gaussian after one batch of draws and gradients."""
+    part = rate / (1.0 + rate)
+    z_mean, g_mean = z.mean(0), g.mean(0)
+    z_moved, g_moved, moved = z - z_mean, g - g_mean, mean - z_mean
+    u = rate * g_moved.T @ g_moved / len(g) + part * np.outer(g_mean, g_mean)
+    v = root @ root.T + rate * z_moved.T @ z_moved / len(z) + part * np.outer(moved, moved)
+    lower = np.linalg.cholesky(v)
+    # S U S + S = V, with S = L X L^T: X (L^T U L) X + X = I
+    values, vectors = np.linalg.eigh(lower.T @ u @ lower)
+    x = 2.0 / (1.0 + np.sqrt(1.0 + 4.0 * np.maximum(values, 0.0)))
+    covariance = lower @ (vectors * x) @ vectors.T @ lower.T
+    after = np.linalg.cholesky(0.5 * (covariance + covariance.T))
+    if not (np.isfinite(after).all() and (after.diagonal() > 0.0).all()):
+        raise np.linalg.LinAlgError("a covariance that is not finite")
+    return (1.0 - part) * mean + part * (covariance @ g_mean + z_mean), after
 
 
 def as_params(location: np.ndarray, scale: np.ndarray) -> dict[str, np.ndarray]:
