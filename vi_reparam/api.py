@@ -84,12 +84,12 @@ def bound(fn: Callable[Concatenate[C, P], R], first: C) -> Callable[P, R]:
 
 
 def functions_of(guided: type[Guided]):  # the functions' own signatures are inferred
-    """``cache``, ``guide``, ``compare_estimators``, ``compare_guides`` and ``compare_sde`` for a backend's `Guided`."""
+    """``guide``, ``compare_estimators``, ``compare_guides``, ``compare_sde`` and ``cache`` for a backend's `Guided`."""
     keep_if_asked(guided.backend.engine, guided.backend.name)
     return (
-        bound(cache, guided),
         bound(guide, guided),
         bound(compare_estimators, guided),
         bound(compare_guides, guided),
         bound(compare_sde, guided),
+        bound(cache, guided),
     )

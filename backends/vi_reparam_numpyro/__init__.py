@@ -28,7 +28,7 @@ class Guided(api.Guided):  # noqa: D101  (the docstring is inherited)
     estimate = staticmethod(estimate)
 
 
-cache, guide, compare_estimators, compare_guides, compare_sde = api.functions_of(Guided)
+guide, compare_estimators, compare_guides, compare_sde, cache = api.functions_of(Guided)
 load = Posterior.load
 
 __all__ = ["ELBO", "IWELBO", "FromSampler", "Guided", "Posterior", "VonMisesFisher", "annotate", "cache"]
