@@ -62,7 +62,13 @@ def in_threads(*calls):
     return found
 
 
-@pytest.mark.parametrize("which", ["two models", "one model", "one guided model, other data"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "which",
+    [pytest.param("two models", marks=SLOW), pytest.param("one model", marks=SLOW), "one guided model, other data"],
+)
 def test_fits_in_two_threads_give_what_they_give_alone(b, which):
     families = ("MeanField", "FullRank")
     makes = (slope, level if which == "two models" else slope)
@@ -79,6 +85,7 @@ def test_fits_in_two_threads_give_what_they_give_alone(b, which):
         np.testing.assert_array_equal(one, other)
 
 
+@SLOW
 def test_predictions_and_a_fit_in_threads(b):
     posterior = mean_field(b, slope(b)).fit(b.array(X), y=b.array(X), **OPTIONS)
     other = mean_field(b, level(b))
@@ -95,7 +102,7 @@ def test_predictions_and_a_fit_in_threads(b):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
 @pytest.mark.filterwarnings("ignore:.*fork")
-@pytest.mark.parametrize("what", ["fit", "draws", "predict"])
+@pytest.mark.parametrize("what", ["fit", pytest.param("draws", marks=SLOW), pytest.param("predict", marks=SLOW)])
 def test_a_forked_process_works_or_is_refused_in_one_line(b, what):
     guided = mean_field(b, slope(b))
     posterior = guided.fit(b.array(X), y=b.array(X), **OPTIONS)
@@ -129,6 +136,7 @@ def test_a_forked_process_works_or_is_refused_in_one_line(b, what):
         assert len(said) <= 300 and "\n" not in said
 
 
+@SLOW
 def test_what_was_compiled_for_old_shapes_is_forgotten(b, monkeypatch):
     module = __import__(f"vi_reparam_{b.name}.engine.engine", fromlist=["Program"])
     made, kept = [], module.Program
