@@ -149,6 +149,11 @@ def num_starts(size: int, scalars: int) -> int:
     return 32 if size <= 32 and scalars < MANY else 16 if size <= 64 and scalars < 2 * MANY else 8
 
 
+def num_tried(size: int, scalars: int) -> int:
+    """Points of which one becomes a start: more where they fill the space. `scalars`: as in `num_starts`."""
+    return 256 if size <= 8 and scalars < MANY // 10 else 64
+
+
 def unlike(ops: Ops, values: Callable[[Array], Array], known: State, noise: Array, num: int) -> Array:
     """Points where a density is high beside the Gaussians that are known of it: there may be other modes.
 

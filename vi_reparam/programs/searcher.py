@@ -20,8 +20,8 @@ Function = Callable[[Array], Array]
 FEW = 8
 """Starts where paths run one by one."""
 
-MOST_TURNS = 4
-"""Of all paths: from the prior, then from where the posterior is unlike what was found, until nothing new is."""
+MOST_TURNS, IDLE_TURNS = 6, 2
+"""Of all paths: from the prior, then from where the posterior is unlike what was found, until two find nothing new."""
 
 KNOWN = ("center", "root", "bound", "error")
 Known = dict[str, Array]
@@ -84,6 +84,7 @@ class Searcher:
         dtype = ops.float_dtype()
         found = {name: ops.to_numpy(ops.asarray(rows, dtype)) for name, rows in nothing_known(size).items()}
         chosen: list[int] = []
+        idle = 0
         for turn in range(MOST_TURNS):
             known = {name: ops.asarray(found[name][_padded(chosen)]) for name in KNOWN}
             again, own_key = ops.asarray(turn > 0, bool), ops.fold_in(key, turn)
@@ -92,7 +93,8 @@ class Searcher:
             if not any(math.isfinite(value) for value in found["value"]):
                 raise no_start(len(found["value"]), found["value"])
             before, chosen = len(chosen), pathfinder.places_apart(found["bound"], found["distances"])
-            if len(chosen) == before:
+            idle = idle + 1 if len(chosen) == before else 0
+            if idle == IDLE_TURNS:
                 break
         frames = {i: Preconditioner(ops.asarray(found["center"][i]), ops.asarray(found["root"][i])) for i in chosen}
         modes = self._modes(data, found["center"], chosen if num < pathfinder.MANY else chosen[:FEW])
@@ -130,7 +132,7 @@ class Searcher:
         most = FEW if isinstance(runs, OneByOne) else pathfinder.num_starts(layout.size, scalars)
         starts = self.starts(runs, layout, args, kwargs, start_key, most)
         noise = ops.normal(noise_key, (pathfinder.NUM_DRAWS, layout.size), starts.dtype)
-        per_path = 8 if isinstance(runs, OneByOne) else pathfinder.NUM_DRAWS
+        per_path = 8 if isinstance(runs, OneByOne) else pathfinder.num_tried(layout.size, scalars)
         around = ops.normal(pool_key, (most * per_path, layout.size), starts.dtype)
         starts = xp.where(again, pathfinder.unlike(ops, density.values, known, around, most), starts)
         advance = runs.vmap(lambda state: pathfinder.advance(ops, density, noise, state))
