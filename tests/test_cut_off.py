@@ -57,8 +57,9 @@ def press(monkeypatch):
 
         monkeypatch.setattr(loop, "tqdm", Bar)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs in the background ignores it
     yield at
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
 STEPS = {"num_steps": 150, "num_particles": 1, "progress": False}

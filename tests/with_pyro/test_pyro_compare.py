@@ -130,7 +130,7 @@ def test_fit_on_the_command_line(capfd, tmp_path):
     assert found["backend"] == "pyro"
     assert found["posterior"]["lam"]["mean"] == pytest.approx(123.0 / 201.0, rel=0.03)
     assert math.isfinite(found["elbo"]["value"])
-    assert {path.suffix for path in tmp_path.iterdir()} == {".nc", ".png"}
+    assert {path.suffix for path in tmp_path.iterdir()} == {".nc", ".png", ".html"}
 
 
 def test_compare_on_the_command_line(capfd):

@@ -36,11 +36,9 @@ def two_places(y):
 
 def test_it_stops_at_a_gaussian_that_is_the_posterior(tmp_path):
     posterior = regression.fit(X, Y, progress=False)
-    left_out, kept = posterior.tried
-    assert left_out["family"].startswith("MeanField(") and "correlations alone" in left_out["note"]
+    (kept,) = posterior.tried
     assert kept["family"] == posterior.record["family"] == repr(vr.FullRank())
-    assert "is good" in posterior.why and posterior.record["steps"] == "captured"
-    assert posterior.record["converged"] and posterior.record["num_steps"] < 3_000
+    assert "is good" in posterior.why and posterior.record["steps"] == "matched in closed form"
     elbo, error = posterior.elbo()
     assert abs(elbo - LOG_EVIDENCE) < 4.0 * error + 2e-3
     assert "* FullRank" in str(posterior.summary()) and posterior.verdict.grade == "good"

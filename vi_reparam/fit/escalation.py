@@ -144,7 +144,8 @@ def _climb(
     surest: tuple[Any, Attempt] | None = None
     left, why, failure = Budget(gradients, seconds), "", None
     for family in ladder:
-        note = skip_reason(family) if len(ladder) > 1 else ""
+        done = kept is not None and why_stop(attempts, 0, left) != ""
+        note = skip_reason(family) if len(ladder) > 1 and not done else ""
         if note:
             attempts.append(Attempt(repr(family), note=note))
             continue

@@ -78,7 +78,7 @@ def digest(arrays: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     found = hashlib.blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=16)
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
-        found.update(f"{name} {array.shape} {array.dtype}".encode())
+        found.update(f"{name} {array.shape} {array.itemsize}".encode())  # a file has no bfloat16, but its bytes
         found.update(array.tobytes())
     return found.hexdigest()
 
