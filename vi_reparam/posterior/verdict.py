@@ -17,7 +17,7 @@ MAX_GAP = 1.0
 GOOD_MEAN, GOOD_SD = 0.1, 0.15
 """In sds, and of the logarithm of one: the largest likely error of a posterior that is called good."""
 
-USABLE_MEAN, USABLE_SD = 0.4, 0.35
+USABLE_MEAN, USABLE_SD = 0.4, 0.3
 """The same, of one that is called fair."""
 
 REPAIR = "use posterior.refine(), or posterior.expectation(..., weighted=True)"
