@@ -25,7 +25,7 @@ WEIGHT_SEED = 2  # not that of the figures
 
 
 def missed_modes(posterior: Posterior, places: Sequence[Place], guide: Any) -> list[float]:
-    """By how many nats each place that no draw is near is below the mass of the others.
+    """By how many nats each place that no draw is near is below the mass of the others, or the draws' own ELBO.
 
     Each draw belongs to the place whose Gaussian, times its mass, is the highest there.
 
@@ -43,11 +43,13 @@ def missed_modes(posterior: Posterior, places: Sequence[Place], guide: Any) -> l
         x = np.linalg.solve(root, (draws - ops.to_numpy(place.frame.center)).T)
         heights.append(mass - 0.5 * (x**2).sum(0) - np.log(root.diagonal()).sum())
     held = np.bincount(np.argmax(heights, axis=0), minlength=len(places)) / len(draws)
-    shares = np.exp(masses - np.logaddexp.reduce(masses))
-    is_missed = held < SCARCE * shares
+    known, whole = posterior.elbo()[0], float(np.logaddexp.reduce(masses))
+    whole = max(known, whole) if math.isfinite(known) else whole
+    is_missed = held < SCARCE * np.exp(masses - whole)
     if is_missed.all() or not is_missed.any():
         return []
-    there = float(np.logaddexp.reduce(masses[~is_missed]))
+    there = float(np.logaddexp.reduce(masses[~is_missed]))  # Gaussians hold less than the mass of a bent place
+    there = max(known, there) if math.isfinite(known) else there
     return [there - float(mass) for mass in masses[is_missed]]
 
 
