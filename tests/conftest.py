@@ -109,3 +109,12 @@ def strict_rank_promotion():
         return
     with jax.numpy_rank_promotion("raise"):
         yield
+
+
+@pytest.fixture(params=("numpyro", "pyro"))
+def b(request):
+    """A backend's package with its host, under short names, in double precision."""
+    from test_both_backends import running
+
+    with running(request.param, 64) as made:
+        yield made

@@ -11,17 +11,12 @@ import threading
 
 import numpy as np
 import pytest
-from test_both_backends import backend, mean_field, number  # noqa: F401
+from test_both_backends import mean_field, number
 
 from vi_reparam.fit import checkpoints, loop
 from vi_reparam.posterior import npz
 
 Y = np.array([0.5, 1.5, -0.2])
-
-
-@pytest.fixture
-def b(backend):  # noqa: F811
-    return backend
 
 
 def mean(b, prior=10.0):

@@ -2,14 +2,9 @@
 
 import numpy as np
 import pytest
-from test_both_backends import backend, mean_field, number, unfitted  # noqa: F401
+from test_both_backends import mean_field, number, unfitted
 
 FIRST, SECOND = np.array([2.0, 5.0, 9.0]), np.array([20.0, 31.0, 40.0])
-
-
-@pytest.fixture
-def b(backend):  # noqa: F811
-    return backend
 
 
 # Supports from the arguments.
@@ -288,11 +283,11 @@ def test_new_inputs_that_a_model_reads_beside_its_arguments(b):
 X = np.array([-1.0, -0.5, 0.0, 0.5, 1.0, 2.0])
 
 
-def line(b):
+def line(b, noise=0.1):
     def model(x, y=None):
         slope = b.host.sample("slope", b.dist.Normal(b.array(0.0), b.array(5.0)))
         with b.host.plate("n", len(x)):
-            b.host.sample("y", b.dist.Normal(slope * x, b.array(0.1)), obs=y)
+            b.host.sample("y", b.dist.Normal(slope * x, b.array(noise)), obs=y)
 
     return model
 

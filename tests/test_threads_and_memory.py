@@ -8,17 +8,12 @@ import weakref
 
 import numpy as np
 import pytest
-from test_both_backends import backend, mean_field, number  # noqa: F401
+from test_both_backends import mean_field, number
 
 from vi_reparam.guides import joint
 
 OPTIONS = {"num_steps": 60, "num_particles": 2, "progress": False}
 X = np.linspace(0.0, 1.0, 9)
-
-
-@pytest.fixture
-def b(backend):  # noqa: F811
-    return backend
 
 
 def slope(b):

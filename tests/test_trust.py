@@ -100,6 +100,8 @@ def test_refined_draws_are_exact(module_vr, tmp_path):
     assert np.abs((x.mean(0) - np.arange(3)) / sd).max() < 4.0 / math.sqrt(about["effective_draws"])
     assert np.abs(np.cov(x.T) / np.outer(sd, sd) - RHO / np.outer(sd, sd)).max() < 0.1
     assert math.isnan(refined.khat) and math.isnan(refined.elbo()[0])
+    with pytest.raises(vr.ArgumentError, match="is not fitted"):
+        refined.guided.fit(np.array(0.0), progress=False)
     again = vr.load(refined.save(tmp_path / "refined.npz"), guided)
     np.testing.assert_array_equal(np.asarray(again.draws(5)["x"]), np.asarray(refined.draws(5)["x"]))
     assert str(again.verdict) == str(refined.verdict)

@@ -1,29 +1,20 @@
 """Data as people have them are taken, or refused in one line that says what to write: in both backends."""
 
 import contextlib
+import functools
 import importlib.util
 
 import numpy as np
 import pytest
-from test_both_backends import backend, mean_field, number  # noqa: F401
+from test_both_backends import mean_field, number
+from test_nothing_silent import line as line_of
 
 X = np.linspace(-1.0, 1.0, 6)
 Y = 2.0 * X + 0.1 * np.cos(7.0 * X)
 OPTIONS = {"num_steps": 2, "num_particles": 1, "progress": False}
 
 
-@pytest.fixture
-def b(backend):  # noqa: F811
-    return backend
-
-
-def line(b):
-    def model(x, y=None):
-        slope = b.host.sample("slope", b.dist.Normal(b.array(0.0), b.array(5.0)))
-        with b.host.plate("n", len(x)):
-            b.host.sample("y", b.dist.Normal(slope * x, b.array(0.5)), obs=y)
-
-    return model
+line = functools.partial(line_of, noise=0.5)
 
 
 def refused(b, words, call):
