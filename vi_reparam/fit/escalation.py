@@ -27,7 +27,6 @@ from vi_reparam.posterior.attempt import GOOD_MISSED, Attempt
 from vi_reparam.posterior.evidence import by_student_t
 from vi_reparam.posterior.modes import missed_modes
 from vi_reparam.posterior.verdict import KHAT_USABLE, NEGLIGIBLE_MODE
-from vi_reparam.programs.searcher import Place
 
 HOPELESS = 0.1
 """Nats that a mean field must lose to correlations for it not to be tried."""
@@ -82,7 +81,9 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
     begun = next((i for i, family in enumerate(ladder) if repr(family) == known), 0)
     ladder = ladder[begun:]  # from the family of the posterior that it starts at
     posteriors: dict[GuideFamily, Any] = {}
-    places = _places(guided, ladder, data, key)
+    joint = guided.for_family(FullRank()).base_guide  # knows how latents are laid out, and searches them
+    is_searched = FullRank() in ladder and joint.family.is_dense(joint.layout(*data.call).size)
+    places = joint.searcher.run(data, key) if is_searched else []
     modes = [place for place in places if place.is_mode]
     if len(modes) > 1 and modes[1].bound > modes[0].bound - NEGLIGIBLE_MODE:
         ladder = spec.with_modes(ladder)
@@ -97,7 +98,7 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
         if posterior is None or (family == Mixture() and not posterior.attempt(seconds=0.0).is_good):
             posterior = fitter.run(data, replace(options, checkpoint=own))
         posteriors[family] = posterior
-        missed = missed_modes(posterior, modes, guided.for_family(FullRank()).base_guide)
+        missed = missed_modes(posterior, modes, joint)
         posterior.record["rivals"] = missed or posterior.record["rivals"] * (not places)
         return posterior
 
@@ -118,7 +119,7 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
     cost = functools.partial(cost_of, num_steps=options.num_steps)
     best = _climb(ladder, fit, skip_reason, cost, gradients=spec.gradients, seconds=spec.budget or math.inf)
     if shape.size is not None and not best.khat < KHAT_USABLE and "interrupted" not in best.record:
-        known, own = best.record.get("surest"), by_student_t(best, guided.for_family(FullRank()).base_guide)
+        known, own = best.record.get("surest"), by_student_t(best, joint)
         if own is not None and not (known is not None and known["khat"] <= own["khat"]):
             best.record["surest"] = own
     engine.settle(best)  # networks train in place, and later families went on with them
@@ -213,13 +214,6 @@ def shape_of(guided: Any, data: Data) -> Shape:
     except Exception:  # the mean field covers supports without a bijection, and its fit says what is wrong
         return Shape()
     return Shape(size, subsampled, hierarchical)
-
-
-def _places(guided: Any, ladder: Sequence[GuideFamily], data: Data, key: Any) -> list[Place]:
-    """Where the search finds the posterior's mass, where the ladder has a family that is searched."""
-    guide = guided.for_family(FullRank()).base_guide
-    is_searched = FullRank() in ladder and guide.family.is_dense(guide.layout(*data.call).size)
-    return guide.searcher.run(data, key) if is_searched else []
 
 
 def mean_field_loss(root: Any, inverse: Any) -> float:

@@ -61,6 +61,9 @@ class Fitter:
     def fit(self, args: Args, kwargs: dict[str, Any], options: Options) -> Any:
         """As `Guided.fit`."""
         options.check(self.engine)
+        family = self.guided.family
+        if family is not None and not family.is_fitted:
+            raise ArgumentError(f"{family!r} is not fitted: fit another family, and call posterior.refine()")
         data = self.engine.data(args, kwargs, self.guided.model)
         warn_of_forgotten(self.guided.backend, self.guided.model, data)
         return self.run(data, options)
@@ -124,19 +127,25 @@ class Fitter:
             "rivals": rivals,
             "num_particles": task.objective.num_particles,
             "objective": repr(task.objective),
-            "family": repr(family),
             "estimators": {n: repr(d.estimator) for n, d in engine.draws(task, data, best.params).items()},
             "variance_x_time": prices,
             "steps": best.execution,
-            "versions": engine.versions(),
         }
         if runs[-1].interrupted:
             steps = f"{len(runs[-1].losses):,} of {'at most ' * watched}{total:,} steps"
             record["interrupted"] = self._cut_off or f"the fit was interrupted after {steps}"
-        fitted = {"args": data.args, "kwargs": data.kwargs, "losses": best.losses, "record": record}
-        seed = int(seed) if isinstance(seed, Integral) else 0
-        posterior = self.guided.posterior_type(self.guided, best.params, seed=seed, **fitted)
-        if final and family is not None and family.has_tail and "interrupted" not in record:
+        finish = final and family is not None and family.has_tail and "interrupted" not in record
+        return self._posterior(data, best.params, best.losses, record, options, begun, finish=finish)
+
+    def _posterior(
+        self, data: Data, params: Values, losses: Any, record: dict, options: Options, begun: float, *, finish: bool
+    ) -> Any:
+        """What a fit gives; `finish`: whether its weights may still decide something of it."""
+        record |= {"family": repr(self.guided.family), "versions": self.engine.versions()}
+        seed = int(options.seed) if isinstance(options.seed, Integral) else 0
+        fields = {"args": data.args, "kwargs": data.kwargs, "losses": losses, "record": record}
+        posterior = self.guided.posterior_type(self.guided, params, seed=seed, **fields)
+        if finish:
             posterior.finish()
         posterior.record["seconds"] = time.perf_counter() - begun
         return posterior
@@ -153,17 +162,11 @@ class Fitter:
             "rivals": [],
             "num_particles": matching.BATCH * len(places),
             "objective": "matched scores",
-            "family": repr(self.guided.family),
             "estimators": {},
             "variance_x_time": {},
             "steps": "matched in closed form",
-            "versions": self.engine.versions(),
         }
-        fields = {"args": data.args, "kwargs": data.kwargs, "losses": np.zeros(0), "record": record}
-        posterior = self.guided.posterior_type(self.guided, params, seed=seed, **fields)
-        posterior.finish()
-        posterior.record["seconds"] = time.perf_counter() - begun
-        return posterior
+        return self._posterior(data, params, np.zeros(0), record, options, begun, finish=True)
 
     def _run_from(self, data: Data, options: Options, *, final: bool) -> Any:
         """As `run`, from values of latents, which a guide of its own starts at."""

@@ -17,6 +17,7 @@ class GuideFamily(abc.ABC):
         warmup: part of the steps over which the default optimizer's rate rises from zero.
         max_steps: most steps of a fit that ends by itself; `converges`: whether one does.
         by_losses: whether such a fit is judged by its losses alone, for the parameters are a network's.
+        is_fitted: whether there is anything to fit.
         has_tail: whether the draws' tails can be widened after the fit (`vi_reparam.gaussians.tails`).
     """
 
@@ -27,6 +28,7 @@ class GuideFamily(abc.ABC):
     max_steps: ClassVar[int] = 10_000
     converges: ClassVar[bool] = True
     by_losses: ClassVar[bool] = False
+    is_fitted: ClassVar[bool] = True
     has_tail: ClassVar[bool] = False
 
     def __repr__(self) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from vi_reparam.errors import ArgumentError
 from vi_reparam.guides.joint import JointFamily
 
 
@@ -12,10 +12,4 @@ from vi_reparam.guides.joint import JointFamily
 class Refined(JointFamily):
     """Draws that were moved by Hamiltonian Monte Carlo; made by `posterior.refine`, and not fitted."""
 
-    def check_fit(self) -> None:
-        """Refuse a fit.
-
-        Raises:
-            ArgumentError: always.
-        """
-        raise ArgumentError("Refined() is not fitted: fit another family, and call posterior.refine()")
+    is_fitted: ClassVar[bool] = False

@@ -83,8 +83,9 @@ def refine(posterior: Posterior, num_draws: int, seed: Any, *, progress: bool) -
     size = target.layout(*data.call).size
     chains = int(np.clip(BUDGET // max(posterior.scorer.sites.scalars + 20 * size, 1), 8, 64))
     key = engine.key(seed)
-    chart = _chart(posterior, target, chains)
-    first = vectors(posterior, posterior.draws(chains * 16, seed=MOVES_SEED), target)
+    first = vectors(posterior, posterior.draws(max(1_000, 4 * size), seed=MOVES_SEED), target)
+    chart = _chart(posterior, target, first, chains)
+    name = target, getattr(posterior.guided, "base_guide", None), "refine"
 
     def block(args: Any, kwargs: Any, key: Any, params: Any, frame: Any, state: hmc.State, adapt: Any) -> Any:
         maps = chart.maps(args, kwargs, params, frame)
@@ -107,15 +108,15 @@ def refine(posterior: Posterior, num_draws: int, seed: Any, *, progress: bool) -
     params = posterior.scorer.params
     kept: list[np.ndarray] = []
     figures: dict[str, float] = {}
+    rhat = effective = math.nan
     wanted = max(FEWEST, math.ceil(num_draws / (chains * TURNS)))
+    most = max(MOST, wanted)
     bar = tqdm(total=WARMUP + wanted, disable=not progress, desc=f"refine {posterior.name}")
     with bar:
-        for look in range(WARMUP + MOST):
+        for look in range(WARMUP + most):
             own = ops.fold_in(key, look)
             adapt = ops.xp.asarray(look < WARMUP)
-            state, found, drawn = engine.call(
-                block, data, own, params, chart.frame, state, adapt, name=(target, "refine")
-            )
+            state, found, drawn = engine.call(block, data, own, params, chart.frame, state, adapt, name=name)
             bar.update()
             if look < WARMUP:
                 if look in (1, 3, 5):
@@ -129,11 +130,9 @@ def refine(posterior: Posterior, num_draws: int, seed: Any, *, progress: bool) -
             }
             if len(kept) >= wanted:
                 rhat, effective = mixing(np.concatenate(kept).transpose(1, 0, 2))
-                if rhat < RHAT or len(kept) >= MOST:
+                if rhat < RHAT:
                     break
-    whole = np.concatenate(kept)
-    rhat, effective = mixing(whole.transpose(1, 0, 2))
-    flat = whole.reshape(-1, size)
+    flat = np.concatenate(kept).reshape(-1, size)
     sd = np.maximum(flat.std(0), np.finfo(float).tiny)
     record = {
         **posterior.record,
@@ -173,15 +172,17 @@ def mixing(draws: np.ndarray) -> tuple[float, float]:
     return float(np.max(arviz.rhat(data)["x"].values)), float(np.min(arviz.ess(data)["x"].values))
 
 
-def _chart(posterior: Posterior, target: Any, chains: int) -> Chart:
-    """The noise of a guide that is a bijection of it; else coordinates in which its draws are about standard."""
-    guide, ops = getattr(posterior.guided, "base_guide", None), posterior.backend.ops
-    size = target.layout(*posterior.scorer.data.call).size
+def _chart(posterior: Posterior, target: Any, drawn: np.ndarray, chains: int) -> Chart:
+    """The noise of a guide that is a bijection of it; else coordinates in which its draws are about standard.
+
+    Args:
+        drawn: draws of the guide, shape ``[N, D]``.
+    """
+    guide, ops, size = getattr(posterior.guided, "base_guide", None), posterior.backend.ops, drawn.shape[1]
     if getattr(guide, "transports", False):
         key = posterior.backend.engine.key(MOVES_SEED)
         noise = ops.to_numpy(ops.normal(key, (chains, size), ops.float_dtype()))
         return Chart({}, noise, functools.partial(_of_noise, guide, target))
-    drawn = vectors(posterior, posterior.draws(max(1_000, 4 * size), seed=MOVES_SEED), target)
     within = drawn
     if isinstance(guide, MixtureGuide):
         within = drawn - guide.nearest_centers(posterior.params, ops.asarray(drawn))

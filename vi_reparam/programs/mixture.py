@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vi_reparam.backend.data import Data
+from vi_reparam.gaussians.bases import lift
 from vi_reparam.numerics.special import LOG_2PI, log_sum_exp
 from vi_reparam.programs.joint import Array, Draws, JointGuide, Key, Layout, Params
 from vi_reparam.programs.searcher import Place
+from vi_reparam.programs.student_t import standard
 from vi_reparam.programs.vector import Vector
 
 DF = 4
@@ -33,8 +35,8 @@ class MixtureGuide(JointGuide):
         wanted = self.gradient(self.family.gradient)
         held = {name: ops.stop_gradient(p) for name, p in own.items()} if wanted == "path" else own
         loc, scale = placed(ops, own)
-        score = scorer(ops, held)
-        center, root = over_all(ops, {name: ops.stop_gradient(p) for name, p in own.items()})
+        center, root = whole = over_all(ops, {name: ops.stop_gradient(p) for name, p in own.items()})
+        score = scorer(ops, held, whole)
         weights = xp.exp(own["log_weight"])
         upper = xp.cumulative_sum(weights) / xp.sum(weights)
         lower = xp.concat([xp.zeros_like(upper[:1]), upper[:-1]])
@@ -64,7 +66,7 @@ class MixtureGuide(JointGuide):
 
         center = self.constant("center", centers)
         num = center.shape[0]
-        eyes = xp.zeros((num, 1, 1), dtype=dtype) + xp.reshape(xp.eye(size, dtype=dtype), (1, size, size))
+        eyes = xp.zeros((num, 1, 1), dtype=dtype) + lift(ops, xp.eye(size, dtype=dtype), 3)
         return {
             "center": center,
             "root": self.constant("root", 0.1 * eyes),
@@ -76,7 +78,7 @@ class MixtureGuide(JointGuide):
         }
 
     def warm_starts(self, fit: Callable[..., Any], data: Data, key: Key) -> list[Params]:
-        ops, xp = self.ops, self.ops.xp
+        ops = self.ops
         places = self.searcher.run(data, key)[: self.family.num_components]
         if not places:
             return [{}]
@@ -84,22 +86,21 @@ class MixtureGuide(JointGuide):
         moves = self.family.spread * ops.normal(key, (len(chosen), self.layout(*data.call).size), ops.float_dtype())
         frames = [places[i].frame for i in chosen]
         centers = [f.place(moves[j] * float(j >= len(places))) for j, f in enumerate(frames)]
-        log_weight = ops.asarray([places[i].bound - places[0].bound - math.log(chosen.count(i)) for i in chosen])
-        log_weight = log_weight - log_sum_exp(ops, log_weight, axis=0)
-        roots = xp.stack([f.root for f in frames])
-        return [self.named({"center": xp.stack(centers), "root": roots, "log_weight": log_weight})]
+        masses = [places[i].bound - math.log(chosen.count(i)) for i in chosen]
+        return [self.named(self._at(centers, [f.root for f in frames], masses))]
 
     def of_gaussians(self, places: Sequence[Place], gaussians: Sequence[Params]) -> Params:
         """All parameters, of each place's frame and a full covariance's own in it."""
-        xp = self.ops.xp
-        own = {name: xp.stack([g[name] for g in gaussians]) for name in gaussians[0]}
-        frames = {
-            "center": xp.stack([p.frame.center for p in places]),
-            "root": xp.stack([p.frame.root for p in places]),
-        }
-        log_weight = self.ops.asarray([place.bound - places[0].bound for place in places])
+        own = {name: self.ops.xp.stack([g[name] for g in gaussians]) for name in gaussians[0]}
+        centers, roots = [place.frame.center for place in places], [place.frame.root for place in places]
+        known = self._at(centers, roots, [place.bound for place in places])
+        return self.named({**known, **own, "tail": self.ops.asarray(0.0)})
+
+    def _at(self, centers: list[Array], roots: list[Array], masses: list[float]) -> Params:
+        """Frames of the components, and their weights by the logarithms of their masses, as parameters."""
+        xp, log_weight = self.ops.xp, self.ops.asarray([mass - max(masses) for mass in masses])
         log_weight = log_weight - log_sum_exp(self.ops, log_weight, axis=0)
-        return self.named({**frames, **own, "log_weight": log_weight, "tail": self.ops.asarray(0.0)})
+        return {"center": xp.stack(centers), "root": xp.stack(roots), "log_weight": log_weight}
 
     def matched(self, layout: Layout, draws: Draws) -> Params:
         found = self.matched_frame(layout, draws, bends=False, dense=True)
@@ -114,17 +115,18 @@ class MixtureGuide(JointGuide):
         """
         own = self._own(params)
         zero = self.ops.xp.zeros_like(own["log_weight"])
-        return self.ops.vmap(scorer(self.ops, {**own, "log_weight": zero}, tail=False))(vectors)
+        return self.ops.vmap(scorer(self.ops, {**own, "log_weight": zero}))(vectors)
 
     def log_prob(self, params: Params) -> Callable[[Array], Array]:
         """Log density of the mixture as a function of a vector."""
-        score = scorer(self.ops, self._own(params))
+        own = self._own(params)
+        score = scorer(self.ops, own, over_all(self.ops, own))
         return lambda z: log_sum_exp(self.ops, score(z), axis=0)
 
     def nearest_centers(self, params: Params, vectors: Array) -> Any:
         """Of each vector, the location of its likeliest component, as an array on the host. Shape ``[N, D]``."""
         own = self._own(params)
-        scores = self.ops.to_numpy(self.ops.compiled(self.ops.vmap(scorer(self.ops, own, tail=False)))(vectors))
+        scores = self.ops.to_numpy(self.ops.compiled(self.ops.vmap(scorer(self.ops, own)))(vectors))
         return self.ops.to_numpy(placed(self.ops, own)[0])[scores.argmax(1)]
 
     def _own(self, params: Params) -> Params:
@@ -135,8 +137,7 @@ class MixtureGuide(JointGuide):
 def placed(ops: Any, params: Params) -> tuple[Array, Array]:
     """Locations and scales of the components, of shapes ``[K, D]`` and ``[K, D, D]``, the latter triangular."""
     xp, root = ops.xp, params["root"]
-    size = root.shape[-1]
-    own = xp.tril(params["lower"], k=-1) + xp.reshape(xp.eye(size, dtype=root.dtype), (1, size, size))
+    own = xp.tril(params["lower"], k=-1) + lift(ops, xp.eye(root.shape[-1], dtype=root.dtype), 3)
     scale = root @ (xp.exp(params["log_scale"])[:, :, None] * own)
     return params["center"] + (root @ params["loc"][:, :, None])[:, :, 0], scale
 
@@ -152,30 +153,30 @@ def over_all(ops: Any, params: Params) -> tuple[Array, Array]:
     return center, WIDE * xp.linalg.cholesky(flat @ flat.T)
 
 
-def scorer(ops: Any, params: Params, *, tail: bool = True) -> Callable[[Array], Array]:
-    """Log weight plus log density of each component, and last of the `tail`, at a vector of shape ``[D]``."""
+def scorer(ops: Any, params: Params, whole: tuple[Array, Array] | None = None) -> Callable[[Array], Array]:
+    """Log weight plus log density of each component at a vector of shape ``[D]``; last, if asked for, of the `tail`.
+
+    Args:
+        whole: `over_all`, of which the tail is made; None to leave it out.
+    """
     xp = ops.xp
     loc, scale = placed(ops, params)
     size, log_weight = loc.shape[-1], params["log_weight"]
     norm = log_weight - xp.sum(xp.log(xp.abs(xp.linalg.diagonal(scale))), axis=-1) - 0.5 * size * LOG_2PI
     inverse = xp.linalg.inv(scale)
-    far = student_t(ops, *over_all(ops, params)) if tail else None
+
+    def components(z: Array) -> Array:
+        x = (inverse @ (xp.reshape(z, (1, -1)) - loc)[:, :, None])[:, :, 0]
+        return norm - 0.5 * xp.sum(x * x, axis=-1)
+
+    if whole is None:
+        return components
+    center, root = whole
+    back, log_det = xp.linalg.inv(root), xp.sum(xp.log(xp.linalg.diagonal(root)))
     part, floor = params["tail"], xp.finfo(scale.dtype).smallest_normal
 
     def score(z: Array) -> Array:
-        x = (inverse @ (xp.reshape(z, (1, -1)) - loc)[:, :, None])[:, :, 0]
-        each = norm - 0.5 * xp.sum(x * x, axis=-1)
-        if far is None:
-            return each
-        return xp.concat([each + xp.log1p(-part), xp.reshape(far(z) + xp.log(part + floor), (1,))])
+        far = standard(ops, back @ (z - center), DF)[0] - log_det
+        return xp.concat([components(z) + xp.log1p(-part), xp.reshape(far + xp.log(part + floor), (1,))])
 
     return score
-
-
-def student_t(ops: Any, center: Array, root: Array) -> Callable[[Array], Array]:
-    """Log density of a multivariate Student-t of `DF` degrees of freedom at a vector."""
-    xp, size = ops.xp, center.shape[0]
-    inverse = xp.linalg.inv(root)
-    norm = math.lgamma(0.5 * (DF + size)) - math.lgamma(0.5 * DF) - 0.5 * size * math.log(DF * math.pi)
-    norm = norm - xp.sum(xp.log(xp.linalg.diagonal(root)))
-    return lambda z: norm - 0.5 * (DF + size) * xp.log1p(xp.sum((inverse @ (z - center)) ** 2) / DF)
