@@ -197,11 +197,13 @@ class Shape(NamedTuple):
         size: coordinates of the model's latents; None where no joint family covers them.
         subsampled: whether it sees minibatches.
         hierarchical: whether `vr.Structured` knows more of it than that its latents are many.
+        num_globals: coordinates that it draws together.
     """
 
     size: int | None = None
     subsampled: bool = False
     hierarchical: bool = False
+    num_globals: int = 0
 
 
 def shape_of(guided: Any, data: Data) -> Shape:
@@ -210,10 +212,10 @@ def shape_of(guided: Any, data: Data) -> Shape:
     try:
         size = guide.layout(*data.call).size
         subsampled = bool(guide.latents.structure(*data.call).subsampled)
-        hierarchical = guide.split(*data.call).is_hierarchy
+        split = guide.split(*data.call)
     except Exception:  # the mean field covers supports without a bijection, and its fit says what is wrong
         return Shape()
-    return Shape(size, subsampled, hierarchical)
+    return Shape(size, subsampled, split.is_hierarchy, split.num_globals)
 
 
 def mean_field_loss(root: Any, inverse: Any) -> float:

@@ -25,6 +25,7 @@ OWN: tuple[GuideFamily, ...] = (
     FullRank(),
     LowRank(rank=8),
     Structured(),
+    Structured(globals=Flow()),
     Mixture(),
     Mixture(num_components=6),
     Flow(),
@@ -74,7 +75,13 @@ class Escalate(GuideFamily):
         return None  # they serve the mean field, and settle the ladder
 
     def ladder(
-        self, size: int | None, *, estimators: bool = False, subsampled: bool = False, hierarchical: bool = False
+        self,
+        size: int | None,
+        *,
+        estimators: bool = False,
+        subsampled: bool = False,
+        hierarchical: bool = False,
+        num_globals: int = 0,
     ) -> list[GuideFamily]:
         """The families to try for a model.
 
@@ -83,6 +90,7 @@ class Escalate(GuideFamily):
             estimators: whether some were named, which only the mean field takes.
             subsampled: whether it sees minibatches.
             hierarchical: whether `vr.Structured` knows more of it than that its latents are many.
+            num_globals: coordinates that it draws together.
         """
         if self.families is not None:
             joint = size is not None and not estimators
@@ -92,9 +100,11 @@ class Escalate(GuideFamily):
             return [MeanField()]
         if size <= LARGEST:
             bent = Flow() if size > 1 else Mixture(num_components=6)  # a flow of one coordinate cannot bend it
-            return [*([Structured()] if hierarchical else []), FullRank(), MeanField(), bent, SDE()]
+            first = [Structured()] if hierarchical else []
+            between = [Structured(globals=Flow())] if hierarchical and num_globals > 1 else []
+            return [*first, FullRank(), MeanField(), *between, bent, SDE()]
         if hierarchical:
-            return [Structured(), MeanField()]
+            return [Structured(), *([Structured(globals=Flow())] if num_globals > 1 else []), MeanField()]
         return [
             MeanField(),
             *([LowRank(rank=8)] if size <= LARGEST_LOW_RANK else []),

@@ -13,7 +13,6 @@ from vi_reparam.guides.flow import CHEAP_INVERSES
 from vi_reparam.guides.gaussian import FullRank, Gaussian
 from vi_reparam.programs.gaussian import frame_of, take_gaussian
 from vi_reparam.programs.joint import Array, Draws, JointGuide, Key, Layout, Params
-from vi_reparam.programs.network import Network
 from vi_reparam.programs.vector import Vector
 
 
@@ -29,7 +28,7 @@ class FlowGuide(JointGuide):
         frame = self.frame(size, width, self.start(layout, args, kwargs), dense=size <= LARGEST)
         tail = self.tail()
         network = self.host.bijection(family, size, None if features is None else features.shape[1])
-        weights = self._weights(network)
+        weights = self.weights(network)
         live = network.bind(weights)
         held = network.bind({name: ops.stop_gradient(weight) for name, weight in weights.items()})
         bend = self.bends(layout, features, wanted=family.skew)
@@ -46,17 +45,6 @@ class FlowGuide(JointGuide):
             return Vector(z, log_q, frozen=wanted == "path")
 
         return self.vector(layout, noise, draw, features)
-
-    def _weights(self, network: Network) -> Params:
-        """The network's weights as parameters; the start of all of them is made at once."""
-        first: Params = {}
-
-        def start(key: Key, name: str) -> Array:
-            if not first:
-                first.update(network.init(key))
-            return first[name]
-
-        return {name: self.param(name, lambda key, name=name: start(key, name)) for name in network.names}
 
     def warm_starts(self, fit: Callable[..., Any], data: Data, key: Key) -> list[Params]:
         if self.family.is_local:

@@ -18,6 +18,7 @@ from vi_reparam.guides.condition import features_of, plate_of, saturated
 from vi_reparam.guides.selection import ALL, SiteSelection
 from vi_reparam.programs.latents import Latents
 from vi_reparam.programs.layout import Layout
+from vi_reparam.programs.network import Network
 from vi_reparam.programs.plates import enter
 from vi_reparam.programs.searcher import Searcher
 from vi_reparam.programs.starts import starting_values
@@ -244,6 +245,17 @@ class JointGuide(abc.ABC):
             return base.parameters(ops, ops.key(0), loc, ops.xp.full_like(loc, scale))
 
         return {name: self.param(name, lambda _, name=name: made(start())[name]) for name in base.names}
+
+    def weights(self, network: Network) -> Params:
+        """A network's weights as parameters; the start of all of them is made at once."""
+        first: Params = {}
+
+        def start(key: Key, name: str) -> Array:
+            if not first:
+                first.update(network.init(key))
+            return first[name]
+
+        return {name: self.param(name, lambda key, name=name: start(key, name)) for name in network.names}
 
     def drawn_params(self, shapes: Mapping[str, tuple[tuple[int, ...], float]]) -> Params:
         """Parameters by name, of these shapes and standard deviations at the start (0: zeros)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from vi_reparam.gaussians.bases import Full
 from vi_reparam.gaussians.preconditioner import Preconditioner
 from vi_reparam.gaussians.skew import skew
 from vi_reparam.gaussians.tails import widen
+from vi_reparam.guides.flow import CHEAP_INVERSES
 from vi_reparam.numerics.special import LOG_2PI
 from vi_reparam.programs.conditionals import Conditionals, Factors
 from vi_reparam.programs.conjugate import Conjugate
@@ -139,12 +141,39 @@ class StructuredGuide(JointGuide):
         inverse, tail = ops.xp.linalg.inv(frame.root), ops.xp.zeros((), dtype=dtype)
         bend = self.bends(split.globals, None)(None) if split.globals else None
 
+        move = self._flow(size, frame, params, tail, bend, wanted)
+
         def draw(noise: Array) -> tuple[Array, Array, Array]:
-            drawn = path.bent(ops, widen(ops, noise, tail), bend)
-            g, log_q = path.affine(ops, Full(), params, frame, drawn, gradient=wanted)
+            if move is not None:
+                g, log_q = move(noise)
+            else:
+                drawn = path.bent(ops, widen(ops, noise, tail), bend)
+                g, log_q = path.affine(ops, Full(), params, frame, drawn, gradient=wanted)
             return g, log_q, inverse @ (g - frame.center)
 
         return draw
+
+    def _flow(
+        self, size: int, frame: Preconditioner, params: Params, tail: Array, bend: Array | None, wanted: str
+    ) -> Callable[[Array], tuple[Array, Array]] | None:
+        """A flow of the globals, of a Gaussian that stays as it is; None where they are that Gaussian."""
+        ops, family = self.ops, self.family.globals
+        if family is None:
+            return None
+        found = {name: ops.stop_gradient(p) for name, p in frame.fold(ops, params).items()}
+        network = self.host.bijection(family, size, None)
+        weights = self.weights(network)
+        return functools.partial(
+            path.flow,
+            ops,
+            network.bind(weights),
+            network.bind({name: ops.stop_gradient(weight) for name, weight in weights.items()}),
+            Preconditioner.of(ops, found),
+            tail,
+            bend=bend,
+            gradient=wanted,
+            cheap_inverse=family.kind_at(size) in CHEAP_INVERSES,
+        )
 
     def _factor_params(self, split: Split, start: Start) -> Params:
         """Of all locals, their coordinates end to end."""
@@ -202,6 +231,8 @@ class StructuredGuide(JointGuide):
         return factor
 
     def warm_starts(self, fit: Callable[..., Any], data: Data, key: Key) -> list[Params]:
+        if self.family.globals is not None:
+            return [dict(fit(dataclasses.replace(self.family, globals=None), None, key).params)]
         structure = self.latents.structure(*data.call)
         if structure.params or structure.mutable:  # their values are not known yet
             return [{}]
