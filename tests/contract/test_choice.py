@@ -44,7 +44,9 @@ def test_it_is_timed_in_a_thread_of_its_own_once_for_all_that_ask():
         return run()
 
     choice = FastestWay("draws", measure)
-    asking = [threading.Thread(target=lambda: found.append(choice.among("gpu", ways(plain=2.0, kernel=1.0)))) for _ in "abc"]
+    asking = [
+        threading.Thread(target=lambda: found.append(choice.among("gpu", ways(plain=2.0, kernel=1.0)))) for _ in "abc"
+    ]
     for thread in asking:
         thread.start()
     for thread in asking:

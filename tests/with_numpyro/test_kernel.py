@@ -25,12 +25,15 @@ def interpreted(sampler, words, params, most):
     return in_kernel(sampler, words, params, most, interpret=True)
 
 
-def attempt(sampler=LogGamma()):
+GAMMA = LogGamma()
+
+
+def attempt(sampler=GAMMA):
     return Attempt(ops, sampler, jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnames=("sampler", "most"))
-def by_kernel(key, *params, sampler=attempt().sampler, most=2_000):
+def by_kernel(key, *params, sampler=GAMMA, most=2_000):
     return interpreted(sampler, jax.random.key_data(key), params, most)
 
 

@@ -95,7 +95,7 @@ def kernel(attempt: Attempt, key: Any, params: tuple[Array, ...], *, most: int) 
 
 
 def whole(attempt: Attempt, key: Any, params: tuple[Array, ...], *, most: int) -> Array:
-    """`retry` by rounds of all lanes, of a threefry key: a GPU has more lanes than it takes to pick out the rejected."""
+    """`retry` by rounds of all lanes, of a threefry key: on a GPU they cost less than to pick out the rejected."""
     num = params[0].shape[0]
     rounds = _Rounds(attempt, jnp.asarray(threefry_data(key)), num, most)
     lanes = lax.iota(jnp.int32, num)
