@@ -150,6 +150,11 @@ class TorchEngine:
             draws = self._run(task, data).draws
         return {name: DrawInfo(s.family, s.estimator, s.draw.value.numel()) for name, s in draws.items()}
 
+    def devices(self, given: Any) -> tuple[Any, ...]:
+        raise ArgumentError(
+            f"fit(devices={given!r}): Pyro fits on the one device where the data are; start a process for each device"
+        )
+
     def optimizer(self, plan: Any) -> Any:
         return optimizers.maker(plan)
 
