@@ -24,6 +24,7 @@ class Split:
         globals: of those that are drawn together; None for none.
         locals: the other parts of the layout, in the model's order.
         small: names of locals of few coordinates, whose noise is drawn together, and on which later factors depend.
+        first: those of them that are drawn before all others; empty where the model's order does so.
         siblings: by local site, the names of those before it in plates of the same sizes that are not small.
         parents: latents on which other latents' priors depend.
     """
@@ -32,6 +33,7 @@ class Split:
     globals: Layout | None
     locals: tuple[Part, ...]
     small: tuple[str, ...]
+    first: tuple[str, ...]
     siblings: dict[str, tuple[str, ...]]
     parents: frozenset[str]
 
@@ -144,11 +146,17 @@ def split_of(backend: Backend, model: Any, layout: Layout, args: Any, kwargs: An
         before = (p for p in rest[:i] if p.shape == part.shape and _sizes(p) == _sizes(part) != ())
         siblings[part.site.name] = tuple(p.site.name for p in before if p.site.name not in few)
     small = tuple(part.site.name for part in rest if part.site.name in few)
+    large, first = {p.site.name for p in rest} - few, list[str]()
+    for name in small:
+        if not on[name] & (large | (few - set(first))):
+            first.append(name)
+    begun = tuple(part.site.name for part in rest[: len(first)])
     return Split(
         layout,
         Layout.of(backend, own, "vr.Structured") if own else None,
         rest,
         small,
+        () if begun == tuple(first) else tuple(first),
         siblings,
         frozenset().union(*on.values()),
     )

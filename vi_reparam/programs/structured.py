@@ -88,12 +88,13 @@ class StructuredGuide(JointGuide):
             g, log_q, at = draw_globals(n[:num])
             given = split.named(g)
             drawn = conditionals.draw(given, self._factors(split, own, at), mixed(own, n[num:]))
-            again, back = self._factors(split, held, at), [n[:0]]
+            again = self._factors(split, held, at)
+            before, back = dict[str, Array](), dict[str, Array]()
             for name, value in drawn.values.items():
-                normal = drawn.priors[name].times(ops, again(name, drawn.values))
+                normal = drawn.priors[name].times(ops, again(name, before))
                 log_q = log_q - normal.log_det
-                back.append(xp.reshape(normal.standardize(value), (-1,)))
-            back = unmixed(held, xp.concat(back))
+                before[name], back[name] = value, xp.reshape(normal.standardize(value), (-1,))
+            back = unmixed(held, xp.concat([n[:0], *(back[part.site.name] for part in split.locals)]))
             log_q = log_q - 0.5 * xp.sum(back * back) - 0.5 * split.num_locals * LOG_2PI
             vector = split.joined(ops, {**given, **drawn.values})
             return Vector(vector, log_q, frozen=self.family.gradient == "path")
@@ -133,7 +134,7 @@ class StructuredGuide(JointGuide):
             "shift": (size,),
             "weight": (size,),
             "shift_slopes": (size, num + small),
-            "weight_slopes": (size, num),
+            "weight_slopes": (size, num + small),
             "sibling_slopes": (size, split.most_siblings),
             "coupling": (small, small),
         }
@@ -155,7 +156,6 @@ class StructuredGuide(JointGuide):
         ops, cut = self.ops, functools.partial(split.cut, self.ops)
         if not own:
             return _no_factor
-        weight = own["weight"] + own["weight_slopes"] @ at
         known: dict[str, Array] = {}
 
         def standard(name: str, drawn: Draws) -> Array:
@@ -166,13 +166,17 @@ class StructuredGuide(JointGuide):
         def factor(name: str, drawn: Draws) -> Factor:
             flat = [at, *(ops.xp.reshape(standard(n, drawn), (-1,)) for n in split.small if n in drawn)]
             context, unit = ops.xp.concat(flat), cut(name, own["unit"])
-            slopes = split.rows(name, own["shift_slopes"])[:, : context.shape[0]]
-            move = cut(name, own["shift"]) + ops.xp.reshape(slopes @ context, tuple(unit.shape))
+
+            def affine(what: str) -> Array:
+                slopes = split.rows(name, own[f"{what}_slopes"])[:, : context.shape[0]]
+                return cut(name, own[what]) + ops.xp.reshape(slopes @ context, tuple(unit.shape))
+
+            move, weight = affine("shift"), affine("weight")
             for i, sibling in enumerate(split.siblings[name]):
                 move = move + cut(name, own["sibling_slopes"][:, i]) * standard(sibling, drawn)
             place, upper = cut(name, own["place"]), own.get(f"upper_{name}")
             shear = None if upper is None else (ops.xp.triu(upper, k=1), place)
-            return Factor(place + unit * move, cut(name, weight) - 2.0 * ops.xp.log(unit), shear)
+            return Factor(place + unit * move, weight - 2.0 * ops.xp.log(unit), shear)
 
         return factor
 
