@@ -1,7 +1,9 @@
 """The Pallas kernel: the numbers of the plain version in Pallas's interpreter, and how it is chosen."""
 
+import contextlib
 import functools
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +44,18 @@ def by_rounds(key, a, way):
     return way(attempt(), key, (a,), most=2_000)
 
 
+def program_for(platform, fn, *args):
+    """The program for a CPU or a GPU, as text; JAX 0.11 asks for which GPU."""
+    sharding: Any = jax.sharding
+    device = contextlib.nullcontext()
+    if hasattr(sharding, "AbstractDevice"):
+        kind = sharding.AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu")
+        device = sharding.use_abstract_mesh(sharding.AbstractMesh((1,), ("x",), abstract_device=kind))
+    with device, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it calls its compiler deprecated too
+        return jax.jit(fn).trace(*args).lower(lowering_platforms=(platform,)).as_text()
+
+
 @pytest.mark.parametrize("num", [1, 256, 999, 9_001])  # an odd number, and more than one program
 def test_all_ways_make_the_same_numbers(num):
     a = jnp.exp(2.0 * jax.random.normal(jax.random.key(1), (num,), jnp.float32)).at[num // 2].set(jnp.nan)
@@ -67,12 +81,8 @@ def test_other_samplers_go_through_it(name):
     key = jax.random.key(5)
     plain = jax.jit(lambda key, *params: retry.compacted(attempt(sampler), key, params, most=2_000))(key, *params)
     np.testing.assert_allclose(by_kernel(key, *params, sampler=sampler), plain, rtol=1e-5, atol=1e-6)
-    traced = jax.jit(lambda words, *params: in_kernel(sampler, words, params, 2_000)).trace(
-        jax.random.key_data(key), *params
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # JAX 0.11 calls its compiler deprecated
-        assert kernels.NAME in traced.lower(lowering_platforms=("cuda",)).as_text()
+    whole = functools.partial(in_kernel, sampler, params=params, most=2_000)
+    assert kernels.NAME in program_for("cuda", whole, jax.random.key_data(key))
 
 
 def test_a_sampler_of_ones_own_is_not_put_into_it():
@@ -201,11 +211,9 @@ def test_the_program_for_a_gpu_holds_it(gpu, monkeypatch):
 
         return jax.lax.scan(step, jnp.float32(0.0), jax.random.split(key, 3))[0]
 
-    traced = jax.jit(jax.value_and_grad(loss)).trace(jnp.ones(6_001, jnp.float32), jax.random.key(0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # JAX 0.11 calls its compiler deprecated
-        assert kernels.NAME in traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert kernels.NAME not in traced.lower(lowering_platforms=("cpu",)).as_text()
+    given = jax.value_and_grad(loss), jnp.ones(6_001, jnp.float32), jax.random.key(0)
+    assert kernels.NAME in program_for("cuda", *given)
+    assert kernels.NAME not in program_for("cpu", *given)
 
 
 def test_never_on_a_cpu_for_few_lanes_or_other_generators(gpu):
