@@ -172,7 +172,7 @@ def horseshoe(num: int) -> Problem:
 
 
 def hilbert(num: int) -> Problem:
-    """A smooth function of one variable by `num` weights of a Hilbert space Gaussian process (Solin and Sarkka 2020)."""
+    """A smooth function of one variable by `num` weights of a Hilbert space Gaussian process (Solin, Sarkka 2020)."""
     rng = np.random.default_rng(8)
     x = np.sort(rng.uniform(-1.0, 1.0, size=250))
     y = np.sin(4.0 * x) + 0.4 * x + 0.3 * rng.normal(size=250)

@@ -7,6 +7,7 @@ then the globals, by a saddle-free Newton step on the bound.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from vi_reparam.backend.ops import Array
 from vi_reparam.gaussians import pathfinder
 from vi_reparam.numerics.special import LOG_2PI
 from vi_reparam.programs.conditionals import Conditionals, Drawn
+from vi_reparam.programs.conjugate import LEAST
 from vi_reparam.programs.priors import Factor
 from vi_reparam.programs.rows import NOT_AT_ONCE, OneByOne
 from vi_reparam.programs.searcher import Searcher, density_of, no_start
@@ -96,8 +98,24 @@ class StructuredSearch:
         if not any(map(math.isfinite, found["bound"])):
             raise no_start(NUM_PATHS, found["bound"])
         chosen = pathfinder.places_apart(found["bound"], found["distances"])[: pathfinder.MOST_RUNS]
-        names = ("place", "unit", *(("center", "root", "shift_slopes") if found["center"].shape[1] else ()))
+        names = ("place", "unit", "weight", *(("center", "root", "shift_slopes") if found["center"].shape[1] else ()))
         return [{name: ops.asarray(found[name][i]) for name in names} for i in chosen]
+
+
+class Look(NamedTuple):
+    """What log p says at a draw of the locals.
+
+    Attributes:
+        drawn: the draw; `x`: its coordinates, shape ``[L]``.
+        slope: of log p in them; `curvature`: minus the second derivatives.
+        mixed: of the slope without the priors' part in the globals, shape ``[L, G]``.
+    """
+
+    drawn: Drawn
+    x: Array
+    slope: Array
+    curvature: Array
+    mixed: Array
 
 
 class Paths:
@@ -136,7 +154,42 @@ class Paths:
         slopes = (found["kept_slopes"] @ found["root"]) / unit[..., None]
         others = self.ops.xp.zeros((*unit.shape, self.split.num_small), dtype=unit.dtype)
         slopes = self.ops.xp.concat([slopes, others], axis=-1)
-        return {**found, "place": found["kept_loc"], "unit": unit, "shift_slopes": slopes}
+        found |= {"place": found["kept_loc"], "unit": unit, "weight": 0.0 * unit, "shift_slopes": slopes}
+        return found | (self.runs.vmap(self._conjugate)(found) if self.split.rows else {})
+
+    def _conjugate(self, found: State) -> State:
+        """The factors of gammas and betas, as `Conjugate.times` takes them: exact where log p is conjugate."""
+        ops, xp, split, g = self.ops, self.ops.xp, self.split, found["center"]
+        factors = FactorState(*(found[f"kept_{name}"] for name in FactorState._fields))
+        conditionals = dataclasses.replace(self.conditionals, key=ops.key(0))
+        no_factor = Factor(xp.zeros(()), xp.zeros(()))
+
+        def look(noise: Array) -> dict[str, tuple[Array, Array]]:
+            seen = self._look(g, factors, noise)
+            priors = conditionals.draw(
+                split.named(g), lambda name, drawn: no_factor, noise, held=seen.drawn.values
+            ).priors
+            added = {}
+            for name, row in split.rows.items():
+                own = (split.cut(ops, name, v) for v in (seen.x, seen.slope, seen.curvature))
+                first, second = row.added(xp, *own)
+                added[name] = first - priors[name].first, second - priors[name].second
+            return added
+
+        added = self.runs.vmap(look)(self.local_noise)
+        new: dict[str, dict[str, Array]] = {"place": {}, "unit": {}, "weight": {}}
+        for part in split.locals:
+            name = part.site.name
+            for kind, own in new.items():
+                own[name] = xp.reshape(split.cut(ops, name, found[kind]), (-1,))
+            if name in split.rows:
+                means = (xp.reshape(xp.mean(a, axis=0), (-1,)) for a in added[name])
+                first, second = (xp.log(xp.where(a > LEAST, a, xp.full_like(a, LEAST))) for a in means)
+                unit = (1.0 + xp.exp(first)) ** -0.5
+                own = {"place": -second, "unit": unit, "weight": first + 2.0 * xp.log(unit)}
+                for kind, value in own.items():
+                    new[kind][name] = value
+        return {kind: xp.concat(list(own.values())) for kind, own in new.items()}
 
     def _begin(self, start: Array) -> State:
         xp = self.ops.xp
@@ -209,38 +262,45 @@ class Paths:
             found.append(xp.reshape(prior.precise(self.ops, own - prior.mean if around else own), (-1,)))
         return xp.concat(found)
 
-    def _refit(self, g: Array, factors: FactorState) -> FactorState:
-        """The factors, nearer to what log p asks for at these globals."""
+    def _look(self, g: Array, factors: FactorState, noise: Array) -> Look:
+        """What log p says at one draw of the locals."""
         ops, xp = self.ops, self.ops.xp
         slope = ops.grad(self.log_p)
         directions = xp.eye(self.split.num_globals, dtype=g.dtype)
+        drawn = self._drawn(g, factors, noise)
+        at = self.split.joined(ops, {**self.split.named(g), **drawn.values})
+        x = self._own(at)
+        signs = xp.where(noise < 0.0, -xp.ones_like(noise), xp.ones_like(noise))
+
+        def along(way: Array) -> Array:  # the locals' part of the matrix of second derivatives times a vector
+            return self._own(ops.grad(lambda v: xp.sum(slope(v) * way))(at))
+
+        def pull(g: Array, own: Array) -> Array:
+            held = self._drawn(g, factors, noise, held=drawn.values)
+            return xp.sum(own * self._precise(held, x, around=True))
+
+        def pulled(way: Array) -> Array:  # the slope along the globals of the prior's part of the rise
+            return ops.grad(lambda own: xp.sum(ops.grad(lambda g: pull(g, own))(g) * way))(x)
+
+        probes = self._masks() * signs[None]  # signs of coordinates that seldom know of each other
+        ways = xp.concat([self.runs.vmap(lambda own: self._among_all(g, own))(probes), self._beside(directions)])
+        found = self.runs.vmap(along)(ways)
+        mixed = found[probes.shape[0] :]
+        if self.split.num_globals:
+            mixed = mixed + self.runs.vmap(pulled)(directions)
+        return Look(drawn, x, self._own(slope(at)), -xp.sum(probes * found[: probes.shape[0]], axis=0), mixed.T)
+
+    def _refit(self, g: Array, factors: FactorState) -> FactorState:
+        """The factors, nearer to what log p asks for at these globals."""
+        xp = self.ops.xp
 
         def look(noise: Array) -> tuple[Array, ...]:
-            drawn = self._drawn(g, factors, noise)
-            at = self.split.joined(ops, {**self.split.named(g), **drawn.values})
-            signs = xp.where(noise < 0.0, -xp.ones_like(noise), xp.ones_like(noise))
-
-            def along(way: Array) -> Array:  # the locals' part of the matrix of second derivatives times a vector
-                return self._own(ops.grad(lambda v: xp.sum(slope(v) * way))(at))
-
-            def pull(g: Array, own: Array) -> Array:
-                held = self._drawn(g, factors, noise, held=drawn.values)
-                return xp.sum(own * self._precise(held, x, around=True))
-
-            def pulled(way: Array) -> Array:  # the slope along the globals of the prior's part of the rise
-                return ops.grad(lambda own: xp.sum(ops.grad(lambda g: pull(g, own))(g) * way))(x)
-
-            x = self._own(at)
-            probes = self._masks() * signs[None]  # signs of coordinates that seldom know of each other
-            ways = xp.concat([self.runs.vmap(lambda own: self._among_all(g, own))(probes), self._beside(directions)])
-            found = self.runs.vmap(along)(ways)
-            curvature = xp.sum(probes * found[: probes.shape[0]], axis=0)
-            prior = signs * self._precise(drawn, signs)
-            rise = self._own(slope(at)) + self._precise(drawn, x, around=True)
-            mixed = found[probes.shape[0] :]
-            if self.split.num_globals:
-                mixed = mixed + self.runs.vmap(pulled)(directions)
-            return x, rise, -curvature - prior, xp.abs(prior), mixed.T
+            found = self._look(g, factors, noise)
+            ones = xp.ones_like(noise)
+            signs = xp.where(noise < 0.0, -ones, ones)
+            prior = signs * self._precise(found.drawn, signs)
+            rise = found.slope + self._precise(found.drawn, found.x, around=True)
+            return found.x, rise, found.curvature - prior, xp.abs(prior), found.mixed
 
         x, rise, weight, prior, mixed = (xp.mean(v, axis=0) for v in self.runs.vmap(look)(self.local_noise))
         least = WEAKEST * xp.where(prior > 0.0, prior, xp.ones_like(prior))
