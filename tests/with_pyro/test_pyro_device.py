@@ -121,6 +121,20 @@ def test_what_is_made_lives_where_the_data_do(where):
     assert {x.device.type for x in held.params.values()} == {"cpu"}
 
 
+FAMILIES = {
+    "full rank": vr.FullRank(),
+    "diffusion": vr.SDE(num_steps=1, warm_start=0, base="diagonal", checkpoint=False),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_joint_families_live_there_too(name):
+    guided = vr.guide(FAMILIES[name])(model)
+    with pretended_gpu():
+        posterior = guided.fit(torch.as_tensor(Y).to(DEVICE), num_steps=1, num_particles=2, progress=False)
+        assert {x.device for x in posterior.params.values()} == {DEVICE} and np.isfinite(posterior.elbo(4)[0])
+
+
 def test_devices_that_differ_are_refused_in_one_line():
     with FakeTensorMode():
         one, two = torch.ones(3, device="cuda:0"), torch.ones(3, device="cuda:1")
