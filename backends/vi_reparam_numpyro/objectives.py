@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
 
-from jax import random
+import numpy as np
+from jax import lax, random
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpyro.infer.elbo import ELBO as HostELBO
 
 from vi_reparam.objectives import multisample
@@ -22,6 +25,8 @@ class ELBO(Elbo, HostELBO):  # noqa: D101
     backend = backend
     can_infer_discrete = True
     holds_state = True
+    place: Any = None
+    """Where the keys of the particles go, and with them the work."""
 
     def __init__(
         self, num_particles: int = 1, *, entropy: str = "monte_carlo", vectorize_particles: bool | Any = True
@@ -40,8 +45,17 @@ class ELBO(Elbo, HostELBO):  # noqa: D101
     def _at_once(self, structure: Any) -> bool:
         return True
 
+    def over(self, devices: tuple[Any, ...]) -> Any:
+        """The same objective, its particles shared by these devices."""
+        other = copy.copy(self)
+        other.place = NamedSharding(Mesh(np.array(devices), ("particles",)), PartitionSpec("particles"))
+        return other
+
     def many(self, particle: Callable[[Any], Any], key: Any) -> Any:
-        return self.vectorize_particles_fn(particle, random.split(key, self.num_particles))
+        keys = random.split(key, self.num_particles)
+        if self.place is not None:
+            keys = lax.with_sharding_constraint(keys, self.place)
+        return self.vectorize_particles_fn(particle, keys)
 
     def loss(self, rng_key: Any, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
         return self.loss_with_mutable_state(rng_key, param_map, model, guide, *args, **kwargs)["loss"]

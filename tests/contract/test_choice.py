@@ -1,10 +1,12 @@
-"""The faster of two ways is kept, found once a device and size class; a kernel that fails is given up."""
+"""The fastest of several ways is kept, found once a device; one that fails is left out."""
 
+import threading
+import time
 import warnings
 
 import pytest
 
-from vi_reparam.backend.kernel_choice import KernelTiming, seconds
+from vi_reparam.backend.kernel_choice import FastestWay, seconds
 
 
 class Clock:
@@ -18,27 +20,43 @@ class Clock:
         return run()
 
 
-def taking(time):
-    return lambda size: lambda: time
+def ways(**times):
+    return {name: lambda took=took: lambda: took for name, took in times.items()}
 
 
-def test_the_faster_one_is_kept_and_timed_once_a_class():
+def test_the_fastest_is_kept_and_timed_once_a_device():
     clock = Clock()
-    choice = KernelTiming("draws", clock)
-    assert choice.kernel("gpu", 1_000, taking(2.0), taking(1.0))
-    assert not choice.kernel("gpu", 5_000, taking(1.0), taking(2.0))
-    assert clock.calls == 4
-    # As it was found, though it would now come out otherwise: 600 is in the class of 1,000, 8,000 in that of 5,000.
-    assert choice.kernel("gpu", 600, taking(1.0), taking(2.0))
-    assert not choice.kernel("gpu", 8_000, taking(2.0), taking(1.0))
-    assert clock.calls == 4
-    assert not choice.kernel("another gpu", 1_000, taking(1.0), taking(2.0))
-    assert clock.calls == 6
+    choice = FastestWay("draws", clock)
+    assert choice.among("gpu", ways(plain=3.0, kernel=1.0, rounds=2.0)) == "kernel"
+    assert clock.calls == 3
+    assert choice.among("gpu", ways(plain=1.0, kernel=2.0, rounds=2.0)) == "kernel"  # as it was found
+    assert clock.calls == 3
+    assert choice.among("another gpu", ways(plain=1.0, kernel=2.0)) == "plain"
+    assert clock.calls == 5
+
+
+def test_it_is_timed_in_a_thread_of_its_own_once_for_all_that_ask():
+    here, seen, found = threading.get_ident(), [], []
+
+    def measure(run):
+        seen.append(threading.get_ident())
+        time.sleep(0.02)
+        return run()
+
+    choice = FastestWay("draws", measure)
+    asking = [
+        threading.Thread(target=lambda: found.append(choice.among("gpu", ways(plain=2.0, kernel=1.0)))) for _ in "abc"
+    ]
+    for thread in asking:
+        thread.start()
+    for thread in asking:
+        thread.join()
+    assert found == ["kernel"] * 3 and len(seen) == 2 and here not in seen
 
 
 @pytest.mark.parametrize("when", ["made", "run"])
-def test_a_kernel_that_fails_is_given_up_with_one_warning(when):
-    def broken(size):
+def test_a_way_that_fails_is_left_out_with_one_warning(when):
+    def broken():
         if when == "made":
             raise RuntimeError("no such instruction\nand more")
 
@@ -47,12 +65,18 @@ def test_a_kernel_that_fails_is_given_up_with_one_warning(when):
 
         return run
 
-    choice = KernelTiming("draws", Clock())
-    with pytest.warns(UserWarning, match="draws: no kernel on gpu, the plain version serves \\(no such instruction\\)"):
-        assert not choice.kernel("gpu", 1_000, taking(1.0), broken)
+    choice = FastestWay("draws", Clock())
+    given = {**ways(plain=3.0), "kernel": broken, **ways(rounds=2.0)}
+    with pytest.warns(UserWarning, match="draws: no kernel on gpu, another way serves \\(no such instruction\\)"):
+        assert choice.among("gpu", given) == "rounds"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not choice.kernel("gpu", 1_000_000, taking(1.0), broken)
+        assert choice.among("gpu", given) == "rounds"
+
+
+def test_the_plain_way_that_fails_raises():
+    with pytest.raises(ZeroDivisionError):
+        FastestWay("draws", Clock()).among("gpu", {"plain": lambda: 1 / 0, **ways(kernel=1.0)})
 
 
 def test_seconds_leaves_out_the_first_run():

@@ -24,12 +24,14 @@ class Task:
         model: the model; `guide`: its guide, estimators chosen: plain programs of the framework.
         objective: one of ours.
         name: of the model, for messages.
+        devices: over which the particles of a step go, as `Engine.devices` gives them; none for the framework's own.
     """
 
     model: Fn
     guide: Fn
     objective: Any
     name: str
+    devices: tuple[Any, ...] = ()
 
 
 class DrawInfo(NamedTuple):
@@ -161,6 +163,9 @@ class Engine(Protocol):
 
     def draws(self, task: Task, data: Data, params: Params | None) -> dict[str, DrawInfo]:
         """The estimated draws of the task's guide, by site; at the initial parameters unless given (constrained)."""
+
+    def devices(self, given: Any) -> tuple[Any, ...]:
+        """What ``fit(devices=)`` names, over which the particles of a step go; refuses what it cannot use."""
 
     def optimizer(self, plan: Any) -> Any:
         """The optimizer of a `vi_reparam.fit.optimizers.OptimizerPlan`, or a user's own; refuses what is none."""

@@ -80,7 +80,7 @@ class Fitter:
         total: int = options.num_steps or (MAX_STEPS if family is None else family.max_steps)
         seed, optimizer = options.seed, options.optimizer
         start_key, key = self.ops.split(engine.key(seed), 2)
-        task = self._task(options.num_particles)
+        task = self._task(options.num_particles, options.devices)
         start = self._check(task, data, start_key)
         known: Values | None = None
         if options.init is not None:
@@ -184,11 +184,17 @@ class Fitter:
         """
         self._check(self._task(None), data, key)
 
-    def _task(self, num_particles: int | None) -> Task:
+    def _task(self, num_particles: int | None, devices: Any = None) -> Task:
         objective = self.guided.objective
         if num_particles is not None:
             objective = objective.with_particles(num_particles)
-        return Task(self.guided.model, self.guided.guide, objective, self.guided.name)
+        own = () if devices is None else self.engine.devices(devices)
+        if own and objective.num_particles % len(own):
+            raise ArgumentError(
+                f"fit(devices={len(own)} of them): {objective.num_particles} particles cannot be shared evenly; give "
+                f"num_particles={-(-objective.num_particles // len(own)) * len(own)}"
+            )
+        return Task(self.guided.model, self.guided.guide, objective, self.guided.name, own)
 
     def _check(self, task: Task, data: Data, key: Key) -> Values | None:
         """As `check`; the first parameters, where they were needed."""

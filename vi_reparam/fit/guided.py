@@ -192,6 +192,7 @@ class Guided:
         progress: bool = True,
         checkpoint: Any = None,
         init: Any = None,
+        devices: Any = None,
         **kwargs: Any,
     ) -> Any:
         """Fit the guide to the model's posterior given these arguments.
@@ -215,6 +216,8 @@ class Guided:
             init: where to start: a posterior of this model, or a dict of values by latent site. Of a posterior by the
                 same family and for data of the same form the parameters are taken over, of any other the means;
                 `Escalate` goes on from its family. A family that searches for its place also looks elsewhere.
+            devices: in NumPyro the devices over which the particles of each step go, or how many of `jax.devices()`;
+                the same numbers as on one, to rounding.
 
         Returns:
             A `Posterior`.
@@ -225,7 +228,7 @@ class Guided:
             GradientError: for a gradient that would be wrong.
             NonFiniteError: for a NaN or an infinity, with its step and site.
         """
-        options = Options(num_steps, num_particles, optimizer, seed, progress, checkpoint, init)
+        options = Options(num_steps, num_particles, optimizer, seed, progress, checkpoint, init, devices)
         with self._fitting:  # fits of one model share what is known of it, and go one after the other
             if isinstance(self.family, Escalate):
                 return escalate(self, args, kwargs, options)

@@ -25,6 +25,7 @@ class Options:
     progress: bool = False
     checkpoint: Any = None
     init: Any = None
+    devices: Any = None
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "num_particles"):
@@ -46,6 +47,8 @@ class Options:
         if not isinstance(self.progress, bool):
             raise ArgumentError(f"fit(progress={self.progress!r}): expected True or False")
         engine.key(self.seed)
+        if self.devices is not None:
+            engine.devices(self.devices)
         check_init(self.init)
         if self.checkpoint is not None:
             checkpoints.probe(self.checkpoint)

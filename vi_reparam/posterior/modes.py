@@ -76,7 +76,7 @@ def fit_weights(posterior: Posterior) -> None:
         return
     ops, params = posterior.backend.ops, posterior.params
     values, log_weights = posterior.scorer.run(with_log_weight, NUM_WEIGHTS, posterior.backend.engine.key(WEIGHT_SEED))
-    log_weights = np.asarray(log_weights, dtype=np.float64)
+    log_weights = np.asarray(ops.to_numpy(log_weights), dtype=np.float64)
     weights = Weights(log_weights, np.zeros_like(log_weights))
     if not weights.are_usable:
         return

@@ -155,7 +155,7 @@ class Posterior(Predicting, Showing):
         if not with_weights:
             return scorer.run(values_of, num_draws, self.backend.engine.key(seed))
         values, log_weights = scorer.run(with_log_weight, num_draws, self.backend.engine.key(seed))
-        return values, np.asarray(log_weights, dtype=np.float64)
+        return values, self._float64(log_weights)
 
     def _scorer_with(self, options: dict[str, Any], with_weights: bool) -> Scorer:
         """A scorer that takes other steps; the same options compile once."""
@@ -185,8 +185,11 @@ class Posterior(Predicting, Showing):
 
     def _score(self, num_draws: int, seed: Any, epsilon: float = 0.0) -> tuple[Weights, dict[str, np.ndarray]]:
         log_p, log_q, heads = self.scorer.run(densities, num_draws, self.backend.engine.key(seed))
-        weights = Weights(np.asarray(log_p, dtype=np.float64), np.asarray(log_q, dtype=np.float64), epsilon)
-        return weights, {name: np.asarray(value) for name, value in heads.items()}
+        weights = Weights(self._float64(log_p), self._float64(log_q), epsilon)
+        return weights, {name: self.backend.ops.to_numpy(value) for name, value in heads.items()}
+
+    def _float64(self, x: Any) -> np.ndarray:
+        return np.asarray(self.backend.ops.to_numpy(x), dtype=np.float64)
 
     def weights(self, num_draws: int, seed: Any) -> Weights:
         """Importance weights of so many draws of this seed."""
@@ -287,9 +290,9 @@ class Posterior(Predicting, Showing):
             raise ArgumentError(
                 f"fn reads values in Python; write it with {engine.array_functions}, for one draw at a time"
             ) from error
-        values = tree_map(lambda x: np.asarray(x, dtype=np.float64), values)
+        values = tree_map(self._float64, values)
         if weighted:
-            log_weights = np.asarray(log_weights, dtype=np.float64)
+            log_weights = self._float64(log_weights)
             weights = Weights(log_weights, np.zeros_like(log_weights))
             if not weights.are_usable:
                 raise ArgumentError("log weights are NaN or infinite; see .verdict, or pass weighted=False")
@@ -336,7 +339,7 @@ class Posterior(Predicting, Showing):
         if self.khat < KHAT_USABLE:
             return ()
         draws = self.draws(NUM_LOOKED_AT)
-        near = {n: (np.abs(np.asarray(draws[n], dtype=np.float64)) < RUNAWAY).all() for n in self.scorer.sites.latents}
+        near = {n: (np.abs(self._float64(draws[n])) < RUNAWAY).all() for n in self.scorer.sites.latents}
         return tuple(name for name, is_near in near.items() if not is_near)
 
     @cached_property

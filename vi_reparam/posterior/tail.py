@@ -38,4 +38,4 @@ def fit_tail(posterior: Posterior) -> None:
             break
     fair = [t for t in tried if t[2] > tried[0][2] - PRICE_OF_TAIL]
     posterior.set_param(name, value * 0.0 + (min(fair, key=lambda t: max(t[1], GOOD_TAIL))[0] if fair else 0.0))
-    posterior.record["tail"] = float(np.asarray(posterior.params[name]))
+    posterior.record["tail"] = float(posterior.params[name])

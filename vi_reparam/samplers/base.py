@@ -24,12 +24,15 @@ class RejectionSampler(abc.ABC):
         noise_shape: trailing dimensions of the noise of one lane.
         event_dim: number of trailing dimensions of one value.
         max_rounds: proposals a lane may make; a lane that is never accepted becomes NaN.
+        rounds: proposals of which a lane misses all less than once in 10^14, whatever the parameters: a GPU makes so
+            many and asks no more. None where no such number is known: the loop then asks after each.
     """
 
     noise: ClassVar[str] = "normal"
     noise_shape: Shape = ()
     event_dim: int = 0
     max_rounds: int = 2_000
+    rounds: int | None = None
 
     def propose(self, noise: Array, *params: Array) -> Array:
         """Raw noise -> the noise of the proposal, epsilon; the identity unless overridden."""

@@ -25,6 +25,8 @@ class LogGamma(RejectionSampler):
         boost: B, the number of shape augmentations.
     """
 
+    rounds = 12
+
     def __init__(self, boost: int = 1) -> None:
         self.boost = boost
 

@@ -43,6 +43,7 @@ class TruncatedNormalOffset(RejectionSampler):
     """
 
     noise = "uniform"
+    rounds = 26
 
     def propose(self, noise: Array, *params: Array) -> Array:
         xp = ops_of(noise).xp

@@ -20,6 +20,7 @@ class VonMisesDeviation(RejectionSampler):
     """
 
     noise = "uniform"
+    rounds = 36
 
     def propose(self, noise: Array, *params: Array) -> Array:
         # (0, 1] to (-1, 1): half a grid step off, so that neither edge is reached.

@@ -27,6 +27,8 @@ class PolarLogit(RejectionSampler):
         ArgumentError: for a smaller `dim`.
     """
 
+    rounds = 36
+
     def __init__(self, dim: int) -> None:
         if dim < 2:
             raise ArgumentError(f"a direction with {dim} coordinates: von Mises-Fisher needs at least 2")

@@ -196,6 +196,14 @@ class JaxEngine:
         jax.eval_shape(abstract, random.key(0), dict(params or {}))
         return runs[-1]
 
+    def devices(self, given: Any) -> tuple[Any, ...]:
+        there = jax.devices()
+        if isinstance(given, int) and not isinstance(given, bool) and 0 < given <= len(there):
+            return tuple(there[:given])
+        if isinstance(given, list | tuple) and given and all(isinstance(device, jax.Device) for device in given):
+            return tuple(given)
+        raise ArgumentError(f"fit(devices={given!r}): expected a list of jax.devices(), or a number up to {len(there)}")
+
     def optimizer(self, plan: Any) -> Any:
         return optimizers.made(plan)
 
@@ -203,7 +211,8 @@ class JaxEngine:
         return re.sub(r" at 0x\w+(, file [^>]*)?", "", repr(optimizers.fingerprint(optimizer)))
 
     def program(self, task: Task, data: Data, optimizer: Any, *, num_steps: int, watched: bool) -> Program:
-        case = _Same(task.model), _Same(task.guide), repr(task.objective), optimizers.fingerprint(optimizer)
+        how = repr(task.objective), task.devices, optimizers.fingerprint(optimizer)
+        case = _Same(task.model), _Same(task.guide), *how
         return self.programs.get((*case, data.form, watched), lambda: Program(task, data, optimizer, watched))
 
     def gradients(

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jax import lax, random
 from jax.flatten_util import ravel_pytree
+from jax.sharding import NamedSharding, PartitionSpec
 from numpyro.handlers import substitute
 from numpyro.infer import SVI
 
@@ -52,10 +53,12 @@ class Program:
     def __init__(self, task: Task, data: Data, optimizer: Any, watched: bool) -> None:
         self.task, self.watched = task, watched
         self._join, self._optimizer = data.join, optimizer
+        self._objective = task.objective.over(task.devices) if task.devices else task.objective
         self._svi = SVI(task.model, task.guide, optax.identity(), task.objective)
         self._unravel: Any = None
         self.init_tree = jax.jit(self._init)
-        self.steps = jax.jit(self._steps)
+        everywhere = NamedSharding(self._objective.place.mesh, PartitionSpec()) if task.devices else None
+        self.steps = jax.jit(self._steps, out_shardings=everywhere)
         self._flat = jax.jit(lambda tree: ravel_pytree(tree)[0])
 
     def init(self, key: Any, values: Mapping[str, Array], data: Data) -> State:
@@ -80,9 +83,7 @@ class Program:
         """The loss, and the mutable sites after it. The objective is called here alone."""
         args, kwargs = self._join(arrays)
         values = self._constrained(params, mutable)
-        out = self.task.objective.loss_with_mutable_state(
-            key, values, self.task.model, self.task.guide, *args, **kwargs
-        )
+        out = self._objective.loss_with_mutable_state(key, values, self.task.model, self.task.guide, *args, **kwargs)
         return out["loss"], mutable if out["mutable_state"] is None else {**(mutable or {}), **out["mutable_state"]}
 
     def _step(self, carry: Any) -> Any:
@@ -119,7 +120,8 @@ class Program:
         return State(tree, state.data, state.seen + count), np.asarray(losses)[:count], bool(finite)
 
     def params(self, state: State) -> dict[str, Array]:
-        return self._constrained(state.tree["params"], state.tree["mutable"])
+        values = self._constrained(state.tree["params"], state.tree["mutable"])
+        return jax.device_put(values, self.task.devices[0]) if self.task.devices else values
 
     def moments(self, state: State) -> tuple[State, np.ndarray, np.ndarray]:
         watch = state.tree["watch"]

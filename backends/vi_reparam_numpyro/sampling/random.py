@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -14,38 +13,26 @@ from vi_reparam.families import FAMILIES
 from vi_reparam.samplers import LogGamma
 from vi_reparam.samplers.primitive import ImplicitGradient
 from vi_reparam_numpyro.ops.ops import ops
-from vi_reparam_numpyro.sampling import kernels
 
 Array = Any
 
 _IMPLICIT = ImplicitGradient(density=False)
-_BY_KERNEL = kernels.KernelGradient(density=False)
-_GAMMAS = ("gamma", "beta", "dirichlet", "student_t")
 
 
+@functools.partial(jax.jit, static_argnames=("name", "lanes", "log"))
 def _draw(name: str, key: Any, lanes: tuple[int, ...], params: tuple[Array, ...], *, log: bool = False) -> Array:
-    """Draws of a family; gammas by the kernel where it is the faster way to the same numbers."""
-    num = math.prod(lanes) * (math.prod(params[0].shape[-1:]) if name == "dirichlet" else 1)
-    by_kernel = name in _GAMMAS and kernels.chosen(key, num, params[0].dtype)
-    return _compiled(name, key, lanes, params, log=log, by_kernel=by_kernel)
-
-
-@functools.partial(jax.jit, static_argnames=("name", "lanes", "log", "by_kernel"))
-def _compiled(
-    name: str, key: Any, lanes: tuple[int, ...], params: tuple[Array, ...], *, log: bool, by_kernel: bool
-) -> Array:
-    primitive = _BY_KERNEL if by_kernel else _IMPLICIT
+    """Draws of a family."""
     if name == "gamma" and len(params) == 1:
-        return _gamma(primitive, key, lanes, params[0], log=log)
+        return _gamma(key, lanes, params[0], log=log)
     if name == "beta":
-        return _beta(primitive, key, lanes, *params)
-    return FAMILIES[name].build(primitive, ops, key, lanes, *params).value
+        return _beta(key, lanes, *params)
+    return FAMILIES[name].build(_IMPLICIT, ops, key, lanes, *params).value
 
 
-def _gamma(primitive: ImplicitGradient, key: Any, lanes: tuple[int, ...], a: Array, *, log: bool) -> Array:
+def _gamma(key: Any, lanes: tuple[int, ...], a: Array, *, log: bool) -> Array:
     """Of rate one, and without the density that the family has at hand."""
     a = jnp.broadcast_to(a, lanes)
-    w = primitive(ops, key, LogGamma(primitive.boost), lanes, a)[0]
+    w = _IMPLICIT(ops, key, LogGamma(_IMPLICIT.boost), lanes, a)[0]
     if log:
         return w + jnp.log(a)
     ratio, held = ops.stop_gradient(w), ops.stop_gradient(a)
@@ -53,12 +40,12 @@ def _gamma(primitive: ImplicitGradient, key: Any, lanes: tuple[int, ...], a: Arr
     return z + z * ((w - ratio) + (a - held) / held)
 
 
-def _beta(primitive: ImplicitGradient, key: Any, lanes: tuple[int, ...], a: Array, b: Array) -> Array:
+def _beta(key: Any, lanes: tuple[int, ...], a: Array, b: Array) -> Array:
     """From the log ratio of two gammas: XLA is slow along an axis of two, as which the family has them."""
-    sampler = LogGamma(primitive.boost)
+    sampler = LogGamma(_IMPLICIT.boost)
     a, b = jnp.broadcast_to(a, lanes), jnp.broadcast_to(b, lanes)
     first, second = ops.split(key, 2)
-    logit = primitive(ops, first, sampler, lanes, a)[0] - primitive(ops, second, sampler, lanes, b)[0] + jnp.log(a / b)
+    logit = _IMPLICIT(ops, first, sampler, lanes, a)[0] - _IMPLICIT(ops, second, sampler, lanes, b)[0] + jnp.log(a / b)
     held = ops.stop_gradient(logit)
     info = jnp.finfo(a.dtype)
     x = jnp.clip(jax.nn.sigmoid(held), float(info.smallest_normal), 1.0 - 0.5 * float(info.eps))

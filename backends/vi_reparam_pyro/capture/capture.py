@@ -11,6 +11,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from vi_reparam_pyro.capture.replay import Replay
 from vi_reparam_pyro.capture.rolling import Stretch, rolled, stretches
 from vi_reparam_pyro.capture.script import scripted
 from vi_reparam_pyro.capture.simplify import simplify
@@ -93,6 +94,23 @@ class Captured:
         self._run = rolled(self._graph, found, [compiler(stretch) for stretch in found])
         self.how = f"captured, {' + '.join(str(len(s.turns)) for s in found)} stretches compiled"
 
+    def record(self, *arguments: Array) -> None:
+        """Let the GPU launch the graph as one, if that gives the same, also at other noise."""
+        try:
+            with torch.no_grad():
+                run = Replay(self._graph, arguments)
+                require_equal(self._both(self._graph, arguments), self._both(run, arguments))
+        except Exception as error:  # whatever it is, the graph runs without
+            self.how = f"captured, not recorded: {_first_line(error)}"
+            return
+        self._run, self.how = run, "captured, replayed as one CUDA graph"
+
+    def _both(self, run: Callable[..., tuple[Array, ...]], arguments: tuple[Array, ...]) -> list[Array]:
+        """What it gives at this noise and at other."""
+        found = list(run(*arguments))
+        with salted(OTHER_SALT):
+            return [*found, *run(*arguments)]
+
     def script(self, *arguments: Array) -> None:
         """Let torch's own interpreter run the graph, if it gives the same to the last bit, also at other noise.
 
@@ -101,15 +119,11 @@ class Captured:
         if self._run is not self._graph:
             return
 
-        def both(run: Callable[..., tuple[Array, ...]]) -> list[Array]:
-            found = list(run(*arguments))
-            with salted(OTHER_SALT):
-                return [*found, *run(*arguments)]
-
         try:
             with torch.no_grad():
                 run = scripted(self._graph, arguments)
-                same = all(torch.equal(x, y) for x, y in zip(both(self._graph), both(run), strict=True))
+                pairs = zip(self._both(self._graph, arguments), self._both(run, arguments), strict=True)
+                same = all(torch.equal(x, y) for x, y in pairs)
         except Exception:  # whatever it is, the graph runs without
             return
         if same:

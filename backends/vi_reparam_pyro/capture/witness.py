@@ -83,7 +83,7 @@ class Witness(Interpreter):
         if not isinstance(value, torch.Tensor):
             return repr(value)
         # forward derivatives hold zeros without a place
-        pointer = 0 if value._is_zerotensor() else value.untyped_storage().data_ptr()
+        pointer = 0 if value._is_zerotensor() else value.untyped_storage()._cdata
         place = near.get(pointer, self._lasting.get(pointer))
         if pointer and place is None:
             place = near[pointer] = len(self._pointers)

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from vi_reparam.backend.data import Call, Data, leaf_form
 from vi_reparam.errors import ArgumentError
 from vi_reparam.fit.arguments import not_finite, taken
+from vi_reparam_pyro.ops.home import device_of
 
 Array = Any
 
@@ -59,13 +60,19 @@ def doubts_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
 
 def as_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments, NumPy arrays made tensors (floating-point ones in torch's default type, integers as
-    indices: torch takes few other integers for these, and bytes for a mask).
+    indices: torch takes few other integers for these, and bytes for a mask), all of them on one device.
+
+    Raises:
+        ArgumentError: where they are on several.
     """
+    device = device_of((args, kwargs)) or torch.get_default_device()
 
     def convert(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor):
+            return leaf.to(device)
         if not isinstance(leaf, np.ndarray) or not is_array(leaf):
             return leaf
-        tensor = torch.tensor(leaf, device=torch.get_default_device())  # a copy: the user's array may change
+        tensor = torch.tensor(leaf, device=device)  # a copy: the user's array may change
         if leaf.dtype.kind == "b":
             return tensor
         return tensor.to(torch.get_default_dtype() if tensor.is_floating_point() else torch.int64)

@@ -26,6 +26,7 @@ from vi_reparam_pyro.engine.program import Program
 from vi_reparam_pyro.host.params import first_parameters, isolated, using
 from vi_reparam_pyro.lanes.seeding import MASK
 from vi_reparam_pyro.lanes.vmap import keyed, vectorized, without_validation
+from vi_reparam_pyro.ops.home import at_home, brought_home, with_data
 from vi_reparam_pyro.ops.ops import mix
 
 Array = Any
@@ -68,17 +69,21 @@ class TorchEngine:
             refuse_tracing(args, kwargs)
         return dataclasses.replace(data_of(args, kwargs), doubts=doubts_of(args, kwargs))
 
+    @with_data
     def call(self, fn: Callable[..., Any], data: Data, *inputs: Any, name: Hashable = None) -> Any:
         with torch.no_grad(), without_validation():
-            return fn(*data.call, *inputs)
+            return fn(*data.call, *brought_home(inputs))
 
+    @with_data
     def runs_at_once(self, fn: Callable[..., Any], data: Data, *inputs: Any) -> bool:
+        inputs = brought_home(inputs)
         try:
             _at_once(lambda key: fn(key, *data.call, *inputs), 2, mix(0))
         except (ReadsValuesError, RuntimeError, ValueError, TypeError, NotImplementedError, IndexError):
             return False
         return True
 
+    @with_data
     def many(
         self,
         fn: Any,
@@ -91,6 +96,8 @@ class TorchEngine:
         name: Any = None,
         at_once: bool = True,
     ) -> Any:
+        inputs = brought_home(inputs)
+
         def one(key: int) -> Any:
             return fn(key, *data.call, *inputs)
 
@@ -105,11 +112,14 @@ class TorchEngine:
         skip = first - begin * chunk
         return pytree.tree_map(lambda *xs: torch.cat(xs)[skip : skip + num], chunks[0], *chunks[1:])
 
+    @with_data
     def first_params(self, model: Any, guide: Any, data: Data, key: int, known: Params) -> dict[str, Array]:
+        known = brought_home(known)
         with isolated(), without_validation():
             found = first_parameters(model, guide, *data.call, key=mix(key), known=known).values()
         return {**found, **known}
 
+    @with_data
     def check(self, task: Task, data: Data, start: Callable[[int], Params], key: int, *, known: bool) -> Params | None:
         try:
             return self._checked(task, data, start, key)
@@ -133,12 +143,17 @@ class TorchEngine:
         with torch.no_grad():
             return Runner(objective.backend, task.model, task.guide, *data.call, objective.entropy)(mix(0))
 
+    @with_data
     def draws(self, task: Task, data: Data, params: Params | None) -> dict[str, DrawInfo]:
-        if params is None:
-            params = self.first_params(task.model, task.guide, data, 0, {})
-        with isolated(), without_validation(), using(dict(params)):
+        known = brought_home(self.first_params(task.model, task.guide, data, 0, {}) if params is None else dict(params))
+        with isolated(), without_validation(), using(known):
             draws = self._run(task, data).draws
         return {name: DrawInfo(s.family, s.estimator, s.draw.value.numel()) for name, s in draws.items()}
+
+    def devices(self, given: Any) -> tuple[Any, ...]:
+        raise ArgumentError(
+            f"fit(devices={given!r}): Pyro fits on the one device where the data are; start a process for each device"
+        )
 
     def optimizer(self, plan: Any) -> Any:
         return optimizers.maker(plan)
@@ -148,19 +163,21 @@ class TorchEngine:
         told = {} if schedule is None else {type(schedule).__name__: schedule.state_dict()}
         return f"{type(made).__name__} {made.state_dict()['param_groups']} {told}"
 
+    @with_data
     def program(self, task: Task, data: Data, optimizer: Any, *, num_steps: int, watched: bool) -> Program:
         return Program(task, data, optimizer, num_steps, watched)
 
     def gradients(
         self, task: Task, data: Data, params: Params, key: int, num: int
     ) -> Iterator[tuple[np.ndarray, float]]:
-        params = {name: params[name] for name in sorted(params)}
-        particles, length = task.objective.num_particles, sum(value.numel() for value in params.values())
-        with isolated():
-            with using(params), without_validation():
+        with at_home(*data.arrays):
+            known: dict[str, Array] = brought_home({name: params[name] for name in sorted(params)})
+        particles, length = task.objective.num_particles, sum(value.numel() for value in known.values())
+        with at_home(*data.arrays), isolated():
+            with using(known), without_validation():
                 structure = task.objective.structure(task.model, task.guide, *data.call)
                 run = self._run(task, data)
-            with using(params) as given, torch.no_grad(), keyed(mix(0)):
+            with using(known) as given, torch.no_grad(), keyed(mix(0)):
                 task.guide(*data.call[0], **data.call[1])
                 networks = bool(given.modules)  # whose weights are no arguments of lanes
         size = sum(s.draw.value.numel() for s in run.draws.values()) + sum(c.numel() for c in run.costs.values())
@@ -170,13 +187,13 @@ class TorchEngine:
             batch = min(int(np.clip(BUDGET // max(particles * size, length, 1), 1, most)), max(1, num // 2))
         for number in range(-(-num // batch)):
             begun = time.perf_counter()
-            with isolated(), without_validation():
-                found = _gradients(task, data, params, batch, mix(key ^ mix(number + 1)))
+            with at_home(*data.arrays), isolated(), without_validation():
+                found = _gradients(task, data, known, batch, mix(key ^ mix(number + 1)))
             yield found, time.perf_counter() - begun
 
     def settle(self, posterior: Any) -> None:
         guided, data = posterior.guided, data_of(posterior.args, posterior.kwargs)
-        with isolated(), without_validation():
+        with at_home(*data.arrays), isolated(), without_validation():
             found = first_parameters(guided.model, guided.guide, *data.call, key=mix(0), known=posterior.params)
         networks = {name for name, leaf in found.free.items() if isinstance(leaf, torch.nn.Parameter)}
         found.start_from({name: posterior.params[name] for name in networks})

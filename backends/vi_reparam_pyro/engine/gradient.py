@@ -59,8 +59,8 @@ class Gradient:
         num_steps: of the whole fit.
 
     Attributes:
-        how: ``"captured"``, ``"compiled"``, ``"captured, 31 + 30 stretches compiled"`` where turns of loops
-            are, or why it is none of them.
+        how: ``"captured"``, ``"compiled"``, ``"captured, 31 + 30 stretches compiled"`` where turns of loops are,
+            ``"captured, replayed as one CUDA graph"``, or why it is none of them.
     """
 
     def __init__(self, task: Task, data: Data, num_steps: int) -> None:
@@ -132,9 +132,12 @@ class Gradient:
             with salted(salt(key, step - 1)):
                 graph = Captured(function, inputs)
             require_equal(expected, graph(*inputs))
-            _compile_if_worth_it(graph, self.num_steps - step, inputs)
-            if self.num_steps - step >= WORTH_SCRIPTING:
-                graph.script(*inputs)
+            if loss.device.type != "cpu":
+                graph.record(*inputs)
+            else:
+                _compile_if_worth_it(graph, self.num_steps - step, inputs)
+                if self.num_steps - step >= WORTH_SCRIPTING:
+                    graph.script(*inputs)
             require_equal(expected, graph(*inputs))
         except CannotCapture as error:
             self.how = f"by the handlers: {error}"

@@ -20,6 +20,7 @@ from vi_reparam_pyro.engine.optimizers import Maker
 from vi_reparam_pyro.host.params import Parameters, first_parameters, isolated, using
 from vi_reparam_pyro.lanes.seeding import salted
 from vi_reparam_pyro.lanes.vmap import without_validation
+from vi_reparam_pyro.ops.home import brought_home, with_data
 from vi_reparam_pyro.ops.ops import mix
 
 Array = Any
@@ -124,13 +125,16 @@ class Program:
     def execution(self) -> str:  # it is known after a few steps
         return self.gradient.how
 
+    @with_data
     def init(self, key: int, values: Mapping[str, Array], data: Data) -> State:
+        values = brought_home(values)
         with isolated(), without_validation():
             params = first_parameters(self.task.model, self.task.guide, *data.call, key=mix(key), known=values)
         networks = {name for name, leaf in params.free.items() if isinstance(leaf, torch.nn.Parameter)}
         params.start_from({name: values[name] for name in networks & set(values)})
         return State(params, self.make, key)
 
+    @with_data
     def advance(self, state: State, steps: int) -> tuple[State, np.ndarray, bool]:
         with isolated(), without_validation():  # done; it reads values, and would not name a step
             before, losses, marks = state.snapshot(), [], []
@@ -161,22 +165,25 @@ class Program:
             state.move(watched=self.watched)
         raise RuntimeError("a step that was not finite did not come again")  # noise follows from the key: it must
 
+    @with_data
     def params(self, state: State) -> dict[str, Array]:
         # Detached: a value of Pyro's keeps a weak reference to its leaf, which cannot be pickled.
         return {name: value.detach() for name, value in state.params.values().items()}
 
+    @with_data
     def moments(self, state: State) -> tuple[State, np.ndarray, np.ndarray]:
         assert state.sums is not None
         mean, square = (to_numpy(x) / state.seen for x in state.sums)
         state.sums, state.seen = None, 0
         return state, mean, square
 
+    @with_data
     def move(self, state: State, vector: np.ndarray | None, rate: float) -> State:
         state.rate = rate
         if vector is not None:
             with torch.no_grad():
                 sizes = [leaf.numel() for leaf in state.moving]
-                for leaf, part in zip(state.moving, torch.as_tensor(vector).split(sizes), strict=True):
+                for leaf, part in zip(state.moving, torch.as_tensor(vector, device="cpu").split(sizes), strict=True):
                     leaf.copy_(part.reshape(leaf.shape))
         return state
 
@@ -191,6 +198,7 @@ class Program:
         arrays[f"kind/{type(state.optimizer).__name__}"] = np.zeros(0)
         return arrays | {"counts": np.array([state.step, state.seen]), "rate": np.array(state.rate)}
 
+    @with_data
     def restore(self, state: State, arrays: Mapping[str, np.ndarray]) -> State:
         slots: dict[int, dict[str, Any]] = {}
         sums = []
@@ -198,15 +206,15 @@ class Program:
             kind, _, rest = name.partition("/")
             if kind == "param":
                 with torch.no_grad():
-                    state.params.free[rest].copy_(torch.as_tensor(array))
+                    state.params.free[rest].copy_(torch.as_tensor(array, device="cpu"))
             elif kind == "optimizer":
                 index, _, slot = rest.partition("/")
-                slots.setdefault(int(index), {})[slot] = torch.as_tensor(array)
+                slots.setdefault(int(index), {})[slot] = torch.as_tensor(array, device="cpu")
             elif kind == "average":
                 site, _, part = rest.rpartition("/")
                 state.averages.setdefault(site, {})[part] = torch.as_tensor(array)
             elif kind == "sums":
-                sums.append(torch.as_tensor(array, device=torch.get_default_device()))
+                sums.append(torch.as_tensor(array))
         state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": slots})
         state.step, state.seen = (int(n) for n in arrays["counts"])
         state.sums, state.rate = (sums[0], sums[1]) if sums else None, float(arrays["rate"])
@@ -217,6 +225,7 @@ class Program:
                     state.schedule.step()
         return state
 
+    @with_data
     def non_finite(self, state: State) -> dict[str, str]:
         task, call = self.task, self.gradient.data.call
         objective, sites = task.objective, {}

@@ -22,6 +22,7 @@ from vi_reparam.sites.emission import ALONE, drawer, dropped, emit
 from vi_reparam.sites.host_family import is_discrete
 from vi_reparam_pyro.host.families import reader
 from vi_reparam_pyro.host.guard import HONOURING, running_objective, wrapping_distribution
+from vi_reparam_pyro.ops.home import at_home, with_params
 from vi_reparam_pyro.ops.ops import ops
 
 Array = Any
@@ -82,6 +83,7 @@ class Estimated(TorchDistribution):
     def variance(self) -> Array:
         return self.base.variance
 
+    @with_params
     def draw(self, key: Any, sample_shape: Any = (), value: Array | None = None) -> Sampled:
         """A draw with its score term, `value` held if given. Shape ``sample_shape + batch + event``."""
         lanes = tuple(sample_shape) + tuple(self.batch_shape)
@@ -140,6 +142,7 @@ class Estimated(TorchDistribution):
     def _who(self) -> str:
         return drawer(self.estimator, self.site)
 
+    @with_params
     def log_prob(self, value: Array) -> Array:
         sampled = self.drawn(value)
         return self.base.log_prob(value) if sampled is None else _tagged(sampled.draw.log_prob, value)
@@ -170,6 +173,7 @@ class Estimated(TorchDistribution):
         score_term = sampled.draw.score_term
         return ScoreParts(log_prob, _ZERO if score_term is None else _tagged(score_term, x), log_prob)
 
+    @with_params
     def entropy(self) -> Array:
         return entropy_of(self.base)
 
@@ -213,7 +217,8 @@ class FamilyDistribution(TorchDistribution):
 
     def __init__(self, family: Family, params: tuple[Any, ...], support: Any, *, event_shape: Any = ()) -> None:
         self.family = family
-        self.params = tuple(torch.as_tensor(p) for p in params)
+        with at_home(*params):
+            self.params = tuple(torch.as_tensor(p) for p in params)
         self._support = support
         super().__init__(torch.Size(family.batch_shape(*self.params)), torch.Size(event_shape), validate_args=False)
 
@@ -238,6 +243,7 @@ class FamilyDistribution(TorchDistribution):
     def as_family(self) -> tuple[Family, tuple[Array, ...]]:
         return self.family, self.params
 
+    @with_params
     def rsample(self, sample_shape: Any = torch.Size()) -> Array:  # noqa: B008
         lanes = tuple(sample_shape) + tuple(self.batch_shape)
         drawn = sample_with(reader, ops, self, Auto(), ops.root_key(), lanes)
@@ -249,9 +255,11 @@ class FamilyDistribution(TorchDistribution):
     def sample(self, sample_shape: Any = torch.Size()) -> Array:  # noqa: B008
         return self.rsample(sample_shape).detach() if self.has_rsample else self.rsample(sample_shape)
 
+    @with_params
     def log_prob(self, value: Array) -> Array:
         return self.family.log_prob(value, *self.params)
 
+    @with_params
     def entropy(self) -> Array:
         return self.family.entropy(*self.params)
 
@@ -284,9 +292,9 @@ class TruncatedNormal(FamilyDistribution):
 
     def __init__(self, loc: Any, scale: Any, *, low: Any = -torch.inf, high: Any = torch.inf) -> None:
         dtype = torch.get_default_dtype()
-        params = tuple(
-            p if isinstance(p, torch.Tensor) else torch.tensor(p, dtype=dtype) for p in (loc, scale, low, high)
-        )
+        given = loc, scale, low, high
+        with at_home(*given):
+            params = tuple(p if isinstance(p, torch.Tensor) else torch.tensor(p, dtype=dtype) for p in given)
         super().__init__(FAMILIES["truncated_normal"], params, constraints.interval(params[2], params[3]))
 
 
@@ -307,5 +315,6 @@ class FromSampler(FamilyDistribution):
         support: Any = constraints.real,
         event_shape: tuple[int, ...] = (),
     ) -> None:
-        arrays = tuple(torch.as_tensor(p) for p in params)
+        with at_home(*params):
+            arrays = tuple(torch.as_tensor(p) for p in params)
         super().__init__(SamplerFamily(sampler, len(arrays)), arrays, support, event_shape=event_shape)

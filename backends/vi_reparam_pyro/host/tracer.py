@@ -15,6 +15,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _DIM_ALLOCATOR
 from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch.distributions import biject_to
+from torch.utils import _pytree as pytree
 
 from vi_reparam.backend.lock import one_at_a_time
 from vi_reparam.backend.tracer import Given, PlateInfo, Record, Statement
@@ -26,6 +27,7 @@ from vi_reparam_pyro.host.params import clean, isolated, using
 from vi_reparam_pyro.host.supports import Supports
 from vi_reparam_pyro.lanes.seeding import mix
 from vi_reparam_pyro.lanes.vmap import drawing, keyed
+from vi_reparam_pyro.ops.home import at_home
 from vi_reparam_pyro.ops.ops import ops
 
 Array = Any
@@ -54,6 +56,7 @@ class PyroTracer:
     ) -> dict[str, Record]:
         with contextlib.ExitStack() as stack:
             enter = stack.enter_context
+            enter(at_home(*pytree.tree_leaves((args, dict(kwargs)))))
             if alone:
                 for context in (poutine.block(), isolated(), _dimensions_of_its_own()):
                     enter(context)

@@ -48,7 +48,7 @@ class Recomputed:
             made[:] = [spec]
             return tuple(outputs)
 
-        outputs = lanes.beneath(flat, self._apply, *leaves)
+        outputs = lanes.beneath(lanes.at_home(flat), self._apply, *leaves)
         return pytree.tree_unflatten(list(outputs), made[0])
 
     def _apply(self, flat: Flat, *tensors: Array) -> tuple[Array, ...]:

@@ -226,7 +226,7 @@ def _loop(draw: Callable[..., Array], levels: list[Array], *params: Array) -> Ar
 
 def loop(draw: Callable[..., Array], params: tuple[Array, ...]) -> Array:
     """``draw(lead, *params)``, with `lead` the lanes' dimensions, which the parameters then have too."""
-    return _loop(draw, list(_LEVELS), *params)
+    return _loop(at_home(draw), list(_LEVELS), *params)
 
 
 class _Beneath(torch.autograd.Function):
@@ -266,7 +266,20 @@ def beneath(fn: Callable[..., Any], run: Callable[..., Any], *tensors: Array) ->
         fn: from tensors to a tuple of tensors. It may close over values of the lanes: lanes that are entered
             again have the number that they had.
     """
-    return _beneath(fn, run, list(_LEVELS), *tensors)
+    return _beneath(at_home(fn), at_home(run), list(_LEVELS), *tensors)
+
+
+def at_home(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that runs on what is torch's default device now: functions of autograd's switch that off inside."""
+    device = torch.get_default_device()
+    if device.type == "cpu":
+        return call
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with device:
+            return call(*args, **kwargs)
+
+    return run
 
 
 class _Any(torch.autograd.Function):
@@ -299,12 +312,12 @@ def _noise_of(draw: Callable[[Array], Array], param: Array, levels: list[Array])
 
 def noise(draw: Callable[[tuple[int, ...]], Array]) -> Array:
     """``draw(lead)``, with `lead` the lanes' dimensions where lanes run."""
-    return _noise(draw, list(_LEVELS))
+    return _noise(at_home(draw), list(_LEVELS))
 
 
 def noise_of(draw: Callable[[Array], Array], param: Array) -> Array:
     """``draw(param)``, each lane for itself."""
-    return _noise_of(draw, param, list(_LEVELS))
+    return _noise_of(at_home(draw), param, list(_LEVELS))
 
 
 def any_lane(flag: Any) -> bool:

@@ -18,6 +18,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from vi_reparam.numerics import gamma_slope
+from vi_reparam_pyro.ops import kernels
 
 Array = Any
 Slope = Callable[[Array, Array], Array]
@@ -43,11 +44,15 @@ def in_blocks(slope: Slope, value: Array, parameter: Array) -> Array:
 
 def has_own(slope: Slope, value: Array) -> bool:
     """Whether `slope` has a form for torch alone that is the faster one at `value`."""
-    return slope in _OWN and value.dtype == torch.float32 and value.device.type == "cpu" and value.numel() > _FEW
+    if slope not in _OWN or value.dtype != torch.float32:
+        return False
+    return value.numel() > _FEW if value.device.type == "cpu" else kernels.fastest(value)
 
 
 def log_slope(w: Array, a: Array) -> Array:
     """`vi_reparam.numerics.gamma_slope.log_slope`, to the same error, of plain tensors of one shape."""
+    if kernels.fastest(w):
+        return kernels.slope(w, a)
     if w.dtype != torch.float32 or w.device.type != "cpu":
         return gamma_slope.log_slope(w, a)
     with torch.no_grad():
@@ -88,7 +93,7 @@ def _series(w: Array, z: Array, a: Array, psi: Array) -> Array:
     step = a.reciprocal()
     term = step.clone()
     total = term * psi
-    for n in torch.arange(1, gamma_slope.SINGLE_TERMS, dtype=a.dtype).unbind():
+    for n in torch.arange(1, gamma_slope.SINGLE_TERMS, dtype=a.dtype, device=a.device).unbind():
         torch.add(a, n, out=step).reciprocal_()
         psi.add_(step)
         total.addcmul_(term.mul_(z).mul_(step), psi)
@@ -97,7 +102,7 @@ def _series(w: Array, z: Array, a: Array, psi: Array) -> Array:
 
 def _integral(z: Array, c: Array, centre: Array, sign: float) -> Array:
     """Unit SUM weight exp(-c u - z e(sign u)) (u - centre) with u = unit node and e(x) = exp(x) - 1 - x."""
-    rule = torch.tensor(gamma_slope.RULE, dtype=z.dtype)
+    rule = torch.tensor(gamma_slope.RULE, dtype=z.dtype, device=z.device)
     node, weight = (rule[:, :2] if sign < 0.0 else rule[:, 2:]).unbind(1)
     unit = torch.addcmul(2.0 * z, c, c).sqrt_().add_(c).reciprocal_().mul_(2.0)
     u = torch.outer(sign * node, unit)

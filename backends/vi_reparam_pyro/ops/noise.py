@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from vi_reparam_pyro.lanes.seeding import generator
+from vi_reparam_pyro.ops.lane_key import LaneKey
 
 Array = Any
+Device = torch.device | None
 
 _LIBRARY = torch.library.Library("vi_reparam", "DEF")
-_LIBRARY.define("normal(int key, int[] shape, ScalarType dtype) -> Tensor")
-_LIBRARY.define("uniform(int key, int[] shape, ScalarType dtype) -> Tensor")
+_LIBRARY.define("normal(int key, int[] shape, ScalarType dtype, Device? device=None) -> Tensor")
+_LIBRARY.define("uniform(int key, int[] shape, ScalarType dtype, Device? device=None) -> Tensor")
 _LIBRARY.define("poisson(int key, Tensor rate) -> Tensor")
 _LIBRARY.define("loop(int number, int key, int[] shape, Tensor[] params) -> Tensor")
 
@@ -34,16 +37,29 @@ _LOOPS: dict[int, Callable[..., Array]] = {}
 _NUMBERS = itertools.count()  # not ids: a compiled graph is found again by its constants
 
 
-def _normal(key: int, shape: Any, dtype: Any) -> Array:
-    return torch.randn(tuple(shape), dtype=dtype, generator=generator(key))
+def _normal(key: int, shape: Any, dtype: Any, device: Device = None) -> Array:
+    if device is not None:
+        return _words(key, shape, device).normal(_flat(shape), dtype).view(tuple(shape))
+    return torch.randn(tuple(shape), dtype=dtype, device="cpu", generator=generator(key))
 
 
-def _uniform(key: int, shape: Any, dtype: Any) -> Array:
-    return 1.0 - torch.rand(tuple(shape), dtype=dtype, generator=generator(key))
+def _uniform(key: int, shape: Any, dtype: Any, device: Device = None) -> Array:
+    if device is not None:
+        return _words(key, shape, device).uniform(_flat(shape), dtype).view(tuple(shape))
+    return 1.0 - torch.rand(tuple(shape), dtype=dtype, device="cpu", generator=generator(key))
+
+
+def _words(key: int, shape: Any, device: torch.device) -> LaneKey:
+    """Noise by counting, which a CUDA graph can hold: torch's generators start anew with each key."""
+    return LaneKey(key, torch.arange(*_flat(shape), device=device))
+
+
+def _flat(shape: Any) -> tuple[int, ...]:
+    return (math.prod(shape),)
 
 
 def _poisson(key: int, rate: Array) -> Array:
-    return torch.poisson(rate, generator=generator(key))
+    return torch.poisson(rate, generator=generator(key, rate.device))
 
 
 def _loop(number: int, key: int, shape: Any, params: list[Array]) -> Array:
@@ -63,12 +79,18 @@ for _name, _kernel, _where in (
 
 def normal(key: int, shape: tuple[int, ...], dtype: Any) -> Array:
     """Standard normal noise."""
-    return _OPERATORS.normal(key, shape, dtype) if _CAPTURED else _normal(key, shape, dtype)
+    return (_OPERATORS.normal if _CAPTURED else _normal)(key, shape, dtype, *_elsewhere())
 
 
 def uniform(key: int, shape: tuple[int, ...], dtype: Any) -> Array:
     """Uniform noise on (0, 1]."""
-    return _OPERATORS.uniform(key, shape, dtype) if _CAPTURED else _uniform(key, shape, dtype)
+    return (_OPERATORS.uniform if _CAPTURED else _uniform)(key, shape, dtype, *_elsewhere())
+
+
+def _elsewhere() -> tuple[torch.device, ...]:
+    """Torch's default device where that is not memory: an operator may run where it is not set."""
+    device = torch.get_default_device()
+    return () if device.type == "cpu" else (device,)
 
 
 def poisson(key: int, rate: Array) -> Array:
@@ -115,12 +137,12 @@ def capturing() -> Iterator[list[int]]:
         _CAPTURED.pop()
 
 
-def _empty(key: int, shape: Any, dtype: Any) -> Array:
-    return torch.empty(shape, dtype=dtype)
+def _empty(key: int, shape: Any, dtype: Any, device: Device = None) -> Array:
+    return torch.empty(shape, dtype=dtype, device=device or "cpu")
 
 
 def _empty_loop(number: int, key: int, shape: Any, params: list[Array]) -> Array:
-    return torch.empty((*shape, *_TAILS.get(number, ())), dtype=params[0].dtype)
+    return torch.empty((*shape, *_TAILS.get(number, ())), dtype=params[0].dtype, device=params[0].device)
 
 
 for _name, _shape in (

@@ -17,8 +17,9 @@ from vi_reparam_pyro.lanes.recompute import Recomputed
 from vi_reparam_pyro.lanes.seeding import MASK, mix
 from vi_reparam_pyro.ops import noise
 from vi_reparam_pyro.ops.gamma_slope import as_operator, has_own, in_blocks
+from vi_reparam_pyro.ops.lane_key import LaneKey
 from vi_reparam_pyro.ops.refusal import refuse_gradient
-from vi_reparam_pyro.ops.retry import LaneKey, retry
+from vi_reparam_pyro.ops.retry import accepted
 
 _ARRAYS = (torch.Tensor, np.ndarray, np.generic)
 _functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
@@ -41,7 +42,7 @@ def plain(*tensors: Any) -> bool:
 
 
 class TorchOps:
-    """What the core asks of torch. Noise is made on torch's default device.
+    """What the core asks of torch. What is made, noise too, is on torch's default device, which `home.at_home` sets.
 
     Inside `lanes.vectorized` every lane gets its own noise from one key.
     """
@@ -113,7 +114,7 @@ class TorchOps:
     def rejection_loop(self, attempt: Any, key: int, shape: tuple[int, ...], params: Any, max_rounds: int) -> Any:
         def run(key: int, shape: tuple[int, ...], *params: Any) -> Any:
             with torch.no_grad():
-                return retry(attempt, (mix(key), mix(key + 1)), shape, params, max_rounds)
+                return accepted(attempt, (mix(key), mix(key + 1)), shape, params, max_rounds)
 
         held = tuple(p.detach() for p in params)
         return lanes.loop(lambda lead, *params: noise.loop(run, key, (*lead, *shape), params), held)

@@ -8,79 +8,41 @@ from typing import Any
 import torch
 
 from vi_reparam.samplers.base import Attempt
-from vi_reparam_pyro.lanes.seeding import mix, with_salt
+from vi_reparam_pyro.lanes.seeding import mix
+from vi_reparam_pyro.ops import kernels
+from vi_reparam_pyro.ops.at_once import at_once
+from vi_reparam_pyro.ops.lane_key import LaneKey
 
 Array = Any
 
 _BLOCK = 65_536
 """Lanes that make their first proposal together: intermediate results stay in the processor's cache."""
 
-_GOLDEN = 0x9E3779B97F4A7C15
-_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
-
-def _signed(word: int) -> int:
-    word &= (1 << 64) - 1
-    return word - (1 << 64) if word >> 63 else word
-
-
-def _shifted(x: Array, places: int) -> Array:
-    return (x >> places) & ((1 << (64 - places)) - 1)
-
-
-class LaneKey:
-    """A key for the retries of some lanes: noise follows from (key, lane), not from the place in a buffer.
-
-    Args:
-        key: the round's.
-        lanes: integers, shape ``(m,)``.
-    """
-
-    def __init__(self, key: int, lanes: Array) -> None:
-        self.key, self.lanes = with_salt(key), lanes
-        self.drawn = 0
-
-    def _words(self, shape: tuple[int, ...]) -> Array:
-        """64-bit words by splitmix64 (Steele et al. 2014), for a shape that begins or ends with the lanes."""
-        num = self.lanes.shape[0]
-        leading = shape[0] == num
-        each = math.prod(shape[1:] if leading else shape[:-1])
-        stream = torch.arange(self.drawn, self.drawn + each, device=self.lanes.device)
-        self.drawn += each
-        # Two rounds: streams of one lane, then lanes, are nowhere a shift of each other.
-        x = self._mix(stream * _signed(_GOLDEN) + _signed(self.key))
-        lanes = self.lanes * _signed(_GOLDEN)
-        x = self._mix(lanes[:, None] + x if leading else x[:, None] + lanes)
-        return x.reshape(shape)
-
-    @staticmethod
-    def _mix(x: Array) -> Array:
-        x = (x ^ _shifted(x, 30)) * _signed(_FIRST)
-        x = (x ^ _shifted(x, 27)) * _signed(_SECOND)
-        return x ^ _shifted(x, 31)
-
-    def uniform(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """On (0, 1]."""
-        bits = 53 if dtype == torch.float64 else 32
-        u = (_shifted(self._words(shape), 64 - bits).to(torch.float64) + 0.5) * 2.0**-bits
-        return u.to(dtype)
-
-    def normal(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Standard normals, by their quantiles."""
-        u = (_shifted(self._words(shape), 12).to(torch.float64) + 0.5) * 2.0**-52
-        return torch.special.ndtri(u).to(dtype)
-
-
-def retry(
+def accepted(
     attempt: Attempt, keys: tuple[int, int], shape: tuple[int, ...], params: tuple[Array, ...], most: int
 ) -> Array:
-    """Noise of accepted proposals, as `vi_reparam.backend.ops.Ops.rejection_loop` says, where Python may read values.
+    """Noise of accepted proposals, as `vi_reparam.backend.ops.Ops.rejection_loop` says.
+
+    On a GPU no value is read, if the sampler says how many proposals serve.
 
     Args:
         keys: of the first round and of the later ones.
     """
-    num = math.prod(shape)
-    flat = tuple(p.reshape((num,)) for p in params)
+    flat = tuple(p.reshape((math.prod(shape),)) for p in params)
+    rounds = attempt.sampler.rounds
+    if params[0].device.type == "cpu" or rounds is None:
+        noise = retry(attempt, keys, flat, most)
+    elif kernels.chosen(attempt, flat[0]):
+        noise = kernels.accepted(keys[0], flat[0], float(attempt.sampler.boost), most)  # type: ignore[attr-defined]
+    else:
+        noise = at_once(attempt, keys[0], flat, min(rounds, most))
+    return noise.reshape((*shape, *noise.shape[1:]))
+
+
+def retry(attempt: Attempt, keys: tuple[int, int], flat: tuple[Array, ...], most: int) -> Array:
+    """As `accepted`, by rounds of those that are left, which Python counts."""
+    num = flat[0].shape[0]
     noise, left = _first(attempt, keys[0], num, flat)
     if left.numel():
         never = torch.stack([torch.isnan(p[left]) for p in flat]).any(0)  # no proposal is accepted there
@@ -96,7 +58,7 @@ def retry(
         noise[left[taken]] = fresh[taken]
         left = left[~taken]
     noise[left] = float("nan")
-    return noise.reshape((*shape, *noise.shape[1:]))
+    return noise
 
 
 def _first(attempt: Attempt, key: int, num: int, params: tuple[Array, ...]) -> tuple[Array, Array]:

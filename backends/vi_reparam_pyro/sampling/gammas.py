@@ -5,16 +5,15 @@ A draw computes no slope: backward does, and only of what is differentiated.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from vi_reparam.backend.kernel_choice import KernelTiming
 from vi_reparam.samplers import LogGamma, accepted_noise
-from vi_reparam_pyro.lanes.seeding import with_salt
+from vi_reparam_pyro.ops import kernels
 from vi_reparam_pyro.ops.gamma_slope import in_blocks, log_slope
+from vi_reparam_pyro.ops.home import at_home
 from vi_reparam_pyro.ops.ops import ops
 
 Array = Any
@@ -25,53 +24,17 @@ _BLOCK = 65_536
 """Lanes at once on a CPU."""
 
 
-CHOICE = KernelTiming("gamma draws")
-
-_SMALLEST = 4_096
-"""Lanes below which a kernel gains nothing."""
-
-
 def ratios(key: int, a: Array) -> Array:
     """W = log(z / a) for z ~ Gamma(a, 1), a constant of the shape of `a`.
 
-    On a GPU, and only there, by the kernel of `kernels.py` where it is the faster way: the two are
-    timed at the first draw of a size class.
+    On a GPU, and only there, by a kernel where it is the faster way.
     """
-    if _by_kernel(a):
-        return _kernel(key, a)
-    return plain_ratios(key, a)
-
-
-def device_kind(a: Array) -> str | None:
-    """The kind of GPU that holds `a`; None on anything else."""
-    return torch.cuda.get_device_name(a.device) if a.is_cuda else None
-
-
-def _by_kernel(a: Array) -> bool:
-    kind = device_kind(a)
-    if kind is None or a.numel() < _SMALLEST or a.dtype != torch.float32:
-        return False
-
-    def run(way: Callable[[int, Array], Array]) -> Callable[[int], Callable[[], None]]:
-        def once() -> None:
-            way(0, a)
-            if a.is_cuda:
-                torch.cuda.synchronize(a.device)
-
-        return lambda size: once
-
-    return CHOICE.kernel(kind, a.numel(), run(plain_ratios), run(_kernel))
-
-
-def _kernel(key: int, a: Array) -> Array:
-    from vi_reparam_pyro.sampling import kernels  # here: Triton is there where torch has a GPU
-
-    return kernels.ratios(with_salt(key), a)
+    return kernels.ratios(key, a) if kernels.fastest(a) else plain_ratios(key, a)
 
 
 def plain_ratios(key: int, a: Array) -> Array:
     """`ratios` by torch's own operators, which go on with the few rejected lanes."""
-    with torch.no_grad():
+    with torch.no_grad(), at_home(a):
         flat = a.reshape(-1)
         eps, uniforms = accepted_noise(ops, key, _SAMPLER, tuple(flat.shape), flat)
         if a.device.type != "cpu" or flat.numel() <= _BLOCK:

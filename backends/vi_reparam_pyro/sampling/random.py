@@ -12,6 +12,7 @@ from vi_reparam.errors import ArgumentError
 from vi_reparam.families import FAMILIES
 from vi_reparam.samplers.primitive import ImplicitGradient
 from vi_reparam_pyro.lanes import vmap as lanes_
+from vi_reparam_pyro.ops.home import at_home, device_of
 from vi_reparam_pyro.ops.ops import ops, plain
 from vi_reparam_pyro.sampling.gammas import Beta, Dirichlet, Gamma, LogGamma_, ratios
 
@@ -38,6 +39,11 @@ def _lanes(name: str, shape: Any, batch: tuple[int, ...]) -> tuple[int, ...]:
 
 def _draw(name: str, key: int, lanes: tuple[int, ...], *params: Array, log: bool = False) -> Array:
     """Draws of a family through the core, which torch's transforms see through."""
+    with at_home(*params):
+        return _drawn(name, key, lanes, *params, log=log)
+
+
+def _drawn(name: str, key: int, lanes: tuple[int, ...], *params: Array, log: bool) -> Array:
     family = FAMILIES[name]
     inner = [tuple(p.shape[p.ndim - n :]) for p, n in zip(params, family.parameter_event_dims, strict=True)]
     each = max(1, _AT_ONCE // max(1, *(math.prod(event) for event in inner)))
@@ -70,10 +76,15 @@ def _alone(*tensors: Array) -> bool:
 
 
 def _floats(*params: Any) -> tuple[Array, ...]:
-    """Tensors of one dtype: that of the single- and double-precision tensors given, else torch's default."""
+    """Tensors on one device, of the dtype of the single- and double-precision tensors given, else torch's default.
+
+    Raises:
+        ArgumentError: where they are on several.
+    """
+    device = device_of(params) or next((p.device for p in params if isinstance(p, torch.Tensor)), None)
     given = [p.dtype for p in params if isinstance(p, torch.Tensor) and p.dtype in (torch.float32, torch.float64)]
     dtype = max(given, key=lambda d: d.itemsize, default=torch.get_default_dtype())
-    return tuple(torch.as_tensor(p, dtype=dtype) for p in params)
+    return tuple(torch.as_tensor(p, dtype=dtype, device=device) for p in params)
 
 
 def gamma(a: Array, shape: Any = None, *, generator: Any = None) -> Array:
