@@ -13,7 +13,7 @@ import numpy as np
 from vi_reparam.backend.ops import Args
 from vi_reparam.errors import ArgumentError
 from vi_reparam.guides import SDE
-from vi_reparam.posterior import modes, storage, tail
+from vi_reparam.posterior import bridge, modes, storage, tail
 from vi_reparam.posterior.attempt import Attempt
 from vi_reparam.posterior.picks import Expect, densities, values_of, with_log_weight
 from vi_reparam.posterior.predicting import Predicting
@@ -39,6 +39,7 @@ from vi_reparam.sde.solver import Adams
 
 NUM_WEIGHTS = 20_000
 NUM_EXPECTATION = 4_000
+NUM_CHAIN_DRAWS = 4_000
 MIN_WEIGHTS = 1_000
 WEIGHT_BUDGET = 1e8  # scalars drawn and scored for the default number of weights
 NUM_LOOKED_AT = 20
@@ -197,7 +198,7 @@ class Posterior(Predicting, Showing):
         modes.fit_weights(self)
         tail.fit_tail(self)
 
-    def refine(self, num_draws: int = 4_000, seed: Any = 0, *, progress: bool = True) -> Posterior:
+    def refine(self, num_draws: int = NUM_CHAIN_DRAWS, seed: Any = 0, *, progress: bool = True) -> Posterior:
         """Draws of the posterior itself, by Hamiltonian Monte Carlo from this guide's draws, in its coordinates.
 
         Many chains move at once, and may jump to a new draw of the guide. They go on until R-hat is below 1.01, or for
@@ -252,14 +253,31 @@ class Posterior(Predicting, Showing):
         """
         return self._first[0].khat
 
-    def log_evidence(self) -> tuple[float, float]:
-        """Log of the model's evidence by Pareto-smoothed importance sampling from the guide.
+    def log_evidence(
+        self, method: str = "importance", *, num_draws: int = NUM_CHAIN_DRAWS, seed: Any = 0, progress: bool = False
+    ) -> tuple[float, float]:
+        """Log of the model's evidence, the integral of its joint density over all latents.
+
+        Args:
+            method: ``"importance"``: Pareto-smoothed importance sampling from the guide, by `log_weights`, at no
+                further price. ``"bridge"``: bridge sampling between draws as `refine` makes them and a reference
+                fitted to them; right also where k-hat is 0.7 or above, as far as the chains mix. ``"harmonic"``: the
+                learned harmonic mean of the same draws.
+            num_draws: for the last two, how many of the posterior to compare with as many of the reference.
+            seed: int, or what the backend takes for a key; of the chains.
+            progress: whether to show a bar for them.
 
         Returns:
-            (value, standard error), in nats; the error by the delta method, and too small where
-            `khat` is 0.7 or above. NaN where a log weight is NaN.
+            (value, standard error), in nats. Of importance sampling the error is by the delta method, and too small
+            where `khat` is 0.7 or above. NaN where a log weight is NaN.
+
+        Raises:
+            ArgumentError: for an unknown method.
+            SiteError: of the last two, for discrete or masked latents.
         """
-        return self._first[0].log_evidence()
+        if method == "importance":
+            return self._first[0].log_evidence()
+        return bridge.by_chains(self, method, num_draws, seed, progress=progress)
 
     def expectation(
         self, fn: Callable[[dict], Any], num_draws: int = NUM_EXPECTATION, seed: Any = 0, *, weighted: bool = False
