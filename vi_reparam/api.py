@@ -36,6 +36,7 @@ from vi_reparam.study import Study
 from vi_reparam.study.compare import compare_estimators
 from vi_reparam.study.comparison import Comparison
 from vi_reparam.study.guides import compare_guides, compare_sde
+from vi_reparam.study.models import compare_models
 
 C = TypeVar("C")
 P = ParamSpec("P")
@@ -65,6 +66,7 @@ __all__ = [
     "UniformLogSNR",
     "VarianceExploding",
     "Window",
+    "compare_models",
 ]
 __all__ += vi_reparam.__all__
 __all__.remove("backends")

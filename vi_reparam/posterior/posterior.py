@@ -15,6 +15,7 @@ from vi_reparam.errors import ArgumentError
 from vi_reparam.guides import SDE
 from vi_reparam.posterior import bridge, modes, storage, tail
 from vi_reparam.posterior.attempt import Attempt
+from vi_reparam.posterior.diagnosis import Diagnosis, diagnose
 from vi_reparam.posterior.picks import Expect, densities, values_of, with_log_weight
 from vi_reparam.posterior.predicting import Predicting
 from vi_reparam.posterior.refine import refine
@@ -219,6 +220,23 @@ class Posterior(Predicting, Showing):
         """
         return refine(self, num_draws, seed, progress=progress)
 
+    def diagnose(self, seed: Any = 0, *, progress: bool = True) -> Diagnosis:
+        """How far a few moves of Hamiltonian Monte Carlo take the guide's own draws, site by site.
+
+        Were the guide the posterior, they would leave all means and sds where they are. Up to 256 chains make 50 moves
+        in the guide's coordinates. This sees what k-hat cannot say: whether heavy weights go with means and sds that
+        are off, and of which latents. Print what it gives.
+
+        Args:
+            seed: int, or what the backend takes for a key.
+            progress: whether to show a progress bar.
+
+        Returns:
+            The diagnosis: a table with a grade by site, a grade of all, and what to do next. Discrete or masked
+            latents do not move; then it has no table, and says so.
+        """
+        return diagnose(self, seed, progress=progress)
+
     def set_param(self, name: str, value: Any) -> None:
         """Give one parameter another value, before anything was computed with it."""
         self.params[name] = self.scorer.params[name] = value
@@ -359,12 +377,18 @@ class Posterior(Predicting, Showing):
 
     @cached_property
     def _shifts(self) -> tuple[float, float]:
-        """As `weights.shifts`, of the values that tables show."""
+        """The most that the weights move a mean, in sds, and the logarithm of an sd, of the values that tables show."""
+        pairs = [self.shifts_of(name) for name in self._first[1]]
+        return float(np.max([m for m, _ in pairs], initial=0.0)), float(np.max([s for _, s in pairs], initial=0.0))
+
+    def shifts_of(self, name: str) -> tuple[float, float]:
+        """The same of one site; NaN where there are no weights."""
         weights, heads = self._first
         if not weights.are_usable:
             return float("nan"), float("nan")
-        columns = np.concatenate(list(heads.values()), axis=1)
-        return shifts(columns[:, columns.std(axis=0) > 0.0], weights.normalized())
+        columns = heads[name]
+        moved = shifts(columns[:, columns.std(axis=0) > 0.0], weights.normalized())
+        return float(np.max(moved[0], initial=0.0)), float(np.max(moved[1], initial=0.0))
 
     def attempt(self, *, seconds: float) -> Attempt:
         """This fit's figures, for `Escalate`."""

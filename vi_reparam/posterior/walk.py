@@ -92,6 +92,7 @@ class Walk:
         self.state = hmc.begin(self.ops, self.ops.asarray(starts))
         self._key, self._looks = posterior.backend.engine.key(seed), 0
         self._name = self.target, getattr(posterior.guided, "base_guide", None), most_chains
+        self._starts = starts
 
     def look(self, *, adapt: bool) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
         """Move all chains by `TURNS` iterations.
@@ -110,6 +111,15 @@ class Walk:
         called = posterior.backend.engine.call(move, posterior.scorer.data, *inputs, name=(*self._name, "walk"))
         self.state, found, drawn = called
         return found, *(np.asarray(ops.to_numpy(x), dtype=np.float64) for x in (found["at"], drawn))
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Vectors where the chains began. Shape ``[C, D]``."""
+        ops, posterior = self.ops, self.posterior
+        inputs = posterior.scorer.params, self.chart.frame, ops.asarray(self._starts)
+        place = functools.partial(_place, ops, self.chart)
+        found = posterior.backend.engine.call(place, posterior.scorer.data, *inputs, name=(*self._name, "place"))
+        return np.asarray(ops.to_numpy(found), dtype=np.float64)
 
     def rescale(self, found: dict[str, Any]) -> None:
         """Take the scales of what was found, and adapt the step size anew."""
@@ -166,6 +176,10 @@ def _move(
     noise = hmc.noise_of(ops, own, TURNS, shape, dtype, proposals=given)
     state, found = hmc.run(ops, moves, state, noise, adapt)
     return state, found, many(many(maps.place))(found["at"])
+
+
+def _place(ops: Any, chart: Chart, args: Any, kwargs: Any, params: Any, frame: Any, at: Any) -> Any:
+    return ops.vmap(chart.maps(args, kwargs, params, frame).place)(at)
 
 
 def _score(ops: Any, chart: Chart, args: Any, kwargs: Any, params: Any, frame: Any, at: Any) -> tuple[Any, Any]:
