@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +15,7 @@ from vi_reparam.errors import ArgumentError
 from vi_reparam.guides import SDE
 from vi_reparam.posterior import bridge, modes, storage, tail
 from vi_reparam.posterior.attempt import Attempt
+from vi_reparam.posterior.controls import controlled_mean_and_error, controls_of
 from vi_reparam.posterior.diagnosis import Diagnosis, diagnose
 from vi_reparam.posterior.picks import Expect, densities, values_of, with_log_weight
 from vi_reparam.posterior.predicting import Predicting
@@ -34,7 +35,7 @@ from vi_reparam.posterior.verdict import (
     loss_drift,
     missed_share,
 )
-from vi_reparam.posterior.weights import Weights, mean_and_error_of_rows, shifts, weighted_mean_and_error
+from vi_reparam.posterior.weights import Estimate, Weights, mean_and_error_of_rows, shifts, weighted_mean_and_error
 from vi_reparam.sde.latent import Steps
 from vi_reparam.sde.solver import Adams
 
@@ -298,7 +299,13 @@ class Posterior(Predicting, Showing):
         return bridge.by_chains(self, method, num_draws, seed, progress=progress)
 
     def expectation(
-        self, fn: Callable[[dict], Any], num_draws: int = NUM_EXPECTATION, seed: Any = 0, *, weighted: bool = False
+        self,
+        fn: Callable[[dict], Any],
+        num_draws: int = NUM_EXPECTATION,
+        seed: Any = 0,
+        *,
+        weighted: bool = False,
+        control: bool = False,
     ) -> tuple[Any, Any]:
         """The posterior mean of a function of one draw.
 
@@ -308,31 +315,42 @@ class Posterior(Predicting, Showing):
             num_draws: how many.
             seed: int, or what the backend takes for a key.
             weighted: whether to correct the guide by Pareto-smoothed importance weights.
+            control: whether to take control variates too: functions whose posterior mean is 0, made of the gradient of
+                log p, are fitted to `fn` and taken off. Where the posterior is about normal and `fn` smooth, the error
+                is a tenth, or less, of that of weights alone. Implies `weighted`. Of each number the mean with the
+                smaller error is given, with or without them.
 
         Returns:
             (mean, Monte Carlo standard error), each in the form of what `fn` returns.
 
         Raises:
             ArgumentError: `fn` reads values in Python, or the weights of a weighted mean are not finite.
+            SiteError: of control variates, for discrete or masked latents.
         """
         num_draws = check_count("num_draws", num_draws)
         engine, tree_map = self.backend.engine, self.backend.ops.tree_map
         try:
-            values, log_weights = self.scorer.run(Expect(fn), num_draws, engine.key(seed))
+            values, log_weights, latents = self.scorer.run(
+                Expect(fn, with_latents=control), num_draws, engine.key(seed)
+            )
         except engine.reads_values as error:
             raise ArgumentError(
                 f"fn reads values in Python; write it with {engine.array_functions}, for one draw at a time"
             ) from error
         values = tree_map(lambda x: np.asarray(x, dtype=np.float64), values)
-        if weighted:
+        mean: Callable[[np.ndarray], Estimate] = mean_and_error_of_rows
+        if weighted or control:
             log_weights = np.asarray(log_weights, dtype=np.float64)
+            if "refined" in self.record:  # draws of the posterior itself
+                log_weights = np.zeros(num_draws)
             weights = Weights(log_weights, np.zeros_like(log_weights))
             if not weights.are_usable:
                 raise ArgumentError("log weights are NaN or infinite; see .verdict, or pass weighted=False")
             normalized = weights.normalized()
-            pairs = tree_map(lambda x: weighted_mean_and_error(x, normalized), values)
-        else:
-            pairs = tree_map(mean_and_error_of_rows, values)
+            mean = partial(weighted_mean_and_error, weights=normalized)
+            if control:
+                mean = partial(controlled_mean_and_error, weights=normalized, controls=controls_of(self, latents))
+        pairs = tree_map(mean, values)
         return tree_map(lambda pair: pair.mean, pairs), tree_map(lambda pair: pair.error, pairs)
 
     @cached_property
