@@ -209,6 +209,7 @@ def conjugate_evidence(x):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("module_vr", ["numpyro"], indirect=True)  # in Pyro the same chains take minutes
 def test_the_evidence_of_two_lines_through_pines(module_vr):
     vr, h = module_vr, module_vr.host
 

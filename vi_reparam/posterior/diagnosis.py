@@ -33,8 +33,6 @@ PRECISE = 2.0
 
 MOST_DRAWS, DRAWS_SEED = 10_000, 5
 
-WORDS = {"good": 0, "fair": 1, "poor": 2}
-
 
 @dataclass(frozen=True)
 class Diagnosis:
@@ -64,7 +62,8 @@ class Diagnosis:
             return "poor"
         if self.why_not:
             return self.verdict.grade
-        return max(self.table["grade"], key=WORDS.__getitem__, default=self.verdict.grade)
+        found = {str(grade) for grade in self.table["grade"]}
+        return "poor" if "poor" in found else "fair" if "fair" in found else "good"
 
     @property
     def advice(self) -> str:
@@ -75,7 +74,7 @@ class Diagnosis:
             return f"{share} in modes that no draw is near: use vr.Mixture(); chains that start here would not go there"
         if self.why_not:
             return f"no chains were run ({self.why_not}); what is known is the verdict"
-        off = list(self.table.index[self.table["grade"] != "good"])
+        off = [str(name) for name in self.table.index if str(self.table.at[name, "grade"]) != "good"]
         if off:
             names = f"{', '.join(off[:4])}{' and others' * (len(off) > 4)}"
             blind = self.table.loc[off, ["mean_z", "sd_z"]].abs().to_numpy().max() < SUSPECT

@@ -71,7 +71,8 @@ def loo(posterior: Posterior, num_draws: int | None, seed: Any, *, order: Callab
     is_weighted = "refined" not in posterior.record and posterior.khat < KHAT_USABLE
     base, smoothed = np.zeros(num), np.zeros(num)
     if is_weighted:
-        weights = Weights(*(np.asarray(to_numpy(x), dtype=np.float64) for x in (log_p, log_q)))
+        p, q = (np.asarray(to_numpy(x), dtype=np.float64) for x in (log_p, log_q))
+        weights = Weights(p, q)
         base, smoothed = weights.log, weights.smoothed[0]
     whole = _weighted(smoothed[:, None], terms)
     shapes, pointwise = np.empty(terms.shape[1]), np.empty(terms.shape[1])

@@ -110,7 +110,8 @@ class Walk:
         inputs = own, posterior.scorer.params, self.chart.frame, self.state, ops.xp.asarray(adapt)
         called = posterior.backend.engine.call(move, posterior.scorer.data, *inputs, name=(*self._name, "walk"))
         self.state, found, drawn = called
-        return found, *(np.asarray(ops.to_numpy(x), dtype=np.float64) for x in (found["at"], drawn))
+        at, reached = (np.asarray(ops.to_numpy(x), dtype=np.float64) for x in (found["at"], drawn))
+        return found, at, reached
 
     @property
     def starts(self) -> np.ndarray:
