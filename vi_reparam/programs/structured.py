@@ -11,9 +11,11 @@ from vi_reparam.backend.data import Data
 from vi_reparam.gaussians import path_gradient as path
 from vi_reparam.gaussians.bases import Full
 from vi_reparam.gaussians.preconditioner import Preconditioner
+from vi_reparam.gaussians.skew import skew
 from vi_reparam.gaussians.tails import widen
 from vi_reparam.numerics.special import LOG_2PI
 from vi_reparam.programs.conditionals import Conditionals, Factors
+from vi_reparam.programs.conjugate import Conjugate
 from vi_reparam.programs.gaussian import fold, frame_of
 from vi_reparam.programs.joint import Array, JointGuide, Key, Layout, Params
 from vi_reparam.programs.priors import Factor
@@ -39,11 +41,11 @@ class StructuredGuide(JointGuide):
     """
 
     kind = "structured"
-    transports = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.model_params = frozenset[str]()
+        self.transports = True
 
     def split(self, args: Any, kwargs: Any) -> Split:
         """Globals and locals, found once for every new form of the arguments."""
@@ -53,7 +55,9 @@ class StructuredGuide(JointGuide):
             with self.backend.tracer.constants():
                 return split_of(self.backend, self.model, layout, args, kwargs)
 
-        return self.latents.layouts.get((type(self), self.ops.form((args, kwargs))), look).at(layout)
+        split = self.latents.layouts.get((type(self), self.ops.form((args, kwargs))), look).at(layout)
+        self.transports = not split.rows
+        return split
 
     def covers_mean_field(self, args: Any, kwargs: Any) -> bool:
         """Whether a mean field would draw all latents by normals, as this guide can."""
@@ -67,34 +71,51 @@ class StructuredGuide(JointGuide):
         draw_globals = self._globals(split, start, wanted)
         own = self._factor_params(split, start)
         held = {n: ops.stop_gradient(p) for n, p in own.items()} if wanted == "path" else own
-        conditionals = Conditionals(self.backend, self.model, split, args, kwargs, self._outer(args, kwargs))
+        outer = self._outer(args, kwargs)
 
-        def mixed(params: Params, n: Array) -> Array:
-            if not split.num_small:
-                return n
-            small = split.gathered(ops, n)
-            return split.replaced(ops, n, small + xp.tril(params["coupling"], k=-1) @ small)
+        normal = ops.asarray([p.site.name not in split.rows for p in split.locals for _ in range(p.size)], dtype)
+        num_normal = sum(p.size for p in split.locals if p.site.name not in split.rows)
 
-        def unmixed(params: Params, n: Array) -> Array:
-            if not split.num_small:
-                return n
-            inverse = xp.linalg.inv(xp.eye(split.num_small, dtype=dtype) + xp.tril(params["coupling"], k=-1))
-            return split.replaced(ops, n, inverse @ split.gathered(ops, n))
+        def standard(n: Array) -> path.Standard:
+            """Noise of the locals, of which small ones know of each other, bent; as `path.Standard`."""
+            slope, square = -n, xp.sum(normal * n * n)
+            if split.num_small:
+                coupling = xp.eye(split.num_small, dtype=dtype) + xp.tril(own["coupling"], k=-1)
+                small = split.gathered(ops, n)
+                n = split.replaced(ops, n, coupling @ small)
+                slope = split.replaced(ops, slope, -xp.linalg.inv(coupling).T @ small)
+            x, log_rise, more = skew(ops, n, own["bend"])
+            density = -0.5 * square - xp.sum(normal * log_rise)
+            return x, density - 0.5 * num_normal * LOG_2PI, (slope - more) * xp.exp(-log_rise)
 
-        def noise(key: Key, lead: tuple[int, ...]) -> Array:
-            return ops.normal(key, (*lead, layout.size), dtype)
+        def noise(key: Key, lead: tuple[int, ...]) -> Array | tuple[Array, Key]:
+            if not split.rows:
+                return ops.normal(key, (*lead, layout.size), dtype)
+            key, own_key = ops.split(key, 2)
+            return ops.normal(key, (*lead, layout.size), dtype), own_key
 
-        def draw(n: Array, row: Array | None) -> Vector:
+        def draw(noise: Any, row: Array | None) -> Vector:
+            n, own_key = noise if isinstance(noise, tuple) else (noise, None)
+            conditionals = Conditionals(self.backend, self.model, split, args, kwargs, outer, own_key)
             g, log_q, at = draw_globals(n[:num])
             given = split.named(g)
-            drawn = conditionals.draw(given, self._factors(split, own, at), mixed(own, n[num:]))
-            again, back = self._factors(split, held, at), [n[:0]]
+            local, density, slope = standard(n[num:]) if own else (n[num:], xp.zeros((), dtype=dtype), n[num:])
+            drawn = conditionals.draw(given, self._factors(split, own, at), local)
+            again = self._factors(split, held, at)
+            before, back = dict[str, Array](), dict[str, Array]()
             for name, value in drawn.values.items():
-                normal = drawn.priors[name].times(ops, again(name, drawn.values))
-                log_q = log_q - normal.log_det
-                back.append(xp.reshape(normal.standardize(value), (-1,)))
-            back = unmixed(held, xp.concat(back))
-            log_q = log_q - 0.5 * xp.sum(back * back) - 0.5 * split.num_locals * LOG_2PI
+                product = drawn.priors[name].times(ops, again(name, before))
+                before[name] = value
+                if isinstance(product, Conjugate):
+                    log_q = log_q + product.log_prob(ops, value)
+                    back[name] = xp.zeros(math.prod(value.shape), dtype=dtype)
+                else:
+                    log_q = log_q - product.log_det
+                    back[name] = xp.reshape(product.standardize(value), (-1,))
+            if wanted == "path":
+                at_again = xp.concat([n[:0], *(back[part.site.name] for part in split.locals)])
+                density = path.moving(ops, density, at_again, slope)
+            log_q = log_q + density
             vector = split.joined(ops, {**given, **drawn.values})
             return Vector(vector, log_q, frozen=self.family.gradient == "path")
 
@@ -133,8 +154,9 @@ class StructuredGuide(JointGuide):
             "shift": (size,),
             "weight": (size,),
             "shift_slopes": (size, num + small),
-            "weight_slopes": (size, num),
+            "weight_slopes": (size, num + small),
             "sibling_slopes": (size, split.most_siblings),
+            "bend": (size,),
             "coupling": (small, small),
         }
         for part in split.locals:
@@ -155,7 +177,6 @@ class StructuredGuide(JointGuide):
         ops, cut = self.ops, functools.partial(split.cut, self.ops)
         if not own:
             return _no_factor
-        weight = own["weight"] + own["weight_slopes"] @ at
         known: dict[str, Array] = {}
 
         def standard(name: str, drawn: Draws) -> Array:
@@ -166,13 +187,17 @@ class StructuredGuide(JointGuide):
         def factor(name: str, drawn: Draws) -> Factor:
             flat = [at, *(ops.xp.reshape(standard(n, drawn), (-1,)) for n in split.small if n in drawn)]
             context, unit = ops.xp.concat(flat), cut(name, own["unit"])
-            slopes = split.rows(name, own["shift_slopes"])[:, : context.shape[0]]
-            move = cut(name, own["shift"]) + ops.xp.reshape(slopes @ context, tuple(unit.shape))
+
+            def affine(what: str) -> Array:
+                slopes = split.rows_of(name, own[f"{what}_slopes"])[:, : context.shape[0]]
+                return cut(name, own[what]) + ops.xp.reshape(slopes @ context, tuple(unit.shape))
+
+            move, weight = affine("shift"), affine("weight")
             for i, sibling in enumerate(split.siblings[name]):
                 move = move + cut(name, own["sibling_slopes"][:, i]) * standard(sibling, drawn)
             place, upper = cut(name, own["place"]), own.get(f"upper_{name}")
             shear = None if upper is None else (ops.xp.triu(upper, k=1), place)
-            return Factor(place + unit * move, cut(name, weight) - 2.0 * ops.xp.log(unit), shear)
+            return Factor(place + unit * move, weight - 2.0 * ops.xp.log(unit), shear)
 
         return factor
 
