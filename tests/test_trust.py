@@ -216,3 +216,37 @@ def test_the_evidence_where_the_guides_weights_are_no_good(narrow, method):
     assert narrow.khat > 0.7
     value, error = narrow.log_evidence(method)
     assert 0.0 < error < 0.05 and abs(value - exact) < 4.0 * error
+
+
+def test_components_get_one_name_each(module_vr, tmp_path):
+    """Two components and their weights, in either order; sorted, their means are the components'."""
+    vr, h = module_vr, module_vr.host
+
+    def model(y=None):
+        weight = h.sample("weight", h.dist.Dirichlet(h.array([5.0, 5.0])))
+        with h.plate("parts", 2):
+            mu = h.sample("mu", h.dist.Normal(h.array(0.0), h.array(5.0)))
+            tall = h.sample("tall", h.dist.Normal(h.array(0.0), h.array(0.1)))
+        middle = weight[0] * mu[0] + weight[1] * mu[1] + 0.0 * tall[0]
+        h.sample("y", h.dist.Normal(middle, h.array(100.0)), obs=y)
+
+    posterior = vr.guide(vr.MeanField())(model).fit(h.array(0.0), num_steps=100, progress=False)
+    sorted_ = posterior.relabel("parts", "mu", num_draws=1_000)
+    before, after = (
+        {n: np.asarray(x) for n, x in p.items()} for p in (posterior.draws(1_000), sorted_.draws(2_000, seed=1))
+    )
+    assert (np.diff(after["mu"], axis=1) >= 0.0).all()
+    known = {round(float(row.sum()), 8): row for row in before["mu"]}  # each draw is one of the old ones, rearranged
+    at = {round(float(row.sum()), 8): i for i, row in enumerate(before["mu"])}
+    for i in range(50):
+        total = round(float(after["mu"][i].sum()), 8)
+        order = np.argsort(known[total])
+        np.testing.assert_allclose(after["tall"][i], before["tall"][at[total]][order], rtol=1e-6)
+        np.testing.assert_allclose(after["weight"][i], before["weight"][at[total]][order], rtol=1e-6)
+    assert str(sorted_.verdict) == str(posterior.verdict) and math.isnan(sorted_.khat)
+    again = vr.load(sorted_.save(tmp_path / "sorted.npz"), posterior.guided)
+    assert str(again.verdict) == str(sorted_.verdict)
+    with pytest.raises(vr.ArgumentError, match="no latent is in such a plate; there are: parts"):
+        posterior.relabel("components")
+    with pytest.raises(vr.ArgumentError, match="there are: mu, tall"):
+        posterior.relabel("parts")

@@ -16,13 +16,13 @@ from vi_reparam.guides import SDE
 from vi_reparam.posterior import bridge, modes, storage, tail
 from vi_reparam.posterior.attempt import Attempt
 from vi_reparam.posterior.controls import controlled_mean_and_error, controls_of
-from vi_reparam.posterior.diagnosis import Diagnosis, diagnose
 from vi_reparam.posterior.picks import Expect, densities, values_of, with_log_weight
 from vi_reparam.posterior.predicting import Predicting
-from vi_reparam.posterior.refine import refine
+from vi_reparam.posterior.relabel import verdict_of
 from vi_reparam.posterior.scorer import Scorer
 from vi_reparam.posterior.showing import Showing
 from vi_reparam.posterior.sites import check_count
+from vi_reparam.posterior.trusting import NUM_CHAIN_DRAWS, Trusting
 from vi_reparam.posterior.update import Updated, original
 from vi_reparam.posterior.verdict import (
     KHAT_USABLE,
@@ -41,13 +41,12 @@ from vi_reparam.sde.solver import Adams
 
 NUM_WEIGHTS = 20_000
 NUM_EXPECTATION = 4_000
-NUM_CHAIN_DRAWS = 4_000
 MIN_WEIGHTS = 1_000
 WEIGHT_BUDGET = 1e8  # scalars drawn and scored for the default number of weights
 NUM_LOOKED_AT = 20
 
 
-class Posterior(Predicting, Showing):
+class Posterior(Predicting, Showing, Trusting):
     """What a fit gives: the guide with its fitted parameters, and the data they were fitted to.
 
     Everything runs on all of the data: the subsampling of plates is switched off. The i-th draw
@@ -200,44 +199,6 @@ class Posterior(Predicting, Showing):
         modes.fit_weights(self)
         tail.fit_tail(self)
 
-    def refine(self, num_draws: int = NUM_CHAIN_DRAWS, seed: Any = 0, *, progress: bool = True) -> Posterior:
-        """Draws of the posterior itself, by Hamiltonian Monte Carlo from this guide's draws, in its coordinates.
-
-        Many chains move at once, and may jump to a new draw of the guide. They go on until R-hat is below 1.01, or for
-        600 iterations each. What is given back draws from what the chains kept; it has a density of its own no more, so
-        its ELBO, k-hat and log evidence are NaN, and its verdict rests on R-hat and the number of effective draws.
-
-        Args:
-            num_draws: how many to keep at least.
-            seed: int, or what the backend takes for a key.
-            progress: whether to show a progress bar.
-
-        Returns:
-            A posterior; ``record["refined"]`` has the figures, and by how much means and sds moved.
-
-        Raises:
-            ArgumentError: if `num_draws` is no count.
-            SiteError: for discrete or masked latents.
-        """
-        return refine(self, num_draws, seed, progress=progress)
-
-    def diagnose(self, seed: Any = 0, *, progress: bool = True) -> Diagnosis:
-        """How far a few moves of Hamiltonian Monte Carlo take the guide's own draws, site by site.
-
-        Were the guide the posterior, they would leave all means and sds where they are. Up to 256 chains make 50 moves
-        in the guide's coordinates. This sees what k-hat cannot say: whether heavy weights go with means and sds that
-        are off, and of which latents. Print what it gives.
-
-        Args:
-            seed: int, or what the backend takes for a key.
-            progress: whether to show a progress bar.
-
-        Returns:
-            The diagnosis: a table with a grade by site, a grade of all, and what to do next. Discrete or masked
-            latents do not move; then it has no table, and says so.
-        """
-        return diagnose(self, seed, progress=progress)
-
     def set_param(self, name: str, value: Any) -> None:
         """Give one parameter another value, before anything was computed with it."""
         self.params[name] = self.scorer.params[name] = value
@@ -356,6 +317,8 @@ class Posterior(Predicting, Showing):
     @cached_property
     def verdict(self) -> Verdict:
         """Whether to trust the posterior, with the figures and the reasons; `.grade` is the short form."""
+        if "relabelled" in self.record:
+            return verdict_of(self.record["relabelled"])
         log_weights, sites = self.log_weights, self.scorer.sites
         outside = int(np.isneginf(log_weights).sum())
         figures = Figures(
