@@ -57,4 +57,5 @@ def verdict_of(record: dict[str, Any]) -> Verdict:
     stored = dict(record["figures"])
     for name, kind in PARTS.items():
         stored[name] = kind(**stored[name]) if stored[name] is not None else None
-    return judge(Figures(**{name: tuple(x) if isinstance(x, list) else x for name, x in stored.items()}))
+    told: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in stored.items()}
+    return judge(Figures(**told))
