@@ -33,7 +33,7 @@ class Trusting:
             ArgumentError: if `num_draws` is no count.
             SiteError: for discrete or masked latents.
         """
-        return refine(cast("Any", self), num_draws, seed, progress=progress)
+        return cast("Self", refine(cast("Any", self), num_draws, seed, progress=progress))
 
     def relabel(self, plate: str, by: str | None = None, *, num_draws: int = NUM_CHAIN_DRAWS, seed: Any = 0) -> Self:
         """Draws whose elements along a plate are in order, so that each component has one name.
@@ -55,7 +55,7 @@ class Trusting:
             ArgumentError: for an unknown plate, or a latent that cannot be sorted by.
             SiteError: for discrete or masked latents.
         """
-        return relabel(cast("Any", self), plate, by, num_draws, seed)
+        return cast("Self", relabel(cast("Any", self), plate, by, num_draws, seed))
 
     def diagnose(self, seed: Any = 0, *, progress: bool = True) -> Diagnosis:
         """How far a few moves of Hamiltonian Monte Carlo take the guide's own draws, site by site.
