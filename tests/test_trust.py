@@ -8,6 +8,7 @@ import pytest
 
 from vi_reparam.fit.matching import match
 from vi_reparam.gaussians import pathfinder
+from vi_reparam.posterior.diagnosis import drifts
 from vi_reparam.posterior.verdict import Surest, judge, missed_share
 
 GAP, WEIGHTS = 5.0, np.array([0.3, 0.7])
@@ -87,11 +88,15 @@ def test_a_guide_of_one_mode_is_poor(module_vr):
     assert min(missed_share(posterior.record["rivals"]) - share for share in WEIGHTS) < 0.1
 
 
-def test_refined_draws_are_exact(module_vr, tmp_path):
-    """From a mean field, whose sds are 0.4 of the truth's."""
+@pytest.fixture(scope="module")
+def narrow(module_vr):
+    """A mean field, whose sds are 0.4 of the truth's."""
     vr = module_vr
-    guided = vr.guide(vr.MeanField())(correlated(vr))
-    posterior = guided.fit(np.array(0.0), num_steps=300, progress=False)
+    return vr.guide(vr.MeanField())(correlated(vr)).fit(np.array(0.0), num_steps=300, progress=False)
+
+
+def test_refined_draws_are_exact(module_vr, narrow, tmp_path):
+    vr, posterior, guided = module_vr, narrow, narrow.guided
     refined = posterior.refine(4_000, progress=False)
     about = refined.record["refined"]
     assert about["rhat"] < 1.01 and about["sd_moved"] > 0.3 and refined.verdict.grade == "good"
@@ -165,3 +170,83 @@ def test_scores_match_exactly_on_a_gaussian():
     np.testing.assert_allclose(mean, center, atol=1e-3)
     np.testing.assert_allclose(root @ root.T, covariance, atol=1e-2)
     np.testing.assert_array_equal(root, np.tril(root))
+
+
+def test_a_drift_is_told_from_chance():
+    """Chains that keep a part b of where they began: exact, with standard errors that are right."""
+    rng, z, found = np.random.default_rng(0), [], []
+    for off in (0.0, 0.5):
+        for _ in range(200):
+            start, own = rng.normal(size=(256, 1)), rng.normal(size=(5_000, 1))
+            later = off + 0.6 * (start - off) + 0.3 * rng.normal(size=(256, 1))
+            drift = drifts(later, start, own)
+            (found if off else z).append(float((drift.size if off else drift.z)[0]))
+    assert abs(np.mean(z)) < 4.0 / math.sqrt(200) and abs(np.std(z) - 1.0) < 4.0 / math.sqrt(400)
+    assert abs(np.mean(found) - 0.5) < 4.0 * np.std(found) / math.sqrt(200) + 1e-3
+
+
+def test_the_chains_name_the_site_that_is_off(narrow):
+    diagnosis = narrow.diagnose(progress=False)
+    row = diagnosis.table.loc["x"]
+    sds = np.asarray(narrow.draws(20_000)["x"]).std(0)
+    truth = np.max(np.log(np.sqrt(np.diag(RHO)) / sds))
+    assert row["sd_z"] > 4.0 and 0.5 * truth < row["sd"] < 2.0 * truth
+    assert abs(row["mean_z"]) < 4.0 and diagnosis.grade == row["grade"] == "poor"
+    assert "x: posterior.refine()" in str(diagnosis) and "poor" in diagnosis._repr_html_()
+
+
+def test_right_draws_do_not_drift(modes):
+    diagnosis = modes.diagnose(progress=False)
+    assert diagnosis.grade == "good" and (diagnosis.table[["mean_z", "sd_z"]].abs() < 4.0).all(axis=None)
+    assert "use the draws as they are" in diagnosis.advice
+
+
+def test_the_evidence_by_draws_of_the_posterior(modes):
+    """Of separate modes, between draws of the mixture and refined ones."""
+    value, error = modes.log_evidence("bridge", num_draws=1_000)
+    assert 0.0 < error < 0.02 and abs(value + math.log(6.0)) < 4.0 * error
+    with pytest.raises(Exception, match="expected one of"):
+        modes.log_evidence("laplace")
+
+
+@pytest.mark.parametrize("module_vr", ["numpyro", pytest.param("pyro", marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.parametrize("method", ["bridge", "harmonic"])
+def test_the_evidence_where_the_guides_weights_are_no_good(narrow, method):
+    exact = -0.5 * math.log(2.0 * math.pi * (1e8 + 1.0))  # y is 0, and its sd is 1e4 beside x's 1
+    assert narrow.khat > 0.7
+    value, error = narrow.log_evidence(method)
+    assert 0.0 < error < 0.05 and abs(value - exact) < 4.0 * error
+
+
+def test_components_get_one_name_each(module_vr, tmp_path):
+    """Two components and their weights, in either order; sorted, their means are the components'."""
+    vr, h = module_vr, module_vr.host
+
+    def model(y=None):
+        weight = h.sample("weight", h.dist.Dirichlet(h.array([5.0, 5.0])))
+        with h.plate("parts", 2):
+            mu = h.sample("mu", h.dist.Normal(h.array(0.0), h.array(5.0)))
+            tall = h.sample("tall", h.dist.Normal(h.array(0.0), h.array(0.1)))
+        middle = weight[0] * mu[0] + weight[1] * mu[1] + 0.0 * tall[0]
+        h.sample("y", h.dist.Normal(middle, h.array(100.0)), obs=y)
+
+    posterior = vr.guide(vr.MeanField())(model).fit(h.array(0.0), num_steps=100, progress=False)
+    sorted_ = posterior.relabel("parts", "mu", num_draws=1_000)
+    before, after = (
+        {n: np.asarray(x) for n, x in p.items()} for p in (posterior.draws(1_000), sorted_.draws(2_000, seed=1))
+    )
+    assert (np.diff(after["mu"], axis=1) >= 0.0).all()
+    known = {round(float(row.sum()), 8): row for row in before["mu"]}  # each draw is one of the old ones, rearranged
+    at = {round(float(row.sum()), 8): i for i, row in enumerate(before["mu"])}
+    for i in range(50):
+        total = round(float(after["mu"][i].sum()), 8)
+        order = np.argsort(known[total])
+        np.testing.assert_allclose(after["tall"][i], before["tall"][at[total]][order], rtol=1e-6)
+        np.testing.assert_allclose(after["weight"][i], before["weight"][at[total]][order], rtol=1e-6)
+    assert str(sorted_.verdict) == str(posterior.verdict) and math.isnan(sorted_.khat)
+    again = vr.load(sorted_.save(tmp_path / "sorted.npz"), posterior.guided)
+    assert str(again.verdict) == str(sorted_.verdict)
+    with pytest.raises(vr.ArgumentError, match="no latent is in such a plate; there are: parts"):
+        posterior.relabel("components")
+    with pytest.raises(vr.ArgumentError, match="there are: mu, tall"):
+        posterior.relabel("parts")

@@ -33,9 +33,12 @@ from vi_reparam.posterior.posterior import Posterior as Posterior
 from vi_reparam.programs.student_t import StudentT
 from vi_reparam.sde import MLP, Adams, Cosine, Linear, Ramp, UniformLogSNR, VarianceExploding, Window
 from vi_reparam.study import Study
+from vi_reparam.study.calibration import calibrate
 from vi_reparam.study.compare import compare_estimators
 from vi_reparam.study.comparison import Comparison
+from vi_reparam.study.fits import compare_fits
 from vi_reparam.study.guides import compare_guides, compare_sde
+from vi_reparam.study.models import compare_models
 
 C = TypeVar("C")
 P = ParamSpec("P")
@@ -65,6 +68,7 @@ __all__ = [
     "UniformLogSNR",
     "VarianceExploding",
     "Window",
+    "compare_models",
 ]
 __all__ += vi_reparam.__all__
 __all__.remove("backends")
@@ -84,12 +88,16 @@ def bound(fn: Callable[Concatenate[C, P], R], first: C) -> Callable[P, R]:
 
 
 def functions_of(guided: type[Guided]):  # the functions' own signatures are inferred
-    """``guide``, ``compare_estimators``, ``compare_guides``, ``compare_sde`` and ``cache`` for a backend's `Guided`."""
+    """``guide``, ``compare_estimators``, ``compare_guides``, ``compare_sde``, ``compare_fits``, ``calibrate`` and
+    ``cache`` for a backend's `Guided`.
+    """
     keep_if_asked(guided.backend.engine, guided.backend.name)
     return (
         bound(guide, guided),
         bound(compare_estimators, guided),
         bound(compare_guides, guided),
         bound(compare_sde, guided),
+        bound(compare_fits, guided),
+        bound(calibrate, guided),
         bound(cache, guided),
     )

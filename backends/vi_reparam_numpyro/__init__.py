@@ -28,10 +28,10 @@ class Guided(api.Guided):  # noqa: D101  (the docstring is inherited)
     estimate = staticmethod(estimate)
 
 
-guide, compare_estimators, compare_guides, compare_sde, cache = api.functions_of(Guided)
+guide, compare_estimators, compare_guides, compare_sde, compare_fits, calibrate, cache = api.functions_of(Guided)
 load = Posterior.load
 
 __all__ = ["ELBO", "IWELBO", "FromSampler", "Guided", "Posterior", "VonMisesFisher", "annotate", "cache"]
 __all__ += ["compare_estimators", "compare_guides", "compare_sde", "estimate", "fast_samplers", "guide", "host", "load"]
-__all__ += ["ops", "random"]
+__all__ += ["calibrate", "compare_fits", "ops", "random"]
 __all__ += api.__all__

@@ -27,10 +27,10 @@ class Guided(api.Guided):  # noqa: D101  (the docstring is inherited)
     estimate = staticmethod(estimate)
 
 
-guide, compare_estimators, compare_guides, compare_sde, cache = api.functions_of(Guided)
+guide, compare_estimators, compare_guides, compare_sde, compare_fits, calibrate, cache = api.functions_of(Guided)
 load = Posterior.load
 
 __all__ = ["ELBO", "IWELBO", "FromSampler", "Guided", "Posterior", "TruncatedNormal", "VonMisesFisher", "annotate"]
 __all__ += ["cache", "compare_estimators", "compare_guides", "compare_sde", "estimate", "guide", "host", "load"]
-__all__ += ["ops", "random"]
+__all__ += ["calibrate", "compare_fits", "ops", "random"]
 __all__ += api.__all__

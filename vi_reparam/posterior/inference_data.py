@@ -132,7 +132,7 @@ def _resampled(posterior: Any, options: Export) -> bool:
     khat, is_asked = posterior.khat, options.resample is not None
     if options.resample and not khat < np.inf:
         raise ArgumentError("resample=True: the log weights are NaN or infinite; see .verdict, or pass resample=False")
-    if "refined" in posterior.record:  # draws of the posterior itself, which have no weights
+    if {"refined", "relabelled"} & set(posterior.record):  # stored draws, which have no weights
         return False
     if not khat < KHAT_USABLE and (options.resample or (options.log_likelihood and not is_asked)):
         warnings.warn(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,10 +26,14 @@ def verdict(grade: str, text: str) -> str:
 
 
 def table(frame: pd.DataFrame) -> str:
-    """A table of numbers, with the names of its rows."""
+    """A table of numbers and words, with the names of its rows."""
     head = "".join(f"<th>{escape(str(column))}</th>" for column in ("", *frame.columns))
     rows = "".join(
-        f"<tr><td>{escape(str(name))}</td>{''.join(f'<td>{x:g}</td>' for x in row)}</tr>"
+        f"<tr><td>{escape(str(name))}</td>{''.join(f'<td>{_cell(x)}</td>' for x in row)}</tr>"
         for name, row in zip(frame.index, frame.to_numpy(), strict=True)
     )
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _cell(x: Any) -> str:
+    return escape(x) if isinstance(x, str) else f"{x:g}"

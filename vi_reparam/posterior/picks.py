@@ -16,9 +16,10 @@ class Expect:
     """Applies a function to a draw; equal for equal functions, so that it compiles once."""
 
     fn: Callable
+    with_latents: bool = False
 
-    def __call__(self, scored: Scored) -> tuple[Any, Array]:
-        return self.fn(values_of(scored)), scored.log_p - scored.log_q
+    def __call__(self, scored: Scored) -> tuple[Any, Array, dict[str, Array]]:
+        return self.fn(values_of(scored)), scored.log_p - scored.log_q, scored.latents if self.with_latents else {}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,14 +13,16 @@ import numpy as np
 from vi_reparam.backend.ops import Args
 from vi_reparam.errors import ArgumentError
 from vi_reparam.guides import SDE
-from vi_reparam.posterior import modes, storage, tail
+from vi_reparam.posterior import bridge, modes, storage, tail
 from vi_reparam.posterior.attempt import Attempt
+from vi_reparam.posterior.controls import controlled_mean_and_error, controls_of
 from vi_reparam.posterior.picks import Expect, densities, values_of, with_log_weight
 from vi_reparam.posterior.predicting import Predicting
-from vi_reparam.posterior.refine import refine
+from vi_reparam.posterior.relabel import verdict_of
 from vi_reparam.posterior.scorer import Scorer
 from vi_reparam.posterior.showing import Showing
 from vi_reparam.posterior.sites import check_count
+from vi_reparam.posterior.trusting import NUM_CHAIN_DRAWS, Trusting
 from vi_reparam.posterior.update import Updated, original
 from vi_reparam.posterior.verdict import (
     KHAT_USABLE,
@@ -33,7 +35,7 @@ from vi_reparam.posterior.verdict import (
     loss_drift,
     missed_share,
 )
-from vi_reparam.posterior.weights import Weights, mean_and_error_of_rows, shifts, weighted_mean_and_error
+from vi_reparam.posterior.weights import Estimate, Weights, mean_and_error_of_rows, shifts, weighted_mean_and_error
 from vi_reparam.sde.latent import Steps
 from vi_reparam.sde.solver import Adams
 
@@ -44,7 +46,7 @@ WEIGHT_BUDGET = 1e8  # scalars drawn and scored for the default number of weight
 NUM_LOOKED_AT = 20
 
 
-class Posterior(Predicting, Showing):
+class Posterior(Predicting, Showing, Trusting):
     """What a fit gives: the guide with its fitted parameters, and the data they were fitted to.
 
     Everything runs on all of the data: the subsampling of plates is switched off. The i-th draw
@@ -200,27 +202,6 @@ class Posterior(Predicting, Showing):
         modes.fit_weights(self)
         tail.fit_tail(self)
 
-    def refine(self, num_draws: int = 4_000, seed: Any = 0, *, progress: bool = True) -> Posterior:
-        """Draws of the posterior itself, by Hamiltonian Monte Carlo from this guide's draws, in its coordinates.
-
-        Many chains move at once, and may jump to a new draw of the guide. They go on until R-hat is below 1.01, or for
-        600 iterations each. What is given back draws from what the chains kept; it has a density of its own no more, so
-        its ELBO, k-hat and log evidence are NaN, and its verdict rests on R-hat and the number of effective draws.
-
-        Args:
-            num_draws: how many to keep at least.
-            seed: int, or what the backend takes for a key.
-            progress: whether to show a progress bar.
-
-        Returns:
-            A posterior; ``record["refined"]`` has the figures, and by how much means and sds moved.
-
-        Raises:
-            ArgumentError: if `num_draws` is no count.
-            SiteError: for discrete or masked latents.
-        """
-        return refine(self, num_draws, seed, progress=progress)
-
     def set_param(self, name: str, value: Any) -> None:
         """Give one parameter another value, before anything was computed with it."""
         self.params[name] = self.scorer.params[name] = value
@@ -255,17 +236,40 @@ class Posterior(Predicting, Showing):
         """
         return self._first[0].khat
 
-    def log_evidence(self) -> tuple[float, float]:
-        """Log of the model's evidence by Pareto-smoothed importance sampling from the guide.
+    def log_evidence(
+        self, method: str = "importance", *, num_draws: int = NUM_CHAIN_DRAWS, seed: Any = 0, progress: bool = False
+    ) -> tuple[float, float]:
+        """Log of the model's evidence, the integral of its joint density over all latents.
+
+        Args:
+            method: ``"importance"``: Pareto-smoothed importance sampling from the guide, by `log_weights`, at no
+                further price. ``"bridge"``: bridge sampling between draws as `refine` makes them and a reference
+                fitted to them; right also where k-hat is 0.7 or above, as far as the chains mix. ``"harmonic"``: the
+                learned harmonic mean of the same draws.
+            num_draws: for the last two, how many of the posterior to compare with as many of the reference.
+            seed: int, or what the backend takes for a key; of the chains.
+            progress: whether to show a bar for them.
 
         Returns:
-            (value, standard error), in nats; the error by the delta method, and too small where
-            `khat` is 0.7 or above. NaN where a log weight is NaN.
+            (value, standard error), in nats. Of importance sampling the error is by the delta method, and too small
+            where `khat` is 0.7 or above. NaN where a log weight is NaN.
+
+        Raises:
+            ArgumentError: for an unknown method.
+            SiteError: of the last two, for discrete or masked latents.
         """
-        return self._first[0].log_evidence()
+        if method == "importance":
+            return self._first[0].log_evidence()
+        return bridge.by_chains(self, method, num_draws, seed, progress=progress)
 
     def expectation(
-        self, fn: Callable[[dict], Any], num_draws: int = NUM_EXPECTATION, seed: Any = 0, *, weighted: bool = False
+        self,
+        fn: Callable[[dict], Any],
+        num_draws: int = NUM_EXPECTATION,
+        seed: Any = 0,
+        *,
+        weighted: bool = False,
+        control: bool = False,
     ) -> tuple[Any, Any]:
         """The posterior mean of a function of one draw.
 
@@ -275,36 +279,49 @@ class Posterior(Predicting, Showing):
             num_draws: how many.
             seed: int, or what the backend takes for a key.
             weighted: whether to correct the guide by Pareto-smoothed importance weights.
+            control: whether to take control variates too: functions whose posterior mean is 0, made of the gradient of
+                log p, are fitted to `fn` and taken off. Where the posterior is about normal and `fn` smooth, the error
+                is a tenth, or less, of that of weights alone. Implies `weighted`. Of each number the mean with the
+                smaller error is given, with or without them.
 
         Returns:
             (mean, Monte Carlo standard error), each in the form of what `fn` returns.
 
         Raises:
             ArgumentError: `fn` reads values in Python, or the weights of a weighted mean are not finite.
+            SiteError: of control variates, for discrete or masked latents.
         """
         num_draws = check_count("num_draws", num_draws)
         engine, tree_map = self.backend.engine, self.backend.ops.tree_map
         try:
-            values, log_weights = self.scorer.run(Expect(fn), num_draws, engine.key(seed))
+            values, log_weights, latents = self.scorer.run(
+                Expect(fn, with_latents=control), num_draws, engine.key(seed)
+            )
         except engine.reads_values as error:
             raise ArgumentError(
                 f"fn reads values in Python; write it with {engine.array_functions}, for one draw at a time"
             ) from error
         values = tree_map(self._float64, values)
-        if weighted:
+        mean: Callable[[np.ndarray], Estimate] = mean_and_error_of_rows
+        if weighted or control:
             log_weights = self._float64(log_weights)
+            if "refined" in self.record:  # draws of the posterior itself
+                log_weights = np.zeros(num_draws)
             weights = Weights(log_weights, np.zeros_like(log_weights))
             if not weights.are_usable:
                 raise ArgumentError("log weights are NaN or infinite; see .verdict, or pass weighted=False")
             normalized = weights.normalized()
-            pairs = tree_map(lambda x: weighted_mean_and_error(x, normalized), values)
-        else:
-            pairs = tree_map(mean_and_error_of_rows, values)
+            mean = partial(weighted_mean_and_error, weights=normalized)
+            if control:
+                mean = partial(controlled_mean_and_error, weights=normalized, controls=controls_of(self, latents))
+        pairs = tree_map(mean, values)
         return tree_map(lambda pair: pair.mean, pairs), tree_map(lambda pair: pair.error, pairs)
 
     @cached_property
     def verdict(self) -> Verdict:
         """Whether to trust the posterior, with the figures and the reasons; `.grade` is the short form."""
+        if "relabelled" in self.record:
+            return verdict_of(self.record["relabelled"])
         log_weights, sites = self.log_weights, self.scorer.sites
         outside = int(np.isneginf(log_weights).sum())
         figures = Figures(
@@ -344,12 +361,18 @@ class Posterior(Predicting, Showing):
 
     @cached_property
     def _shifts(self) -> tuple[float, float]:
-        """As `weights.shifts`, of the values that tables show."""
+        """The most that the weights move a mean, in sds, and the logarithm of an sd, of the values that tables show."""
+        pairs = [self.shifts_of(name) for name in self._first[1]]
+        return float(np.max([m for m, _ in pairs], initial=0.0)), float(np.max([s for _, s in pairs], initial=0.0))
+
+    def shifts_of(self, name: str) -> tuple[float, float]:
+        """The same of one site; NaN where there are no weights."""
         weights, heads = self._first
         if not weights.are_usable:
             return float("nan"), float("nan")
-        columns = np.concatenate(list(heads.values()), axis=1)
-        return shifts(columns[:, columns.std(axis=0) > 0.0], weights.normalized())
+        columns = heads[name]
+        moved = shifts(columns[:, columns.std(axis=0) > 0.0], weights.normalized())
+        return float(np.max(moved[0], initial=0.0)), float(np.max(moved[1], initial=0.0))
 
     def attempt(self, *, seconds: float) -> Attempt:
         """This fit's figures, for `Escalate`."""

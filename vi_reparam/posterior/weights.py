@@ -86,13 +86,12 @@ def mean_and_error_of_rows(x: np.ndarray) -> Estimate:
         return Estimate(x.mean(axis=0), x.std(axis=0, ddof=1) / np.sqrt(len(x)))
 
 
-def shifts(x: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """The most that weights move a column's mean, in its standard deviations, and the logarithm of one of these."""
+def shifts(x: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """By column, how far weights move the mean, in its standard deviations, and the logarithm of one of these."""
     mean = weights @ x
     spread = np.sqrt(weights @ (x - mean) ** 2)
     with np.errstate(all="ignore"):
-        moved = np.abs(x.mean(axis=0) - mean) / spread, np.abs(np.log(x.std(axis=0) / spread))
-    return float(np.max(moved[0], initial=0.0)), float(np.max(moved[1], initial=0.0))
+        return np.abs(x.mean(axis=0) - mean) / spread, np.abs(np.log(x.std(axis=0) / spread))
 
 
 def weighted_mean_and_error(x: np.ndarray, weights: np.ndarray) -> Estimate:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, overload
 import numpy as np
 import xarray as xr
 
+from vi_reparam.posterior import markup
+
 if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 LEAN: dict[str, Any] = {"box": None, "padding": (0, 1, 0, 0), "header_style": "bold underline"}
 """How tables look: at 80 columns names are wrapped between words, and numbers never."""
+
+WIDTH = 120
+"""Columns of a table that is printed as text."""
 
 NAME = 28
 """Columns that the longest word of an estimator's name takes."""
@@ -78,6 +83,17 @@ class Study(Sequence[R]):
 
     def __repr__(self) -> str:
         return f"Study({len(self)} rows: {' x '.join(self._kind.CHOICES)})"
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=WIDTH, color_system=None)
+        with console.capture() as captured:
+            console.print(self.table())
+        return captured.get().rstrip()
+
+    def _repr_html_(self) -> str:
+        return markup.table(self.to_dataframe().set_index(self._kind.CHOICES[0]))
 
     def records(self) -> list[dict[str, Any]]:
         """The rows as dictionaries."""
