@@ -15,6 +15,7 @@ from vi_reparam.posterior import npz
 from vi_reparam.posterior.codec import Codec
 from vi_reparam.posterior.program import near, program_of, what_differs
 from vi_reparam.posterior.update import Updated
+from vi_reparam.posterior.weights import Weights
 
 if TYPE_CHECKING:
     from vi_reparam.posterior.posterior import Posterior
@@ -24,6 +25,7 @@ P = TypeVar("P", bound="Posterior")
 FORMAT = "vi-reparam posterior"
 VERSION = 1
 METADATA = "metadata"
+_FIRST = "first/"
 STORED = ("seed", "record", "params", "args", "kwargs")
 
 
@@ -39,6 +41,10 @@ def save(posterior: Posterior, path: str | os.PathLike, *, data: bool = True) ->
     for name in STORED if data else STORED[:-2]:
         metadata[name] = _encode(getattr(posterior, name), arrays, name, codec)
     arrays["losses"] = np.asarray(posterior.losses)
+    if posterior.record.get("batches"):  # whoever loads it has no batches
+        weights, heads = posterior._first
+        arrays |= {_FIRST + "log_p": weights.log_p, _FIRST + "log_q": weights.log_q}
+        arrays |= {f"{_FIRST}head/{name}": value for name, value in heads.items()}
     metadata["digest"] = npz.digest(arrays, metadata)
     text = {METADATA: np.array(json.dumps(metadata))}
     path = Path(path)
@@ -68,6 +74,7 @@ def load(path: str | os.PathLike, model: Any, make: type[P], args: Args = (), kw
         raise ArgumentError(f"{path} was saved {what if lacks else 'with all that it needs: give no data to load'}")
     try:
         fields = {"args": tuple(args), "kwargs": dict(kwargs or {})}
+        fields |= _first_of(arrays)
         fields |= {key: _decode(metadata[key], arrays, codec) for key in STORED if key in metadata}
         if hasattr(model, "for_family_named"):  # of a ladder of families, the one that was kept
             model = model.for_family_named(fields["record"].get("family"))
@@ -135,11 +142,24 @@ def _shapes(value: Any, path: str = "") -> dict[str, list[int]]:
 
 def remade(make: type[P], guided: Any, fields: dict[str, Any]) -> P:
     """The posterior of these fields."""
-    backend = getattr(guided, "backend", None) or make.backend
+    backend, fields = getattr(guided, "backend", None) or make.backend, dict(fields)
+    first = fields.pop("first", None)
     params, key = fields["params"], backend.ops.key(0)
     # Some guides learn the model's form in their first call, which must not be an abstract one.
     backend.tracer.run(guided.guide, fields["args"], fields["kwargs"], key, params=params, alone=True)
-    return make(guided, **fields)
+    made = make(guided, **fields)
+    if first is not None:
+        made.__dict__["_first"] = first
+    return made
+
+
+def _first_of(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The figures' draws, where a file has them."""
+    if _FIRST + "log_p" not in arrays:
+        return {}
+    heads = {n.removeprefix(_FIRST + "head/"): x for n, x in arrays.items() if n.startswith(_FIRST + "head/")}
+    log_p, log_q = (np.asarray(arrays[_FIRST + name], dtype=np.float64) for name in ("log_p", "log_q"))
+    return {"first": (Weights(log_p, log_q), heads)}
 
 
 def _read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:

@@ -118,6 +118,9 @@ class Program:
         count = int(count)
         return State(tree, state.data, state.seen + count), np.asarray(losses)[:count], bool(finite)
 
+    def feed(self, state: State, data: Data) -> State:
+        return state._replace(data=data)
+
     def params(self, state: State) -> dict[str, Array]:
         return self._constrained(state.tree["params"], state.tree["mutable"])
 

@@ -119,7 +119,7 @@ class _FullData(Messenger):
     """Switches the subsampling of plates off: their indices run over all of the data."""
 
     def process_message(self, msg: Any) -> None:
-        if msg["type"] == "plate":
+        if msg["type"] == "plate" and not msg.get("is_part"):
             size = msg["args"][0]
             msg["args"] = (size, size)
             msg["value"] = jnp.arange(size)

@@ -161,6 +161,10 @@ class Program:
             state.move(watched=self.watched)
         raise RuntimeError("a step that was not finite did not come again")  # noise follows from the key: it must
 
+    def feed(self, state: State, data: Data) -> State:
+        self.gradient.feed(data)
+        return state
+
     def params(self, state: State) -> dict[str, Array]:
         # Detached: a value of Pyro's keeps a weak reference to its leaf, which cannot be pickled.
         return {name: value.detach() for name, value in state.params.values().items()}
