@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from vi_reparam.errors import ArgumentError, short
+from vi_reparam.errors import ArgumentError
 from vi_reparam.fit.shuffle import Permutation
 
 Rows = tuple[np.ndarray, ...]
@@ -30,7 +31,7 @@ def batches(
         source: one of
 
             - arrays with a row for each element: a tuple (the model's first arguments), a dict (its arguments by name)
-              or one array; in memory, memory-mapped (`numpy.memmap`), of zarr or h5py, or anything with a shape and
+              or a single one; in memory, memory-mapped (`numpy.memmap`), of zarr or h5py, or anything with a shape and
               slices. They are read in random order, those on disk chunk by chunk;
             - batches of such arrays: a PyTorch ``DataLoader``, a list, or a function that returns an iterator, called
               anew for each pass. They are read in their own order, which should be random;
@@ -67,7 +68,7 @@ class Batches:
         self._arrays: tuple[Any, ...] | None = None
         self._passes: Callable[[], Iterator[Any]] | None = None
         self._given = batch_size
-        parts = _parts(source)
+        parts = None if isinstance(source, list) else _parts(source)
         if parts is not None and all(hasattr(x, "shape") and hasattr(x, "__getitem__") for x in parts[1]):
             self.names, self._arrays = parts[0], tuple(_in_memory(x) for x in parts[1])
             known = _num_rows(self._arrays)
@@ -100,10 +101,15 @@ class Batches:
         """These rows as arguments of the model."""
         return (rows, {}) if self.names is None else ((), dict(zip(self.names, rows, strict=True)))
 
+    def rows_in(self, call: tuple[tuple[Any, ...], Mapping[str, Any]]) -> int:
+        """How many rows arguments of the model hold."""
+        args, kwargs = call
+        return len(args[0] if self.names is None else kwargs[self.names[0]])
+
     def pilot(self, num: int) -> Rows:
-        """So many rows or a few more, to start a fit from; as random as the source is."""
-        if self._arrays is None and self._once:
-            return self.first()  # what is read is gone
+        """So many rows or a few more, to start a fit from; as random as the source is. None is lost."""
+        if self._arrays is None:
+            return self.first(min(num, self.num_rows))
         rows, found = self.steps(0, 0), []
         while sum(len(part[0]) for part in found) < min(num, self.num_rows - self.size + 1):
             found.append(next(rows))
@@ -173,8 +179,12 @@ class Batches:
 
     def _pass(self) -> Iterator[Rows]:
         assert self._passes is not None
-        ahead, self._ahead, count = self._ahead, None, 0
-        for batch in ahead or (self._rows(batch) for batch in self._passes()):
+        if self._ahead is not None:
+            ahead, self._ahead = self._ahead, None
+            yield from ahead
+            return
+        count = 0
+        for batch in (self._rows(batch) for batch in self._passes()):
             count += len(batch[0])
             if count > self.num_rows and not self._once:
                 raise self._other_count(f"more than {self.num_rows:,}")
@@ -186,21 +196,15 @@ class Batches:
             "that it gives"
         )
 
-    def first(self) -> Rows:
-        """The first batch of a source of batches, which is put back."""
-        assert self._passes is not None
-        ahead = self._ahead or (self._rows(batch) for batch in self._passes())
-        try:
-            found = next(ahead)
-        except StopIteration:
-            raise ArgumentError("the source of batches is empty: give one that has rows") from None
-
-        def both() -> Iterator[Rows]:
-            yield found
-            yield from ahead
-
-        self._ahead = both()
-        return found
+    def first(self, num: int = 1) -> Rows:
+        """The first batches of a source of batches, so many rows or a few more; they are put back."""
+        ahead, found = self._pass(), []
+        while sum(len(part[0]) for part in found) < num and (rows := next(ahead, None)) is not None:
+            found.append(rows)
+        if not found:
+            raise ArgumentError("the source of batches is empty: give one that has rows")
+        self._ahead = itertools.chain(found, ahead)
+        return _joined(found)
 
     def _rows(self, batch: Any) -> Rows:
         parts = _parts(batch)
@@ -242,7 +246,7 @@ def _num_rows(arrays: tuple[Any, ...]) -> int:
     counts = [int(array.shape[0]) if len(array.shape) else 0 for array in arrays]
     if not all(counts) or len(set(counts)) > 1:
         raise ArgumentError(
-            f"the arrays of a batch have {short(str(counts))} rows: give as many rows of each, at least one; what has "
+            f"the arrays of a batch have {str(counts)[:60]} rows: give as many rows of each, at least one; what has "
             "no rows goes to fit as an argument of its own"
         )
     return counts[0]

@@ -208,12 +208,13 @@ def shape_of(guided: Any, data: Data) -> Shape:
     """The shape of a model, as far as a ladder depends on it."""
     guide = guided.for_family(Structured()).base_guide
     try:
-        size = guide.layout(*data.call).size
+        layout = guide.layout(*data.call)
         subsampled = bool(guide.latents.structure(*data.call).subsampled)
-        hierarchical = guide.split(*data.call).is_hierarchy
+        masked = any(part.site.is_masked for part in layout.parts)
+        hierarchical = not masked and guide.split(*data.call).is_hierarchy
     except Exception:  # the mean field covers supports without a bijection, and its fit says what is wrong
         return Shape()
-    return Shape(size, subsampled, hierarchical)
+    return Shape(layout.size, subsampled, hierarchical)
 
 
 def mean_field_loss(root: Any, inverse: Any) -> float:

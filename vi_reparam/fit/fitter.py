@@ -110,11 +110,13 @@ class Fitter:
             )
             checkpoints.load(options.checkpoint, signature)
         task, prices = self._select(task, data, start_key)
-        program = engine.program(task, data, engine.optimizer(plan), num_steps=total, watched=watched)
         runs = []
         pilot = data if stream is None else stream.pilot
         starts = self._warm_starts(pilot, key, total, task.objective.num_particles) if known is None else [known]
-        for known in starts[:1] if options.checkpoint or stream is not None else starts:
+        if stream is not None:
+            starts, data = [stream.placed(self.guided.base_guide, starts[0])], stream.fed
+        program = engine.program(task, data, engine.optimizer(plan), num_steps=total, watched=watched)
+        for known in starts[:1] if options.checkpoint else starts:
             values = self.guided.start_at(data, start_key, known) if start is None else {**start, **known}
             if all(name.startswith("vr.") for name in values):
                 raise ArgumentError("there is nothing to fit: neither model nor guide has a parameter")
@@ -142,6 +144,7 @@ class Fitter:
             steps = f"{len(runs[-1].losses):,} of {'at most ' * watched}{total:,} steps"
             record["interrupted"] = self._cut_off or f"the fit was interrupted after {steps}"
         finish = final and family is not None and family.has_tail and "interrupted" not in record
+        data = data if stream is None else stream.first
         return self._posterior(data, best.params, best.losses, record, options, begun, finish=finish)
 
     def _posterior(

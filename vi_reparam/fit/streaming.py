@@ -2,48 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.data import Data
-from vi_reparam.backend.ops import Args, Array
+from vi_reparam.backend.ops import Args, Array, Key
 from vi_reparam.backend.tracer import Record
-from vi_reparam.errors import ArgumentError, ViReparamError, could_not_run
+from vi_reparam.errors import ArgumentError, SiteError, ViReparamError, could_not_run
 from vi_reparam.estimators import Auto
 from vi_reparam.fit.arguments import warn_of_forgotten
+from vi_reparam.fit.batched import ANCHOR, Batched
 from vi_reparam.fit.batches import Batches, Rows
 from vi_reparam.fit.escalation import shape_of
 from vi_reparam.fit.fitter import Fitter
 from vi_reparam.fit.options import Options
-from vi_reparam.guides import Escalate, FullRank, GuideFamily, MeanField
+from vi_reparam.guides import Escalate, FullRank, GuideFamily, JointFamily, MeanField
 from vi_reparam.guides.escalate import LARGEST
 from vi_reparam.programs.latents import held
 
 PILOT = 10_000
 """Rows, about, in which a fit looks for its start."""
 
-
-class Batched:
-    """A model of one batch, its rows' plate scaled to all rows: a program of the framework.
-
-    Args:
-        model: as it was given.
-        plate: the rows' plate.
-        num_rows: in all.
-    """
-
-    def __init__(self, backend: Backend, model: Callable[..., Any], plate: str, num_rows: int) -> None:
-        self.backend, self.model, self.plate, self.num_rows = backend, model, plate, num_rows
-        self.__name__ = str(getattr(model, "__name__", type(model).__name__))
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self.backend.host.part_of(self.plate, self.num_rows):
-            return self.model(*args, **kwargs)
+MOST_PASSES, NEAR = 4, 0.05
+"""Passes over all rows that move the anchor, and its distance from the mode, in sds, at which they end."""
 
 
 class Stream:
     """Each step's data.
+
+    Attributes:
+        pilot: rows in which a fit looks for its start; `first`: those of the first batch.
+        anchor: as in `batched.Batched`; None without one. `fed`: the first batch with it, as a step takes it.
+        rivals: nats by which other modes are below the best, as far as the pilot tells.
 
     Args:
         rest: positional arguments after those of a batch; `kwargs`: keyword arguments beside them.
@@ -54,26 +48,28 @@ class Stream:
         self.batches, self.engine, self.rest, self.kwargs = batches, guided.backend.engine, rest, dict(kwargs)
         self.seed = seed if isinstance(seed, int) and seed >= 0 else 0
         self.pilot = self._data(batches.pilot(PILOT), guided.model)
-        first = batches.pilot(1) if batches.can_be_read_again else batches.first()
-        self.first = self._data(first, guided.model)
+        self.first = self._data(tuple(rows[: batches.size] for rows in batches.pilot(batches.size)), guided.model)
+        self.fed, self.anchor = self.first, None
+        self.rivals: list[float] = []
         if not self.first.arrays:
             raise ArgumentError(
                 f"{guided.name} reads its data in Python, and would be compiled for every batch: use "
                 f"{self.engine.array_functions}.where, or shapes, in place of values"
             )
 
-    def _data(self, rows: Rows, model: Any = None) -> Data:
+    def _data(self, rows: Rows, model: Any = None, *, anchored: bool = False) -> Data:
         args, kwargs = self.batches.call(rows)
-        return self.engine.data((*args, *self.rest), {**kwargs, **self.kwargs}, model)
+        more = {ANCHOR: self.anchor} if anchored and self.anchor is not None else {}
+        return self.engine.data((*args, *self.rest), {**kwargs, **self.kwargs, **more}, model)
 
     def __str__(self) -> str:
         return f"batches of {self.batches.size} rows of {self.batches.num_rows}"
 
     def steps(self, first: int) -> Iterator[Data]:
         """The data of each step, from the step `first` on."""
-        form = [(x.shape, x.dtype) for x in self.first.arrays]
+        form = [(x.shape, x.dtype) for x in self.fed.arrays]
         for rows in self.batches.steps(self.seed, first):
-            data = self._data(rows)
+            data = self._data(rows, anchored=True)
             if [(x.shape, x.dtype) for x in data.arrays] != form:
                 raise ArgumentError(
                     f"a batch has arrays of shapes {[tuple(x.shape) for x in data.arrays]}, and the first one had "
@@ -84,6 +80,79 @@ class Stream:
     def passed(self) -> Iterator[Data]:
         """All rows once, in stretches."""
         return (self._data(rows) for rows in self.batches.once())
+
+    def look(self, guide: Any, key: Key) -> None:
+        """Find where the posterior lies and, by passes over all rows, the anchor that spares the steps their noise.
+
+        The pilot's rows tell the posterior's scale, and its place no better than a part of the rows can. Newton's steps
+        by the gradient of all rows mend that: of many rows, the log density is nearly quadratic. Nothing is found where
+        the rows come once, or no search is made for the latents.
+
+        Args:
+            guide: a Gaussian's over all latents, of the model of batches.
+        """
+        if not self.batches.can_be_read_again:
+            return
+        try:
+            small = guide.layout(*self.pilot.call).size <= LARGEST
+        except SiteError:  # no vector holds these latents
+            return
+        places = guide.searcher.run(self.pilot, key) if small else []
+        modes = [place for place in places if place.is_mode]
+        if not modes:
+            return
+        self.rivals = [modes[0].bound - other.bound for other in modes[1:]]
+        ops, num_rows, model = guide.backend.ops, self.batches.num_rows, guide.model
+        frame = modes[0].frame
+        center, root = (np.asarray(ops.to_numpy(x), np.float64) for x in (frame.center, frame.root))
+
+        def rows(args: Any, kwargs: Any, z: Array) -> tuple[Array, Array]:
+            own = model.rows(args, kwargs)
+            return own(z), ops.grad(own)(z)
+
+        def rest(args: Any, kwargs: Any, z: Array) -> Array:
+            log_p, own = guide.log_joint(guide.layout(args, kwargs), {}, args, kwargs), model.rows(args, kwargs)
+            return ops.grad(lambda z: log_p(z) - own(z))(z)
+
+        def at(center: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+            """Height and slope of all rows' terms, and the whole slope in the frame's coordinates."""
+            z, height, slope = ops.asarray(center, ops.float_dtype()), 0.0, np.zeros(len(center))
+            for data in self.passed():
+                part = self.batches.rows_in(data.call) / num_rows  # a batch's terms are scaled to all rows
+                found = self.engine.call(rows, data, z, name=(guide, "rows"))
+                height += part * float(ops.to_numpy(found[0]))
+                slope += part * np.asarray(ops.to_numpy(found[1]), np.float64)
+            other = self.engine.call(rest, self.first, z, name=(guide, "rest"))
+            return height, slope, root.T @ (slope + np.asarray(ops.to_numpy(other), np.float64))
+
+        height, slope, step = at(center)
+        for _ in range(MOST_PASSES):
+            if not np.isfinite(step).all() or np.abs(step).max() < NEAR:
+                break
+            moved = center + root @ step
+            after = at(moved)
+            if not np.linalg.norm(after[2]) < np.linalg.norm(step):
+                break
+            center, (height, slope, step) = moved, after
+        if np.isfinite([height, *slope]).all():
+            found = {"center": center, "height": np.asarray(height), "slope": slope}
+            self.anchor = {name: ops.asarray(x, ops.float_dtype()) for name, x in found.items()}
+            args, kwargs = self.first.call
+            self.fed = self.engine.data(args, {**kwargs, ANCHOR: self.anchor})
+
+    def placed(self, guide: Any, known: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Where a fit starts, its frame moved to the anchor."""
+        name = f"{getattr(guide, 'prefix', '')}_center"
+        if self.anchor is None or name not in known or known[name].shape != self.anchor["center"].shape:
+            return known
+        return {**known, name: self.anchor["center"]}
+
+    def values(self, guide: Any) -> dict[str, Array] | None:
+        """The latents at the anchor."""
+        if self.anchor is None:
+            return None
+        layout = guide.layout(*self.first.call)
+        return {name: value for name, (value, _) in layout.unpack(self.anchor["center"]).items()}
 
 
 def fit_batches(guided: Any, args: Args, kwargs: Mapping[str, Any], options: Options) -> Any:
@@ -109,7 +178,12 @@ def fit_batches(guided: Any, args: Args, kwargs: Mapping[str, Any], options: Opt
         guided = guided.for_family(family)
         why = f"{family!r} alone: the others are not tried on batches, of which each would read all rows again"
     fitter = _fitter(guided, plate, batches.num_rows)
+    searching = fitter.guided.for_family(FullRank()).base_guide
+    stream.look(searching, guided.backend.ops.fold_in(engine.key(options.seed), 1))
+    if options.init is None and not isinstance(guided.family, JointFamily):
+        options = replace(options, init=stream.values(searching))
     posterior = fitter.run(stream.first, options, final=False, stream=stream)
+    posterior.record["rivals"] = stream.rivals or posterior.record["rivals"]
     posterior.record |= {"batches": {"plate": plate, "num_rows": batches.num_rows, "size": batches.size}, "why": why}
     posterior.stream = stream
     return posterior
@@ -144,7 +218,7 @@ def plate_of(backend: Backend, model: Any, stream: Stream) -> str:
     for name, plate in plates.items():
         if plate.is_subsampled:
             raise ArgumentError(
-                f"plate {name!r} draws a subsample, and its rows come in batches: give it the batch's own size, {example}"
+                f"plate {name!r} draws a subsample, and its rows come in batches: give it a batch's own size, {example}"
             )
     fitting = [name for name, plate in plates.items() if plate.size == size]
     asked = stream.batches.plate
@@ -204,4 +278,3 @@ def batches_of(args: Args, kwargs: Mapping[str, Any]) -> bool:
     if any(isinstance(x, Batches) for x in (*args[1:], *kwargs.values())):
         raise ArgumentError("fit: give the batches first, fit(vr.batches(...), ...), and other arguments after them")
     return bool(args) and isinstance(args[0], Batches)
-

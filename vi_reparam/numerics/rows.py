@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from vi_reparam.backend.ops import Array, Key, Ops
 
 
@@ -16,7 +18,7 @@ def spread(ops: Ops, key: Key, size: int, batch: int) -> Array:
     ring_key, own_key = ops.split(key, 2)
     edges = [i * size // batch for i in range(batch + 1)]
     first = xp.asarray(edges[:-1])
-    lengths = xp.asarray([b - a for a, b in zip(edges, edges[1:], strict=False)])
+    lengths = xp.asarray([b - a for a, b in itertools.pairwise(edges)])
 
     def below(key: Key, shape: tuple[int, ...], limit: Array) -> Array:
         drawn = xp.floor((1.0 - ops.uniform(key, shape, dtype)) * xp.astype(limit, dtype))
