@@ -134,18 +134,19 @@ def one_mean(b, prior=10.0):
 OPTIONS = {"num_steps": 4, "num_particles": 1, "progress": False}
 
 
-@pytest.mark.parametrize("what", ["data", "prior", "init_scale", "optimizer", "argument"])
+@pytest.mark.parametrize("what", ["data", "prior", "init_scale", "optimizer", "argument", "init"])
 def test_a_checkpoint_of_something_else_is_refused(b, tmp_path, what):
     """In one line, which names what differs, and before the fit."""
     file, y = tmp_path / "fit", b.array(np.zeros(8))
 
-    def fit(y, *, prior=10.0, rate=0.1, **options):
+    def fit(y, *, prior=10.0, rate=0.1, start=None, **options):
         guided = mean_field(b, one_mean(b, prior), **options)
-        return guided.fit(y, optimizer=b.host.adam(rate), checkpoint=file, **OPTIONS)
+        return guided.fit(y, optimizer=b.host.adam(rate), checkpoint=file, init=start, **OPTIONS)
 
     first = fit(y)
     np.testing.assert_array_equal(fit(y).losses, first.losses)
     change = {"data": {"y": y + 1.0}, "argument": {"y": y[:7]}, "prior": {"prior": 3.0}, "optimizer": {"rate": 0.2}}
+    change["init"] = {"start": {"mu": 1.0}}
     name = {"prior": "numbers at site 'mu'", "init_scale": "family", "optimizer": "plan", "argument": "(program|data)"}
     with pytest.raises(
         b.vr.ArgumentError, match=rf"of another fit: its {name.get(what, what)}.*another file"

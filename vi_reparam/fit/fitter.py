@@ -59,7 +59,7 @@ class Fitter:
         self._checked: Cache[bool] = Cache(FORMS)
         self._simpler: dict[Any, Fitter] = {}
         self._rivals: list[float] = []
-        self._cut_off = ""
+        self._cut_off = self._init = ""
 
     def fit(self, args: Args, kwargs: dict[str, Any], options: Options) -> Any:
         """As `Guided.fit`."""
@@ -104,6 +104,7 @@ class Fitter:
                 num_steps=total,
                 objective=repr(task.objective),
                 estimators=checkpoints.told(self.guided.estimators),
+                init=self._init or checkpoints.digest_of_init(self.ops, options.init),
                 seed=str(int(seed)) if isinstance(seed, Integral) else repr(seed),
                 plan=f"{plan if optimizer is None else engine.describe(optimizer)}{', until it converges' * watched}"
                 + ("" if stream is None else f", {stream}"),
@@ -181,7 +182,7 @@ class Fitter:
     def _run_from(self, data: Data, options: Options, *, final: bool, stream: Any) -> Any:
         """As `run`, from values of latents, which a guide of its own starts at."""
         other = Fitter(with_values(self.guided, options.init, data), self.shown)
-        other.fitted = self.fitted
+        other.fitted, other._init = self.fitted, checkpoints.digest_of_init(self.ops, options.init)
         found = other.run(data, replace(options, init=None), final=final, stream=stream)
         fields = {"args": found.args, "kwargs": found.kwargs, "losses": found.losses, "record": found.record}
         return self.guided.posterior_type(self.shown, found.params, seed=found.seed, **fields)

@@ -14,7 +14,7 @@ from vi_reparam.errors import ArgumentError, first_line
 from vi_reparam.posterior import npz
 from vi_reparam.posterior.codec import Codec
 from vi_reparam.posterior.program import near, program_of, what_differs
-from vi_reparam.posterior.update import Updated
+from vi_reparam.posterior.update import Updated, original
 from vi_reparam.posterior.weights import Weights
 
 if TYPE_CHECKING:
@@ -25,14 +25,14 @@ P = TypeVar("P", bound="Posterior")
 FORMAT = "vi-reparam posterior"
 VERSION = 1
 METADATA = "metadata"
-_FIRST = "first/"
+_FIRST, _BEFORE = "first/", "before"
 STORED = ("seed", "record", "params", "args", "kwargs")
 
 
 def save(posterior: Posterior, path: str | os.PathLike, *, data: bool = True) -> Path:
     """As `Posterior.save`."""
-    if isinstance(posterior.guided.model, Updated):
-        raise ArgumentError("an updated posterior is not saved, for its model holds the one before: fit all data again")
+    if isinstance(posterior.guided.model, Updated) and not data:
+        raise ArgumentError("save(data=False): an updated posterior needs the data before it too: leave data=True")
     arrays: dict[str, Any] = {}
     codec = posterior.backend.engine.codec
     metadata = {"format": FORMAT, "version": VERSION, "model": posterior.name, "form": form_of(posterior)}
@@ -40,6 +40,8 @@ def save(posterior: Posterior, path: str | os.PathLike, *, data: bool = True) ->
     metadata["lacks_data"] = not data and bool(posterior.args or posterior.kwargs)
     for name in STORED if data else STORED[:-2]:
         metadata[name] = _encode(getattr(posterior, name), arrays, name, codec)
+    if isinstance(posterior.guided.model, Updated):
+        metadata[_BEFORE] = _encode_before(posterior.guided.model, arrays, codec)
     arrays["losses"] = np.asarray(posterior.losses)
     if posterior.record.get("batches"):  # whoever loads it has no batches
         weights, heads = posterior._first
@@ -78,6 +80,8 @@ def load(path: str | os.PathLike, model: Any, make: type[P], args: Args = (), kw
         fields |= {key: _decode(metadata[key], arrays, codec) for key in STORED if key in metadata}
         if hasattr(model, "for_family_named"):  # of a ladder of families, the one that was kept
             model = model.for_family_named(fields["record"].get("family"))
+        if _BEFORE in metadata:
+            model = _updated(model, metadata[_BEFORE], arrays, make, codec)
     except Exception as error:  # what the file says of itself may be anything
         raise ArgumentError(f"{path} is not a saved posterior, or is damaged; save it again with .save") from error
     other = f"{path} holds a posterior of another {stored!r} than the given {given!r}"
@@ -94,6 +98,19 @@ def load(path: str | os.PathLike, model: Any, make: type[P], args: Args = (), kw
     except Exception as error:  # what the file says of itself may be anything
         raise ArgumentError(f"{path} is not a saved posterior, or is damaged; save it again with .save") from error
     return posterior
+
+
+def _encode_before(model: Updated, arrays: dict[str, Any], codec: Codec) -> dict[str, Any]:
+    """The posterior that is the prior of an updated one."""
+    before = {name: _encode(getattr(model.posterior, name), arrays, f"before {name}", codec) for name in STORED}
+    return {"fresh": sorted(model.fresh), **before}
+
+
+def _updated(guided: Any, stored: dict[str, Any], arrays: dict[str, np.ndarray], make: type[P], codec: Codec) -> Any:
+    """The guided model whose prior is the posterior before."""
+    fields = {name: _decode(stored[name], arrays, codec) for name in STORED}
+    before = remade(make, guided, {"losses": np.zeros(0), **fields})
+    return guided.with_model(Updated(original(guided.model), before, frozenset(stored["fresh"])))
 
 
 def _check_form(stored: dict[str, dict[str, list]], ours: dict[str, dict[str, list]], other: str) -> None:
