@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import pathlib
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from vi_reparam.fit.batches import batches
 from vi_reparam.fit.shuffle import SMALL, Permutation
 from vi_reparam.numerics.rows import spread
 
+ROOT = pathlib.Path(__file__).parent.parent
 NUM, SIZE = 4_000, 200
 RNG = np.random.default_rng(5)
 X = RNG.normal(size=NUM)
@@ -313,3 +316,15 @@ def test_a_plates_minibatch_is_without_repetition_and_each_row_as_likely(vr, siz
     part = batch / size
     z = (np.bincount(rows.reshape(-1), minlength=size) / num - part) / np.sqrt(max(part * (1 - part), 1e-9) / num)
     assert np.abs(z).max() < 4.0
+
+
+@pytest.mark.slow  # benchmarks/batches.py, whose figures lie in benchmarks/results
+def test_a_million_rows_take_the_memory_and_the_time_of_ten_thousand(vr):
+    """Processor time of a step within 10%, as the least of several rounds; memory within 40 MB, a quarter of the file."""
+    spec = importlib.util.spec_from_file_location("batches", ROOT / "benchmarks" / "batches.py")
+    measured = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(measured)
+    few, many = measured.measure(vr.host.name, (10_000, 1_000_000)).values()
+    assert many["ms_per_step"] < 1.1 * few["ms_per_step"]
+    assert many["memory_mb"] < few["memory_mb"] + 40.0
+    assert many["mean_off_sd"] < 0.1 and many["weights"]["khat"] < 0.5
