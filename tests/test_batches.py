@@ -320,7 +320,7 @@ def test_a_plates_minibatch_is_without_repetition_and_each_row_as_likely(vr, siz
 
 @pytest.mark.slow  # benchmarks/batches.py, whose figures lie in benchmarks/results
 def test_a_million_rows_take_the_memory_and_the_time_of_ten_thousand(vr):
-    """Processor time of a step within 10%, as the least of several rounds; memory within 40 MB, a quarter of the file."""
+    """Processor time of a step within 10%, the least of several rounds; memory within 40 MB, a quarter of the file."""
     spec = importlib.util.spec_from_file_location("batches", ROOT / "benchmarks" / "batches.py")
     measured = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(measured)
