@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test slow lint format bench docs arviz1 newest dist clean
+.PHONY: demo test slow lint format bench docs notebooks arviz1 newest dist clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed-$(BACKEND)
@@ -39,6 +39,10 @@ bench: $(VENV)/.installed-dev
 # The site, warnings as errors, in site/.
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# The notebooks, run in a kernel, into $(OUT)/notebooks.
+notebooks: $(VENV)/.installed-notebooks
+	$(BIN)/python -m nbconvert --to notebook --execute --output-dir $(OUT)/notebooks docs/notebooks/*.ipynb
 
 # ArviZ 1.x asks for Python 3.12: PYTHON=python3.12 names one.
 arviz1:
