@@ -191,6 +191,19 @@ def test_the_default_takes_a_gaussian_and_starts_where_it_is_told(vr):
     assert more.record["batches"] == {"plate": "rows", "num_rows": NUM, "size": SIZE}
 
 
+def test_a_guide_written_by_hand_takes_batches(vr):
+    host, dist = vr.host, vr.host.dist
+
+    def guide(x, y=None):
+        for name in ("w", "b"):
+            loc = host.param(f"{name}_loc", host.array(0.0))
+            host.sample(name, dist.Normal(loc, host.param(f"{name}_sd", host.array(0.1), constraint=positive)))
+
+    positive = dist.constraints.positive
+    found = vr.Guided(line(vr), guide).fit(batches((X, Y), batch_size=SIZE), num_steps=5, progress=False)
+    assert np.isfinite(found.losses).all() and "batches" in found.record
+
+
 def local(vr):
     host, dist = vr.host, vr.host.dist
 

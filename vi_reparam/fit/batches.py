@@ -267,7 +267,8 @@ def _passes_of(source: Any) -> tuple[Callable[[], Iterator[Any]], bool]:
     if hasattr(source, "__iter__") and not isinstance(source, dict | str | bytes):
         return lambda: iter(source), False
     if callable(source):
-        return lambda: iter(source()), False
+        made: Callable[[], Any] = source
+        return lambda: iter(made()), False
     raise ArgumentError(
         f"batches({type(source).__name__}): expected arrays, batches of arrays (a DataLoader, an iterator), or a "
         "function that returns an iterator of them"

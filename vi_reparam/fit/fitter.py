@@ -117,8 +117,8 @@ class Fitter:
         if stream is not None:
             starts, data = [stream.placed(self.guided.base_guide, starts[0])], stream.fed
         program = engine.program(task, data, engine.optimizer(plan), num_steps=total, watched=watched)
-        for known in starts[:1] if options.checkpoint else starts:
-            values = self.guided.start_at(data, start_key, known) if start is None else {**start, **known}
+        for near in starts[:1] if options.checkpoint else starts:
+            values = self.guided.start_at(data, start_key, near) if start is None else {**start, **near}
             if all(name.startswith("vr.") for name in values):
                 raise ArgumentError("there is nothing to fit: neither model nor guide has a parameter")
             state = program.init(key, values, data)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vi_reparam.backend.backend import Backend
-from vi_reparam.backend.data import Data
+from vi_reparam.backend.data import Call, Data
 from vi_reparam.backend.ops import Args, Array, Key
 from vi_reparam.backend.tracer import Record
 from vi_reparam.errors import ArgumentError, SiteError, ViReparamError, could_not_run
@@ -179,7 +179,8 @@ def fit_batches(guided: Any, args: Args, kwargs: Mapping[str, Any], options: Opt
         why = f"{family!r} alone: the others are not tried on batches, of which each would read all rows again"
     fitter = _fitter(guided, plate, batches.num_rows)
     searching = fitter.guided.for_family(FullRank()).base_guide
-    stream.look(searching, guided.backend.ops.fold_in(engine.key(options.seed), 1))
+    if guided.family is not None:  # one written by hand takes no argument more
+        stream.look(searching, guided.backend.ops.fold_in(engine.key(options.seed), 1))
     if options.init is None and not isinstance(guided.family, JointFamily):
         options = replace(options, init=stream.values(searching))
     posterior = fitter.run(stream.first, options, final=False, stream=stream)
@@ -251,12 +252,13 @@ def _refuse_outside(
     latents, names = held(backend, records), [n for n in outside if records[n].kind == "sample"]
     given = len(data.args) - len(stream.rest)
 
-    def call(arrays: Mapping[str, Array]) -> Any:
-        args = [arrays.get(str(i), x) for i, x in enumerate(data.args)]
+    def call(arrays: Mapping[str, Array]) -> Call:
+        args = tuple(arrays.get(str(i), x) for i, x in enumerate(data.args))
         return args, {n: arrays.get(n, x) for n, x in data.kwargs.items()}
 
     def log_probs(arrays: Mapping[str, Array]) -> dict[str, Array]:
-        run = tracer.run(model, *call(arrays), ops.key(0), values=latents, alone=True)
+        args, kwargs = call(arrays)
+        run = tracer.run(model, args, kwargs, ops.key(0), values=latents, alone=True)
         return {n: run[n].log_prob() for n in names}
 
     own = {str(i): x for i, x in enumerate(data.args[:given])}

@@ -59,7 +59,7 @@ def _to_netcdf(path: Path, chunks: Any, named: Mapping[str, list[str]], num: int
 
 def _to_zarr(path: Path, chunks: Any, named: Mapping[str, list[str]], num: int, size: int) -> Path:
     try:
-        import zarr
+        import zarr  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ArgumentError(f"{path} asks for zarr: pip install 'zarr>=3', or give a .nc file") from None
     if not path.parent.is_dir():
