@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from vi_reparam.backend.backend import Backend
-from vi_reparam.backend.ops import Array, Params
+from vi_reparam.backend.ops import Array, Key, Params
 from vi_reparam.backend.tracer import Record, Statement
 from vi_reparam.errors import SiteError
+from vi_reparam.programs.conjugate import Conjugate, conjugate_of
 from vi_reparam.programs.prior_table import prior_of
 from vi_reparam.programs.priors import Factor, Normal, Prior
 from vi_reparam.programs.split import Draws, Split
@@ -24,12 +25,12 @@ class Drawn(NamedTuple):
 
     Attributes:
         values: by site.
-        priors: by site; `normals`: from which they were drawn.
+        priors: by site; `normals`: from which they were drawn, but for those that have a row.
         records: the model's run at the draw; empty where it was cut off after the last latent.
     """
 
     values: Draws
-    priors: dict[str, Prior]
+    priors: dict[str, Prior | Conjugate]
     normals: dict[str, Normal]
     records: dict[str, Record]
 
@@ -44,6 +45,7 @@ class Conditionals:
 
     Attributes:
         params: the model's own parameters.
+        key: of the draws from gammas and betas; without one these priors are read as normals too.
     """
 
     backend: Backend
@@ -52,43 +54,66 @@ class Conditionals:
     args: Any
     kwargs: Any
     params: Params
+    key: Key | None = None
 
-    def draw(self, given: Draws, factors: Factors, noise: Array, *, whole: bool = False) -> Drawn:
+    def draw(
+        self, given: Draws, factors: Factors, noise: Array, *, whole: bool = False, held: Draws | None = None
+    ) -> Drawn:
         """Draw the locals one after the other.
 
         Args:
             given: the globals.
             noise: standard normal, of the locals' coordinates.
             whole: whether to run on after the last latent, for the records.
+            held: values of the locals, which are taken in place of what the noise gives.
 
         Raises:
             SiteError: for a site whose statement is not met.
         """
         ops, layout, split = self.backend.ops, self.split.layout, self.split
         parts = {part.site.name: part for part in layout.parts}
-        waiting = {part.site.name for part in split.locals}
-        values, priors, normals = {}, {}, {}
+        values, priors, normals = dict[str, Array](), dict[str, Any](), dict[str, Normal]()
+        keys = {}
+        if self.key is not None and split.rows:
+            keys = dict(zip(split.rows, ops.split(self.key, len(split.rows)), strict=True))
 
-        def give(statement: Statement) -> Array:
-            name, part = statement.name, parts[statement.name]
-            if name in given:
-                return layout.place(part, given[name])[0]
-            priors[name] = prior_of(self.backend, statement.distribution, part)
-            normals[name] = priors[name].times(ops, factors(name, values))
-            values[name] = normals[name].place(split.cut(ops, name, noise))
-            waiting.discard(name)
-            if not waiting and not whole:
-                raise _EnoughError
-            return layout.place(part, values[name])[0]
+        def run(wanted: set[str], *, whole: bool) -> dict[str, Record]:
+            waiting = set(wanted)
 
-        records: dict[str, Record] = {}
-        if waiting or whole:
-            run, options = self.backend.tracer.run, {"params": self.params, "full_data": True, "alone": True}
-            with contextlib.suppress(_EnoughError):
-                records = run(self.model, self.args, self.kwargs, ops.key(0), values=give, **options)
-        if waiting:
-            raise SiteError(
-                f"site {min(waiting)!r} is drawn where its prior cannot be read (in scan or cond): write it outside, "
-                "or use another guide family"
-            )
+            def give(statement: Statement) -> Array:
+                name, part = statement.name, parts[statement.name]
+                if name in given:
+                    return layout.place(part, given[name])[0]
+                if name in keys:
+                    priors[name] = conjugate_of(self.backend, statement.distribution, part)
+                    drawn = priors[name].times(ops, factors(name, values)).draw(ops, keys[name])
+                elif name in waiting:
+                    priors[name] = prior_of(self.backend, statement.distribution, part)
+                    normals[name] = priors[name].times(ops, factors(name, values))
+                    drawn = normals[name].place(split.cut(ops, name, noise))
+                if name in waiting:
+                    values[name] = drawn if held is None else held[name]
+                    waiting.discard(name)
+                # one that is drawn later has no part in the priors that are asked for
+                value = values[name] if name in values else ops.xp.zeros(part.shape, dtype=noise.dtype)
+                if not waiting and not whole:
+                    raise _EnoughError
+                return layout.place(part, value)[0]
+
+            records: dict[str, Record] = {}
+            if waiting or whole:
+                options = {"params": self.params, "full_data": True, "alone": True}
+                with contextlib.suppress(_EnoughError):
+                    records = self.backend.tracer.run(
+                        self.model, self.args, self.kwargs, ops.key(0), values=give, **options
+                    )
+            if waiting:
+                raise SiteError(
+                    f"site {min(waiting)!r} is drawn where its prior cannot be read (in scan or cond): write it "
+                    "outside, or use another guide family"
+                )
+            return records
+
+        run(set(split.first), whole=False)
+        records = run({part.site.name for part in split.locals} - set(split.first), whole=whole)
         return Drawn(values, priors, normals, records)

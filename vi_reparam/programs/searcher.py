@@ -65,6 +65,10 @@ class Searcher:
             self._last = data, self._search(data, key)
         return self._last[1]
 
+    def known(self, data: Data) -> list[Place]:
+        """The places of the last run, where it was of these data; nothing is searched."""
+        return self._last[1] if self._last is not None and self._last[0] is data else []
+
     def _search(self, data: Data, key: Any) -> list[Place]:
         ops = self.backend.ops
         structure = self.guide.latents.structure(*data.call)

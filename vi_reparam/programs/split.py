@@ -8,7 +8,9 @@ from typing import Any
 
 from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.ops import Array, Ops
+from vi_reparam.backend.tracer import Statement
 from vi_reparam.gaussians.pathfinder import LARGEST
+from vi_reparam.programs.conjugate import Row, row_of
 from vi_reparam.programs.layout import Layout, Part
 
 Draws = dict[str, Array]
@@ -24,6 +26,8 @@ class Split:
         globals: of those that are drawn together; None for none.
         locals: the other parts of the layout, in the model's order.
         small: names of locals of few coordinates, whose noise is drawn together, and on which later factors depend.
+        first: those of them that are drawn before all others; empty where the model's order does so.
+        rows: by local site, that of its prior where it is a gamma or a beta.
         siblings: by local site, the names of those before it in plates of the same sizes that are not small.
         parents: latents on which other latents' priors depend.
     """
@@ -32,6 +36,8 @@ class Split:
     globals: Layout | None
     locals: tuple[Part, ...]
     small: tuple[str, ...]
+    first: tuple[str, ...]
+    rows: dict[str, Row]
     siblings: dict[str, tuple[str, ...]]
     parents: frozenset[str]
 
@@ -82,21 +88,21 @@ class Split:
         offset, part = self._places[name]
         return ops.xp.reshape(vector[offset : offset + part.size], part.shape)
 
-    def rows(self, name: str, matrix: Array) -> Array:
+    def rows_of(self, name: str, matrix: Array) -> Array:
         """A local site's own rows of a matrix with a row for each coordinate, shape ``[size, ...]``."""
         offset, part = self._places[name]
         return matrix[offset : offset + part.size]
 
     def gathered(self, ops: Ops, vector: Array) -> Array:
         """The small locals' coordinates of the locals' vector, shape ``[num_small]``."""
-        return ops.xp.concat([vector[:0], *(self.rows(name, vector) for name in self.small)])
+        return ops.xp.concat([vector[:0], *(self.rows_of(name, vector) for name in self.small)])
 
     def replaced(self, ops: Ops, vector: Array, small: Array) -> Array:
         """The locals' vector with other coordinates of the small ones."""
         pieces, at = [vector[:0]], 0
         for part in self.locals:
             is_small = part.site.name in self.small
-            pieces.append(small[at : at + part.size] if is_small else self.rows(part.site.name, vector))
+            pieces.append(small[at : at + part.size] if is_small else self.rows_of(part.site.name, vector))
             at += part.size if is_small else 0
         return ops.xp.concat(pieces)
 
@@ -122,7 +128,7 @@ def split_of(backend: Backend, model: Any, layout: Layout, args: Any, kwargs: An
 
     There are at most as many coordinates of them as a search takes.
     """
-    on = _dependence(backend, model, layout, args, kwargs)
+    on, rows = _dependence(backend, model, layout, args, kwargs), _rows(backend, model, layout, args, kwargs)
     free = (p for p in layout.parts if not p.site.plates and not on[p.site.name])
     chosen, total = set(), 0
     for part in sorted(free, key=lambda part: part.size):
@@ -131,10 +137,12 @@ def split_of(backend: Backend, model: Any, layout: Layout, args: Any, kwargs: An
             chosen.add(part.site.name)
     own = {p.site.name: p.site for p in layout.parts if p.site.name in chosen}
     rest = tuple(part for part in layout.parts if part.site.name not in chosen)
+    rows = {p.site.name: rows[p.site.name] for p in rest if p.site.name in rows}
+    normal = [p for p in rest if p.site.name not in rows]
     largest = max((p for p in rest if p.site.plates), key=lambda part: part.size, default=None)
     few, total = set(), 0  # elements of one plate know of each other through globals alone
     for part in sorted(
-        (p for p in rest if largest is None or p.site.plates != largest.site.plates), key=lambda p: p.size
+        (p for p in normal if largest is None or p.site.plates != largest.site.plates), key=lambda p: p.size
     ):
         total += part.size
         if total <= LARGEST:
@@ -142,13 +150,20 @@ def split_of(backend: Backend, model: Any, layout: Layout, args: Any, kwargs: An
     siblings = {}
     for i, part in enumerate(rest):
         before = (p for p in rest[:i] if p.shape == part.shape and _sizes(p) == _sizes(part) != ())
-        siblings[part.site.name] = tuple(p.site.name for p in before if p.site.name not in few)
+        siblings[part.site.name] = tuple(p.site.name for p in before if p.site.name not in few | rows.keys())
     small = tuple(part.site.name for part in rest if part.site.name in few)
+    large, first = {p.site.name for p in rest} - few, list[str]()
+    for name in small:
+        if not on[name] & (large | (few - set(first))):
+            first.append(name)
+    begun = tuple(part.site.name for part in rest[: len(first)])
     return Split(
         layout,
         Layout.of(backend, own, "vr.Structured") if own else None,
         rest,
         small,
+        () if begun == tuple(first) else tuple(first),
+        rows,
         siblings,
         frozenset().union(*on.values()),
     )
@@ -157,6 +172,19 @@ def split_of(backend: Backend, model: Any, layout: Layout, args: Any, kwargs: An
 def _sizes(part: Part) -> tuple[Any, ...]:
     """Of the plates around a site: two plates of one size may well be over the same elements."""
     return tuple((plate.dim, plate.size) for plate in part.site.plates)
+
+
+def _rows(backend: Backend, model: Any, layout: Layout, args: Any, kwargs: Any) -> dict[str, Row]:
+    """By site, the row of its prior, for those that have one."""
+    center = layout.unpack(backend.ops.xp.zeros(layout.size, dtype=backend.ops.float_dtype()))
+    found: dict[str, Row | None] = {}
+
+    def give(statement: Statement) -> Array:
+        found[statement.name] = row_of(backend, statement.distribution)
+        return center[statement.name][0]
+
+    backend.tracer.run(model, args, kwargs, backend.ops.key(0), values=give, full_data=True, alone=True)
+    return {name: row for name, row in found.items() if row is not None}
 
 
 def _dependence(backend: Backend, model: Any, layout: Layout, args: Any, kwargs: Any) -> dict[str, frozenset[str]]:

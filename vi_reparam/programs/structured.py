@@ -15,6 +15,7 @@ from vi_reparam.gaussians.preconditioner import Preconditioner
 from vi_reparam.gaussians.tails import widen
 from vi_reparam.numerics.special import LOG_2PI
 from vi_reparam.programs.conditionals import Conditionals, Factors
+from vi_reparam.programs.conjugate import Conjugate
 from vi_reparam.programs.gaussian import fold, frame_of
 from vi_reparam.programs.joint import Array, JointGuide, Key, Layout, Params
 from vi_reparam.programs.priors import Factor
@@ -40,11 +41,11 @@ class StructuredGuide(JointGuide):
     """
 
     kind = "structured"
-    transports = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.model_params = frozenset[str]()
+        self.transports = True
 
     def split(self, args: Any, kwargs: Any) -> Split:
         """Globals and locals, found once for every new form of the arguments.
@@ -64,7 +65,9 @@ class StructuredGuide(JointGuide):
             with self.backend.tracer.constants():
                 return split_of(self.backend, self.model, layout, args, kwargs)
 
-        return self.latents.layouts.get((type(self), self.ops.form((args, kwargs))), look).at(layout)
+        split = self.latents.layouts.get((type(self), self.ops.form((args, kwargs))), look).at(layout)
+        self.transports = not split.rows
+        return split
 
     def covers_mean_field(self, args: Any, kwargs: Any) -> bool:
         """Whether a mean field would draw all latents by normals, as this guide can."""
@@ -78,7 +81,7 @@ class StructuredGuide(JointGuide):
         draw_globals = self._globals(split, start, wanted)
         own = self._factor_params(split, start)
         held = {n: ops.stop_gradient(p) for n, p in own.items()} if wanted == "path" else own
-        conditionals = Conditionals(self.backend, self.model, split, args, kwargs, self._outer(args, kwargs))
+        outer = self._outer(args, kwargs)
 
         def mixed(params: Params, n: Array) -> Array:
             if not split.num_small:
@@ -92,20 +95,31 @@ class StructuredGuide(JointGuide):
             inverse = xp.linalg.inv(xp.eye(split.num_small, dtype=dtype) + xp.tril(params["coupling"], k=-1))
             return split.replaced(ops, n, inverse @ split.gathered(ops, n))
 
-        def noise(key: Key, lead: tuple[int, ...]) -> Array:
-            return ops.normal(key, (*lead, layout.size), dtype)
+        def noise(key: Key, lead: tuple[int, ...]) -> Array | tuple[Array, Key]:
+            if not split.rows:
+                return ops.normal(key, (*lead, layout.size), dtype)
+            key, own_key = ops.split(key, 2)
+            return ops.normal(key, (*lead, layout.size), dtype), own_key
 
-        def draw(n: Array, row: Array | None) -> Vector:
+        def draw(noise: Any, row: Array | None) -> Vector:
+            n, own_key = noise if isinstance(noise, tuple) else (noise, None)
+            conditionals = Conditionals(self.backend, self.model, split, args, kwargs, outer, own_key)
             g, log_q, at = draw_globals(n[:num])
             given = split.named(g)
             drawn = conditionals.draw(given, self._factors(split, own, at), mixed(own, n[num:]))
-            again, back = self._factors(split, held, at), [n[:0]]
+            again = self._factors(split, held, at)
+            before, back = dict[str, Array](), dict[str, Array]()
             for name, value in drawn.values.items():
-                normal = drawn.priors[name].times(ops, again(name, drawn.values))
-                log_q = log_q - normal.log_det
-                back.append(xp.reshape(normal.standardize(value), (-1,)))
-            back = unmixed(held, xp.concat(back))
-            log_q = log_q - 0.5 * xp.sum(back * back) - 0.5 * split.num_locals * LOG_2PI
+                product = drawn.priors[name].times(ops, again(name, before))
+                before[name] = value
+                if isinstance(product, Conjugate):
+                    log_q = log_q + product.log_prob(ops, value) + 0.5 * math.prod(value.shape) * LOG_2PI
+                    back[name] = xp.zeros(math.prod(value.shape), dtype=dtype)
+                else:
+                    log_q = log_q - product.log_det
+                    back[name] = xp.reshape(product.standardize(value), (-1,))
+            standard = unmixed(held, xp.concat([n[:0], *(back[part.site.name] for part in split.locals)]))
+            log_q = log_q - 0.5 * xp.sum(standard * standard) - 0.5 * split.num_locals * LOG_2PI
             vector = split.joined(ops, {**given, **drawn.values})
             return Vector(vector, log_q, frozen=self.family.gradient == "path")
 
@@ -144,7 +158,7 @@ class StructuredGuide(JointGuide):
             "shift": (size,),
             "weight": (size,),
             "shift_slopes": (size, num + small),
-            "weight_slopes": (size, num),
+            "weight_slopes": (size, num + small),
             "sibling_slopes": (size, split.most_siblings),
             "coupling": (small, small),
         }
@@ -166,7 +180,6 @@ class StructuredGuide(JointGuide):
         ops, cut = self.ops, functools.partial(split.cut, self.ops)
         if not own:
             return _no_factor
-        weight = own["weight"] + own["weight_slopes"] @ at
         known: dict[str, Array] = {}
 
         def standard(name: str, drawn: Draws) -> Array:
@@ -177,13 +190,17 @@ class StructuredGuide(JointGuide):
         def factor(name: str, drawn: Draws) -> Factor:
             flat = [at, *(ops.xp.reshape(standard(n, drawn), (-1,)) for n in split.small if n in drawn)]
             context, unit = ops.xp.concat(flat), cut(name, own["unit"])
-            slopes = split.rows(name, own["shift_slopes"])[:, : context.shape[0]]
-            move = cut(name, own["shift"]) + ops.xp.reshape(slopes @ context, tuple(unit.shape))
+
+            def affine(what: str) -> Array:
+                slopes = split.rows_of(name, own[f"{what}_slopes"])[:, : context.shape[0]]
+                return cut(name, own[what]) + ops.xp.reshape(slopes @ context, tuple(unit.shape))
+
+            move, weight = affine("shift"), affine("weight")
             for i, sibling in enumerate(split.siblings[name]):
                 move = move + cut(name, own["sibling_slopes"][:, i]) * standard(sibling, drawn)
             place, upper = cut(name, own["place"]), own.get(f"upper_{name}")
             shear = None if upper is None else (ops.xp.triu(upper, k=1), place)
-            return Factor(place + unit * move, cut(name, weight) - 2.0 * ops.xp.log(unit), shear)
+            return Factor(place + unit * move, weight - 2.0 * ops.xp.log(unit), shear)
 
         return factor
 
