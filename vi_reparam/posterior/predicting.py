@@ -107,7 +107,8 @@ class Predicting:
 
         Args:
             path: a netCDF file, or a zarr store where it ends in ``.zarr`` (which needs zarr); replaced if it is there.
-                ``xarray.open_dataset(path, group="predictions")`` reads either.
+                ``xarray.open_dataset(path, group="predictions")`` reads the one, ``xarray.open_zarr(path,
+                group="predictions", consolidated=False)`` the other.
             *args: as in `predict_in_chunks`, like all that is not named here.
             **kwargs: as in `predict`.
 
