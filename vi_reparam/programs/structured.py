@@ -12,6 +12,7 @@ from vi_reparam.errors import SiteError
 from vi_reparam.gaussians import path_gradient as path
 from vi_reparam.gaussians.bases import Full
 from vi_reparam.gaussians.preconditioner import Preconditioner
+from vi_reparam.gaussians.skew import skew
 from vi_reparam.gaussians.tails import widen
 from vi_reparam.numerics.special import LOG_2PI
 from vi_reparam.programs.conditionals import Conditionals, Factors
@@ -83,17 +84,20 @@ class StructuredGuide(JointGuide):
         held = {n: ops.stop_gradient(p) for n, p in own.items()} if wanted == "path" else own
         outer = self._outer(args, kwargs)
 
-        def mixed(params: Params, n: Array) -> Array:
-            if not split.num_small:
-                return n
-            small = split.gathered(ops, n)
-            return split.replaced(ops, n, small + xp.tril(params["coupling"], k=-1) @ small)
+        normal = ops.asarray([p.site.name not in split.rows for p in split.locals for _ in range(p.size)], dtype)
+        num_normal = sum(p.size for p in split.locals if p.site.name not in split.rows)
 
-        def unmixed(params: Params, n: Array) -> Array:
-            if not split.num_small:
-                return n
-            inverse = xp.linalg.inv(xp.eye(split.num_small, dtype=dtype) + xp.tril(params["coupling"], k=-1))
-            return split.replaced(ops, n, inverse @ split.gathered(ops, n))
+        def standard(n: Array) -> path.Standard:
+            """Noise of the locals, of which small ones know of each other, bent; as `path.Standard`."""
+            slope, square = -n, xp.sum(normal * n * n)
+            if split.num_small:
+                coupling = xp.eye(split.num_small, dtype=dtype) + xp.tril(own["coupling"], k=-1)
+                small = split.gathered(ops, n)
+                n = split.replaced(ops, n, coupling @ small)
+                slope = split.replaced(ops, slope, -xp.linalg.inv(coupling).T @ small)
+            x, log_rise, more = skew(ops, n, own["bend"])
+            density = -0.5 * square - xp.sum(normal * log_rise)
+            return x, density - 0.5 * num_normal * LOG_2PI, (slope - more) * xp.exp(-log_rise)
 
         def noise(key: Key, lead: tuple[int, ...]) -> Array | tuple[Array, Key]:
             if not split.rows:
@@ -106,20 +110,23 @@ class StructuredGuide(JointGuide):
             conditionals = Conditionals(self.backend, self.model, split, args, kwargs, outer, own_key)
             g, log_q, at = draw_globals(n[:num])
             given = split.named(g)
-            drawn = conditionals.draw(given, self._factors(split, own, at), mixed(own, n[num:]))
+            local, density, slope = standard(n[num:]) if own else (n[num:], xp.zeros((), dtype=dtype), n[num:])
+            drawn = conditionals.draw(given, self._factors(split, own, at), local)
             again = self._factors(split, held, at)
             before, back = dict[str, Array](), dict[str, Array]()
             for name, value in drawn.values.items():
                 product = drawn.priors[name].times(ops, again(name, before))
                 before[name] = value
                 if isinstance(product, Conjugate):
-                    log_q = log_q + product.log_prob(ops, value) + 0.5 * math.prod(value.shape) * LOG_2PI
+                    log_q = log_q + product.log_prob(ops, value)
                     back[name] = xp.zeros(math.prod(value.shape), dtype=dtype)
                 else:
                     log_q = log_q - product.log_det
                     back[name] = xp.reshape(product.standardize(value), (-1,))
-            standard = unmixed(held, xp.concat([n[:0], *(back[part.site.name] for part in split.locals)]))
-            log_q = log_q - 0.5 * xp.sum(standard * standard) - 0.5 * split.num_locals * LOG_2PI
+            if wanted == "path":
+                at_again = xp.concat([n[:0], *(back[part.site.name] for part in split.locals)])
+                density = path.moving(ops, density, at_again, slope)
+            log_q = log_q + density
             vector = split.joined(ops, {**given, **drawn.values})
             return Vector(vector, log_q, frozen=self.family.gradient == "path")
 
@@ -160,6 +167,7 @@ class StructuredGuide(JointGuide):
             "shift_slopes": (size, num + small),
             "weight_slopes": (size, num + small),
             "sibling_slopes": (size, split.most_siblings),
+            "bend": (size,),
             "coupling": (small, small),
         }
         for part in split.locals:
