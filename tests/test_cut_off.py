@@ -235,7 +235,7 @@ def check(b, what, content, before):
     return "refused"
 
 
-@pytest.mark.parametrize("count", [10, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [10, pytest.param(1_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["checkpoint", "posterior"])
 def test_a_damaged_file_is_refused_or_right(b, files, kind, count):
     rng, before = np.random.default_rng(0), files[kind][2]()

@@ -62,6 +62,15 @@ def test_the_workflow_runs_on_its_own(number, lines, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_minibatches_run_on_their_own(tmp_path):
+    pytest.importorskip("torch")
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "minibatches.md").read_text(), re.DOTALL)[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "verdict: good" in done.stdout
+
+
+@pytest.mark.slow
 def test_readme_program_fits_on_its_own():
     code = _readme_program()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)

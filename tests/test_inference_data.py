@@ -6,6 +6,7 @@ CONTRIBUTING.md says how to run this file with ArviZ 1.x.
 from __future__ import annotations
 
 import importlib
+import sys
 import types
 import warnings
 
@@ -333,8 +334,30 @@ def test_predictions_in_chunks_and_to_a_file(vr, line, tmp_path):
     np.testing.assert_array_equal(stored["y"].values[0], whole)
     assert stored["y"].dims == ("chain", "draw", "town")
     assert stored["b"].dims == ("chain", "draw", "side")
+    for name in ("p.nc", "p.zarr"):
+        with pytest.raises(ArgumentError, match=r"cannot write|asks for zarr"):
+            line.predict_to(tmp_path / "none" / name, X[:3], num_draws=2)
+
+
+def test_predictions_to_a_zarr_store(vr, line, tmp_path):
+    zarr = pytest.importorskip("zarr")
+    whole = np.asarray(line.predict(X[:3], num_draws=11)["y"])
+    for _ in range(2):  # the second replaces the first
+        path = line.predict_to(tmp_path / "p.zarr", X[:3], num_draws=11, chunk_size=4)
+    stored = zarr.open_group(path, mode="r")["predictions/y"]
+    np.testing.assert_array_equal(stored[0], whole)
+    assert stored.chunks == (1, 4, 3) and stored.metadata.dimension_names == ("chain", "draw", "town")
+    (tmp_path / "mine.zarr").mkdir()
+    (tmp_path / "mine.zarr" / "notes").touch()
     with pytest.raises(ArgumentError, match="cannot write"):
-        line.predict_to(tmp_path / "none" / "p.nc", X[:3], num_draws=2)
+        line.predict_to(tmp_path / "mine.zarr", X[:3], num_draws=2)
+
+
+def test_a_store_without_zarr_is_refused(vr, line, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    with pytest.raises(ArgumentError, match=r"asks for zarr: pip install") as caught:
+        line.predict_to(tmp_path / "p.zarr", X[:3], num_draws=2)
+    assert len(str(caught.value)) <= 300
 
 
 def test_later_draws_of_a_program_that_reads_its_values(vr):

@@ -134,18 +134,19 @@ def one_mean(b, prior=10.0):
 OPTIONS = {"num_steps": 4, "num_particles": 1, "progress": False}
 
 
-@pytest.mark.parametrize("what", ["data", "prior", "init_scale", "optimizer", "argument"])
+@pytest.mark.parametrize("what", ["data", "prior", "init_scale", "optimizer", "argument", "init"])
 def test_a_checkpoint_of_something_else_is_refused(b, tmp_path, what):
     """In one line, which names what differs, and before the fit."""
     file, y = tmp_path / "fit", b.array(np.zeros(8))
 
-    def fit(y, *, prior=10.0, rate=0.1, **options):
+    def fit(y, *, prior=10.0, rate=0.1, start=None, **options):
         guided = mean_field(b, one_mean(b, prior), **options)
-        return guided.fit(y, optimizer=b.host.adam(rate), checkpoint=file, **OPTIONS)
+        return guided.fit(y, optimizer=b.host.adam(rate), checkpoint=file, init=start, **OPTIONS)
 
     first = fit(y)
     np.testing.assert_array_equal(fit(y).losses, first.losses)
     change = {"data": {"y": y + 1.0}, "argument": {"y": y[:7]}, "prior": {"prior": 3.0}, "optimizer": {"rate": 0.2}}
+    change["init"] = {"start": {"mu": 1.0}}
     name = {"prior": "numbers at site 'mu'", "init_scale": "family", "optimizer": "plan", "argument": "(program|data)"}
     with pytest.raises(
         b.vr.ArgumentError, match=rf"of another fit: its {name.get(what, what)}.*another file"
@@ -435,9 +436,67 @@ def test_a_masked_latent_has_neither_density_nor_entropy(b, model, entropy):
     assert number(posterior.log_weights).std() < 2.0
 
 
-def test_a_masked_latent_of_a_guide_over_all_latents_is_refused(b):
+def masked_in_rows(b, mask):
+    """A ragged table: a scale for each row, a positive latent for each cell, of which some are not there."""
+
+    def model(y):
+        seen, (rows, columns) = mask(y), y.shape
+        mu = b.host.sample("mu", b.dist.Normal(b.array(0.0), b.array(1.0)))
+        with b.host.plate("row", rows, dim=-2), b.host.plate("column", columns, dim=-1):
+            z = b.host.sample("z", b.dist.LogNormal(mu, b.array(1.0)).mask(seen))
+            b.host.sample("y", b.dist.Normal(b.xp.log(z), b.array(1.0)).mask(seen), obs=y)
+
+    return model
+
+
+def globals_of(y):
+    """mu of the models above: mean, sd and log evidence, of what is seen."""
+    seen = y[y < 10.0]
+    precision = 1.0 + len(seen) / 2.0
+    covariance = 2.0 * np.eye(len(seen)) + 1.0
+    quadratic = seen @ np.linalg.solve(covariance, seen)
+    evidence = -0.5 * (len(seen) * np.log(2.0 * np.pi) + np.linalg.slogdet(covariance)[1] + quadratic)
+    return seen.sum() / 2.0 / precision, precision**-0.5, evidence
+
+
+RAGGED = np.array([[2.0, 50.0, 2.5], [50.0, 1.0, 0.5]])
+
+
+@pytest.mark.parametrize(
+    ("model", "y", "family"),
+    [
+        (masked_by_handler, RAGGED[0], "FullRank()"),
+        (masked_by_distribution, RAGGED[0], "LowRank(rank=1)"),
+        (masked_in_rows, RAGGED, "FullRank()"),
+        (masked_in_rows, RAGGED, "StudentT()"),
+        pytest.param(masked_by_handler, RAGGED[0], "Flow()", marks=pytest.mark.slow),
+        pytest.param(masked_by_handler, RAGGED[0], "SDE(num_steps=4)", marks=pytest.mark.slow),
+        pytest.param(masked_in_rows, RAGGED, "Mixture()", marks=pytest.mark.slow),
+        pytest.param(masked_in_rows, RAGGED, "Escalate()", marks=pytest.mark.slow),
+        pytest.param(
+            masked_in_rows, RAGGED, "Sites({'z': vr.FullRank(), '*': vr.MeanField()})", marks=pytest.mark.slow
+        ),
+    ],
+    ids=lambda x: getattr(x, "__name__", None) if callable(x) else x if isinstance(x, str) else "",
+)
+def test_a_masked_latent_of_a_guide_over_all_latents_leaves_the_others_right(b, model, y, family):
+    """The weights know the exact evidence and mean: parts that are not there take no share in either."""
+    guided = b.vr.guide(eval(f"vr.{family}", {"vr": b.vr}))(model(b, lambda y: y < 10.0))
+    posterior = guided.fit(b.array(y), num_steps=None if "Escalate" in family else 300, progress=False)
+    mean, sd, evidence = globals_of(y)
+    value, error = posterior.log_evidence()
+    assert abs(value - evidence) < 4.0 * error + 1e-3
+    found, error = posterior.expectation(lambda z: z["mu"], num_draws=10_000, weighted=True)
+    assert abs(found - mean) < 4.0 * error + 1e-3
+    if family not in ("StudentT()", "Sites({'z': vr.FullRank()})"):  # neither can have this posterior
+        assert posterior.verdict.grade == "good"
+        assert number(posterior.draws(10_000)["mu"]).std() == pytest.approx(sd, rel=0.1)
+
+
+def test_a_latent_that_is_masked_has_no_prior_to_be_structured_by(b):
+    guided = b.vr.guide(b.vr.Structured())(masked_by_handler(b, lambda y: y < 10.0))
     with pytest.raises(b.vr.SiteError, match=r"site 'z' is masked.*vr\.MeanField") as caught:
-        b.vr.guide(b.vr.FullRank())(masked_by_handler(b, lambda y: y < 10.0)).fit(b.array(X), **OPTIONS)
+        guided.fit(b.array(X), **OPTIONS)
     assert len(str(caught.value)) <= 300
 
 

@@ -86,8 +86,7 @@ MODELS = st.builds(
 
 def holds(b, drawn, folder):
     """Fit, refit, go on from a checkpoint, save and load, and predict other sizes; each held to the others."""
-    family = "MeanField" if drawn.local and drawn.masked else drawn.family
-    make = lambda: b.vr.guide(getattr(b.vr, family)())(drawn.model(b))  # noqa: E731
+    make = lambda: b.vr.guide(getattr(b.vr, drawn.family)())(drawn.model(b))  # noqa: E731
     options = {"num_steps": 3, "num_particles": 2, "seed": drawn.seed, "progress": False}
     first, second = (drawn.data(seed, drawn.size) for seed in (drawn.seed, drawn.seed + 1))
 

@@ -12,6 +12,7 @@ import pytest
 
 from vi_reparam.commands.app import main
 from vi_reparam.errors import ArgumentError
+from vi_reparam.posterior.plots import prior_rows
 
 VOID = {"meta", "img", "br"}
 
@@ -62,12 +63,23 @@ def posterior(vr, few_weights):
     return vr.Posterior(guided, guided.start(y), args=(y,), kwargs={}, losses=[3.0, 2.0], seed=0, record=record)
 
 
+def test_pictures_have_the_prior_beside_and_ranks_are_flat_where_the_guide_is_right(posterior, tmp_path):
+    figure = posterior.plot(kind="forest")
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert set(names) == set(posterior.rows()[0]) == set(prior_rows(posterior))
+    ranks = posterior.plot(tmp_path / "ranks.png", kind="ranks")
+    lifted = np.array([bar.get_height() for bar in ranks.axes[0].patches if bar.get_width() == 0.9])
+    assert lifted.sum() == pytest.approx(len(lifted)) and (tmp_path / "ranks.png").stat().st_size > 0
+    with pytest.raises(ArgumentError, match=r"plot\(kind='pairs'\): expected one of"):
+        posterior.plot(kind="pairs")
+
+
 def test_a_page_holds_all_and_asks_for_nothing(posterior, tmp_path):
     path = posterior.report(tmp_path / "model.html", command="vi-reparam fit 'a & b'")
     page = Page(path.read_text())
     assert page.open == []
     assert page.outside == []
-    assert len(page.pictures) == 3  # the fit, pairs, the predictive check
+    assert len(page.pictures) == 5  # the fit, intervals, ranks, pairs, the predictive check
     for picture in page.pictures:
         assert base64.b64decode(picture.partition(",")[2]).startswith(b"\x89PNG")
     text = "".join(page.text)

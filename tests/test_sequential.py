@@ -37,7 +37,7 @@ def log_evidence(x, y):
     return -0.5 * (len(y) * np.log(2 * np.pi) + np.linalg.slogdet(covariance)[1] + y @ np.linalg.solve(covariance, y))
 
 
-def test_two_halves_are_the_whole(vr):
+def test_two_halves_are_the_whole(vr, tmp_path):
     """By a Gaussian: means and covariances, and the evidence of the second half given the first."""
     guided = vr.guide(vr.FullRank())(rows(vr))
     first = guided.fit(XS[:30], y=YS[:30], progress=False, num_steps=300)
@@ -51,8 +51,13 @@ def test_two_halves_are_the_whole(vr):
     assert np.abs(spread).max() < 4.0
     gained = both.log_evidence()
     assert abs(gained[0] - (log_evidence(XS, YS) - log_evidence(XS[:30], YS[:30]))) < 4 * gained[1] + 1e-3
-    with pytest.raises(ArgumentError, match="updated posterior is not saved"):
-        both.save("nowhere.npz")
+    again = vr.load(both.save(tmp_path / "both.npz"), guided)
+    np.testing.assert_array_equal(np.asarray(again.draws(5)["w"]), np.asarray(both.draws(5)["w"]))
+    np.testing.assert_allclose(again.log_weights, both.log_weights, rtol=1e-9)
+    with pytest.raises(ArgumentError, match="holds a posterior of another"):
+        vr.load(both.save(tmp_path / "both.npz"), vr.guide(vr.MeanField())(rows(vr)))
+    with pytest.raises(ArgumentError, match="an updated posterior needs the data before it"):
+        both.save(tmp_path / "both.npz", data=False)
 
 
 @pytest.mark.parametrize("vr", [pytest.param("numpyro", marks=pytest.mark.slow), "pyro"], indirect=True)

@@ -14,6 +14,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 import vi_reparam
 from vi_reparam import *  # noqa: F403  (the core's own names)
 from vi_reparam.backend.disk_cache import cache, keep_if_asked
+from vi_reparam.fit.batches import Batches, batches
 from vi_reparam.fit.guided import Guided as Guided
 from vi_reparam.fit.guided import guide
 from vi_reparam.gaussians.bases import Blocks, Diagonal
@@ -48,6 +49,7 @@ __all__ = [
     "MLP",
     "SDE",
     "Adams",
+    "Batches",
     "Blocks",
     "Comparison",
     "Cosine",
@@ -68,6 +70,7 @@ __all__ = [
     "UniformLogSNR",
     "VarianceExploding",
     "Window",
+    "batches",
     "compare_models",
 ]
 __all__ += vi_reparam.__all__

@@ -61,6 +61,9 @@ class Program(Protocol[S]):
         At a loss or gradient that is not finite the steps end, with that loss and the state before it.
         """
 
+    def feed(self, state: S, data: Data) -> S:
+        """Go on with other data of the same form."""
+
     def params(self, state: S) -> dict[str, Array]:
         """The constrained values of all parameters, as constants of their own, mutable sites included."""
 

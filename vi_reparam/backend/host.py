@@ -79,6 +79,9 @@ class Host(Reader, Protocol):
     ) -> AbstractContextManager[Array]:
         """Conditionally independent elements along `dim`; yields their indices, a random subset if asked for."""
 
+    def part_of(self, plate: str, size: int) -> AbstractContextManager[Any]:
+        """Inside, a plate of this name holds a part of its `size` elements, and its terms are scaled to all of them."""
+
     def deterministic(self, name: str, value: Array) -> Array:
         """Record a quantity that other sites determine."""
 

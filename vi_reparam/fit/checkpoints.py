@@ -22,7 +22,7 @@ from vi_reparam.posterior.program import near, what_differs
 
 Arrays = Mapping[str, np.ndarray]
 
-_FORMAT = "vi-reparam-checkpoint/4"
+_FORMAT = "vi-reparam-checkpoint/5"
 _COURSE = "course/"
 
 
@@ -38,6 +38,7 @@ class FitSignature:
         objective: as it is written.
         estimators: those that were asked for, by site.
         seed: of the fit.
+        init: where it was told to start, a digest; empty where it was not.
         plan: how its steps are taken: the optimizer, as far as it can be told, and whether the fit ends by itself.
         state: names, shapes and dtypes of the first state's arrays, as JSON; None before they are known.
     """
@@ -51,6 +52,7 @@ class FitSignature:
     objective: str
     estimators: str
     seed: str
+    init: str
     plan: str
     state: str | None = None
 
@@ -67,8 +69,22 @@ def told(thing: Any) -> str:
 
 def digest(ops: Ops, data: Data) -> str:
     """Equal for equal arguments."""
-    found = hashlib.blake2b(repr((len(data.args), sorted(data.kwargs))).encode(), digest_size=16)
-    for leaf in ops.tree_leaves(data.call):
+    return _digest(ops, (len(data.args), sorted(data.kwargs)), data.call)
+
+
+def digest_of_init(ops: Ops, init: Any) -> str:
+    """Equal for starts at the same values, or at the same parameters."""
+    if init is None:
+        return ""
+    if not hasattr(init, "params"):
+        return _digest(ops, sorted(init), [init[name] for name in sorted(init)])
+    names = sorted(init.params)
+    return _digest(ops, (told(init.guided.family), names), [init.params[name] for name in names])
+
+
+def _digest(ops: Ops, begins: Any, tree: Any) -> str:
+    found = hashlib.blake2b(repr(begins).encode(), digest_size=16)
+    for leaf in ops.tree_leaves(tree):
         try:
             value = np.ascontiguousarray(ops.to_numpy(leaf)) if hasattr(leaf, "shape") else None
         except TypeError:  # a random key

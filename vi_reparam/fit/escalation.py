@@ -210,12 +210,14 @@ def shape_of(guided: Any, data: Data) -> Shape:
     """The shape of a model, as far as a ladder depends on it."""
     guide = guided.for_family(Structured()).base_guide
     try:
-        size = guide.layout(*data.call).size
+        layout = guide.layout(*data.call)
         subsampled = bool(guide.latents.structure(*data.call).subsampled)
+        if any(part.site.is_masked for part in layout.parts):
+            return Shape(layout.size, subsampled)
         split = guide.split(*data.call)
     except Exception:  # the mean field covers supports without a bijection, and its fit says what is wrong
         return Shape()
-    return Shape(size, subsampled, split.is_hierarchy, split.num_globals)
+    return Shape(layout.size, subsampled, split.is_hierarchy, split.num_globals)
 
 
 def mean_field_loss(root: Any, inverse: Any) -> float:

@@ -44,19 +44,22 @@ MAX_STEPS = 10_000
 class Fitter:
     """Fits one `Guided`.
 
+    Args:
+        shown: whose posteriors it gives, where it fits a model in another form.
+
     Attributes:
         fitted: posteriors of simpler families on the same data, by family.
     """
 
-    def __init__(self, guided: Any) -> None:
-        self.guided = guided
+    def __init__(self, guided: Any, shown: Any = None) -> None:
+        self.guided, self.shown = guided, guided if shown is None else shown
         self.ops, self.engine = guided.backend.ops, guided.backend.engine
         self.fitted: dict[Any, Any] = {}
         self._selected: Cache[tuple[Any, dict[str, float]]] = Cache(FORMS)
         self._checked: Cache[bool] = Cache(FORMS)
         self._simpler: dict[Any, Fitter] = {}
         self._rivals: list[float] = []
-        self._cut_off = ""
+        self._cut_off = self._init = ""
 
     def fit(self, args: Args, kwargs: dict[str, Any], options: Options) -> Any:
         """As `Guided.fit`."""
@@ -68,11 +71,12 @@ class Fitter:
         warn_of_forgotten(self.guided.backend, self.guided.model, data)
         return self.run(data, options)
 
-    def run(self, data: Data, options: Options, *, final: bool = True) -> Any:
+    def run(self, data: Data, options: Options, *, final: bool = True, stream: Any = None) -> Any:
         """As `Guided.fit`, on data that the engine made ready.
 
         Args:
             final: False for the warm start of another family, which keeps the fitted tail parameters.
+            stream: gives each step data of its own, of the same form; None for the same data.
         """
         begun = time.perf_counter()
         family, engine = self.guided.family, self.engine
@@ -86,7 +90,7 @@ class Fitter:
         if options.init is not None:
             known = params_of(options.init, self.guided, start or self.guided.start_at(data, start_key))
             if known is None:
-                return self._run_from(data, options, final=final)
+                return self._run_from(data, options, final=final, stream=stream)
         plan = plan_of(family, None if watched else total) if optimizer is None else optimizer
         signature = None
         if options.checkpoint is not None:
@@ -100,16 +104,21 @@ class Fitter:
                 num_steps=total,
                 objective=repr(task.objective),
                 estimators=checkpoints.told(self.guided.estimators),
+                init=self._init or checkpoints.digest_of_init(self.ops, options.init),
                 seed=str(int(seed)) if isinstance(seed, Integral) else repr(seed),
-                plan=f"{plan if optimizer is None else engine.describe(optimizer)}{', until it converges' * watched}",
+                plan=f"{plan if optimizer is None else engine.describe(optimizer)}{', until it converges' * watched}"
+                + ("" if stream is None else f", {stream}"),
             )
             checkpoints.load(options.checkpoint, signature)
         task, prices = self._select(task, data, start_key)
-        program = engine.program(task, data, engine.optimizer(plan), num_steps=total, watched=watched)
         runs = []
-        starts = self._warm_starts(data, key, total, task.objective.num_particles) if known is None else [known]
-        for known in starts[:1] if options.checkpoint else starts:
-            values = self.guided.start_at(data, start_key, known) if start is None else {**start, **known}
+        pilot = data if stream is None else stream.pilot
+        starts = self._warm_starts(pilot, key, total, task.objective.num_particles) if known is None else [known]
+        if stream is not None:
+            starts, data = [stream.placed(self.guided.base_guide, starts[0])], stream.fed
+        program = engine.program(task, data, engine.optimizer(plan), num_steps=total, watched=watched)
+        for near in starts[:1] if options.checkpoint else starts:
+            values = self.guided.start_at(data, start_key, near) if start is None else {**start, **near}
             if all(name.startswith("vr.") for name in values):
                 raise ArgumentError("there is nothing to fit: neither model nor guide has a parameter")
             state = program.init(key, values, data)
@@ -117,7 +126,8 @@ class Fitter:
             if self._cut_off:
                 runs = [Restart(program.params(state), np.zeros(0), course, program.execution, interrupted=True)]
             else:
-                runs.append(self._restart(program, state, np.full(total, np.nan), course, signature, options))
+                losses = np.full(total, np.nan)
+                runs.append(self._restart(program, state, losses, course, signature, options, stream))
             if runs[-1].interrupted:
                 break
         best, rivals = self._compare(runs)
@@ -135,6 +145,7 @@ class Fitter:
             steps = f"{len(runs[-1].losses):,} of {'at most ' * watched}{total:,} steps"
             record["interrupted"] = self._cut_off or f"the fit was interrupted after {steps}"
         finish = final and family is not None and family.has_tail and "interrupted" not in record
+        data = data if stream is None else stream.first
         return self._posterior(data, best.params, best.losses, record, options, begun, finish=finish)
 
     def _posterior(
@@ -144,7 +155,7 @@ class Fitter:
         record |= {"family": repr(self.guided.family), "versions": self.engine.versions()}
         seed = int(options.seed) if isinstance(options.seed, Integral) else 0
         fields = {"args": data.args, "kwargs": data.kwargs, "losses": losses, "record": record}
-        posterior = self.guided.posterior_type(self.guided, params, seed=seed, **fields)
+        posterior = self.guided.posterior_type(self.shown, params, seed=seed, **fields)
         if finish:
             posterior.finish()
         posterior.record["seconds"] = time.perf_counter() - begun
@@ -168,13 +179,13 @@ class Fitter:
         }
         return self._posterior(data, params, np.zeros(0), record, options, begun, finish=True)
 
-    def _run_from(self, data: Data, options: Options, *, final: bool) -> Any:
+    def _run_from(self, data: Data, options: Options, *, final: bool, stream: Any) -> Any:
         """As `run`, from values of latents, which a guide of its own starts at."""
-        other = Fitter(with_values(self.guided, options.init, data))
-        other.fitted = self.fitted
-        found = other.run(data, replace(options, init=None), final=final)
+        other = Fitter(with_values(self.guided, options.init, data), self.shown)
+        other.fitted, other._init = self.fitted, checkpoints.digest_of_init(self.ops, options.init)
+        found = other.run(data, replace(options, init=None), final=final, stream=stream)
         fields = {"args": found.args, "kwargs": found.kwargs, "losses": found.losses, "record": found.record}
-        return self.guided.posterior_type(self.guided, found.params, seed=found.seed, **fields)
+        return self.guided.posterior_type(self.shown, found.params, seed=found.seed, **fields)
 
     def check(self, data: Data, key: Key) -> None:
         """Everything that can be refused before the first step.
@@ -289,7 +300,14 @@ class Fitter:
         return self._simpler[family]
 
     def _restart(
-        self, program: Any, state: Any, losses: Any, course: Convergence | None, signature: Any, options: Options
+        self,
+        program: Any,
+        state: Any,
+        losses: Any,
+        course: Convergence | None,
+        signature: Any,
+        options: Options,
+        stream: Any,
     ) -> Restart:
         """One fit from one start; the losses are to be filled in."""
         checkpoint, progress, done, name = options.checkpoint, options.progress, 0, self.guided.name
@@ -313,7 +331,15 @@ class Fitter:
                 warnings.warn(f"the checkpoint could not be saved, and the fit goes on: {why}", stacklevel=2)
 
         state, done, interrupted = run_steps(
-            program, state, losses, done, name=name, course=course, progress=progress, save=save
+            program,
+            state,
+            losses,
+            done,
+            name=name,
+            course=course,
+            progress=progress,
+            save=save,
+            fed=None if stream is None else stream.steps(done),
         )
         return Restart(program.params(state), losses[:done], course, program.execution, interrupted)
 

@@ -17,6 +17,7 @@ from vi_reparam.estimators import Auto
 from vi_reparam.fit.escalation import escalate
 from vi_reparam.fit.fitter import Fitter
 from vi_reparam.fit.options import Options
+from vi_reparam.fit.streaming import batches_of, fit_batches
 from vi_reparam.guides import Escalate, GuideFamily, JointFamily, MeanField
 from vi_reparam.guides.refined import Refined
 from vi_reparam.posterior.predict import prior_draws
@@ -201,7 +202,7 @@ class Guided:
         in the model are the exception: they are trained in place, from the weights they have.
 
         Args:
-            args: the model's arguments; `kwargs`: its keyword arguments.
+            args: the model's arguments, of which `vr.batches(...)` may be the first; `kwargs`: its keyword arguments.
             num_steps: optimization steps; unless given, until the fit has converged or its family's `max_steps`
                 are done (`SDE`: always these).
             num_particles: draws a step; the objective's unless given.
@@ -230,6 +231,8 @@ class Guided:
         """
         options = Options(num_steps, num_particles, optimizer, seed, progress, checkpoint, init, devices)
         with self._fitting:  # fits of one model share what is known of it, and go one after the other
+            if batches_of(args, kwargs):
+                return fit_batches(self, args, kwargs, options)
             if isinstance(self.family, Escalate):
                 return escalate(self, args, kwargs, options)
             return self.fitter.fit(args, kwargs, options)

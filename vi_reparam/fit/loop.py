@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
+from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import Program
 from vi_reparam.backend.ops import Array
 from vi_reparam.errors import NonFiniteError
@@ -54,7 +55,16 @@ class Restart:
 
 
 def run_steps(
-    program: Program, state: Any, losses: Any, done: int, *, name: str, course: Course, progress: bool, save: Save
+    program: Program,
+    state: Any,
+    losses: Any,
+    done: int,
+    *,
+    name: str,
+    course: Course,
+    progress: bool,
+    save: Save,
+    fed: Iterator[Data] | None = None,
 ) -> tuple[Any, int, bool]:
     """Go on from step `done` to the end.
 
@@ -62,6 +72,7 @@ def run_steps(
         losses: one for each step of the whole fit; those to come are filled in.
         course: decides when the fit ends by itself; None for one with a number of steps.
         save: writes a checkpoint of (state, steps done).
+        fed: the data of each step to come; None for the same data at all.
 
     Returns:
         The state, the steps done, and whether Ctrl-C ended them.
@@ -78,6 +89,8 @@ def run_steps(
             limit = min(chunk, total - done)
             if course is not None:
                 limit = min(limit, BLOCK - done % BLOCK)
+            if fed is not None:
+                limit, state = 1, program.feed(state, next(fed))
             try:
                 state, values, finite = program.advance(state, limit)
             except KeyboardInterrupt:  # one that was not only noted: the state is that before these steps
@@ -89,12 +102,13 @@ def run_steps(
             done += len(values)
             if not finite:
                 raise not_finite(program, state, losses[:done], name)
-            bar.set_description(f"fit {name}", refresh=False)
             bar.update(len(values))
             if course is not None and (done % BLOCK == 0 or done == total):
                 state = _look(program, state, course, losses[done - ((done - 1) % BLOCK + 1) : done])
-            note = "" if course is None else f", {course}"
-            bar.set_postfix_str(f"ELBO {-np.mean(losses[max(0, done - 100) : done]):.4g}{note}", refresh=False)
+            if fed is None or done % FIRST_CHUNK == 1:
+                note = "" if course is None else f", {course}"
+                bar.set_description(f"fit {name}", refresh=False)
+                bar.set_postfix_str(f"ELBO {-np.mean(losses[max(0, done - 100) : done]):.4g}{note}", refresh=False)
             seconds = time.perf_counter() - begun
             chunk = int(np.clip(len(values) * LOOK_EVERY / max(seconds, 1e-4), 1, CHUNK))
             ended = done == total or (course is not None and course.finished)

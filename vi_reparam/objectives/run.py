@@ -121,6 +121,7 @@ class Runner:
                 drawn = recorder.draws.get(name) if known else None
                 found.costs["model", name] = scaled(record, log_prob(host, record, drawn))
                 found.plate_dims["model", name] = PlateDims.of(record)
+        held = held if held is ours else masked_as(host, held, theirs)
         for name, record in masked_as(host, ours, theirs).items():
             if record.is_latent:
                 term = _entropy(host, record, self.entropy, held[name], recorder.draws.get(name))

@@ -23,7 +23,8 @@ def check_subsampling(backend: Backend, model: Any, data: Data) -> None:
     """
     ops, tracer = backend.ops, backend.tracer
     records = tracer.shapes(lambda key: tracer.run(model, *data.call, key, alone=True))
-    own = [r.plates[0] for r in records.values() if r.kind == "plate"]
+    given = getattr(model, "batched_plate", None)  # of batches, whose rows come with them
+    own = [r.plates[0] for name, r in records.items() if r.kind == "plate" and name != given]
     observed = {
         plate: [n for n, r in records.items() if r.observed and any(p.name == plate.name for p in r.plates)]
         for plate in own

@@ -85,13 +85,10 @@ def export(posterior: Any, options: Export) -> Any:
     pick = Groups(options.log_likelihood, options.log_prior)
     groups = rows(lambda num, first: scorer.run(pick, num, key, first))
     stats = groups["sample_stats"]
-    stats["log_weight"] = stats["lp"].astype(np.float64) - stats["log_q"]
-    log_p, log_q = (np.asarray(stats[name], dtype=np.float64).reshape(-1) for name in ("lp", "log_q"))
-    flat = Weights(log_p, log_q)
-    if resample:
-        stats["weight"] = np.full(stats["lp"].shape, 1.0 / num)
-    elif flat.are_usable:
-        stats["weight"] = flat.normalized().reshape(stats["lp"].shape)
+    if posterior.record.get("batches"):
+        del stats["lp"]  # of the first batch
+    else:
+        _add_weights(stats, num, resample)
     forms: dict[str, Site] = {**sites.latents, **sites.deterministics, **sites.observed}
     if options.prior:
         wanted = options.num_draws if options.prior is True else check_count("prior", options.prior)
@@ -110,9 +107,22 @@ def export(posterior: Any, options: Export) -> Any:
     attrs = {"model": posterior.name, "verdict": posterior.verdict.line, "khat": float(posterior.khat)}
     attrs |= {"resampled": int(resample), "inference_library": "vi-reparam"}
     attrs |= {"inference_library_version": _version()}
+    if posterior.record.get("batches"):
+        attrs["data"] = "of the first batch alone"
     for dataset in made.values():
         dataset.attrs.update(attrs)
     return container(made)
+
+
+def _add_weights(stats: dict[str, Any], num: int, resampled: bool) -> None:
+    """Log weights and smoothed ones, beside log p and log q."""
+    stats["log_weight"] = stats["lp"].astype(np.float64) - stats["log_q"]
+    log_p, log_q = (np.asarray(stats[name], dtype=np.float64).reshape(-1) for name in ("lp", "log_q"))
+    flat = Weights(log_p, log_q)
+    if resampled:
+        stats["weight"] = np.full(stats["lp"].shape, 1.0 / num)
+    elif flat.are_usable:
+        stats["weight"] = flat.normalized().reshape(stats["lp"].shape)
 
 
 def call_of(given: Any) -> tuple[Args, Kwargs] | None:

@@ -66,9 +66,15 @@ def _sections(posterior: Any, command: str | None) -> Iterator[str]:
     yield "<h2>Latents</h2>\n" + markup.table(summary.table)
     if summary.num_hidden:
         yield markup.note(hidden_line(summary.num_hidden))
-    yield "<h2>The fit</h2>" + _picture(plots.posterior_figure(posterior), "Losses, log weights and first marginals.")
+    yield "<h2>The fit</h2>" + _picture(
+        plots.posterior_figure(posterior), "Losses, log weights, and first marginals with the prior (grey)."
+    )
     if summary.tried:
         yield "<h2>What was tried</h2>\n" + markup.block("\n".join(summary.tried))
+    caption = "Medians and intervals, with the prior's."
+    yield from _optional("Intervals", caption, pictures.forest_figure, posterior)
+    caption = "How importance weights lift draws, by their rank: flat at 1 where the guide is right."
+    yield from _optional("Ranks", caption, pictures.rank_figure, posterior)
     yield from _optional("Pairs", "Draws of latents against one another.", pictures.pair_figure, posterior)
     caption = "Data beside draws from the posterior predictive distribution."
     yield from _optional("Predictive check", caption, pictures.predictive_figure, posterior)

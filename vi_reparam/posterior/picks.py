@@ -52,6 +52,11 @@ def with_log_weight(scored: Scored) -> tuple[dict[str, Array], Array]:
     return values_of(scored), scored.log_p - scored.log_q
 
 
+def with_densities(scored: Scored) -> tuple[dict[str, Array], Array, Array, dict[str, Array]]:
+    """The latents, and what `densities` takes."""
+    return scored.latents, *densities(scored)
+
+
 def densities(scored: Scored) -> tuple[Array, Array, dict[str, Array]]:
     """log p, log q and the first values of each site, which tables and pictures show: one compilation serves all."""
     heads = {}

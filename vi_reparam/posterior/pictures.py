@@ -1,4 +1,4 @@
-"""Pictures of the report: pairs of latents, and data beside predictions of them."""
+"""Pictures of the report: pairs, intervals and ranks of latents, and data beside predictions of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vi_reparam.posterior.plots import BLUE, GREY, RED, _marginals, _tidy
+from vi_reparam.posterior.plots import BLUE, GREY, RED, _marginals, _tidy, prior_rows
 
 NUM_PAIRS = 5
 """Latents in a picture of pairs."""
@@ -14,6 +14,11 @@ NUM_PAIRS = 5
 NUM_POINTS = 1_000
 NUM_REPLICATES = 50
 MAX_SITES = 4
+NUM_INTERVALS = 30
+"""Scalars in a picture of intervals."""
+
+NUM_BINS = 20
+"""Of ranks."""
 
 
 def pair_figure(posterior: Any) -> Any:
@@ -40,6 +45,63 @@ def pair_figure(posterior: Any) -> Any:
                 axes.set_xlabel(left, fontsize=9)
             if j == 0:
                 axes.set_ylabel(below, fontsize=9)
+    return figure
+
+
+def forest_figure(posterior: Any) -> Any:
+    """Intervals of 50% and 94% of the first scalars, the prior's in grey beneath, cut to where the posterior's are."""
+    from matplotlib.figure import Figure
+
+    rows = dict(list(posterior.rows()[0].items())[:NUM_INTERVALS])
+    rows = {name: x[np.isfinite(x)] for name, x in rows.items() if np.isfinite(x).any()}
+    if not rows:
+        return None
+    prior, ends = prior_rows(posterior), [0.03, 0.25, 0.5, 0.75, 0.97]
+    figure = Figure(figsize=(9, 1.0 + 0.3 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    _tidy(axes, "median, 50% and 94% of the posterior (blue) and of the prior (grey)")
+    found = {name: np.quantile(x, ends) for name, x in rows.items()}
+    low, high = min(q[0] for q in found.values()), max(q[-1] for q in found.values())
+    pad = 0.05 * (high - low) or 0.5
+    for place, (name, q) in enumerate(found.items()):
+        if name in prior:
+            before = np.quantile(prior[name], ends)
+            axes.plot(before[[0, 4]], [place + 0.22] * 2, color=GREY, lw=1.2)
+            axes.plot(before[[1, 3]], [place + 0.22] * 2, color=GREY, lw=3.0, alpha=0.6)
+        axes.plot(q[[0, 4]], [place] * 2, color=BLUE, lw=1.5)
+        axes.plot(q[[1, 3]], [place] * 2, color=BLUE, lw=4.0)
+        axes.plot(q[2], place, "o", color="white", mec=BLUE, ms=5)
+    axes.set_xlim(low - pad, high + pad)
+    axes.set_yticks(range(len(found)), list(found), fontsize=8)
+    axes.invert_yaxis()
+    axes.grid(axis="x", color=GREY, alpha=0.25)
+    return figure
+
+
+def rank_figure(posterior: Any) -> Any:
+    """By how much importance weights lift the guide's draws, by rank; None without weights.
+
+    Flat at 1 where the guide is right. A slope says that its mean is off, a cup that it is too narrow, a cap that it is
+    too wide. The band holds 95% of what equal weights would give.
+    """
+    from matplotlib.figure import Figure
+
+    weights, _ = posterior._first
+    if not weights.are_usable:
+        return None
+    share, found = weights.normalized(), _marginals(posterior)
+    figure = Figure(figsize=(11, 0.6 + 1.9 * -(-len(found) // 4)), layout="constrained")
+    error = 1.96 * np.sqrt(NUM_BINS / len(share))
+    for number, (name, values) in enumerate(found.items()):
+        axes = figure.add_subplot(-(-len(found) // 4), min(4, len(found)), number + 1)
+        _tidy(axes, name)
+        ranks = np.argsort(np.argsort(values)) * NUM_BINS // len(values)
+        lifted = NUM_BINS * np.bincount(ranks, weights=share, minlength=NUM_BINS)
+        axes.axhspan(1.0 - error, 1.0 + error, color=GREY, alpha=0.3)
+        axes.bar(np.arange(NUM_BINS), lifted, width=0.9, color=BLUE, alpha=0.7)
+        axes.axhline(1.0, color="black", lw=0.8)
+        axes.set_xticks([])
+    figure.suptitle("weight of the draws by rank, lowest on the left; flat at 1 where the guide is right", fontsize=10)
     return figure
 
 

@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vi_reparam.errors import ArgumentError
+from vi_reparam.posterior.predict import prior_draws
+from vi_reparam.posterior.summary import first_rows
+from vi_reparam.posterior.update import Updated
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 NUM_MARGINALS = 8
+NUM_PRIOR = 1_000
+PRIOR_SEED = 5
 BLUE, GREY, RED = "#2b6cb0", "#a0aec0", "#c53030"
 GRADE_COLOURS = {"good": "#2f855a", "fair": "#b7791f", "poor": RED}
 
@@ -28,11 +33,27 @@ def posterior_figure(posterior: Any) -> Figure:
     grid = figure.add_gridspec(1 + num_rows, 4, height_ratios=[1.35, *[1.0] * num_rows])
     _draw_losses(figure.add_subplot(grid[0, :2]), posterior.losses)
     _draw_weights(figure.add_subplot(grid[0, 2:]), posterior)
+    prior = prior_rows(posterior)
     for i, (name, values) in enumerate(marginals.items()):
-        _draw_marginal(figure.add_subplot(grid[1 + i // 4, i % 4]), name, values)
+        _draw_marginal(figure.add_subplot(grid[1 + i // 4, i % 4]), name, values, prior.get(name))
     grade = posterior.verdict.grade
     figure.suptitle(f"{posterior.name}: {grade}", color=GRADE_COLOURS[grade], fontsize=13, fontweight="bold")
     return figure
+
+
+def prior_rows(posterior: Any) -> dict[str, np.ndarray]:
+    """Draws of the prior under the names of `Posterior.rows`; none where it is improper or another posterior."""
+    scorer, model = posterior.scorer, posterior.guided.model
+    if isinstance(model, Updated):
+        return {}
+    key = posterior.backend.engine.key(PRIOR_SEED)
+    try:
+        found = prior_draws(posterior.backend, model, scorer.data, NUM_PRIOR, key, params=scorer.params)
+    except Exception:  # the model may not be made to be drawn from; then nothing stands beside the posterior
+        return {}
+    _, shown = posterior._first
+    heads = {n: np.asarray(posterior.backend.ops.to_numpy(found[n])).reshape(NUM_PRIOR, -1) for n in shown}
+    return first_rows(scorer.sites, {n: x[:, : shown[n].shape[1]] for n, x in heads.items()})[0]
 
 
 def write(figure: Figure, path: str | os.PathLike) -> None:
@@ -116,7 +137,7 @@ def _draw_weights(axes: Axes, posterior: Any) -> None:
         axes.text(0.98, 0.95, text, ha="right", va="top", transform=axes.transAxes, color=RED, fontsize=9)
 
 
-def _draw_marginal(axes: Axes, name: str, values: Any) -> None:
+def _draw_marginal(axes: Axes, name: str, values: Any, prior: Any = None) -> None:
     _tidy(axes, name)
     axes.set_yticks([])
     values = np.asarray(values, dtype=float)
@@ -127,6 +148,11 @@ def _draw_marginal(axes: Axes, name: str, values: Any) -> None:
     if low == high:
         low, high = low - 0.5, high + 0.5
     axes.hist(values, bins=40, range=(low, high), color=BLUE, alpha=0.6, density=True)
+    if prior is not None:  # as dense as it is there, however much of it lies outside
+        part = np.mean((prior >= low) & (prior <= high))
+        inside = prior[(prior >= low) & (prior <= high)]
+        weights = np.full(len(inside), part / max(len(inside), 1) * 12 / (high - low))
+        axes.hist(inside, bins=12, range=(low, high), weights=weights, histtype="step", color=GREY, lw=1.3)
     axes.axvline(values.mean(), color="black", lw=1.0)
     axes.spines["left"].set_visible(False)
     axes.locator_params(axis="x", nbins=5)

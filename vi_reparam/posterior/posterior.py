@@ -13,9 +13,10 @@ import numpy as np
 from vi_reparam.backend.ops import Args
 from vi_reparam.errors import ArgumentError
 from vi_reparam.guides import SDE
-from vi_reparam.posterior import bridge, modes, storage, tail
+from vi_reparam.posterior import bridge, modes, passes, storage, tail
 from vi_reparam.posterior.attempt import Attempt
 from vi_reparam.posterior.controls import controlled_mean_and_error, controls_of
+from vi_reparam.posterior.passes import require_all_rows
 from vi_reparam.posterior.picks import Expect, densities, values_of, with_log_weight
 from vi_reparam.posterior.predicting import Predicting
 from vi_reparam.posterior.relabel import verdict_of
@@ -71,6 +72,9 @@ class Posterior(Predicting, Showing, Trusting):
     backend: Any = None
     """The guided model's, or the framework's where it has none."""
 
+    stream: Any = None
+    """Of a fit to batches, what reads them, as long as the process lives."""
+
     def __init__(
         self, guided: Any, params: dict, *, args: Args, kwargs: dict, losses: Any, seed: Any, record: dict
     ) -> None:
@@ -86,6 +90,8 @@ class Posterior(Predicting, Showing, Trusting):
 
     def __reduce__(self) -> Any:
         fields = {name: getattr(self, name) for name in (*storage.STORED, "losses")}
+        if self.record.get("batches"):
+            fields["first"] = self._first
         return storage.remade, (type(self), self.guided, fields)
 
     def _scorer(self, guide: Any) -> Scorer:
@@ -154,6 +160,8 @@ class Posterior(Predicting, Showing, Trusting):
         options = {"solver": solver, "order": order, "num_steps": num_steps, "tau": tau}
         if any(value is not None for value in options.values()):
             scorer = self._scorer_with(options, with_weights)
+        if with_weights:
+            require_all_rows(self, "draws(with_weights=True)")
         if not with_weights:
             return scorer.run(values_of, num_draws, self.backend.engine.key(seed))
         values, log_weights = scorer.run(with_log_weight, num_draws, self.backend.engine.key(seed))
@@ -178,7 +186,8 @@ class Posterior(Predicting, Showing, Trusting):
     @property
     def default_num_weights(self) -> int:
         """How many log weights the figures rest on: 20,000, fewer where a draw is very large."""
-        return int(np.clip(WEIGHT_BUDGET / max(self.scorer.sites.scalars, 1), MIN_WEIGHTS, NUM_WEIGHTS))
+        rows = (self.record.get("batches") or {}).get("num_rows", 1)
+        return int(np.clip(WEIGHT_BUDGET / max(self.scorer.sites.scalars, rows), MIN_WEIGHTS, NUM_WEIGHTS))
 
     @cached_property
     def _first(self) -> tuple[Weights, dict[str, np.ndarray]]:
@@ -186,6 +195,8 @@ class Posterior(Predicting, Showing, Trusting):
         return self._score(self.default_num_weights, 0, float(ops.xp.finfo(ops.float_dtype()).eps))
 
     def _score(self, num_draws: int, seed: Any, epsilon: float = 0.0) -> tuple[Weights, dict[str, np.ndarray]]:
+        if self.record.get("batches"):
+            return passes.score(self, num_draws, seed, epsilon)
         log_p, log_q, heads = self.scorer.run(densities, num_draws, self.backend.engine.key(seed))
         weights = Weights(self._float64(log_p), self._float64(log_q), epsilon)
         return weights, {name: self.backend.ops.to_numpy(value) for name, value in heads.items()}
@@ -260,6 +271,7 @@ class Posterior(Predicting, Showing, Trusting):
         """
         if method == "importance":
             return self._first[0].log_evidence()
+        require_all_rows(self, f"log_evidence({method!r})")
         return bridge.by_chains(self, method, num_draws, seed, progress=progress)
 
     def expectation(
@@ -291,6 +303,8 @@ class Posterior(Predicting, Showing, Trusting):
             ArgumentError: `fn` reads values in Python, or the weights of a weighted mean are not finite.
             SiteError: of control variates, for discrete or masked latents.
         """
+        if weighted or control:
+            require_all_rows(self, "expectation(weighted=True)")
         num_draws = check_count("num_draws", num_draws)
         engine, tree_map = self.backend.engine, self.backend.ops.tree_map
         try:
@@ -343,6 +357,7 @@ class Posterior(Predicting, Showing, Trusting):
             if "refined" in self.record
             else None,
             surest=Surest(**self.record["surest"]) if self.record.get("surest") else None,
+            unseen=passes.READ_ONCE if self.record.get("batches") and np.isnan(log_weights).all() else "",
         )
         return judge(figures)
 

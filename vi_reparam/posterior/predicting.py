@@ -103,10 +103,12 @@ class Predicting:
         fresh_sites: Collection[str] = (),
         **kwargs: Any,
     ) -> Path:
-        """Writes the draws of `predict` to a netCDF file as they are made, so that memory holds a few of them.
+        """Writes the draws of `predict` to a file as they are made, so that memory holds a few of them.
 
         Args:
-            path: the file, replaced if it is there; ``xarray.open_dataset(path, group="predictions")`` reads it.
+            path: a netCDF file, or a zarr store where it ends in ``.zarr`` (which needs zarr); replaced if it is there.
+                ``xarray.open_dataset(path, group="predictions")`` reads the one, ``xarray.open_zarr(path,
+                group="predictions", consolidated=False)`` the other.
             *args: as in `predict_in_chunks`, like all that is not named here.
             **kwargs: as in `predict`.
 
@@ -114,7 +116,7 @@ class Predicting:
             The path.
 
         Raises:
-            ArgumentError: the file cannot be written.
+            ArgumentError: the file cannot be written, or zarr is missing.
         """
         num_draws, chunk_size = check_count("num_draws", num_draws), check_count("chunk_size", chunk_size)
         prediction = self._prediction(args, kwargs, return_sites, fresh_sites)

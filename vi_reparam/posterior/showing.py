@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vi_reparam.posterior import page, plots
+from vi_reparam.checks import check_choice
+from vi_reparam.errors import ArgumentError
+from vi_reparam.posterior import page, pictures, plots
 from vi_reparam.posterior.inference_data import Coords, Dims, Export, dims_of, export
 from vi_reparam.posterior.summary import Summary, first_rows, summarize
 
@@ -18,6 +20,16 @@ if TYPE_CHECKING:
 
     from vi_reparam.posterior.scorer import Scorer
     from vi_reparam.posterior.weights import Weights
+
+
+KINDS = {
+    "fit": plots.posterior_figure,
+    "forest": pictures.forest_figure,
+    "pair": pictures.pair_figure,
+    "predictive": pictures.predictive_figure,
+    "ranks": pictures.rank_figure,
+}
+"""What `plot` draws."""
 
 
 class Showing:
@@ -128,16 +140,24 @@ class Showing:
         )
         return export(self, options)
 
-    def plot(self, path: str | os.PathLike | None = None) -> Figure:
-        """Losses, log weights and the first marginals.
+    def plot(self, path: str | os.PathLike | None = None, *, kind: str = "fit") -> Figure:
+        """A picture: losses, log weights and the first marginals, the prior's beside them.
 
         Args:
             path: a picture file to write, its kind by its ending.
+            kind: ``"fit"``; ``"forest"``: intervals of posterior and prior; ``"pair"``; ``"predictive"``: data beside
+                predictions of them; ``"ranks"``: how importance weights lift the draws, flat where the guide is right.
 
         Returns:
             The matplotlib figure.
+
+        Raises:
+            ArgumentError: for another kind, or one that this posterior has nothing for.
         """
-        figure = plots.posterior_figure(self)
+        check_choice("kind", kind, tuple(KINDS), "plot")
+        figure = KINDS[kind](self)
+        if figure is None:
+            raise ArgumentError(f"plot(kind={kind!r}): this posterior has nothing to show in it; see plot()")
         if path is not None:
             plots.write(figure, path)
         return figure

@@ -14,7 +14,8 @@ from vi_reparam.errors import ArgumentError, first_line
 from vi_reparam.posterior import npz
 from vi_reparam.posterior.codec import Codec
 from vi_reparam.posterior.program import near, program_of, what_differs
-from vi_reparam.posterior.update import Updated
+from vi_reparam.posterior.update import Updated, original
+from vi_reparam.posterior.weights import Weights
 
 if TYPE_CHECKING:
     from vi_reparam.posterior.posterior import Posterior
@@ -24,13 +25,14 @@ P = TypeVar("P", bound="Posterior")
 FORMAT = "vi-reparam posterior"
 VERSION = 1
 METADATA = "metadata"
+_FIRST, _BEFORE = "first/", "before"
 STORED = ("seed", "record", "params", "args", "kwargs")
 
 
 def save(posterior: Posterior, path: str | os.PathLike, *, data: bool = True) -> Path:
     """As `Posterior.save`."""
-    if isinstance(posterior.guided.model, Updated):
-        raise ArgumentError("an updated posterior is not saved, for its model holds the one before: fit all data again")
+    if isinstance(posterior.guided.model, Updated) and not data:
+        raise ArgumentError("save(data=False): an updated posterior needs the data before it too: leave data=True")
     arrays: dict[str, Any] = {}
     codec = posterior.backend.engine.codec
     metadata = {"format": FORMAT, "version": VERSION, "model": posterior.name, "form": form_of(posterior)}
@@ -38,7 +40,13 @@ def save(posterior: Posterior, path: str | os.PathLike, *, data: bool = True) ->
     metadata["lacks_data"] = not data and bool(posterior.args or posterior.kwargs)
     for name in STORED if data else STORED[:-2]:
         metadata[name] = _encode(getattr(posterior, name), arrays, name, codec)
+    if isinstance(posterior.guided.model, Updated):
+        metadata[_BEFORE] = _encode_before(posterior.guided.model, arrays, codec)
     arrays["losses"] = np.asarray(posterior.losses)
+    if posterior.record.get("batches"):  # whoever loads it has no batches
+        weights, heads = posterior._first
+        arrays |= {_FIRST + "log_p": weights.log_p, _FIRST + "log_q": weights.log_q}
+        arrays |= {f"{_FIRST}head/{name}": value for name, value in heads.items()}
     metadata["digest"] = npz.digest(arrays, metadata)
     text = {METADATA: np.array(json.dumps(metadata))}
     path = Path(path)
@@ -68,9 +76,12 @@ def load(path: str | os.PathLike, model: Any, make: type[P], args: Args = (), kw
         raise ArgumentError(f"{path} was saved {what if lacks else 'with all that it needs: give no data to load'}")
     try:
         fields = {"args": tuple(args), "kwargs": dict(kwargs or {})}
+        fields |= _first_of(arrays)
         fields |= {key: _decode(metadata[key], arrays, codec) for key in STORED if key in metadata}
         if hasattr(model, "for_family_named"):  # of a ladder of families, the one that was kept
             model = model.for_family_named(fields["record"].get("family"))
+        if _BEFORE in metadata:
+            model = _updated(model, metadata[_BEFORE], arrays, make, codec)
     except Exception as error:  # what the file says of itself may be anything
         raise ArgumentError(f"{path} is not a saved posterior, or is damaged; save it again with .save") from error
     other = f"{path} holds a posterior of another {stored!r} than the given {given!r}"
@@ -87,6 +98,19 @@ def load(path: str | os.PathLike, model: Any, make: type[P], args: Args = (), kw
     except Exception as error:  # what the file says of itself may be anything
         raise ArgumentError(f"{path} is not a saved posterior, or is damaged; save it again with .save") from error
     return posterior
+
+
+def _encode_before(model: Updated, arrays: dict[str, Any], codec: Codec) -> dict[str, Any]:
+    """The posterior that is the prior of an updated one."""
+    before = {name: _encode(getattr(model.posterior, name), arrays, f"before {name}", codec) for name in STORED}
+    return {"fresh": sorted(model.fresh), **before}
+
+
+def _updated(guided: Any, stored: dict[str, Any], arrays: dict[str, np.ndarray], make: type[P], codec: Codec) -> Any:
+    """The guided model whose prior is the posterior before."""
+    fields = {name: _decode(stored[name], arrays, codec) for name in STORED}
+    before = remade(make, guided, {"losses": np.zeros(0), **fields})
+    return guided.with_model(Updated(original(guided.model), before, frozenset(stored["fresh"])))
 
 
 def _check_form(stored: dict[str, dict[str, list]], ours: dict[str, dict[str, list]], other: str) -> None:
@@ -135,11 +159,24 @@ def _shapes(value: Any, path: str = "") -> dict[str, list[int]]:
 
 def remade(make: type[P], guided: Any, fields: dict[str, Any]) -> P:
     """The posterior of these fields."""
-    backend = getattr(guided, "backend", None) or make.backend
+    backend, fields = getattr(guided, "backend", None) or make.backend, dict(fields)
+    first = fields.pop("first", None)
     params, key = fields["params"], backend.ops.key(0)
     # Some guides learn the model's form in their first call, which must not be an abstract one.
     backend.tracer.run(guided.guide, fields["args"], fields["kwargs"], key, params=params, alone=True)
-    return make(guided, **fields)
+    made = make(guided, **fields)
+    if first is not None:
+        made.__dict__["_first"] = first
+    return made
+
+
+def _first_of(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The figures' draws, where a file has them."""
+    if _FIRST + "log_p" not in arrays:
+        return {}
+    heads = {n.removeprefix(_FIRST + "head/"): x for n, x in arrays.items() if n.startswith(_FIRST + "head/")}
+    log_p, log_q = (np.asarray(arrays[_FIRST + name], dtype=np.float64) for name in ("log_p", "log_q"))
+    return {"first": (Weights(log_p, log_q), heads)}
 
 
 def _read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vi_reparam.errors import ArgumentError
+from vi_reparam.errors import ArgumentError, first_line
 from vi_reparam.posterior.inference_data import dims_of, safe_name
 from vi_reparam.posterior.sites import Site
 
 GROUP = "predictions"
+Make = Callable[[str, np.ndarray, list[str]], Any]
+"""Makes a variable of all draws, by its name, its first values and the names of their dimensions."""
 
 
 def write(
     path: Path, sites: Mapping[str, Site], chunks: Iterable[Mapping[str, np.ndarray]], num: int, size: int
 ) -> Path:
-    """Writes draws to a group of a netCDF file, part after part.
+    """Writes draws to a group of a netCDF file, or of a zarr store (``.zarr``), part after part.
 
     Args:
         sites: the form of each variable.
@@ -26,35 +29,66 @@ def write(
         size: of a chunk: the file's own chunks have it too.
 
     Raises:
-        ArgumentError: the file cannot be written.
+        ArgumentError: the file cannot be written, or zarr is missing.
     """
+    kind = _to_zarr if path.suffix == ".zarr" else _to_netcdf
+    try:
+        return kind(path, chunks, dims_of(sites), num, size)
+    except OSError as error:
+        text = f"cannot write {path}: {error.strerror or first_line(error)}; give a {path.suffix or '.nc'} in a folder "
+        raise ArgumentError(f"{text}that exists"[:300]) from error
+
+
+def _to_netcdf(path: Path, chunks: Any, named: Mapping[str, list[str]], num: int, size: int) -> Path:
     import h5netcdf
 
-    try:
-        file: Any = h5netcdf.File(path, "w")
-    except OSError as error:
-        text = f"cannot write {path}: {error.strerror or error}; give a .nc file in a folder that exists"
-        raise ArgumentError(text[:300]) from error
-    with file:
-        group, named = file.create_group(GROUP), dims_of(sites)
+    with h5netcdf.File(path, "w") as file:
+        group: Any = file.create_group(GROUP)
         group.dimensions["chain"], group.dimensions["draw"] = 1, num
-        first, made = 0, {}
-        for rows in chunks:
-            for name, values in rows.items():
-                if name not in made:
-                    made[name] = _variable(group, safe_name(name), values, named.get(safe_name(name)), num, size)
-                made[name][0, first : first + len(values)] = values
-            first += len(next(iter(rows.values()), ()))
+
+        def make(name: str, values: np.ndarray, dims: list[str]) -> Any:
+            for dim, length in zip(dims, values.shape[1:], strict=True):
+                if dim not in group.dimensions:  # several variables may share it
+                    group.dimensions[dim] = length
+            shape = (1, min(size, num), *values.shape[1:])
+            return group.create_variable(name, ("chain", "draw", *dims), dtype=values.dtype, chunks=shape)
+
+        _fill(chunks, named, make)
     return path
 
 
-def _variable(group: Any, name: str, values: np.ndarray, dims: list[str] | None, num: int, size: int) -> Any:
-    """A variable of the file with its dimensions, which several may share."""
-    shape = values.shape[1:]
-    dims = [f"{name}_dim_{i}" for i in range(len(shape))] if dims is None else dims
-    for dim, length in zip(dims, shape, strict=True):
-        if dim not in group.dimensions:
-            group.dimensions[dim] = length
-    dtype = np.dtype("int8") if values.dtype == bool else values.dtype
-    chunks = (1, min(size, num), *shape)
-    return group.create_variable(name, ("chain", "draw", *dims), dtype=dtype, chunks=chunks)
+def _to_zarr(path: Path, chunks: Any, named: Mapping[str, list[str]], num: int, size: int) -> Path:
+    try:
+        import zarr  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ArgumentError(f"{path} asks for zarr: pip install 'zarr>=3', or give a .nc file") from None
+    if not path.parent.is_dir():
+        raise FileNotFoundError(2, "no such folder", str(path.parent))
+    if (path / "zarr.json").is_file():
+        shutil.rmtree(path)
+    elif path.exists():
+        raise FileExistsError(17, "it is there, and no zarr store", str(path))
+    root: Any = zarr.open_group(path, mode="w-")
+    group = root.create_group(GROUP)
+
+    def make(name: str, values: np.ndarray, dims: list[str]) -> Any:
+        shape, part = (1, num, *values.shape[1:]), (1, min(size, num), *(max(n, 1) for n in values.shape[1:]))
+        names = ("chain", "draw", *dims)
+        return group.create_array(name, shape=shape, chunks=part, dtype=values.dtype, dimension_names=names)
+
+    _fill(chunks, named, make)
+    return path
+
+
+def _fill(chunks: Iterable[Mapping[str, np.ndarray]], named: Mapping[str, list[str]], make: Make) -> None:
+    """Write the draws into variables that are made at their first values."""
+    first, made = 0, {}
+    for rows in chunks:
+        for name, values in rows.items():
+            values = np.asarray(values).astype("int8") if values.dtype == bool else np.asarray(values)
+            if name not in made:
+                own = safe_name(name)
+                dims = named.get(own) or [f"{own}_dim_{i}" for i in range(values.ndim - 1)]
+                made[name] = make(own, values, dims)
+            made[name][0, first : first + len(values)] = values
+        first += len(next(iter(rows.values()), ()))

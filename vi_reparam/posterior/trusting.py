@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Self, cast
 
 from vi_reparam.posterior.diagnosis import Diagnosis, diagnose
+from vi_reparam.posterior.passes import require_all_rows
 from vi_reparam.posterior.refine import refine
 from vi_reparam.posterior.relabel import relabel
 
@@ -33,6 +34,7 @@ class Trusting:
             ArgumentError: if `num_draws` is no count.
             SiteError: for discrete or masked latents.
         """
+        require_all_rows(cast("Any", self), "refine")
         return cast("Self", refine(cast("Any", self), num_draws, seed, progress=progress))
 
     def relabel(self, plate: str, by: str | None = None, *, num_draws: int = NUM_CHAIN_DRAWS, seed: Any = 0) -> Self:
@@ -72,4 +74,5 @@ class Trusting:
             The diagnosis: a table with a grade by site, a grade of all, and what to do next. Discrete or masked
             latents do not move; then it has no table, and says so.
         """
+        require_all_rows(cast("Any", self), "diagnose")
         return diagnose(cast("Any", self), seed, progress=progress)

@@ -14,7 +14,7 @@ from vi_reparam.errors import ArgumentError
 from vi_reparam.guides import GaussianFamily, MeanField
 from vi_reparam.numerics.special import LOG_2PI
 from vi_reparam.programs.layout import Layout
-from vi_reparam.sites.totals import scaled, total_log_prob
+from vi_reparam.sites.totals import mask_of, scaled, total_log_prob
 
 LogQ = Callable[[Mapping[str, Array]], Array]
 
@@ -34,14 +34,31 @@ class Updated:
         model: as it was given, without such a factor.
         posterior: whose guide it is.
         fresh: latents that belong to the new data, whose prior stays.
+
+    Raises:
+        ArgumentError: for a guide without a density, or a masked latent that is not fresh.
     """
 
     def __init__(self, model: Callable[..., Any], posterior: Any, fresh: frozenset[str]) -> None:
-        self.model, self.backend = model, posterior.backend
+        self.model, self.backend, self.posterior = model, posterior.backend, posterior
         self.sites = posterior.scorer.sites
         self.fresh = fresh
         self.__name__ = posterior.name
+        self._refuse_masked()
         self.log_q = log_density(posterior)
+
+    def __reduce__(self) -> Any:
+        return Updated, (self.model, self.posterior, self.fresh)
+
+    def _refuse_masked(self) -> None:
+        """A masked part has no density in the first data, and would get the guide's."""
+        tracer, call = self.backend.tracer, self.posterior.scorer.data.call
+        for name, record in tracer.shapes(lambda key: tracer.run(self.model, *call, key, alone=True)).items():
+            if record.is_latent and name not in self.fresh and mask_of(self.backend.host, record) is not None:
+                raise ArgumentError(
+                    f"update: site {name!r} is masked in the first data, and its parts there have no density: name it, "
+                    f"fresh_sites=[{name!r}], if the new data bring their own"
+                )
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         backend = self.backend

@@ -61,6 +61,7 @@ class Figures:
         runaway: latents whose draws lie beyond `RUNAWAY`.
         interrupted: what was left undone, in words; empty for a fit that ended by itself.
         refined: of draws that were refined; None for a guide's own.
+        unseen: why there are no weights, in words; empty where there are.
         surest: of another family, fitted on the way, whose weights have the lowest k-hat; None for none.
     """
 
@@ -81,6 +82,7 @@ class Figures:
     rivals: tuple[float, ...] = ()
     runaway: tuple[str, ...] = ()
     interrupted: str = ""
+    unseen: str = ""
     surest: Surest | None = None
     refined: Refinement | None = None
 
@@ -230,6 +232,8 @@ def _judge_refined(f: Figures, refined: Refinement) -> Verdict:
 
 
 def _faults(f: Figures) -> list[str]:
+    if f.unseen:
+        return [f.unseen]
     found = []
     if f.points:
         found.append(

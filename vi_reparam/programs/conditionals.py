@@ -11,9 +11,9 @@ from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.ops import Array, Key, Params
 from vi_reparam.backend.tracer import Record, Statement
 from vi_reparam.errors import SiteError
-from vi_reparam.programs.conjugate import Conjugate, conjugate_of
+from vi_reparam.programs.conjugate import conjugate_of
 from vi_reparam.programs.prior_table import prior_of
-from vi_reparam.programs.priors import Factor, Normal, Prior
+from vi_reparam.programs.priors import Factor, Normal
 from vi_reparam.programs.split import Draws, Split
 
 Factors = Callable[[str, Draws], Factor]
@@ -25,12 +25,12 @@ class Drawn(NamedTuple):
 
     Attributes:
         values: by site.
-        priors: by site; `normals`: from which they were drawn, but for those that have a row.
+        priors: by site, a `Prior`, or a `Conjugate` where it has a row; `normals`: from which the others were drawn.
         records: the model's run at the draw; empty where it was cut off after the last latent.
     """
 
     values: Draws
-    priors: dict[str, Prior | Conjugate]
+    priors: dict[str, Any]
     normals: dict[str, Normal]
     records: dict[str, Record]
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.ops import Array, Key
+from vi_reparam.backend.tracer import Record
 from vi_reparam.gaussians import skew as skewing
 from vi_reparam.gaussians.bases import Base, DiagonalMixture
 from vi_reparam.gaussians.preconditioner import Preconditioner
@@ -23,7 +24,7 @@ from vi_reparam.programs.plates import enter
 from vi_reparam.programs.searcher import Searcher
 from vi_reparam.programs.starts import starting_values
 from vi_reparam.programs.vector import SITE, drawer
-from vi_reparam.sites.totals import total_log_prob
+from vi_reparam.sites.totals import mask_of, stand_in, total_log_prob, where_masked
 
 Params = dict[str, Array]
 Draws = Mapping[str, Array]
@@ -162,9 +163,15 @@ class JointGuide(abc.ABC):
             values = {name: value for name, (value, _) in sites.items()}
             key = ops.key(0)
             found = tracer.run(self.model, args, kwargs, key, params=params, values=values, full_data=True, alone=True)
-            return total_log_prob(self.backend, found) + sum(ops.xp.sum(log_det) for _, log_det in sites.values())
+            moved = sum(ops.xp.sum(self._moved(found[name], *placed)) for name, placed in sites.items())
+            return total_log_prob(self.backend, found) + moved
 
         return at
+
+    def _moved(self, record: Record, value: Array, log_det: Array) -> Array:
+        """The change of volume of a latent; where it is masked, the density that stands for its own."""
+        mask = mask_of(self.host, record)
+        return log_det if mask is None else where_masked(log_det, mask, stand_in(self.host, record, value))
 
     def warm_starts(self, fit: Callable[..., Any], data: Data, key: Key) -> list[Params]:
         """Values of some parameters to start a fit from, by name; several where runs should be kept apart.

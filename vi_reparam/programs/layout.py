@@ -69,11 +69,6 @@ class Layout:
                         f" is discrete, and {what} covers continuous latents: marginalize it in the model, or use "
                         f"vr.MeanField with estimators={{{site.name!r}: vr.ScoreFunction()}}",
                     )
-                if site.is_masked:
-                    raise SiteError(
-                        f"site {site.name!r} is masked, and {what} would draw the parts that have no density: use "
-                        "vr.MeanField() for it, alone or as a part of vr.Sites({...})"
-                    )
                 shape = list(bijection(backend.host, site.support).inverse_shape(site.shape))
                 if plate is not None:
                     shape[_axis(site, plate)] = 1

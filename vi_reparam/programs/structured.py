@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vi_reparam.backend.data import Data
+from vi_reparam.errors import SiteError
 from vi_reparam.gaussians import path_gradient as path
 from vi_reparam.gaussians.bases import Full
 from vi_reparam.gaussians.preconditioner import Preconditioner
@@ -50,8 +51,18 @@ class StructuredGuide(JointGuide):
         self.transports = True
 
     def split(self, args: Any, kwargs: Any) -> Split:
-        """Globals and locals, found once for every new form of the arguments."""
+        """Globals and locals, found once for every new form of the arguments.
+
+        Raises:
+            SiteError: for a masked latent.
+        """
         layout = self.layout(args, kwargs)
+        for part in layout.parts:
+            if part.site.is_masked:
+                raise SiteError(
+                    f"site {part.site.name!r} is masked, and vr.Structured() draws each latent from its prior, which "
+                    "the masked parts have none of: use vr.FullRank(), vr.Flow() or vr.MeanField()"
+                )
 
         def look() -> Split:
             with self.backend.tracer.constants():

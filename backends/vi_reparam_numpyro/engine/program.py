@@ -119,6 +119,9 @@ class Program:
         count = int(count)
         return State(tree, state.data, state.seen + count), np.asarray(losses)[:count], bool(finite)
 
+    def feed(self, state: State, data: Data) -> State:
+        return state._replace(data=data)
+
     def params(self, state: State) -> dict[str, Array]:
         values = self._constrained(state.tree["params"], state.tree["mutable"])
         return jax.device_put(values, self.task.devices[0]) if self.task.devices else values

@@ -14,6 +14,7 @@ from vi_reparam_numpyro.host.distributions import VonMisesFisher
 from vi_reparam_numpyro.host.drift_module import drift
 from vi_reparam_numpyro.host.families import NumpyroReader
 from vi_reparam_numpyro.host.networks import network
+from vi_reparam_numpyro.host.parts import PartOf
 from vi_reparam_numpyro.host.supports import Supports
 from vi_reparam_numpyro.host.vector import JointVector, differentiating
 
@@ -35,6 +36,8 @@ class NumpyroHost(Supports, NumpyroReader):
 
     def plate(self, name: str, size: int, *, dim: int | None = None, subsample_size: int | None = None) -> Any:
         return numpyro.plate(name, size, subsample_size=subsample_size, dim=dim)
+
+    part_of = PartOf
 
     def deterministic(self, name: str, value: Any) -> Any:
         return numpyro.deterministic(name, value)

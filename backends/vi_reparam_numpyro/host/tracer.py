@@ -17,9 +17,11 @@ from numpyro.primitives import Messenger
 
 from vi_reparam.backend.lock import one_at_a_time
 from vi_reparam.backend.tracer import Given, PlateInfo, Record, Statement, without_value
+from vi_reparam.numerics.rows import spread
 from vi_reparam.sites.recorder import Recorder, recording
 from vi_reparam_numpyro.host.distributions import Estimated
 from vi_reparam_numpyro.host.supports import Supports
+from vi_reparam_numpyro.ops.ops import ops
 
 Array = Any
 T = TypeVar("T")
@@ -47,7 +49,7 @@ class NumpyroTracer:
     ) -> dict[str, Record]:
         # innermost first: what comes later sees what the others left
         fn: Any = _FullData(program) if full_data else program
-        fn = _Resample(fn) if resample else fn
+        fn = _Rows(_Resample(fn) if resample else fn)
         given_key = None
         if recorder is not None:
             key, given_key = random.split(key)
@@ -117,10 +119,18 @@ class _FullData(Messenger):
     """Switches the subsampling of plates off: their indices run over all of the data."""
 
     def process_message(self, msg: Any) -> None:
-        if msg["type"] == "plate":
+        if msg["type"] == "plate" and not msg.get("is_part"):
             size = msg["args"][0]
             msg["args"] = (size, size)
             msg["value"] = jnp.arange(size)
+
+
+class _Rows(Messenger):
+    """Draws minibatches by `spread`: NumPyro's own way makes an array of all rows for each."""
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] == "plate" and msg["value"] is None:
+            msg["fn"] = lambda size, batch, rng_key: spread(ops, rng_key, size, batch)
 
 
 class _Resample(Messenger):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from vi_reparam.backend.data import Data
+from vi_reparam.backend.data import Call, Data
 from vi_reparam.backend.engine import Task
 from vi_reparam_pyro.capture.capture import CannotCapture, Captured, require_equal
 from vi_reparam_pyro.capture.rolling import OPERATION
@@ -52,7 +52,7 @@ class Gradient:
 
     After two steps the third is also captured (`capture.Captured`), and the capture replaces the
     handlers if it gives the same loss and gradient at noise that it was not made with. Programs
-    that read values in Python, that hold networks or draw subsamples stay with the handlers.
+    that read values in Python or hold networks stay with the handlers.
 
     Args:
         task: what is fitted; `data`: to what.
@@ -66,10 +66,15 @@ class Gradient:
     def __init__(self, task: Task, data: Data, num_steps: int) -> None:
         self.task, self.data, self.num_steps = task, data, num_steps
         self.how = "by the handlers: too few steps"
+        self._fed = False
         self._graph: Captured | None = None
         self._spec: Any = None
         self._unused: frozenset[int] = frozenset()
         self._seen = 0
+
+    def feed(self, data: Data) -> None:
+        """Other data from now on, of the same form: inputs of the graph, and no constants of it."""
+        self.data, self._fed = data, True
 
     def __call__(self, params: Parameters, key: int, step: int, averages: dict[str, Any]) -> Array:
         """The loss at a step; its gradient goes to the leaves, and what it averages to `averages`.
@@ -88,7 +93,8 @@ class Gradient:
 
     def _inputs(self, params: Parameters, averages: dict[str, Any]) -> tuple[Array, ...]:
         numbers, self._spec = pytree.tree_flatten(averages)
-        return *(leaf.detach() for leaf in params.free.values()), *numbers
+        fed = self.data.arrays if self._fed else ()
+        return *(leaf.detach() for leaf in params.free.values()), *numbers, *fed
 
     def _put(self, params: Parameters, found: tuple[Array, ...], averages: dict[str, Any]) -> Array:
         leaves = list(params.free.values())
@@ -100,29 +106,30 @@ class Gradient:
     def _by_handlers(self, params: Parameters, averages: dict[str, Any]) -> Array:
         for leaf in params.free.values():
             leaf.grad = None
-        loss = self._loss(params, averages)
+        loss = self._loss(params, averages, self.data.call)
         if loss.requires_grad:
             loss.backward()
         return loss.detach()
 
-    def _loss(self, params: Parameters, averages: dict[str, Any]) -> Array:
+    def _loss(self, params: Parameters, averages: dict[str, Any], call: Call) -> Array:
         """The loss by the handlers. The objective is called here alone."""
         task = self.task
         with using(params.constrained()):
-            call = PROGRAM_KEY, task.model, task.guide, *self.data.call
-            return task.objective.surrogate(*call, averages=averages)[0]
+            return task.objective.surrogate(PROGRAM_KEY, task.model, task.guide, *call, averages=averages)[0]
 
     def _try(self, params: Parameters, key: int, step: int, averages: dict[str, Any]) -> Array:
         """A step by the handlers, and its capture beside it."""
         names, constraints, leaves = list(params.free), params.constraints, list(params.free.values())
         inputs = self._inputs(params, averages)
+        fed = len(self.data.arrays) if self._fed else 0
         loss = self._by_handlers(params, averages)
         expected = [loss, *(leaf.grad for leaf in leaves)]
 
         def function(*inputs: Array) -> tuple[Array, ...]:
             own = [x.detach().requires_grad_() for x in inputs[: len(names)]]
-            averages = pytree.tree_unflatten(list(inputs[len(names) :]), self._spec)
-            loss = self._loss(Parameters(dict(zip(names, own, strict=True)), constraints), averages)
+            averages = pytree.tree_unflatten(list(inputs[len(names) : len(inputs) - fed]), self._spec)
+            call = self.data.join(inputs[len(inputs) - fed :]) if fed else self.data.call
+            loss = self._loss(Parameters(dict(zip(names, own, strict=True)), constraints), averages, call)
             grads = torch.autograd.grad(loss, own, allow_unused=True)
             grads = [torch.zeros_like(x) if g is None else g for x, g in zip(own, grads, strict=True)]
             return loss.detach(), *grads, *pytree.tree_leaves(averages)

@@ -165,6 +165,10 @@ class Program:
             state.move(watched=self.watched)
         raise RuntimeError("a step that was not finite did not come again")  # noise follows from the key: it must
 
+    def feed(self, state: State, data: Data) -> State:
+        self.gradient.feed(data)
+        return state
+
     @with_data
     def params(self, state: State) -> dict[str, Array]:
         # Detached: a value of Pyro's keeps a weak reference to its leaf, which cannot be pickled.

@@ -16,6 +16,7 @@ from vi_reparam_pyro.host.drift_module import drift
 from vi_reparam_pyro.host.families import PyroReader
 from vi_reparam_pyro.host.networks import network
 from vi_reparam_pyro.host.params import new_scope
+from vi_reparam_pyro.host.parts import PartOf
 from vi_reparam_pyro.host.supports import Supports
 from vi_reparam_pyro.host.vector import JointVector, differentiating
 from vi_reparam_pyro.ops.ops import ops
@@ -39,6 +40,8 @@ class PyroHost(Supports, PyroReader):
 
     def plate(self, name: str, size: int, *, dim: int | None = None, subsample_size: int | None = None) -> Any:
         return pyro.plate(name, size, subsample_size=subsample_size, dim=dim)
+
+    part_of = PartOf
 
     def deterministic(self, name: str, value: Any) -> Any:
         return pyro.deterministic(name, value)

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from vi_reparam.backend.lock import one_at_a_time
 from vi_reparam.backend.tracer import Given, PlateInfo, Record, Statement
+from vi_reparam.numerics.rows import spread
 from vi_reparam.sites.recorder import Recorder, recording
 from vi_reparam_pyro.host.densities import log_prob
 from vi_reparam_pyro.host.distributions import Estimated
@@ -62,6 +63,7 @@ class PyroTracer:
                     enter(context)
             enter(keyed(key))
             enter(drawing())
+            enter(_Rows())
             if full_data:
                 enter(_full_data())
             if params is not None:
@@ -185,6 +187,15 @@ def _full_data() -> Iterator[None]:
         yield
     finally:
         SubsampleMessenger._subsample = staticmethod(host)  # type: ignore[method-assign]
+
+
+class _Rows(Messenger):
+    """Draws minibatches by `spread`: Pyro's own way permutes all rows for each, by torch's global state."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        fn = msg["fn"]
+        if is_subsample(fn) and msg["value"] is None and 0 < (fn.subsample_size or fn.size) < fn.size:
+            msg["value"] = spread(ops, ops.root_key(), int(fn.size), int(fn.subsample_size))
 
 
 class _Frozen(Messenger):
