@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
+from scipy.special import logsumexp
 
 BACKENDS = ("numpyro", "pyro")
 
@@ -172,6 +174,62 @@ def test_a_funnel_is_exact(vr, size):
 
     elbo, _ = vr.guide(vr.Structured())(model).fit(progress=False).elbo()
     assert abs(elbo) < 0.005
+
+
+def counted(vr):
+    """Counts whose rates have a gamma prior of unknown shape and mean; the evidence by quadrature."""
+    h, num = vr.host, 60
+    exposure, y = 0.5 + np.arange(num) % 5, np.arange(num) * 7 % 11 % 6
+
+    def model(y):
+        shape = h.sample("shape", h.dist.LogNormal(h.array(0.5), 0.5))
+        mean = h.sample("mean", h.dist.LogNormal(h.array(0.0), 0.5))
+        with h.plate("groups", num):
+            rate = h.sample("rate", h.dist.Gamma(shape, shape / mean))
+            h.sample("y", h.dist.Poisson(rate * h.array(exposure)), obs=y)
+
+    s, m = np.linspace(-2.0, 3.0, 241)[:, None, None], np.linspace(-1.2, 1.5, 241)[None, :, None]
+    shape, met = np.exp(s), np.exp(m) * exposure
+    each = stats.nbinom.logpmf(y, shape, shape / (shape + met)).sum(-1)
+    log_p = each + stats.norm.logpdf(s[..., 0], 0.5, 0.5) + stats.norm.logpdf(m[..., 0], 0.0, 0.5)
+    return model, y.astype(float), float(logsumexp(log_p)) + math.log(5.0 / 240.0 * 2.7 / 240.0)
+
+
+def succeeded(vr):
+    """Successes of four trials whose chances have a beta prior of unknown mean and size; the evidence by quadrature."""
+    h, num = vr.host, 60
+    y = np.arange(num) * 7 % 13 % 5
+
+    def model(y):
+        logit = h.sample("logit", h.dist.Normal(h.array(0.0), 1.0))
+        size = h.sample("size", h.dist.LogNormal(h.array(1.0), 0.5))
+        mean = 1.0 / (1.0 + h.xp.exp(-logit))
+        with h.plate("groups", num):
+            chance = h.sample("chance", h.dist.Beta(mean * size, (1.0 - mean) * size))
+            h.sample("y", h.dist.Binomial(4, probs=chance), obs=y)
+
+    m, s = np.linspace(-2.0, 2.0, 201)[:, None, None], np.linspace(-1.0, 3.0, 201)[None, :, None]
+    size, mean = np.exp(s), 1.0 / (1.0 + np.exp(-m))
+    each = stats.betabinom.logpmf(y, 4, mean * size, (1.0 - mean) * size).sum(-1)
+    log_p = each + stats.norm.logpdf(m[..., 0]) + stats.norm.logpdf(s[..., 0], 1.0, 0.5)
+    return model, y.astype(float), float(logsumexp(log_p)) + 2.0 * math.log(4.0 / 200.0)
+
+
+CONJUGATE = [
+    pytest.param("numpyro", counted, id="numpyro-counted"),
+    pytest.param("pyro", counted, id="pyro-counted", marks=pytest.mark.slow),
+    pytest.param("numpyro", succeeded, id="numpyro-succeeded", marks=pytest.mark.slow),
+    pytest.param("pyro", succeeded, id="pyro-succeeded"),
+]
+
+
+@pytest.mark.parametrize(("vr", "case"), CONJUGATE, indirect=["vr"])
+def test_gammas_and_betas_keep_their_family(vr, case):
+    model, y, evidence = case(vr)
+    posterior = vr.guide(vr.Structured())(model).fit(vr.host.array(y), progress=False)
+    elbo, error = posterior.elbo()
+    assert abs(elbo - evidence) < 0.02, (elbo, error, evidence)
+    assert posterior.khat < 0.5
 
 
 def groups(vr, num, center, spread):
