@@ -94,7 +94,7 @@ def test_a_model_whose_predictions_fail_still_has_a_page(posterior, tmp_path, mo
     monkeypatch.setattr(type(posterior), "predict", lambda *_, **__: 1 / 0)
     text = posterior.report(tmp_path / "model.html").read_text()
     assert "Not drawn: division by zero" in text
-    assert len(Page(text).pictures) == 2
+    assert len(Page(text).pictures) == 4
 
 
 def test_notebooks_show_tables(posterior):

@@ -205,7 +205,8 @@ def succeeded(vr):
         size = h.sample("size", h.dist.LogNormal(h.array(1.0), 0.5))
         mean = 1.0 / (1.0 + h.xp.exp(-logit))
         with h.plate("groups", num):
-            chance = h.sample("chance", h.dist.Beta(mean * size, (1.0 - mean) * size))
+            flat = h.array(np.zeros(num))
+            chance = h.sample("chance", h.dist.Beta(mean * size + flat, (1.0 - mean) * size + flat))
             h.sample("y", h.dist.Binomial(4, probs=chance), obs=y)
 
     m, s = np.linspace(-2.0, 2.0, 201)[:, None, None], np.linspace(-1.0, 3.0, 201)[None, :, None]
@@ -216,10 +217,10 @@ def succeeded(vr):
 
 
 CONJUGATE = [
-    pytest.param("numpyro", counted, id="numpyro-counted"),
-    pytest.param("pyro", counted, id="pyro-counted", marks=pytest.mark.slow),
-    pytest.param("numpyro", succeeded, id="numpyro-succeeded", marks=pytest.mark.slow),
-    pytest.param("pyro", succeeded, id="pyro-succeeded"),
+    pytest.param("numpyro", counted, id="numpyro-counted", marks=pytest.mark.slow),
+    pytest.param("pyro", counted, id="pyro-counted"),
+    pytest.param("numpyro", succeeded, id="numpyro-succeeded"),
+    pytest.param("pyro", succeeded, id="pyro-succeeded", marks=pytest.mark.slow),
 ]
 
 

@@ -80,12 +80,12 @@ def load(path: str | os.PathLike, model: Any, make: type[P], args: Args = (), kw
         fields |= {key: _decode(metadata[key], arrays, codec) for key in STORED if key in metadata}
         if hasattr(model, "for_family_named"):  # of a ladder of families, the one that was kept
             model = model.for_family_named(fields["record"].get("family"))
-        if _BEFORE in metadata:
-            model = _updated(model, metadata[_BEFORE], arrays, make, codec)
     except Exception as error:  # what the file says of itself may be anything
         raise ArgumentError(f"{path} is not a saved posterior, or is damaged; save it again with .save") from error
     other = f"{path} holds a posterior of another {stored!r} than the given {given!r}"
     try:
+        if _BEFORE in metadata:
+            model = _updated(model, metadata[_BEFORE], arrays, make, codec)
         posterior = remade(make, model, {"losses": arrays["losses"], **fields})
         form, program = form_of(posterior), _program(posterior)
     except Exception as error:  # another model's code may fail in any way
