@@ -218,7 +218,7 @@ def succeeded(vr):
 
 CONJUGATE = [
     pytest.param("numpyro", counted, id="numpyro-counted", marks=pytest.mark.slow),
-    pytest.param("pyro", counted, id="pyro-counted"),
+    pytest.param("pyro", counted, id="pyro-counted", marks=pytest.mark.slow),
     pytest.param("numpyro", succeeded, id="numpyro-succeeded"),
     pytest.param("pyro", succeeded, id="pyro-succeeded", marks=pytest.mark.slow),
 ]

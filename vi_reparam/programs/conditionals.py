@@ -65,7 +65,7 @@ class Conditionals:
             given: the globals.
             noise: standard normal, of the locals' coordinates.
             whole: whether to run on after the last latent, for the records.
-            held: values of the locals, which are taken in place of what the noise gives.
+            held: values of the locals, which are taken in place of draws.
 
         Raises:
             SiteError: for a site whose statement is not met.
@@ -77,6 +77,13 @@ class Conditionals:
         if self.key is not None and split.rows:
             keys = dict(zip(split.rows, ops.split(self.key, len(split.rows)), strict=True))
 
+        def draw(name: str) -> Array:
+            product = priors[name].times(ops, factors(name, values))
+            if name in keys:
+                return product.draw(ops, keys[name])
+            normals[name] = product
+            return product.place(split.cut(ops, name, noise))
+
         def run(wanted: set[str], *, whole: bool) -> dict[str, Record]:
             waiting = set(wanted)
 
@@ -84,15 +91,10 @@ class Conditionals:
                 name, part = statement.name, parts[statement.name]
                 if name in given:
                     return layout.place(part, given[name])[0]
-                if name in keys:
-                    priors[name] = conjugate_of(self.backend, statement.distribution, part)
-                    drawn = priors[name].times(ops, factors(name, values)).draw(ops, keys[name])
-                elif name in waiting:
-                    priors[name] = prior_of(self.backend, statement.distribution, part)
-                    normals[name] = priors[name].times(ops, factors(name, values))
-                    drawn = normals[name].place(split.cut(ops, name, noise))
                 if name in waiting:
-                    values[name] = drawn if held is None else held[name]
+                    read = conjugate_of if name in keys else prior_of
+                    priors[name] = read(self.backend, statement.distribution, part)
+                    values[name] = draw(name) if held is None else held[name]
                     waiting.discard(name)
                 # one that is drawn later has no part in the priors that are asked for
                 value = values[name] if name in values else ops.xp.zeros(part.shape, dtype=noise.dtype)
