@@ -11,6 +11,9 @@ GOOD_GAP = 0.04
 GOOD_SHIFT = 0.05
 """Nats below the log evidence, and standard deviations: what weights may still correct."""
 
+GOOD_GAP_EACH = 3e-4
+"""The same nats for each of many latents, where that is more: spread over so many, they show nowhere."""
+
 GOOD_MISSED = 0.02
 """Part of the mass."""
 
@@ -32,6 +35,7 @@ class Attempt:
         missed: part of the mass in modes that its draws miss.
         steps: of its fit; `seconds`: it took.
         note: why it was not fitted, or failed.
+        num_latents: that it draws.
     """
 
     family: str
@@ -44,11 +48,13 @@ class Attempt:
     steps: int = 0
     seconds: float = 0.0
     note: str = ""
+    num_latents: int = 0
 
     @property
     def is_good(self) -> bool:
         """Whether the weights find nothing left to correct."""
-        fits = self.khat < GOOD_KHAT and self.gap < GOOD_GAP and self.shift < GOOD_SHIFT
+        gap = max(GOOD_GAP, GOOD_GAP_EACH * self.num_latents)
+        fits = self.khat < GOOD_KHAT and self.gap < gap and self.shift < GOOD_SHIFT
         return fits and self.missed < GOOD_MISSED
 
     def is_better_than(self, other: Attempt) -> bool:

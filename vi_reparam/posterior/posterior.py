@@ -395,7 +395,9 @@ class Posterior(Predicting, Showing, Trusting):
         elbo, error = weights.elbo()
         gap = weights.log_evidence()[0] - elbo
         steps, missed = int(self.record["num_steps"]), missed_share(self.record["rivals"])
-        return Attempt(str(self.record["family"]), elbo, error, weights.khat, gap, moved, missed, steps, seconds)
+        size = sum(site.size for site in self.scorer.sites.latents.values())
+        figures = (elbo, error, weights.khat, gap, moved, missed, steps, seconds)
+        return Attempt(str(self.record["family"]), *figures, num_latents=size)
 
     def update(self, *args: Any, fresh_sites: Collection[str] = (), **kwargs: Any) -> Self:
         """The posterior given new data too: this guide is the prior of a new fit to them alone.
