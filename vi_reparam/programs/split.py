@@ -154,7 +154,7 @@ def split_of(backend: Backend, model: Any, layout: Layout, args: Any, kwargs: An
     small = tuple(part.site.name for part in rest if part.site.name in few)
     large, first = {p.site.name for p in rest} - few, list[str]()
     for name in small:
-        if not on[name] & (large | (few - set(first))):
+        if not siblings[name] and not on[name] & (large | (few - set(first))):
             first.append(name)
     begun = tuple(part.site.name for part in rest[: len(first)])
     return Split(
