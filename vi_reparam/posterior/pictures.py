@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vi_reparam.posterior.plots import BLUE, GREY, RED, _marginals, _tidy, prior_rows
+from vi_reparam.posterior.plots import BLUE, GREY, RED, _marginals, _tidy
 
 NUM_PAIRS = 5
 """Latents in a picture of pairs."""
@@ -56,7 +56,7 @@ def forest_figure(posterior: Any) -> Any:
     rows = {name: x[np.isfinite(x)] for name, x in rows.items() if np.isfinite(x).any()}
     if not rows:
         return None
-    prior, ends = prior_rows(posterior), [0.03, 0.25, 0.5, 0.75, 0.97]
+    prior, ends = posterior.prior_beside, [0.03, 0.25, 0.5, 0.75, 0.97]
     figure = Figure(figsize=(9, 1.0 + 0.3 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     _tidy(axes, "median, 50% and 94% of the posterior (blue) and of the prior (grey)")
@@ -132,7 +132,7 @@ def _draw_densities(axes: Any, name: str, data: np.ndarray, rows: np.ndarray) ->
         label = "predicted" if k == 0 else None
         axes.step(np.sort(row), places, where="post", color=BLUE, lw=0.6, alpha=0.35, label=label)
     axes.step(np.sort(data), places, where="post", color="black", lw=1.8, label="data")
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
     low, high = np.quantile(np.concatenate([data, rows.reshape(-1)]), [0.005, 0.995])
     axes.set_xlim(min(low, data.min()), max(high, data.max()))
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NUM_MARGINALS = 8
-NUM_PRIOR = 1_000
+NUM_PRIOR, FEWEST_PRIOR, MOST_PRIOR = 1_000, 50, 1_000_000
+"""Draws of the prior beside a posterior; no more numbers than the last, but for the fewest draws."""
+
 PRIOR_SEED = 5
 BLUE, GREY, RED = "#2b6cb0", "#a0aec0", "#c53030"
 GRADE_COLOURS = {"good": "#2f855a", "fair": "#b7791f", "poor": RED}
@@ -33,7 +35,7 @@ def posterior_figure(posterior: Any) -> Figure:
     grid = figure.add_gridspec(1 + num_rows, 4, height_ratios=[1.35, *[1.0] * num_rows])
     _draw_losses(figure.add_subplot(grid[0, :2]), posterior.losses)
     _draw_weights(figure.add_subplot(grid[0, 2:]), posterior)
-    prior = prior_rows(posterior)
+    prior = posterior.prior_beside
     for i, (name, values) in enumerate(marginals.items()):
         _draw_marginal(figure.add_subplot(grid[1 + i // 4, i % 4]), name, values, prior.get(name))
     grade = posterior.verdict.grade
@@ -47,12 +49,14 @@ def prior_rows(posterior: Any) -> dict[str, np.ndarray]:
     if isinstance(model, Updated):
         return {}
     key = posterior.backend.engine.key(PRIOR_SEED)
+    size = sum(site.size for site in scorer.sites.latents.values())
+    num = min(max(MOST_PRIOR // max(size, 1), FEWEST_PRIOR), NUM_PRIOR)
     try:
-        found = prior_draws(posterior.backend, model, scorer.data, NUM_PRIOR, key, params=scorer.params)
+        found = prior_draws(posterior.backend, model, scorer.data, num, key, params=scorer.params)
     except Exception:  # the model may not be made to be drawn from; then nothing stands beside the posterior
         return {}
     _, shown = posterior._first
-    heads = {n: np.asarray(posterior.backend.ops.to_numpy(found[n])).reshape(NUM_PRIOR, -1) for n in shown}
+    heads = {n: np.asarray(posterior.backend.ops.to_numpy(found[n])).reshape(num, -1) for n in shown}
     return first_rows(scorer.sites, {n: x[:, : shown[n].shape[1]] for n, x in heads.items()})[0]
 
 

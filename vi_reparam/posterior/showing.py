@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,6 +140,11 @@ class Showing:
             pred_coords or {},
         )
         return export(self, options)
+
+    @cached_property
+    def prior_beside(self) -> dict[str, np.ndarray]:
+        """Draws of the prior by row of `rows`, for pictures; empty where there are none."""
+        return plots.prior_rows(self)
 
     def plot(self, path: str | os.PathLike | None = None, *, kind: str = "fit") -> Figure:
         """A picture: losses, log weights and the first marginals, the prior's beside them.
