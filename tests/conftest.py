@@ -99,6 +99,20 @@ def vr(request):
     torch.set_default_dtype(before)
 
 
+@pytest.fixture(scope="module", params=["numpyro", "pyro"])
+def module_vr(request):
+    """The public face of each backend for a whole file, torch in double precision; JAX as the file sets it."""
+    vr = pytest.importorskip(f"vi_reparam_{request.param}")
+    if request.param == "numpyro":
+        yield vr
+        return
+    torch = importlib.import_module("torch")
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield vr
+    torch.set_default_dtype(before)
+
+
 @pytest.fixture(autouse=True)
 def strict_rank_promotion():
     """Broadcasting between arrays of different rank is an error."""

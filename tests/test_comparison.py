@@ -1,6 +1,5 @@
 """Models side by side: evidence in closed form, and each datum left out exactly."""
 
-import importlib
 import math
 import warnings
 
@@ -14,19 +13,6 @@ RNG = np.random.default_rng(3)
 X = np.column_stack([np.ones(40), np.linspace(-0.9, 1.9, 40)])
 Y = X @ np.array([1.0, -0.5]) + RNG.uniform(-1.5, 1.5, size=40)
 PRIOR_SD = 2.0
-
-
-@pytest.fixture(scope="module", params=["numpyro", "pyro"])
-def module_vr(request):
-    vr = pytest.importorskip(f"vi_reparam_{request.param}")
-    if request.param == "numpyro":
-        yield vr
-        return
-    torch = importlib.import_module("torch")
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield vr
-    torch.set_default_dtype(before)
 
 
 def regression(vr, site="y"):

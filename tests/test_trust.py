@@ -1,6 +1,5 @@
 """A posterior is right, or the verdict says that it is not: separate modes, refined draws, what vouches for what."""
 
-import importlib
 import math
 
 import numpy as np
@@ -15,19 +14,6 @@ GAP, WEIGHTS = 5.0, np.array([0.3, 0.7])
 SD = math.sqrt(1.0 + WEIGHTS.prod() * (2 * GAP) ** 2)
 MEAN = GAP * (WEIGHTS[1] - WEIGHTS[0])
 RHO = np.array([[1.0, 0.9, 0.3], [0.9, 2.0, 0.1], [0.3, 0.1, 0.5]])
-
-
-@pytest.fixture(scope="module", params=["numpyro", "pyro"])
-def module_vr(request):
-    vr = pytest.importorskip(f"vi_reparam_{request.param}")
-    if request.param == "numpyro":
-        yield vr
-        return
-    torch = importlib.import_module("torch")
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield vr
-    torch.set_default_dtype(before)
 
 
 def two_modes(vr):

@@ -11,7 +11,7 @@ from vi_reparam.errors import ArgumentError
 from vi_reparam.numerics.special import LOG_2PI
 from vi_reparam.posterior.refine import MOST_CHAINS, walked
 from vi_reparam.posterior.sites import check_count
-from vi_reparam.posterior.walk import LARGEST_MATRIX, Walk
+from vi_reparam.posterior.walk import LARGEST_MATRIX, Walk, dense_root
 
 if TYPE_CHECKING:
     from vi_reparam.posterior.posterior import Posterior
@@ -67,7 +67,7 @@ class Normal:
         self.is_dense = vectors.shape[1] <= min(LARGEST_MATRIX, len(vectors) // 10)
         self.root = np.diag(spread)
         if self.is_dense:
-            self.root = np.linalg.cholesky(np.atleast_2d(np.cov(vectors.T)) + 1e-9 * np.diag(spread**2))
+            self.root = dense_root(vectors, spread)
         self.norm = 0.5 * len(self.mean) * LOG_2PI + np.log(self.root.diagonal()).sum()
 
     def draws(self, num: int) -> np.ndarray:

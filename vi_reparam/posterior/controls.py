@@ -8,6 +8,7 @@ import numpy as np
 
 from vi_reparam.guides.refined import Refined
 from vi_reparam.posterior.modes import vectors
+from vi_reparam.posterior.parts import by_parts
 from vi_reparam.posterior.weights import Estimate, weighted_mean_and_error
 
 if TYPE_CHECKING:
@@ -41,14 +42,13 @@ def controls_of(posterior: Posterior, latents: dict[str, Any]) -> np.ndarray:
         return ops.vmap(ops.grad(target.log_joint(target.layout(args, kwargs), params, args, kwargs)))(z)
 
     count = min(num, max(1, AT_ONCE // max(posterior.scorer.sites.scalars + 20 * size, 1)))
-    found = []
-    for i in range(0, num, count):
-        part = ops.asarray(z[np.minimum(np.arange(i, i + count), num - 1)])  # all of one shape
-        called = posterior.backend.engine.call(
-            slope, posterior.scorer.data, posterior.scorer.params, part, name=(target, "slope", count)
-        )
-        found.append(np.asarray(ops.to_numpy(called), dtype=np.float64))
-    slopes = np.concatenate(found)[:num]
+
+    def run(part: np.ndarray) -> tuple[np.ndarray, ...]:
+        scorer, name = posterior.scorer, (target, "slope", count)
+        called = posterior.backend.engine.call(slope, scorer.data, scorer.params, ops.asarray(part), name=name)
+        return (ops.to_numpy(called),)
+
+    (slopes,) = by_parts(run, z, count)
     scale = np.maximum(z.std(0), np.finfo(float).tiny)
     x, s = (z - z.mean(0)) / scale, slopes * scale  # the same law in coordinates of unit scale
     first, second = np.triu_indices(size)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vi_reparam.posterior.modes import vectors
+from vi_reparam.posterior.parts import by_parts
 from vi_reparam.posterior.weights import Weights
 
 if TYPE_CHECKING:
@@ -50,15 +51,13 @@ def by_student_t(posterior: Posterior, guide: Any) -> dict[str, Any] | None:
 
     parts = max(1, math.ceil(NUM_DRAWS * scorer.sites.scalars / AT_ONCE))
     count = math.ceil(NUM_DRAWS / parts)
-    points = center + t @ root.T
-    found = []
-    for i in range(parts):
-        part = np.resize(points[i * count : (i + 1) * count], (count, size))  # all of one shape
-        called = posterior.backend.engine.call(
-            score, scorer.data, scorer.params, ops.asarray(part), name=(guide, "t", count)
-        )
-        found.append(np.asarray(ops.to_numpy(called), dtype=np.float64))
-    log_p = np.concatenate(found)[:NUM_DRAWS]
+
+    def run(part: np.ndarray) -> tuple[np.ndarray, ...]:
+        name = (guide, "t", count)
+        called = posterior.backend.engine.call(score, scorer.data, scorer.params, ops.asarray(part), name=name)
+        return (ops.to_numpy(called),)
+
+    (log_p,) = by_parts(run, center + t @ root.T, count)
     weights = Weights(np.where(np.isnan(log_p), -np.inf, log_p), log_q)
     value, error = weights.log_evidence()
     return {"family": "a Student-t", "khat": float(weights.khat), "log_evidence": value, "error": error}

@@ -12,6 +12,7 @@ from vi_reparam.guides.refined import Refined
 from vi_reparam.numerics import hmc
 from vi_reparam.numerics.special import LOG_2PI
 from vi_reparam.posterior.modes import vectors
+from vi_reparam.posterior.parts import by_parts
 from vi_reparam.programs.mixture import DF, MixtureGuide
 
 if TYPE_CHECKING:
@@ -133,15 +134,14 @@ class Walk:
 
         The second is None where there are no proposals.
         """
-        ops, posterior, count = self.ops, self.posterior, TURNS * self.num_chains
-        run, score = posterior.backend.engine.call, functools.partial(_score, ops, self.chart)
-        found: list[tuple[Any, ...]] = []
-        for i in range(0, len(at), count):
-            part = at[np.minimum(np.arange(i, i + count), len(at) - 1)]  # all of one shape
+        ops, posterior, score = self.ops, self.posterior, functools.partial(_score, self.ops, self.chart)
+
+        def run(part: np.ndarray) -> tuple[np.ndarray, ...]:
             inputs = posterior.scorer.params, self.chart.frame, ops.asarray(part)
-            pair = run(score, posterior.scorer.data, *inputs, name=(*self._name, "score"))
-            found.append(tuple(np.asarray(ops.to_numpy(x), dtype=np.float64) for x in pair))
-        log_p, ratio = (np.concatenate(x)[: len(at)] for x in zip(*found, strict=True))
+            pair = posterior.backend.engine.call(score, posterior.scorer.data, *inputs, name=(*self._name, "score"))
+            return tuple(map(ops.to_numpy, pair))
+
+        log_p, ratio = by_parts(run, at, TURNS * self.num_chains)
         return log_p, ratio if self.chart.proposes else None
 
     def propose(self, num: int, seed: int) -> np.ndarray:
@@ -194,13 +194,22 @@ def _propose(ops: Any, chart: Chart, args: Any, kwargs: Any, params: Any, frame:
     return ops.vmap(propose)(normal, uniform)
 
 
+def dense_root(vectors: np.ndarray, spread: np.ndarray, least: float = 1e-9) -> np.ndarray:
+    """The triangular root of the covariance of vectors, shape ``[N, D]``.
+
+    Args:
+        spread: about their standard deviations; `least`: part of its square that is added to the variances.
+    """
+    return np.linalg.cholesky(np.atleast_2d(np.cov(vectors.T)) + least * np.diag(spread**2))
+
+
 def _scale(draws: np.ndarray) -> np.ndarray:
     """Standard deviations of draws, or in few dimensions their covariance's triangular root."""
     spread = draws.std(0)
     spread = np.where(spread > 0.0, spread, 1.0)
     if draws.shape[1] > hmc.LARGEST_MATRIX:
         return spread
-    return np.linalg.cholesky(np.atleast_2d(np.cov(draws.T)) + 1e-6 * np.diag(spread**2))
+    return dense_root(draws, spread, 1e-6)
 
 
 def _chart(posterior: Posterior, target: Any, drawn: np.ndarray, chains: int) -> tuple[Chart, np.ndarray]:
@@ -223,7 +232,7 @@ def _chart(posterior: Posterior, target: Any, drawn: np.ndarray, chains: int) ->
     spread = np.maximum(within.std(0), 1e-12)
     root = np.diag(spread)
     if size <= LARGEST_MATRIX:
-        root = np.linalg.cholesky(np.atleast_2d(np.cov(within.T)) + 1e-9 * np.diag(spread**2))
+        root = dense_root(within, spread)
     center = drawn.mean(0)
     starts = np.linalg.solve(root, (drawn[:chains] - center).T).T
     frame = {"center": ops.asarray(center), "root": ops.asarray(root)}
