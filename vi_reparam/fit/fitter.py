@@ -18,12 +18,11 @@ from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import Task
 from vi_reparam.backend.ops import Args, Array, Key
 from vi_reparam.errors import ArgumentError, ViReparamError, could_not_run
-from vi_reparam.fit import checkpoints, matching
+from vi_reparam.fit import checkpoints
 from vi_reparam.fit.arguments import warn_of_forgotten
 from vi_reparam.fit.checkpoints import FitSignature, form_of
 from vi_reparam.fit.convergence import Convergence
 from vi_reparam.fit.loop import Restart, run_steps
-from vi_reparam.fit.matching import as_params
 from vi_reparam.fit.optimizers import plan_of
 from vi_reparam.fit.options import Options
 from vi_reparam.fit.selection import choose
@@ -31,7 +30,9 @@ from vi_reparam.fit.warm import params_of, with_values
 from vi_reparam.gaussians.pathfinder import APART, distance
 from vi_reparam.guides import JointFamily, Sites
 from vi_reparam.posterior.program import program_of
+from vi_reparam.programs import matching
 from vi_reparam.programs.latents import FORMS
+from vi_reparam.programs.matching import as_params
 from vi_reparam.programs.searcher import Place
 
 Values = Mapping[str, Array]
