@@ -120,7 +120,8 @@ def test_a_valley_tells_two_modes_from_one(module_vr):
         )
         return ops.xp.where(first > second, first, second)
 
-    depth = np.asarray(pathfinder.valleys(ops, log_p, ops.asarray(np.array([[-4.0], [4.0], [9.0]]))))
+    points = pathfinder.between(np.array([[-4.0], [4.0], [9.0]]))
+    depth = pathfinder.valleys(ops.to_numpy(log_p(ops.asarray(points))), 3)
     assert depth[0, 1] == pytest.approx(8.0) and depth[1, 2] == 0.0 and depth[0, 2] > 6.5
 
 
