@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Collection
 from functools import cached_property, partial
 from pathlib import Path
@@ -235,6 +236,12 @@ class Posterior(Predicting, Showing, Trusting):
         if num_particles is None:
             num_particles = self.default_num_weights
         num_particles = check_count("num_particles", num_particles)
+        if not self.record.get("batches") and self.scorer.has_changed():
+            warnings.warn(
+                f"{self.name[:60]} is another model than at the fit: what it reads beside its arguments has changed, or "
+                "it draws numbers of its own; this figure is of the model as it is now",
+                stacklevel=2,
+            )
         if num_particles == self.default_num_weights and isinstance(seed, int) and seed == 0:
             return self._first[0].elbo()
         return self.weights(num_particles, seed).elbo()
