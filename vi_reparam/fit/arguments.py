@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array as arrays
 import inspect
 import warnings
 from collections.abc import Callable
@@ -77,7 +78,7 @@ def _is_rectangle(values: list[Any]) -> bool:
 def _is_data(value: Any) -> bool:
     """Whether it holds what could be an array, or gives it bit by bit."""
     signs = ("__array__", "__next__", "toarray", "data_vars", "collect_schema")
-    return any(hasattr(value, sign) for sign in signs)
+    return isinstance(value, memoryview | arrays.array) or any(hasattr(value, sign) for sign in signs)
 
 
 def _foreign(value: Any, where: str) -> np.ndarray:

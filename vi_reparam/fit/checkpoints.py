@@ -86,7 +86,7 @@ def _digest(ops: Ops, begins: Any, tree: Any) -> str:
     found = hashlib.blake2b(repr(begins).encode(), digest_size=16)
     for leaf in ops.tree_leaves(tree):
         try:
-            value = np.ascontiguousarray(ops.to_numpy(leaf)) if hasattr(leaf, "shape") else None
+            value = np.ascontiguousarray(ops.to_numpy(leaf)) if hasattr(leaf, "dtype") else None
         except TypeError:  # a random key
             value = None
         found.update((told(leaf) if value is None else f"{value.shape} {value.dtype}").encode())

@@ -239,7 +239,8 @@ class Fitter:
         try:
             _, numbers = program_of(guided.backend, guided.model, data)
         except Exception:
-            numbers = {"": [0.0, math.nan]}
+            numbers = {}
+        numbers = numbers or {"": [0.0, math.nan]}  # it could not run
         bad = [f" of site {name!r}" if name else "" for name, (_, term) in numbers.items() if not math.isfinite(term)]
         if bad:
             raise ArgumentError(

@@ -312,6 +312,10 @@ class Posterior(Predicting, Showing, Trusting):
         """
         if weighted or control:
             require_all_rows(self, "expectation(weighted=True)")
+        if not callable(fn):
+            raise ArgumentError(
+                f"expectation({fn!r}): expected a function of a dict of draws, as lambda z: z['mu']"[:300]
+            )
         num_draws = check_count("num_draws", num_draws)
         engine, tree_map = self.backend.engine, self.backend.ops.tree_map
         try:

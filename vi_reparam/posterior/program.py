@@ -69,8 +69,6 @@ def _close(theirs: Any, ours: Any) -> bool:
 def what_differs(theirs: Any, ours: Any) -> str:
     """What differs, in words: of long texts and numbers, the first part that does."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
-        names = [
-            n for n in {**ours, **theirs} if n not in ours or n not in theirs or not _close(theirs[n], ours[n])
-        ]
+        names = [n for n in {**ours, **theirs} if n not in ours or n not in theirs or not _close(theirs[n], ours[n])]
         return f"at site {names[0]!r} are others (another prior, likelihood, network or data)"
     return f"is {short(theirs)}, this one's {short(ours)}"
