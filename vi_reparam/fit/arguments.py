@@ -115,7 +115,7 @@ def _foreign(value: Any, where: str) -> np.ndarray:
 
 def _array(array: np.ndarray, where: str) -> np.ndarray:
     """An array of numbers of a kind that frameworks know."""
-    if array.dtype.names is not None:
+    if array.dtype.type is np.void:
         raise ArgumentError(f"{where} is a structured array: give its columns, {{'a': x['a'], ...}}")
     kind = "U" if array.dtype.kind == "O" and any(isinstance(x, str) for x in array.flat) else array.dtype.kind
     if kind in _ADVICE:

@@ -17,7 +17,7 @@ from vi_reparam.backend.cache import Cache
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import Task
 from vi_reparam.backend.ops import Args, Array, Key
-from vi_reparam.errors import ArgumentError, ViReparamError, could_not_run
+from vi_reparam.errors import ArgumentError, ViReparamError, could_not_run, first_line
 from vi_reparam.fit import checkpoints, matching
 from vi_reparam.fit.arguments import warn_of_forgotten
 from vi_reparam.fit.checkpoints import FitSignature, form_of
@@ -217,6 +217,9 @@ class Fitter:
         except ViReparamError:
             raise
         except Exception as error:
+            if data.doubts:
+                said = f"{'; '.join(data.doubts)[:120]}, and {self.guided.name[:40]} refuses them ({first_line(error)[:70]})"
+                raise ArgumentError(f"{said}: drop them, or mask numbers in their place") from error
             raise could_not_run(self.guided.name, data.shapes(self.ops), error) from error
         self._checked.get(data.form, lambda: True)
         return found

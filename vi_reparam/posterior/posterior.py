@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from vi_reparam.backend.ops import Args
-from vi_reparam.errors import ArgumentError
+from vi_reparam.errors import ArgumentError, short
 from vi_reparam.guides import SDE
 from vi_reparam.posterior import bridge, modes, passes, storage, tail
 from vi_reparam.posterior.attempt import Attempt
@@ -238,8 +238,8 @@ class Posterior(Predicting, Showing, Trusting):
         num_particles = check_count("num_particles", num_particles)
         if not self.record.get("batches") and self.scorer.has_changed():
             warnings.warn(
-                f"{self.name[:60]} is another model than at the fit: what it reads beside its arguments has changed, or "
-                "it draws numbers of its own; this figure is of the model as it is now",
+                f"{self.name[:60]} is another model than at the fit: what it reads beside its arguments has changed, "
+                "or it draws numbers of its own; this figure is of the model as it is now",
                 stacklevel=2,
             )
         if num_particles == self.default_num_weights and isinstance(seed, int) and seed == 0:
@@ -313,9 +313,7 @@ class Posterior(Predicting, Showing, Trusting):
         if weighted or control:
             require_all_rows(self, "expectation(weighted=True)")
         if not callable(fn):
-            raise ArgumentError(
-                f"expectation({fn!r}): expected a function of a dict of draws, as lambda z: z['mu']"[:300]
-            )
+            raise ArgumentError(f"expectation({short(fn)}): expected a function of draws by site, as lambda z: z['mu']")
         num_draws = check_count("num_draws", num_draws)
         engine, tree_map = self.backend.engine, self.backend.ops.tree_map
         try:
