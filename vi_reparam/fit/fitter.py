@@ -218,8 +218,10 @@ class Fitter:
             raise
         except Exception as error:
             if data.doubts:
-                said = f"{'; '.join(data.doubts)[:120]}, and {self.guided.name[:40]} refuses them ({first_line(error)[:70]})"
-                raise ArgumentError(f"{said}: drop them, or mask numbers in their place") from error
+                said = f"{'; '.join(data.doubts)[:120]}, and {self.guided.name[:40]} refuses them"
+                raise ArgumentError(
+                    f"{said} ({first_line(error)[:70]}): drop them, or mask numbers in their place"
+                ) from error
             raise could_not_run(self.guided.name, data.shapes(self.ops), error) from error
         self._checked.get(data.form, lambda: True)
         return found
