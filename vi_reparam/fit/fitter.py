@@ -317,6 +317,7 @@ class Fitter:
     ) -> Restart:
         """One fit from one start; the losses are to be filled in."""
         checkpoint, progress, done, name = options.checkpoint, options.progress, 0, self.guided.name
+        told = set[str]()
         if signature is not None:
             signature = replace(signature, state=form_of(program.arrays(state)))
         stored = None if signature is None else checkpoints.load(checkpoint, signature, course)
@@ -332,8 +333,9 @@ class Fitter:
                 if not why:
                     checkpoints.save(checkpoint, signature, program.arrays(state), done, losses, course)
             except OSError as error:
-                why = str(error)
-            if why:
+                why = error.strerror or str(error)
+            if why not in told | {""}:
+                told.add(why)
                 warnings.warn(f"the checkpoint could not be saved, and the fit goes on: {why}", stacklevel=2)
 
         state, done, interrupted = run_steps(
