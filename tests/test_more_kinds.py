@@ -46,7 +46,11 @@ CARRIED = {
         t.max() + 1.0,
         np.inf,
     ),
-    "by row": lambda b, t: (moved(b, beta(b).expand((3,)), affine(b, t, b.array(2.0))).to_event(1), t, t + 2.0),
+    "by row": lambda b, t: (
+        moved(b, b.dist.Uniform(0.0 * t, 1.0 + 0.0 * t), affine(b, t, b.array(2.0))).to_event(1),
+        t,
+        t + 2.0,
+    ),
 }
 
 
