@@ -16,6 +16,8 @@ import xarray as xr
 
 from vi_reparam.errors import ArgumentError, SiteError
 from vi_reparam.posterior import arviz_lines
+from vi_reparam.posterior.psis import psislw
+from vi_reparam.posterior.summary import table_of
 from vi_reparam.posterior.weights import Weights
 
 az = arviz_lines.import_arviz()
@@ -377,3 +379,29 @@ def test_later_draws_of_a_program_that_reads_its_values(vr):
     whole = np.asarray(posterior.predict(num_draws=5)["y"])
     parts = list(posterior.predict_in_chunks(num_draws=5, chunk_size=2))
     np.testing.assert_array_equal(np.concatenate([part["y"] for part in parts]), whole)
+
+
+@pytest.mark.parametrize("num", [25, 2_000])
+@pytest.mark.parametrize("spread", [0.01, 1.0, 5.0])
+@pytest.mark.filterwarnings("ignore")
+def test_smoothing_is_arviz_s(num, spread):
+    log_weights = spread * np.random.default_rng(num).standard_t(3, size=num)
+    smoothed, khat = psislw(log_weights)
+    if FIRST_LINE:
+        theirs, their_khat = az.psislw(log_weights.copy())
+    else:
+        from arviz_stats.base import array_stats
+
+        theirs, their_khat = array_stats.psislw(-log_weights)
+    assert khat == pytest.approx(float(their_khat), abs=1e-10)
+    lowest = log_weights.argmin()
+    assert np.allclose(smoothed - smoothed[lowest], theirs - theirs[lowest], atol=1e-10)
+
+
+@pytest.mark.skipif(not FIRST_LINE, reason="1.x has another interval")
+def test_the_summary_is_arviz_s():
+    x = np.random.default_rng(0).gamma(1.0, size=(2, 4_001))
+    own = table_of({"a": x[0], "b[1]": x[1]}, 0.9)
+    theirs = az.summary({"a": x[:1], "b": x[1:]}, kind="stats", round_to="none", hdi_prob=0.9)
+    assert list(own.columns) == list(theirs.columns) and list(own.index) == ["a", "b[1]"]
+    assert np.allclose(own.to_numpy(), theirs.to_numpy(), rtol=1e-12)

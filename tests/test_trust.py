@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
+from vi_reparam.programs.matching import match
 
-from vi_reparam.fit.matching import match
 from vi_reparam.gaussians import pathfinder
 from vi_reparam.posterior.diagnosis import drifts
 from vi_reparam.posterior.verdict import Surest, judge, missed_share
@@ -120,7 +120,8 @@ def test_a_valley_tells_two_modes_from_one(module_vr):
         )
         return ops.xp.where(first > second, first, second)
 
-    depth = np.asarray(pathfinder.valleys(ops, log_p, ops.asarray(np.array([[-4.0], [4.0], [9.0]]))))
+    points = pathfinder.between(np.array([[-4.0], [4.0], [9.0]]))
+    depth = pathfinder.valleys(ops.to_numpy(log_p(ops.asarray(points))), 3)
     assert depth[0, 1] == pytest.approx(8.0) and depth[1, 2] == 0.0 and depth[0, 2] > 6.5
 
 

@@ -21,8 +21,11 @@ RATES = (1.0, 0.2, 0.04)
 SHARES = (0.6, 0.85, 1.0)
 """At most this part of the budget is gone when a rate is left."""
 
-LEAST = (0.4, 0.2, 0.2)
+LEAST = (0.1, 0.05, 0.05)
 """At least this part of the budget is spent at a rate where losses alone are the judge: they are noisy."""
+
+FEWEST = (8, 4, 4)
+"""Blocks at a rate before it can be left."""
 
 BLOCK = 50
 """Steps between two looks."""
@@ -123,7 +126,8 @@ class Convergence:
 
     def _has_settled(self) -> bool:
         num = len(self.blocks.means)
-        if num < 8 or num % 2 or (self.by_losses and BLOCK * num < LEAST[self.stage] * self.budget):
+        fewest = FEWEST[self.stage] if self.by_losses else FEWEST[0]
+        if num < fewest or num % 2 or (self.by_losses and BLOCK * num < LEAST[self.stage] * self.budget):
             return False
         drift = loss_drift(self.blocks.losses, fraction=0.5)
         if drift is None or drift.amount > max(2.0 * drift.error, SMALLEST_FALL):

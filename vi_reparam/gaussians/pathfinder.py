@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.numerics.special import LOG_2PI, log_sum_exp
 
@@ -204,26 +206,31 @@ def places_apart(bounds: Any, distances: Any) -> list[int]:
     return chosen
 
 
-def valleys(ops: Ops, values: Callable[[Array], Array], ends: Array) -> Array:
-    """How deep the log density falls on the straight way between two points, below the lower one. Shape ``[K, K]``.
+def between(ends: Any) -> Any:
+    """Points on the straight ways between each two of these; shapes ``[K, D]`` and ``[pairs * NUM_STOPS, D]``."""
+    first, second = (ends[[pair[k] for pair in pairs(len(ends))]][:, None] for k in (0, 1))
+    parts = np.linspace(0.0, 1.0, NUM_STOPS)[None, :, None]
+    return (first + parts * (second - first)).reshape(-1, ends.shape[1])
+
+
+def valleys(heights: Any, num: int) -> Any:
+    """How deep the log density falls on the way between each two of `num` points, below the lower one. Shape [K, K].
 
     Args:
-        values: the log density at vectors of shape ``[N, D]``.
-        ends: shape ``[K, D]``.
+        heights: the log density at the points `between`.
     """
-    xp, num = ops.xp, ends.shape[0]
-    pairs = [(i, j) for i in range(num) for j in range(i)]
-    first, second = (xp.take(ends, xp.asarray([pair[k] for pair in pairs]), axis=0) for k in (0, 1))
-    parts = xp.asarray([k / (NUM_STOPS - 1) for k in range(NUM_STOPS)], dtype=ends.dtype)[None, :, None]
-    points = first[:, None] + parts * (second - first)[:, None]
-    heights = xp.reshape(values(xp.reshape(points, (-1, ends.shape[1]))), (len(pairs), NUM_STOPS))
-    heights = xp.where(xp.isfinite(heights), heights, xp.full_like(heights, -math.inf))
-    lower = xp.where(heights[:, 0] < heights[:, -1], heights[:, 0], heights[:, -1])
-    depth = lower - xp.min(heights, axis=1)
-    rows = [[depth[0] * 0.0] * num for _ in range(num)]
-    for k, (i, j) in enumerate(pairs):
-        rows[i][j] = rows[j][i] = depth[k]
-    return xp.stack([xp.stack(row) for row in rows])
+    heights = np.where(np.isfinite(heights), heights, -np.inf).reshape(-1, NUM_STOPS)
+    depths = np.zeros((num, num))
+    for (i, j), own in zip(pairs(num), heights, strict=True):
+        lower = min(own[0], own[-1])
+        if lower > -np.inf:
+            depths[i, j] = depths[j, i] = lower - own.min()
+    return depths
+
+
+def pairs(num: int) -> list[tuple[int, int]]:
+    """Each two of `num`."""
+    return [(i, j) for i in range(num) for j in range(i)]
 
 
 def distance(move: Any, root: Any, solve: Callable[[Any, Any], Any]) -> float:

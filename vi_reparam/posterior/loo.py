@@ -11,7 +11,7 @@ import numpy as np
 
 from vi_reparam.backend.ops import Array
 from vi_reparam.errors import ArgumentError
-from vi_reparam.posterior import arviz_lines
+from vi_reparam.posterior import psis
 from vi_reparam.posterior.sites import Scored
 from vi_reparam.posterior.verdict import KHAT_USABLE
 from vi_reparam.posterior.weights import Weights
@@ -77,7 +77,7 @@ def loo(posterior: Posterior, num_draws: int | None, seed: Any, *, order: Callab
     whole = _weighted(smoothed[:, None], terms)
     shapes, pointwise = np.empty(terms.shape[1]), np.empty(terms.shape[1])
     for i in range(terms.shape[1]):
-        own, shapes[i] = arviz_lines.pareto_smooth(base - terms[:, i])
+        own, shapes[i] = psis.pareto_smooth(base - terms[:, i])
         pointwise[i] = _weighted(own[:, None], terms[:, i : i + 1])[0]
     return Loo(pointwise, shapes, float(whole.sum() - pointwise.sum()), is_weighted)
 

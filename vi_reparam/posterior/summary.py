@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vi_reparam.posterior import arviz_lines, markup
+from vi_reparam.posterior import markup
 from vi_reparam.posterior.sites import Sites
 from vi_reparam.posterior.verdict import Verdict
 
@@ -56,9 +57,33 @@ def hidden_line(num_hidden: Mapping[str, int]) -> str:
 def summarize(posterior: Any, hdi_prob: float) -> Summary:
     """The summary of a `vi_reparam.posterior.posterior.Posterior`."""
     values, hidden = posterior.rows()
-    table = arviz_lines.summary_table(values, hdi_prob)
+    table = table_of(values, hdi_prob)
     tried = tried_lines(posterior.tried, posterior.record.get("family"), posterior.why)
     return Summary(table=_rounded(table), verdict=posterior.verdict, num_hidden=hidden, tried=tried)
+
+
+def table_of(values: Mapping[str, np.ndarray], prob: float) -> pd.DataFrame:
+    """Mean, sd and highest-density interval of draws by name, a row each, with the columns of `arviz.summary`.
+
+    Args:
+        values: draws by name, shape ``[num_draws]``.
+        prob: of the interval.
+    """
+    import pandas as pd
+
+    rows = [(x.mean(), x.std(ddof=1), *shortest_interval(x, prob)) for x in values.values()]
+    edges = (f"hdi_{100 * edge:g}%" for edge in (0.5 - 0.5 * prob, 0.5 + 0.5 * prob))
+    return pd.DataFrame(rows, index=list(values), columns=["mean", "sd", *edges])
+
+
+def shortest_interval(draws: np.ndarray, prob: float) -> tuple[float, float]:
+    """The shortest interval that holds this part of the draws; NaN where one of them is."""
+    ordered = np.sort(draws)
+    if np.isnan(ordered[-1:]).any():
+        return math.nan, math.nan
+    inside = math.floor(prob * len(ordered))
+    lowest = int(np.argmin(ordered[inside:] - ordered[: len(ordered) - inside]))
+    return float(ordered[lowest]), float(ordered[lowest + inside])
 
 
 def first_rows(sites: Sites, heads: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, int]]:

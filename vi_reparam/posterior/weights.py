@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vi_reparam.posterior import arviz_lines
+from vi_reparam.posterior import psis
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Weights:
     def smoothed(self) -> tuple[np.ndarray, float]:
         """Log weights, Pareto-smoothed, and k-hat."""
         largest = max(np.abs(x[np.isfinite(x)]).max(initial=0.0) for x in (self.log_p, self.log_q))
-        return arviz_lines.pareto_smooth(self.log, 16 * self.epsilon * float(largest))
+        return psis.pareto_smooth(self.log, 16 * self.epsilon * float(largest))
 
     @property
     def khat(self) -> float:

@@ -110,15 +110,17 @@ class Searcher:
         if len(chosen) < 2:
             return set(chosen)
 
-        def depths(args: Any, kwargs: Any, ends: Array) -> Array:
+        def heights(args: Any, kwargs: Any, points: Array) -> Array:
             log_p = self.guide.log_joint(self.guide.layout(args, kwargs), {}, args, kwargs)
             try:
-                return pathfinder.valleys(ops, ops.vmap(log_p), ends)
+                return ops.vmap(log_p)(points)
             except NOT_AT_ONCE:
-                return pathfinder.valleys(ops, OneByOne(ops).vmap(log_p), ends)
+                return OneByOne(ops).vmap(log_p)(points)
 
-        ends = ops.asarray(centers[_padded(chosen)[: FEW if len(chosen) <= FEW else None]])
-        depth = ops.to_numpy(self.backend.engine.call(depths, data, ends, name=(self, len(ends))))
+        num = next(few for few in (2, 4, FEW, 16, pathfinder.MOST_PLACES) if few >= len(chosen))  # few programs
+        points = pathfinder.between(centers[_padded(chosen)[:num]])
+        found = self.backend.engine.call(heights, data, ops.asarray(points), name=(self, "heights"))
+        depth = pathfinder.valleys(ops.to_numpy(found), num)
         modes: list[int] = []
         for i in range(len(chosen)):
             if all(depth[i][j] > pathfinder.VALLEY for j in modes):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
 from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators import Auto, Estimator
@@ -17,6 +16,7 @@ from vi_reparam.study.table import LEAN, NAME, shown
 
 if TYPE_CHECKING:
     import pandas as pd
+    import xarray as xr
     from rich.table import Table
 
 
@@ -170,6 +170,8 @@ def build(
 
     def stacked(of: Callable[[Moments, float, np.ndarray], Any]) -> np.ndarray:
         return np.array([[of(*measured[e, s]) for s in stages] for e in estimators])
+
+    import xarray as xr  # slow to import
 
     dims = ("estimator", "stage", "parameter")
     variance, time = stacked(lambda m, _, z: m.variance), stacked(lambda m, seconds, z: seconds)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, overload
 
 import numpy as np
-import xarray as xr
 
 from vi_reparam.posterior import markup
 
@@ -59,6 +58,8 @@ class Study(Sequence[R]):
     """
 
     def __init__(self, kind: type[R], rows: Iterable[R], **attributes: Any) -> None:
+        import xarray as xr  # slow to import
+
         self._kind, self._rows = kind, list(rows)
         labels = {name: list(dict.fromkeys(getattr(row, name) for row in self._rows)) for name in kind.CHOICES}
         figures = [field.name for field in fields(kind) if field.name not in kind.CHOICES]

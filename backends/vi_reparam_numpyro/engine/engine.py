@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import re
 import time
@@ -48,6 +49,9 @@ BUDGET, CHUNK_BUDGET = 2_000_000, 2**22
 
 LANES, PARTICLES = 512, 1024
 """Most gradients of a batch, and most particles."""
+
+LONG = 5_000
+"""Steps from which on all of XLA's optimization pays."""
 
 PROGRAMS, CALLS, CALLS_OF_DATA = 16, 32, 32
 """Compiled fits and calls that are kept, tens of megabytes each, and those kept with one call's data."""
@@ -213,7 +217,9 @@ class JaxEngine:
     def program(self, task: Task, data: Data, optimizer: Any, *, num_steps: int, watched: bool) -> Program:
         how = repr(task.objective), task.devices, optimizers.fingerprint(optimizer)
         case = _Same(task.model), _Same(task.guide), *how
-        return self.programs.get((*case, data.form, watched), lambda: Program(task, data, optimizer, watched))
+        long = not watched and num_steps >= LONG
+        made = functools.partial(Program, task, data, optimizer, watched, long=long)
+        return self.programs.get((*case, data.form, watched, long), made)
 
     def gradients(
         self, task: Task, data: Data, params: Params, key: Any, num: int

@@ -20,6 +20,7 @@ from vi_reparam.backend.engine import Task
 from vi_reparam.backend.lock import one_at_a_time
 from vi_reparam.fit.loop import CHUNK
 from vi_reparam.objectives.run import Runner
+from vi_reparam_numpyro.ops.jit import jit_once, jit_steps
 
 Array = Any
 
@@ -46,20 +47,21 @@ class Program:
         data: of the form that it is compiled for.
         optimizer: an optax transformation.
         watched: whether the iterates are summed up, and steps have a rate.
+        long: whether the steps are worth all of XLA's optimization.
     """
 
     execution = "compiled"
 
-    def __init__(self, task: Task, data: Data, optimizer: Any, watched: bool) -> None:
+    def __init__(self, task: Task, data: Data, optimizer: Any, watched: bool, *, long: bool) -> None:
         self.task, self.watched = task, watched
         self._join, self._optimizer = data.join, optimizer
         self._objective = task.objective.over(task.devices) if task.devices else task.objective
         self._svi = SVI(task.model, task.guide, optax.identity(), task.objective)
         self._unravel: Any = None
-        self.init_tree = jax.jit(self._init)
+        self.init_tree = jit_once(self._init, data.arrays)
         everywhere = NamedSharding(self._objective.place.mesh, PartitionSpec()) if task.devices else None
-        self.steps = jax.jit(self._steps, out_shardings=everywhere)
-        self._flat = jax.jit(lambda tree: ravel_pytree(tree)[0])
+        self.steps = jit_steps(self._steps, long=long, out_shardings=everywhere)
+        self._looked_at = jit_once(_looked_at, ())
 
     def init(self, key: Any, values: Mapping[str, Array], data: Data) -> State:
         return State(self.init_tree(key, dict(values), data.arrays), data)
@@ -128,8 +130,8 @@ class Program:
 
     def moments(self, state: State) -> tuple[State, np.ndarray, np.ndarray]:
         watch = state.tree["watch"]
-        mean, square = (np.asarray(self._flat(watch[name])) / state.seen for name in ("sum", "square"))
-        empty = {name: jax.tree.map(jnp.zeros_like, watch[name]) for name in ("sum", "square")}
+        found, empty = self._looked_at({name: watch[name] for name in ("sum", "square")})
+        mean, square = (np.asarray(found[name]) / state.seen for name in ("sum", "square"))
         return State({**state.tree, "watch": {**watch, **empty}}, state.data), mean, square
 
     def move(self, state: State, vector: np.ndarray | None, rate: float) -> State:
@@ -145,7 +147,7 @@ class Program:
             def unravel(vector: Array) -> Any:  # traced whole, or every zero and its reshaping would be compiled alone
                 return ravel_pytree(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), form))[1](vector)
 
-            self._unravel = jax.jit(unravel)
+            self._unravel = jit_once(unravel, ())
         return self._unravel(vector)
 
     def arrays(self, state: State) -> dict[str, np.ndarray]:
@@ -179,3 +181,8 @@ class Program:
                 if not all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(slope)):
                     sites[name] = "its gradient is not finite"
         return sites
+
+
+def _looked_at(sums: dict[str, Any]) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Trees of sums as vectors, and empty ones to go on with."""
+    return {name: ravel_pytree(tree)[0] for name, tree in sums.items()}, jax.tree.map(jnp.zeros_like, sums)
