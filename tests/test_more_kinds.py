@@ -3,10 +3,12 @@
 import array
 import importlib
 import os
+import re
 
 import numpy as np
 import pytest
 from test_both_backends import NAMES, mean_field, number, unfitted
+from test_cli import run
 from test_nothing_silent import OPTIONS, X, line, one_mean, predictions
 from test_what_people_give import refused
 
@@ -240,3 +242,102 @@ def test_the_words_of_an_error(backend, what):
     with pytest.raises(vr.ViReparamError, match=words) as caught:
         call(vr)
     assert len(str(caught.value)) <= 300 and "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def known():
+    return {}
+
+
+@pytest.fixture
+def posterior(b, known):
+    """Of a model with a plate, and a latent outside of it."""
+
+    def model(x, y=None):
+        a = b.host.sample("a", b.dist.Normal(b.array(0.0), b.array(1.0)))
+        with b.host.plate("n", len(x)):
+            u = b.host.sample("u", b.dist.Normal(a * x, b.array(1.0)))
+            b.host.sample("y", b.dist.Normal(u, b.array(1.0)), obs=y)
+
+    if b.name not in known:
+        known[b.name] = mean_field(b, model).fit(b.array(X), y=b.array(X), **OPTIONS)
+    return known[b.name]
+
+
+def annotated(p, vr):
+    guided = p.guided
+
+    def guide(x, y=None):
+        vr.host.sample("a", vr.annotate(3, vr.Implicit()))
+
+    return vr.Guided(guided.model, guide).start(*p.args, **p.kwargs)
+
+
+def started(p, vr):
+    def guide(x, y=None):
+        vr.host.sample("a", vr.host.dist.Normal(vr.host.param("at", vr.host.array(0.0)), vr.host.array(1.0)))
+        with vr.host.plate("n", len(x)):
+            vr.host.sample("u", vr.host.dist.Normal(0.0 * x, vr.host.array(1.0)))
+
+    return vr.Guided(p.guided.model, guide).fit(*p.args, **p.kwargs, init={"a": 1.0}, **OPTIONS)
+
+
+def keyed(p, vr, folder):
+    def model(table):
+        vr.host.sample("z", vr.host.dist.Normal(vr.host.array(0.0), vr.host.array(1.0)))
+
+    return vr.guide(vr.MeanField())(model).fit({(1, 2): 1.0}, **OPTIONS).save(folder / "file")
+
+
+SERVED = {
+    "coords": (
+        lambda p, vr, _: p.to_arviz(resample=False, coords={"n": [1, 2]}),
+        r"coords\['n'\] has shape \(2,\); dimension 'n' has 6",
+    ),
+    "dims": (lambda p, vr, _: p.to_arviz(resample=False, dims={"zz": ["k"]}), "dims names zz; there are: .*a"),
+    "relabel by": (lambda p, vr, _: p.relabel("n", by="a"), r"relabel\('n'\) by='a': name the latent to sort by"),
+    "relabel": (lambda p, vr, _: p.relabel("m"), r"relabel\('m'\): no latent is in such a plate; there are: n"),
+    "report": (lambda p, vr, f: p.report(f / "no" / "a.html"), r"cannot write .*; give a \.html file"),
+    "params": (
+        lambda p, vr, _: vr.compare_estimators(
+            p.guided, *p.args, **p.kwargs, estimators=[vr.Implicit()], params={"zz": 1.0}, progress=False
+        ),
+        r"compare_estimators\(params=\.\.\.\) misses .*the parameters are \['a_loc'",
+    ),
+    "annotate": (lambda p, vr, _: annotated(p, vr), r"Implicit\(\) annotates \w+ distributions"),
+    "init of a guide by hand": (lambda p, vr, _: started(p, vr), "a guide written by hand starts where its own param"),
+    "keys": (keyed, r"has the key \(1, 2\), which cannot be stored"),
+    "devices": (
+        lambda p, vr, _: p.guided.fit(*p.args, **p.kwargs, devices="gpu", **OPTIONS),
+        r"fit\(devices='gpu'\): (expected a list of jax\.devices|Pyro fits on the one device)",
+    ),
+    "fresh sites": (lambda p, vr, _: p.predict(fresh_sites=["zz"]), "fresh_sites names zz, not a latent site"),
+}
+
+
+@pytest.mark.parametrize("what", SERVED)
+def test_the_words_of_a_refusal(b, posterior, what, tmp_path):
+    call, words = SERVED[what]
+    refused(b, words, lambda: call(posterior, b.vr, tmp_path))
+
+
+COMMANDS = {
+    "set": (["fit", "digits", "--set", "factors"], "--set 'factors': expected NAME=VALUE"),
+    "set of a module": (["fit", "json:loads", "--set", "a=1"], "--set is for ready models; give a module:attribute"),
+    "module": (["fit", "no_such_module:f"], "cannot import 'no_such_module': ModuleNotFoundError"),
+    "attribute": (["fit", "json:nothing"], "module 'json' has no attribute 'nothing'"),
+    "no model": (["fit", "json:loads"], "json:loads is no guided model: decorate it with vr.guide"),
+    "family": (["compare", "digits", "--family", "x"], "--family 'x': expected sde or joint"),
+    "out": (["models", "--out", "/dev/null/x"], "cannot be made a folder|No such option: --out"),
+    "list": (["fit", "json:loads", "--data", "list.json"], "--data list.json: expected a JSON object of keyword arg"),
+}
+
+
+@pytest.mark.parametrize("what", COMMANDS)
+def test_the_words_of_a_command(what, capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.json").write_text("[1]")
+    arguments, words = COMMANDS[what]
+    code, _, err = run(capfd, *arguments)
+    assert code == 2 and re.search(words, err), err
+    assert len(err.strip().splitlines()) == 1 and len(err) <= 320
