@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from vi_reparam.backend.ops import Ops
 
 KINDS = {
@@ -49,14 +47,14 @@ def carried(ops: Ops, distribution: Any, constraints: Any) -> Any:
     event_dim = len(distribution.event_shape)
     while not hasattr(distribution, "transforms") and hasattr(distribution, "base_dist"):
         distribution = distribution.base_dist
-    plain = next((c for c in type(distribution).__mro__ if "support" in vars(c)), None)
-    if not getattr(distribution, "transforms", None) or plain.__name__ != "TransformedDistribution":
+    said_by = next((c.__name__ for c in type(distribution).__mro__ if "support" in vars(c)), "")
+    if not getattr(distribution, "transforms", None) or said_by != "TransformedDistribution":
         return None
     support = distribution.base_dist.support
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     ends = [getattr(support, f"{side}_bound", None) for side in ("lower", "upper")]
-    if support.is_discrete or ends == [None, None]:
+    if support.is_discrete or all(end is None for end in ends):
         return None
     parts = list(distribution.transforms)
     while any(hasattr(t, "parts") for t in parts):
@@ -68,7 +66,10 @@ def carried(ops: Ops, distribution: Any, constraints: Any) -> Any:
             sign = ops.concrete(ops.asarray(transform.sign))
         except NotImplementedError:
             return None
-        step = -1 if sign is not None and (ops.to_numpy(sign) < 0).all() else 1  # what is not known is taken to rise
+        signs = [] if sign is None else ops.to_numpy(sign).ravel().tolist()  # what is not known is taken to rise
+        if min(signs, default=1) * max(signs, default=1) <= 0:  # some elements rise and others fall
+            return None
+        step = -1 if signs and signs[0] < 0 else 1
         reached = [getattr(transform.codomain, f"{side}_bound", None) for side in ("lower", "upper")][::step]
         ends = [_end(ops, transform, *pair) for pair in zip(ends, reached, strict=True)][::step]
     low, high = ends
@@ -95,4 +96,5 @@ def _end(ops: Ops, transform: Any, end: Any, reached: Any) -> Any:
         return ops.asarray(transform.loc, ops.float_dtype())
     end = transform(end)
     known = ops.concrete(end)
-    return None if known is not None and not np.isfinite(ops.to_numpy(known)).any() else end
+    finite = known is None or ops.to_numpy(ops.xp.isfinite(known)).any()
+    return end if finite else None
