@@ -67,3 +67,4 @@ class Structured(JointFamily):
     @property
     def clip(self) -> float | None:  # type: ignore[override]
         return None if self.globals is None else self.globals.clip
+
