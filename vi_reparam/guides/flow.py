@@ -59,7 +59,7 @@ class Flow(JointFamily):
         ArgumentError: for options that cannot be used.
     """
 
-    num_particles: ClassVar[int] = 128
+    num_particles: ClassVar[int] = 32
     learning_rate: ClassVar[float] = 0.005
     clip: ClassVar[float | None] = 10.0
     warmup: ClassVar[float] = 0.05
