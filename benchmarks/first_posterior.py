@@ -123,8 +123,7 @@ def fit(vr: Any, model: Any, args: Any, kwargs: Any, name: str, method: str, see
         one = {"num_particles": 1} if steps else {}
         posterior = vr.guide(family)(model).fit(*args, num_steps=steps, seed=seed, progress=False, **one, **kwargs)
         verdict = posterior.verdict
-        tried = [t for t in posterior.tried if t["steps"]] or [{"steps": posterior.record["num_steps"], **one}]
-        gradients = sum(t["steps"] * t.get("num_particles", 1) for t in tried)
+        gradients = sum(t["gradients"] for t in posterior.tried) or posterior.record["gradients"]
         return {
             "gradients": gradients,
             "kept": posterior.record["family"],

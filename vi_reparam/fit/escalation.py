@@ -166,9 +166,8 @@ def _climb(
             failure = error
             attempts.append(Attempt(repr(family), note=f"failed: {error}"))
             continue
-        used = attempt.steps * int(posterior.record["num_particles"])
         pace = max(left.pace, attempt.seconds / cost(family))
-        left = Budget(left.gradients - used, seconds - (time.perf_counter() - begun), pace)
+        left = Budget(left.gradients - attempt.gradients, seconds - (time.perf_counter() - begun), pace)
         attempts.append(attempt)
         if kept is None or attempt.is_better_than(kept[1]):
             kept = posterior, attempt

@@ -36,6 +36,7 @@ class Attempt:
         steps: of its fit; `seconds`: it took.
         note: why it was not fitted, or failed.
         num_latents: that it draws.
+        gradients: of log p that its steps took, from all starts.
     """
 
     family: str
@@ -49,6 +50,7 @@ class Attempt:
     seconds: float = 0.0
     note: str = ""
     num_latents: int = 0
+    gradients: int = 0
 
     @property
     def is_good(self) -> bool:
