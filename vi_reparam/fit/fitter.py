@@ -122,7 +122,8 @@ class Fitter:
             if all(name.startswith("vr.") for name in values):
                 raise ArgumentError("there is nothing to fit: neither model nor guide has a parameter")
             state = program.init(key, values, data)
-            course = Convergence(total, family is not None and family.by_losses) if watched else None
+            by_losses, least = (False, 1.0) if family is None else (family.by_losses, family.least)
+            course = Convergence(total, by_losses, least) if watched else None
             if self._cut_off:
                 runs = [Restart(program.params(state), np.zeros(0), course, program.execution, interrupted=True)]
             else:
