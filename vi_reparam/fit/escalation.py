@@ -94,8 +94,9 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
         fitter.fitted = dict(posteriors)  # where a richer family may start from
         chosen = {FullRank(): modes[:1], Mixture(): places}.get(family, [])
         is_told = (options.num_steps, options.optimizer, options.init, spec.families) != (None,) * 4
-        posterior = fitter.matched(data, options, chosen) if chosen and not is_told else None
-        if posterior is None or (family == Mixture() and not posterior.attempt(seconds=0.0).is_good):
+        at_once = (chosen or family == Structured()) and not is_told
+        posterior = fitter.matched(data, options, chosen) if at_once else None
+        if posterior is None or (family != FullRank() and not posterior.attempt(seconds=0.0).is_good):
             posterior = fitter.run(data, replace(options, checkpoint=own))
         posteriors[family] = posterior
         missed = missed_modes(posterior, modes, joint)

@@ -18,20 +18,21 @@ from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import Task
 from vi_reparam.backend.ops import Args, Array, Key
 from vi_reparam.errors import ArgumentError, ViReparamError, could_not_run
-from vi_reparam.fit import checkpoints, matching
+from vi_reparam.fit import checkpoints
 from vi_reparam.fit.arguments import warn_of_forgotten
 from vi_reparam.fit.checkpoints import FitSignature, form_of
 from vi_reparam.fit.convergence import Convergence
 from vi_reparam.fit.loop import Restart, run_steps
-from vi_reparam.fit.matching import as_params
 from vi_reparam.fit.optimizers import plan_of
 from vi_reparam.fit.options import Options
 from vi_reparam.fit.selection import choose
 from vi_reparam.fit.warm import params_of, with_values
 from vi_reparam.gaussians.pathfinder import APART, distance
-from vi_reparam.guides import JointFamily, Sites
+from vi_reparam.guides import JointFamily, Sites, Structured
 from vi_reparam.posterior.program import program_of
+from vi_reparam.programs import matching
 from vi_reparam.programs.latents import FORMS
+from vi_reparam.programs.matching import as_params
 from vi_reparam.programs.searcher import Place
 
 Values = Mapping[str, Array]
@@ -164,17 +165,27 @@ class Fitter:
         return posterior
 
     def matched(self, data: Data, options: Options, places: Sequence[Place]) -> Any:
-        """The Gaussians whose scores match at these places, as a posterior; of a family that is made of Gaussians."""
+        """A posterior without a step: Gaussians whose scores match at these places, or a structured guide's start.
+
+        None where the family has no such start, or several.
+        """
         begun, guide, ops = time.perf_counter(), self.guided.base_guide, self.ops
         seed = int(options.seed) if isinstance(options.seed, Integral) else 0
-        found = [as_params(*pair) for pair in matching.matched(guide, data, places, seed)]
-        params = guide.of_gaussians(places, [{n: ops.asarray(v) for n, v in own.items()} for own in found])
+        if isinstance(self.guided.family, Structured):
+            start_key, key = ops.split(self.engine.key(options.seed), 2)
+            starts = guide.warm_starts(None, data, ops.fold_in(key, 1)) if guide.is_matched(data) else []
+            if len(starts) != 1:
+                return None
+            params = self.guided.start_at(data, start_key, starts[0])
+        else:
+            found = [as_params(*pair) for pair in matching.matched(guide, data, places, seed)]
+            params = guide.of_gaussians(places, [{n: ops.asarray(v) for n, v in own.items()} for own in found])
         record = {
             "num_steps": matching.NUM_UPDATES,
             "converged": True,
             "rivals": [],
-            "num_particles": matching.BATCH * len(places),
-            "gradients": matching.NUM_GRADIENTS * len(places),
+            "num_particles": matching.BATCH * max(len(places), 1),
+            "gradients": matching.NUM_GRADIENTS * max(len(places), 1),
             "objective": "matched scores",
             "estimators": {},
             "variances": {},

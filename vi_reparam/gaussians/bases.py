@@ -149,6 +149,21 @@ class Full(Base):
 
 
 @dataclass(frozen=True)
+class Coupled(Full):
+    """A full covariance of many coordinates: the triangle is times the root of the dimension, as in `LowRank`."""
+
+    @staticmethod
+    def plain(params: Params, num: int) -> Params:
+        """The Gaussian of the first coordinates, as parameters of `Full`."""
+        lower = params["lower"][:num, :num] * params["loc"].shape[0] ** -0.5
+        return {"loc": params["loc"][:num], "log_scale": params["log_scale"][:num], "lower": lower}
+
+    @staticmethod
+    def matrix(ops: Ops, params: Params) -> Array:
+        return Full.matrix(ops, Coupled.plain(params, params["loc"].shape[0]))
+
+
+@dataclass(frozen=True)
 class Blocks(Base):
     """S lower triangular within each element of a plate: a full covariance there, and elements independent.
 

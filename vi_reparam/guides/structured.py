@@ -41,6 +41,8 @@ class Structured(JointFamily):
     """
 
     max_steps: ClassVar[int] = 4_000
+    by_losses: ClassVar[bool] = True  # some of its many parameters never stand still
+    least: ClassVar[float] = 0.2
 
     globals: Flow | None = None
     gradient: str = "path"
@@ -66,7 +68,3 @@ class Structured(JointFamily):
     @property
     def clip(self) -> float | None:  # type: ignore[override]
         return None if self.globals is None else self.globals.clip
-
-    @property
-    def by_losses(self) -> bool:  # type: ignore[override]
-        return self.globals is not None

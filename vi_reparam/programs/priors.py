@@ -190,19 +190,19 @@ class Recurrence(Normal):
         self.log_det = ops.xp.sum(ops.xp.log(scale))
 
     def place(self, n: Array) -> Array:
-        xp, kept = self.xp, self.xp.cumulative_sum(self.xp.log(self.keep), axis=-1)
-        # what is left at t of what came in at s: at most all of it, so that nothing overflows
-        gaps = kept[..., :, None] - kept[..., None, :]
-        left = xp.tril(xp.exp(xp.where(gaps < 0.0, gaps, xp.zeros_like(gaps))))
-        return _times(left, self.shift + self.scale * n)
+        # by doubling: after each turn x holds what came in within twice as many steps, in log2(T) operations
+        x, keep, far = self.shift + self.scale * n, self.keep, 1
+        while far < x.shape[-1]:
+            x, keep, far = x + keep * _before(self.xp, x, far), keep * _before(self.xp, keep, far), 2 * far
+        return x
 
     def standardize(self, x: Array) -> Array:
         return (x - self.keep * _before(self.xp, x) - self.shift) / self.scale
 
 
-def _before(xp: Any, x: Array) -> Array:
-    """The entry before each along the last dimension; zero before the first."""
-    return xp.concat([xp.zeros_like(x[..., :1]), x[..., :-1]], axis=-1)
+def _before(xp: Any, x: Array, steps: int = 1) -> Array:
+    """The entry some steps before each along the last dimension; zero before the first."""
+    return xp.concat([xp.zeros_like(x[..., :steps]), x[..., :-steps]], axis=-1)
 
 
 def _scaled(ops: Ops, mean: Array, scale: Array) -> Normal:

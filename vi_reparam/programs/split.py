@@ -13,6 +13,9 @@ from vi_reparam.gaussians.pathfinder import LARGEST
 from vi_reparam.programs.conjugate import Row, row_of
 from vi_reparam.programs.layout import Layout, Part
 
+MOST_COUPLED = 400
+"""Latents up to which the noise of all is drawn by one Gaussian with a full covariance."""
+
 Draws = dict[str, Array]
 """Unconstrained values by site, of the parts' shapes."""
 
@@ -25,7 +28,7 @@ class Split:
         layout: of all latents.
         globals: of those that are drawn together; None for none.
         locals: the other parts of the layout, in the model's order.
-        small: names of locals of few coordinates, whose noise is drawn together, and on which later factors depend.
+        small: names of locals of few coordinates, on which later factors depend.
         first: those of them that are drawn before all others; empty where the model's order does so.
         rows: by local site, that of its prior where it is a gamma or a beta.
         siblings: by local site, the names of those before it in plates of the same sizes that are not small.
@@ -93,17 +96,24 @@ class Split:
         offset, part = self._places[name]
         return matrix[offset : offset + part.size]
 
-    def gathered(self, ops: Ops, vector: Array) -> Array:
-        """The small locals' coordinates of the locals' vector, shape ``[num_small]``."""
-        return ops.xp.concat([vector[:0], *(self.rows_of(name, vector) for name in self.small)])
+    @functools.cached_property
+    def coupled(self) -> tuple[str, ...]:
+        """Names of the locals whose noise knows of the globals' and of each other's: the small ones, or all of few."""
+        if self.layout.size > MOST_COUPLED:
+            return self.small
+        return tuple(part.site.name for part in self.locals if part.site.name not in self.rows)
 
-    def replaced(self, ops: Ops, vector: Array, small: Array) -> Array:
-        """The locals' vector with other coordinates of the small ones."""
+    def gathered(self, ops: Ops, vector: Array) -> Array:
+        """The coupled coordinates of a vector of the locals', in their order."""
+        return ops.xp.concat([vector[:0], *(self.rows_of(name, vector) for name in self.coupled)])
+
+    def replaced(self, ops: Ops, vector: Array, coupled: Array) -> Array:
+        """The locals' vector with other values of the coupled coordinates."""
         pieces, at = [vector[:0]], 0
         for part in self.locals:
-            is_small = part.site.name in self.small
-            pieces.append(small[at : at + part.size] if is_small else self.rows_of(part.site.name, vector))
-            at += part.size if is_small else 0
+            is_coupled = part.site.name in self.coupled
+            pieces.append(coupled[at : at + part.size] if is_coupled else self.rows_of(part.site.name, vector))
+            at += part.size if is_coupled else 0
         return ops.xp.concat(pieces)
 
     def named(self, vector: Array) -> Draws:

@@ -8,21 +8,23 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from vi_reparam.backend.data import Data
 from vi_reparam.errors import SiteError
 from vi_reparam.gaussians import path_gradient as path
-from vi_reparam.gaussians.bases import Full
+from vi_reparam.gaussians import pathfinder
+from vi_reparam.gaussians.bases import Coupled
 from vi_reparam.gaussians.preconditioner import Preconditioner
-from vi_reparam.gaussians.skew import skew
-from vi_reparam.gaussians.tails import widen
 from vi_reparam.guides.flow import CHEAP_INVERSES
 from vi_reparam.numerics.special import LOG_2PI
+from vi_reparam.programs import matching
 from vi_reparam.programs.conditionals import Conditionals, Factors
 from vi_reparam.programs.conjugate import Conjugate
 from vi_reparam.programs.gaussian import fold, frame_of
 from vi_reparam.programs.joint import Array, JointGuide, Key, Layout, Params
 from vi_reparam.programs.priors import Factor
-from vi_reparam.programs.split import Draws, Split, split_of
+from vi_reparam.programs.split import MOST_COUPLED, Draws, Split, split_of
 from vi_reparam.programs.structured_search import StructuredSearch
 from vi_reparam.programs.vector import Vector
 
@@ -49,6 +51,7 @@ class StructuredGuide(JointGuide):
         super().__init__(*args, **kwargs)
         self.model_params = frozenset[str]()
         self.transports = True
+        self._last: tuple[Data, list[Params]] | None = None
 
     def split(self, args: Any, kwargs: Any) -> Split:
         """Globals and locals, found once for every new form of the arguments.
@@ -81,25 +84,13 @@ class StructuredGuide(JointGuide):
         dtype, num = ops.float_dtype(), split.num_globals
         wanted = self.gradient(self.family.gradient)
         start = self.start(layout, args, kwargs)
-        draw_globals = self._globals(split, start, wanted)
-        own = self._factor_params(split, start)
-        held = {n: ops.stop_gradient(p) for n, p in own.items()} if wanted == "path" else own
-        outer = self._outer(args, kwargs)
-
+        frame = self.frame(num, 0.1, lambda: split.parted(ops, start())[0], dense=True) if num else None
+        inverse = None if frame is None else xp.linalg.inv(frame.root)
+        own, base = self._factor_params(split, start), self._base_params(split)
+        held, held_base = ({n: ops.stop_gradient(p) for n, p in known.items()} for known in (own, base))
+        outer, bend = self._outer(args, kwargs), self._bends(split, own)
+        move = None if frame is None else self._flow(num, frame, held_base, bend[0], wanted)
         normal = ops.asarray([p.site.name not in split.rows for p in split.locals for _ in range(p.size)], dtype)
-        num_normal = sum(p.size for p in split.locals if p.site.name not in split.rows)
-
-        def standard(n: Array) -> path.Standard:
-            """Noise of the locals, of which small ones know of each other, bent; as `path.Standard`."""
-            slope, square = -n, xp.sum(normal * n * n)
-            if split.num_small:
-                coupling = xp.eye(split.num_small, dtype=dtype) + xp.tril(own["coupling"], k=-1)
-                small = split.gathered(ops, n)
-                n = split.replaced(ops, n, coupling @ small)
-                slope = split.replaced(ops, slope, -xp.linalg.inv(coupling).T @ small)
-            x, log_rise, more = skew(ops, n, own["bend"])
-            density = -0.5 * square - xp.sum(normal * log_rise)
-            return x, density - 0.5 * num_normal * LOG_2PI, (slope - more) * xp.exp(-log_rise)
 
         def noise(key: Key, lead: tuple[int, ...]) -> Array | tuple[Array, Key]:
             if not split.rows:
@@ -107,14 +98,28 @@ class StructuredGuide(JointGuide):
             key, own_key = ops.split(key, 2)
             return ops.normal(key, (*lead, layout.size), dtype), own_key
 
+        def standard(n: Array, bend: Array | None, counted: Array) -> path.Standard:
+            return path.bent(ops, (n, -0.5 * xp.sum(counted * (n * n + LOG_2PI)), -n), bend)
+
         def draw(noise: Any, row: Array | None) -> Vector:
             n, own_key = noise if isinstance(noise, tuple) else (noise, None)
             conditionals = Conditionals(self.backend, self.model, split, args, kwargs, outer, own_key)
-            g, log_q, at = draw_globals(n[:num])
+            locals_ = standard(n[num:], bend[1], normal)
+            first, log_q, at = standard(n[:num], bend[0], xp.ones(num, dtype=dtype)), xp.zeros((), dtype=dtype), n[:num]
+            g = n[:num]
+            if move is not None and frame is not None and inverse is not None:
+                g, log_q = move(n[:num])
+                at = inverse @ (g - frame.center)
+                # the locals know of the flow's draw where the Gaussian has its noise
+                blind = self._standardized(split, held_base, xp.concat([at, xp.zeros_like(n[num:])]))[:num]
+                first = blind, xp.zeros((), dtype=dtype), xp.zeros(num, dtype=dtype)
+            y = self._coupled(split, base, xp.concat([first[0], locals_[0]]))
+            if move is None and frame is not None:
+                at = y[:num]
+                g, log_q = frame.place(at), -frame.log_det(ops)
             given = split.named(g)
-            local, density, slope = standard(n[num:]) if own else (n[num:], xp.zeros((), dtype=dtype), n[num:])
-            drawn = conditionals.draw(given, self._factors(split, own, at), local)
-            again = self._factors(split, held, at)
+            drawn = conditionals.draw(given, self._factors(split, own, at), y[num:])
+            again = self._factors(split, held if wanted == "path" else own, at)
             before, back = dict[str, Array](), dict[str, Array]()
             for name, value in drawn.values.items():
                 product = drawn.priors[name].times(ops, again(name, before))
@@ -125,12 +130,15 @@ class StructuredGuide(JointGuide):
                 else:
                     log_q = log_q - product.log_det
                     back[name] = xp.reshape(product.standardize(value), (-1,))
+            density, known = first[1] + locals_[1], base
             if wanted == "path":
-                at_again = xp.concat([n[:0], *(back[part.site.name] for part in split.locals)])
-                density = path.moving(ops, density, at_again, slope)
-            log_q = log_q + density
+                y_again = xp.concat([at, *(back[part.site.name] for part in split.locals)])
+                x_again = self._standardized(split, held_base, y_again)
+                density, known = path.moving(ops, density, x_again, xp.concat([first[2], locals_[2]])), held_base
+            if known:
+                density = density - xp.sum(known["log_scale"][0 if move is None else num :])
             vector = split.joined(ops, {**given, **drawn.values})
-            return Vector(vector, log_q, frozen=self.family.gradient == "path")
+            return Vector(vector, log_q + density, frozen=self.family.gradient == "path")
 
         return self.vector(layout, noise, draw, features)
 
@@ -142,48 +150,52 @@ class StructuredGuide(JointGuide):
         self.model_params = frozenset(found)
         return found
 
-    def _globals(self, split: Split, start: Start, wanted: str) -> Callable[[Array], tuple[Array, Array, Array]]:
-        """What draws the globals from noise: their vector, its log q, and its coordinates in the frame."""
-        ops, size, dtype = self.ops, split.num_globals, self.ops.float_dtype()
-        if not size:
-            return lambda noise: (noise, ops.xp.zeros((), dtype=noise.dtype), noise)
-        frame = self.frame(size, 0.1, lambda: split.parted(ops, start())[0], dense=True)
-        params = self.base_params(Full(), 1.0, lambda: ops.xp.zeros(size, dtype=dtype))
-        inverse, tail = ops.xp.linalg.inv(frame.root), ops.xp.zeros((), dtype=dtype)
-        bend = self.bends(split.globals, None)(None) if split.globals else None
+    def _base_params(self, split: Split) -> Params:
+        """Of the Gaussian from which the noise of the globals and of the coupled locals is drawn."""
+        size = split.num_globals + sum(p.size for p in split.locals if p.site.name in split.coupled)
+        zeros = self.ops.xp.zeros(size, dtype=self.ops.float_dtype())
+        return self.base_params(Coupled(), 1.0, lambda: zeros) if size else {}
 
-        move = self._flow(size, frame, params, tail, bend, wanted)
+    def _coupled(self, split: Split, base: Params, x: Array) -> Array:
+        """That Gaussian's draw, of independent noise of all latents."""
+        return self._with(split, functools.partial(Coupled().to_latent, self.ops, base), x) if base else x
 
-        def draw(noise: Array) -> tuple[Array, Array, Array]:
-            if move is not None:
-                g, log_q = move(noise)
-            else:
-                drawn = path.bent(ops, widen(ops, noise, tail), bend)
-                g, log_q = path.affine(ops, Full(), params, frame, drawn, gradient=wanted)
-            return g, log_q, inverse @ (g - frame.center)
+    def _standardized(self, split: Split, base: Params, y: Array) -> Array:
+        """The noise of a draw."""
+        return self._with(split, functools.partial(Coupled().standardize, self.ops, base), y) if base else y
 
-        return draw
+    def _with(self, split: Split, change: Callable[[Array], Array], x: Array) -> Array:
+        ops, num = self.ops, split.num_globals
+        changed = change(ops.xp.concat([x[:num], split.gathered(ops, x[num:])]))
+        return ops.xp.concat([changed[:num], split.replaced(ops, x[num:], changed[num:])])
+
+    def _bends(self, split: Split, own: Params) -> tuple[Array | None, Array | None]:
+        """The one-sided tails of the globals' and of the locals' noise."""
+        first = self.bends(split.globals, None)(None) if split.globals else None
+        if not own:
+            return first, None
+        normal = [float(p.site.name not in split.rows) for p in split.locals for _ in range(p.size)]
+        return first, self.ops.asarray(normal, self.ops.float_dtype()) * own["bend"]
 
     def _flow(
-        self, size: int, frame: Preconditioner, params: Params, tail: Array, bend: Array | None, wanted: str
+        self, num: int, frame: Preconditioner, base: Params, bend: Array | None, wanted: str
     ) -> Callable[[Array], tuple[Array, Array]] | None:
         """A flow of the globals, of a Gaussian that stays as it is; None where they are that Gaussian."""
         ops, family = self.ops, self.family.globals
         if family is None:
             return None
-        found = {name: ops.stop_gradient(p) for name, p in frame.fold(ops, params).items()}
-        network = self.host.bijection(family, size, None)
+        network = self.host.bijection(family, num, None)
         weights = self.weights(network)
         return functools.partial(
             path.flow,
             ops,
             network.bind(weights),
             network.bind({name: ops.stop_gradient(weight) for name, weight in weights.items()}),
-            Preconditioner.of(ops, found),
-            tail,
+            Preconditioner.of(ops, frame.fold(ops, Coupled.plain(base, num))),
+            ops.xp.zeros((), dtype=ops.float_dtype()),
             bend=bend,
             gradient=wanted,
-            cheap_inverse=family.kind_at(size) in CHEAP_INVERSES,
+            cheap_inverse=family.kind_at(num) in CHEAP_INVERSES,
         )
 
     def _factor_params(self, split: Split, start: Start) -> Params:
@@ -197,7 +209,6 @@ class StructuredGuide(JointGuide):
             "weight_slopes": (size, num + small),
             "sibling_slopes": (size, split.most_siblings),
             "bend": (size,),
-            "coupling": (small, small),
         }
         for part in split.locals:
             if part.site.plates and part.site.event_dim and 1 < part.shape[-1] <= MOST_JOINT:
@@ -218,6 +229,7 @@ class StructuredGuide(JointGuide):
         if not own:
             return _no_factor
         known: dict[str, Array] = {}
+        root = max(split.num_globals + split.num_small, 1) ** 0.5  # a step turns as much in many dimensions as in few
 
         def standard(name: str, drawn: Draws) -> Array:
             if name not in known:
@@ -230,7 +242,7 @@ class StructuredGuide(JointGuide):
 
             def affine(what: str) -> Array:
                 slopes = split.rows_of(name, own[f"{what}_slopes"])[:, : context.shape[0]]
-                return cut(name, own[what]) + ops.xp.reshape(slopes @ context, tuple(unit.shape))
+                return cut(name, own[what]) + ops.xp.reshape(slopes @ context, tuple(unit.shape)) / root
 
             move, weight = affine("shift"), affine("weight")
             for i, sibling in enumerate(split.siblings[name]):
@@ -244,20 +256,51 @@ class StructuredGuide(JointGuide):
     def warm_starts(self, fit: Callable[..., Any], data: Data, key: Key) -> list[Params]:
         if self.family.globals is not None:
             return [dict(fit(dataclasses.replace(self.family, globals=None), None, key).params)]
-        structure = self.latents.structure(*data.call)
-        if structure.params or structure.mutable:  # their values are not known yet
-            return [{}]
-        if len(self.split(*data.call).locals) > MOST_SITES:
-            return [{}]
-        found = StructuredSearch(self.backend, self).run(data, key)
-        return [self.named(params) for params in found] or [{}]
+        return self.found(data, key) or [{}]
+
+    def found(self, data: Data, key: Key) -> list[Params]:
+        """Starts that lie apart, the best first; none where nothing can be searched. The last ones are kept.
+
+        Of few latents, the noise is matched to the posterior as well.
+        """
+        if self._last is None or self._last[0] is not data:
+            self._last = data, self._search(data, key)
+        return self._last[1]
+
+    def _search(self, data: Data, key: Key) -> list[Params]:
+        structure, split = self.latents.structure(*data.call), self.split(*data.call)
+        if structure.params or structure.mutable or len(split.locals) > MOST_SITES:  # parameters are not known yet
+            return []
+        found = [self.named(params) for params in StructuredSearch(self.backend, self).run(data, key)]
+        if not self.is_matched(data):
+            return found
+        matched = sorted((matching.of_noise(self, data, params) for params in found), key=lambda pair: -pair[1])
+        kept: list[Params] = []
+        for params, bound in matched:
+            if bound > matched[0][1] - pathfinder.WORSE and not any(self._are_near(params, other) for other in kept):
+                kept.append(params)
+        return kept
+
+    def is_matched(self, data: Data) -> bool:
+        """Whether all latents are coupled, so that a start may be as good as a fit."""
+        split = self.split(*data.call)
+        return self.transports and split.layout.size <= MOST_COUPLED and self.family.globals is None
+
+    def _are_near(self, one: Params, other: Params) -> bool:
+        """Whether the globals lie at one place."""
+        here, there = self.location(one), self.location(other)
+        if here is None or there is None:
+            return True
+        move = self.ops.to_numpy(here.center - there.center)
+        return bool(pathfinder.distance(move, self.ops.to_numpy(there.root), np.linalg.solve) <= pathfinder.APART)
 
     def location(self, params: Params) -> Preconditioner | None:
-        names = ("center", "root", *Full.names)
+        names = ("center", "root", *Coupled.names)
         if f"{self.prefix}_center" not in params:
             return None
         center, root, *own = (params[f"{self.prefix}_{name}"] for name in names)
-        return frame_of(self.backend, fold(self.backend, center, root, dict(zip(Full.names, own, strict=True))))
+        base = Coupled.plain(dict(zip(Coupled.names, own, strict=True)), center.shape[0])
+        return frame_of(self.backend, fold(self.backend, center, root, base))
 
     def matched(self, layout: Layout, draws: Any) -> Params:
         raise AssertionError("vr.Sites refuses it as a part")

@@ -15,6 +15,7 @@ from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.ops import Array
 from vi_reparam.gaussians import pathfinder
+from vi_reparam.numerics import conjugate_gradients
 from vi_reparam.numerics.special import LOG_2PI
 from vi_reparam.programs.conditionals import Conditionals, Drawn
 from vi_reparam.programs.conjugate import LEAST
@@ -62,6 +63,9 @@ NUM_GIVEN = 2
 COLOURS = 8
 """Parts of a vector site whose curvature is looked at apart."""
 
+NUM_PRODUCTS = 24
+"""Of the second derivatives with a vector, behind a Newton step of the locals."""
+
 WEAKEST = 1e-3
 """Least precision of a factor, as a part of the prior's."""
 
@@ -106,16 +110,19 @@ class Look(NamedTuple):
     """What log p says at a draw of the locals.
 
     Attributes:
-        drawn: the draw; `x`: its coordinates, shape ``[L]``.
+        drawn: the draw; `at`: all latents' vector of it; `x`: its coordinates, shape ``[L]``.
         slope: of log p in them; `curvature`: minus the second derivatives.
-        mixed: of the slope without the priors' part in the globals, shape ``[L, G]``.
+        mixed: of the slope in the globals; `pulled`: of the priors' part of it, which is left out of the factors. Both
+            of shape ``[G, L]``.
     """
 
     drawn: Drawn
+    at: Array
     x: Array
     slope: Array
     curvature: Array
     mixed: Array
+    pulled: Array
 
 
 class Paths:
@@ -153,7 +160,9 @@ class Paths:
         unit = self.ops.xp.exp(-0.5 * found["kept_log_precision"])
         slopes = (found["kept_slopes"] @ found["root"]) / unit[..., None]
         others = self.ops.xp.zeros((*unit.shape, self.split.num_small), dtype=unit.dtype)
-        slopes = self.ops.xp.concat([slopes, others], axis=-1)
+        slopes = (
+            self.ops.xp.concat([slopes, others], axis=-1) * max(found["root"].shape[-1] + others.shape[-1], 1) ** 0.5
+        )
         found |= {"place": found["kept_loc"], "unit": unit, "weight": 0.0 * unit, "shift_slopes": slopes}
         return found | (self.runs.vmap(self._conjugate)(found) if self.split.rows else {})
 
@@ -286,9 +295,9 @@ class Paths:
         ways = xp.concat([self.runs.vmap(lambda own: self._among_all(g, own))(probes), self._beside(directions)])
         found = self.runs.vmap(along)(ways)
         mixed = found[probes.shape[0] :]
-        if self.split.num_globals:
-            mixed = mixed + self.runs.vmap(pulled)(directions)
-        return Look(drawn, x, self._own(slope(at)), -xp.sum(probes * found[: probes.shape[0]], axis=0), mixed.T)
+        prior = self.runs.vmap(pulled)(directions) if self.split.num_globals else mixed
+        curvature = -xp.sum(probes * found[: probes.shape[0]], axis=0)
+        return Look(drawn, at, x, self._own(slope(at)), curvature, mixed, prior)
 
     def _refit(self, g: Array, factors: FactorState) -> FactorState:
         """The factors, nearer to what log p asks for at these globals."""
@@ -296,25 +305,49 @@ class Paths:
 
         def look(noise: Array) -> tuple[Array, ...]:
             found = self._look(g, factors, noise)
-            ones = xp.ones_like(noise)
-            signs = xp.where(noise < 0.0, -ones, ones)
+            signs = xp.where(noise < 0.0, -xp.ones_like(noise), xp.ones_like(noise))
             prior = signs * self._precise(found.drawn, signs)
-            rise = found.slope + self._precise(found.drawn, found.x, around=True)
-            return found.x, rise, found.curvature - prior, xp.abs(prior), found.mixed
+            pull = self._precise(found.drawn, found.x, around=True)
+            rises = found.slope[None], found.mixed
+            return found.at, found.x, xp.concat(rises), pull, found.curvature - prior, xp.abs(prior), found.pulled
 
-        x, rise, weight, prior, mixed = (xp.mean(v, axis=0) for v in self.runs.vmap(look)(self.local_noise))
+        seen = self.runs.vmap(look)(self.local_noise)
+        at, (x, rises, pull, weight, prior, pulled) = seen[0], (xp.mean(v, axis=0) for v in seen[1:])
         least = WEAKEST * xp.where(prior > 0.0, prior, xp.ones_like(prior))
         weight = xp.where(weight > least, weight, least)
-        pull = weight * x + rise  # weight times location
+        drawn = self._drawn(g, factors, self.local_noise[0])
+        steps = self._newton(at, rises, prior + weight)
+        asked = self.runs.vmap(lambda step: weight * step + self._precise(drawn, step))(steps)
+        pull, mixed = weight * x + asked[0] + pull, asked[1:] + pulled  # weight times location, and its slopes
         old = (1.0 - SHARE) * xp.exp(factors.log_precision)
         new = old + SHARE * weight
         loc = (old * factors.loc + SHARE * pull) / new
-        slopes = (old[:, None] * factors.slopes + SHARE * mixed) / new[:, None]
+        slopes = (old[:, None] * factors.slopes + SHARE * mixed.T) / new[:, None]
         fine = xp.isfinite(loc) & xp.isfinite(new) & xp.all(xp.isfinite(slopes), axis=1)
         return FactorState(
             xp.where(fine, loc, factors.loc),
             xp.where(fine, xp.log(new), factors.log_precision),
             xp.where(fine[:, None], slopes, factors.slopes),
+        )
+
+    def _newton(self, at: Array, rises: Array, diagonal: Array) -> Array:
+        """Newton steps of all locals together, a row for each row of `rises`.
+
+        Args:
+            at: draws of all latents, over which the second derivatives are averaged.
+            rises: slopes of log p in the locals, and the slopes of these in the globals.
+            diagonal: about that of minus the second derivatives.
+        """
+        xp, zero = self.ops.xp, self.noise[0] * 0.0
+        slope = self.ops.grad(self.log_p)
+
+        def product(own: Array) -> Array:
+            way = self._among_all(zero, own)
+            along = self.runs.vmap(lambda at: self._own(self.ops.grad(lambda v: xp.sum(slope(v) * way))(at)))
+            return -xp.mean(along(at), axis=0)
+
+        return self.runs.vmap(lambda rise: conjugate_gradients.solve(self.ops, product, rise, diagonal, NUM_PRODUCTS))(
+            rises
         )
 
     def _beside(self, directions: Array) -> Array:

@@ -6,15 +6,19 @@ where scales are about one; from a cold start it is lost on badly scaled models.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vi_reparam.backend.data import Data
+from vi_reparam.backend.ops import Array
 
 if TYPE_CHECKING:
     from vi_reparam.programs.searcher import Place
+
+Params = dict[str, Array]
 
 NUM_UPDATES = 40
 BATCH = 32
@@ -51,6 +55,42 @@ def matched(guide: Any, data: Data, places: Sequence[Place], seed: int) -> list[
 
         found.append(match(slope, len(center), rng))
     return found
+
+
+def of_noise(guide: Any, data: Data, start: Params) -> tuple[Params, float]:
+    """The same of a guide's standard normal noise, of a guide that transports all of it: parameters, and their ELBO.
+
+    The posterior is matched in the guide's own coordinates, where hierarchies are about normal.
+
+    Args:
+        start: parameters of the guide, with no Gaussian of the noise among them.
+    """
+    ops, engine = guide.backend.ops, guide.backend.engine
+    params = engine.first_params(guide.model, guide, data, engine.key(0), dict(start))
+
+    def look(args: Any, kwargs: Any, params: Params, noise: Any) -> Any:
+        layout = guide.layout(args, kwargs)
+        log_p, move = guide.log_joint(layout, {}, args, kwargs), guide.transport(layout, args, kwargs, params)
+
+        def height(n: Any) -> Any:
+            value, log_q = move(n)
+            return log_p(value) - log_q - 0.5 * ops.xp.sum(n * n)
+
+        return ops.vmap(ops.grad(height))(noise), ops.vmap(height)(noise)
+
+    def seen(noise: np.ndarray) -> list[np.ndarray]:
+        found = engine.call(look, data, params, ops.asarray(noise), name=(guide, "noise"))
+        return [np.asarray(ops.to_numpy(x), np.float64) for x in found]
+
+    size, rng = guide.layout(*data.call).size, np.random.default_rng(0)
+    mean, root = match(lambda noise: seen(noise)[0], size, rng)
+    normal = rng.normal(size=(BATCH, size))
+    heights = seen(mean + normal @ root.T)[1]
+    bound = float(np.mean(heights + 0.5 * (normal * normal).sum(1))) + float(np.log(root.diagonal()).sum())
+    found = as_params(mean, root)
+    found["lower"] *= size**0.5  # as `bases.Coupled` has it
+    own = {name: ops.asarray(value) for name, value in found.items()}
+    return {**start, **guide.named(own)}, bound if math.isfinite(bound) else -math.inf
 
 
 def match(slope: Callable[[np.ndarray], np.ndarray], size: int, rng: Any) -> tuple[np.ndarray, np.ndarray]:
