@@ -46,7 +46,8 @@ def main() -> None:
     parser.add_argument("--row", nargs=3, help=argparse.SUPPRESS)  # model, method, seed: this process is one row
     options = parser.parse_args()
     if options.row:
-        print(json.dumps(row(*options.row[:2], int(options.row[2]), options.data, options.pyro)))
+        name, method, seed = options.row
+        print(json.dumps(row(name, method, int(seed), options.data, options.pyro)))
         return
     posteriors = sorted(path.stem for path in options.data.glob("*-*.json")) if options.data else []
     models = [m for m in (*([] if options.pyro else posteriors), *READY) if any(part in m for part in options.models)]
