@@ -8,8 +8,9 @@ from typing import Any
 
 GOOD_KHAT = 0.7
 GOOD_GAP = 0.04
-GOOD_SHIFT = 0.05
-"""Nats below the log evidence, and standard deviations: what weights may still correct."""
+GOOD_SHIFT = 0.075
+"""Nats below the log evidence, and standard deviations, half of what would make a verdict fair: what weights may still
+correct."""
 
 GOOD_GAP_EACH = 3e-4
 """The same nats for each of many latents, where that is more: spread over so many, they show nowhere."""
