@@ -2,9 +2,10 @@
 
 python benchmarks/first_posterior.py --data FOLDER [--models eight garch] [--only default NUTS] [--repeats 3] [--warm]
 
-For each: seconds of import, tracing, lowering, compilation and the rest of the fit; CPU seconds of all threads, which
-other processes on the machine change less; programs that were compiled; gradients of log p (NUTS: for 1,000 effective
-draws of the worst parameter too). ``--warm`` runs each row twice more with `vr.cache()`, and keeps the second.
+For each: seconds of import, tracing (one within another counts twice), lowering, compilation and the rest; CPU seconds
+of all threads, which other processes on the machine change less; programs that were compiled; gradients of log p in
+the steps (NUTS: for 1,000 effective draws of the worst parameter too; the search's Newton steps are not among them).
+``--warm`` runs each row twice more with `vr.cache()`, and keeps the second.
 Without ``--data`` only the ready models are fitted. ``--pyro``: those and the default in Pyro.
 """
 
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results" / "first_posterior.json"
+COMMAND = "python benchmarks/first_posterior.py --data FOLDER"
 METHODS = ("default", "NUTS", "AutoNormal", "AutoMultivariateNormal")
 STEPS = 3_000
 """Of NumPyro's guides."""
@@ -61,7 +63,7 @@ def main() -> None:
                     same = ("model", "method", "backend", "cache", "repeat")
                     rows = [r for r in rows if any(r[k] != found[k] for k in same)] + [found]
                     print(json.dumps(found), flush=True)
-                    text = json.dumps({"command": "python benchmarks/first_posterior.py", "rows": rows}, indent=1)
+                    text = json.dumps({"command": COMMAND, "rows": rows}, indent=1)
                     RESULTS.write_text(text + "\n")
     table(rows)
 
@@ -113,7 +115,13 @@ def row(name: str, method: str, seed: int, data: Path | None, in_pyro: bool) -> 
         found |= effective(found.pop("draws"), found["gradients"])
     each = {key: events[f"/jax/core/compile/{word}_duration"] for key, word in PHASES.items()}
     phases = {key: sum(own) for key, own in each.items()}
-    known = {"import": imported, "seconds": seconds, "cpu": cpu, **phases, "run": seconds - sum(phases.values())}
+    known = {
+        "import": imported,
+        "seconds": seconds,
+        "cpu": cpu,
+        **phases,
+        "run": max(seconds - sum(phases.values()), 0.0),
+    }
     return {**{k: round(v, 2) for k, v in known.items()}, "programs": len(each["compile"]), **found}
 
 
