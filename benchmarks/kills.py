@@ -3,7 +3,8 @@
     python benchmarks/kills.py --kills 40
 
 Each case is a family and a backend. A process fits, saves its state at every look, and is killed (SIGKILL) at a random
-moment between its start and its end; another goes on, until one ends. Its parameters, losses and draws are compared,
+moment between its start and its end, every other time between its first saved state and its end; another goes on, until
+one ends. Its parameters, losses and draws are compared,
 byte by byte, with those of a fit that was never stopped.
 """
 
@@ -75,8 +76,14 @@ def child(backend: str, family: str, folder: Path) -> None:
     print(f"ended {found.hexdigest()[:32]} {posterior.record['family']} {len(posterior.losses)}", flush=True)
 
 
-def fit(backend: str, family: str, folder: Path, after: float | None = None) -> tuple[str, float, float]:
-    """A process that fits: what it says at its end (empty: it was killed), when it began, and its seconds in all."""
+def fit(
+    backend: str, family: str, folder: Path, after: float | None = None, *, saved: bool = False
+) -> tuple[str, float, float]:
+    """A process that fits: what it says at its end (empty: it was killed), when it began, and its seconds in all.
+
+    Args:
+        after: seconds from its beginning to its kill; `saved`: from when its state is in the folder on.
+    """
     begun, first = time.perf_counter(), 0.0
     command = [sys.executable, __file__, "--child", backend, family, str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
@@ -85,6 +92,9 @@ def fit(backend: str, family: str, folder: Path, after: float | None = None) -> 
             if line.startswith("begun"):
                 first = time.perf_counter() - begun
                 break
+        while saved and process.poll() is None and not any(folder.iterdir()):
+            time.sleep(0.01)
+            first = time.perf_counter() - begun
         try:
             rest = process.communicate(timeout=after)[0]
         except subprocess.TimeoutExpired:
@@ -98,13 +108,16 @@ def case(backend: str, family: str, kills: int, rng: random.Random) -> dict[str,
     """So many kills of fits of one case: how many fits ended with other numbers."""
     with tempfile.TemporaryDirectory() as name:
         whole, first, seconds = fit(backend, family, Path(name))
+    with tempfile.TemporaryDirectory() as name:
+        _, at, end = fit(backend, family, Path(name), saved=True)
     done = fits = wrong = resumed = 0
     while done < kills:
         with tempfile.TemporaryDirectory() as name:
             folder, said = Path(name), ""
             while not said:
-                wait = rng.uniform(0.0, seconds - first) if done < kills else None
-                said, *_ = fit(backend, family, folder, wait)
+                saved = done % 2 == 1
+                wait = rng.uniform(0.0, end - at if saved else seconds - first) if done < kills else None
+                said, *_ = fit(backend, family, folder, wait, saved=saved)
                 done += not said
                 resumed += not said and any(folder.iterdir())
         fits += 1
@@ -138,7 +151,7 @@ def main() -> None:
         share = options.kills * (number + 1) // len(cases) - options.kills * number // len(cases)
         rows.append(case(backend, family, share, rng))
         print(json.dumps(rows[-1]), flush=True)
-    command = f"python benchmarks/kills.py --kills {options.kills}"
+    command = f"python benchmarks/kills.py {' '.join(sys.argv[1:])}".strip()
     options.out.write_text(json.dumps({"command": command, "rows": rows}, indent=1) + "\n")
 
 

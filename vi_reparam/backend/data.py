@@ -39,14 +39,14 @@ class Data:
 
     def shapes(self, ops: Ops) -> Call:
         """The arguments, arrays as their shapes, for messages."""
-        return ops.tree_map(lambda x: tuple(x.shape) if hasattr(x, "shape") else x, self.call)
+        return ops.tree_map(lambda x: tuple(x.shape) if hasattr(x, "dtype") else x, self.call)
 
 
 def leaf_form(leaf: Any) -> Hashable:
     """What a program is compiled for, of a leaf that is no array: equal for equal values."""
     try:
         hash(leaf)
-    except TypeError:
+    except (TypeError, ValueError):
         return id(leaf)
     return type(leaf), leaf
 

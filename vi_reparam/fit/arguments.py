@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array as arrays
 import inspect
 import warnings
 from collections.abc import Callable
@@ -77,7 +78,7 @@ def _is_rectangle(values: list[Any]) -> bool:
 def _is_data(value: Any) -> bool:
     """Whether it holds what could be an array, or gives it bit by bit."""
     signs = ("__array__", "__next__", "toarray", "data_vars", "collect_schema")
-    return any(hasattr(value, sign) for sign in signs)
+    return isinstance(value, memoryview | arrays.array) or any(hasattr(value, sign) for sign in signs)
 
 
 def _foreign(value: Any, where: str) -> np.ndarray:
@@ -114,7 +115,7 @@ def _foreign(value: Any, where: str) -> np.ndarray:
 
 def _array(array: np.ndarray, where: str) -> np.ndarray:
     """An array of numbers of a kind that frameworks know."""
-    if array.dtype.names is not None:
+    if array.dtype.type is np.void:
         raise ArgumentError(f"{where} is a structured array: give its columns, {{'a': x['a'], ...}}")
     kind = "U" if array.dtype.kind == "O" and any(isinstance(x, str) for x in array.flat) else array.dtype.kind
     if kind in _ADVICE:

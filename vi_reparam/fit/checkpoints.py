@@ -86,7 +86,7 @@ def _digest(ops: Ops, begins: Any, tree: Any) -> str:
     found = hashlib.blake2b(repr(begins).encode(), digest_size=16)
     for leaf in ops.tree_leaves(tree):
         try:
-            value = np.ascontiguousarray(ops.to_numpy(leaf)) if hasattr(leaf, "shape") else None
+            value = np.ascontiguousarray(ops.to_numpy(leaf)) if hasattr(leaf, "dtype") else None
         except TypeError:  # a random key
             value = None
         found.update((told(leaf) if value is None else f"{value.shape} {value.dtype}").encode())
@@ -100,17 +100,20 @@ def probe(path: Any) -> None:
     Raises:
         ArgumentError: saying why.
     """
-    if not isinstance(path, str | os.PathLike) or Path(path).is_dir():
-        raise ArgumentError(f"fit(checkpoint={short(path)}): expected the path of a file")
+    refused = f"fit(checkpoint={short(path)})"
+    if not isinstance(path, str | os.PathLike):
+        raise ArgumentError(f"{refused}: expected the path of a file")
     try:
+        if Path(path).exists() and not Path(path).is_file():  # a folder, or a pipe, which would wait for ever
+            raise ArgumentError(f"{refused}: expected the path of a file")
         with npz.partial(Path(path)) as (_, name):
             pass
         name.unlink()
-    except OSError as error:
-        raise ArgumentError(
-            f"fit(checkpoint={short(str(path))}): its folder cannot be written to ({error.strerror}); make it, or "
-            "give another file"
-        ) from None
+    except ArgumentError:
+        raise
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise ArgumentError(f"{refused}: cannot be written to ({why}); make its folder, or give another file") from None
 
 
 def save(

@@ -17,7 +17,7 @@ from vi_reparam.backend.cache import Cache
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import Task
 from vi_reparam.backend.ops import Args, Array, Key
-from vi_reparam.errors import ArgumentError, ViReparamError, could_not_run
+from vi_reparam.errors import ArgumentError, ViReparamError, could_not_run, first_line
 from vi_reparam.fit import checkpoints
 from vi_reparam.fit.arguments import warn_of_forgotten
 from vi_reparam.fit.checkpoints import FitSignature, form_of
@@ -231,6 +231,11 @@ class Fitter:
         except ViReparamError:
             raise
         except Exception as error:
+            if data.doubts:
+                said = f"{'; '.join(data.doubts)[:120]}, and {self.guided.name[:40]} refuses them"
+                raise ArgumentError(
+                    f"{said} ({first_line(error)[:70]}): drop them, or mask numbers in their place"
+                ) from error
             raise could_not_run(self.guided.name, data.shapes(self.ops), error) from error
         self._checked.get(data.form, lambda: True)
         return found
@@ -253,7 +258,8 @@ class Fitter:
         try:
             _, numbers = program_of(guided.backend, guided.model, data)
         except Exception:
-            numbers = {"": [0.0, math.nan]}
+            numbers = {}
+        numbers = numbers or {"": [0.0, math.nan]}  # it could not run
         bad = [f" of site {name!r}" if name else "" for name, (_, term) in numbers.items() if not math.isfinite(term)]
         if bad:
             raise ArgumentError(
@@ -325,6 +331,7 @@ class Fitter:
     ) -> Restart:
         """One fit from one start; the losses are to be filled in."""
         checkpoint, progress, done, name = options.checkpoint, options.progress, 0, self.guided.name
+        told = set[str]()
         if signature is not None:
             signature = replace(signature, state=form_of(program.arrays(state)))
         stored = None if signature is None else checkpoints.load(checkpoint, signature, course)
@@ -340,8 +347,9 @@ class Fitter:
                 if not why:
                     checkpoints.save(checkpoint, signature, program.arrays(state), done, losses, course)
             except OSError as error:
-                why = str(error)
-            if why:
+                why = error.strerror or str(error)
+            if why not in told | {""}:
+                told.add(why)
                 warnings.warn(f"the checkpoint could not be saved, and the fit goes on: {why}", stacklevel=2)
 
         state, done, interrupted = run_steps(

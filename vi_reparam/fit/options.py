@@ -13,6 +13,9 @@ from vi_reparam.errors import ArgumentError
 from vi_reparam.fit import checkpoints
 from vi_reparam.fit.warm import check_init
 
+MOST_STEPS = 10**9
+"""Steps whose losses take 8 GB."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -42,6 +45,8 @@ class Options:
         for name, value in (("num_steps", self.num_steps), ("num_particles", self.num_particles)):
             if value is not None:
                 check_integer(name, value, "fit")
+        if self.num_steps is not None and self.num_steps > MOST_STEPS:
+            raise ArgumentError(f"fit(num_steps={self.num_steps}): expected at most {MOST_STEPS:,}")
         if self.optimizer is not None:
             engine.optimizer(self.optimizer)
         if not isinstance(self.progress, bool):

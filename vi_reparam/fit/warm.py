@@ -10,7 +10,7 @@ import numpy as np
 from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.ops import Array
-from vi_reparam.errors import ArgumentError, SiteError
+from vi_reparam.errors import ArgumentError, SiteError, short
 from vi_reparam.programs.latents import Site, bijection
 
 NUM_DRAWS = 1_000
@@ -69,8 +69,11 @@ def _checked(backend: Backend, name: str, value: Any, sites: Mapping[str, Site])
     if name not in sites:
         raise ArgumentError(f"fit(init=) names {name!r}, not a latent site; there are: {', '.join(sites)}"[:300])
     site = sites[name]
-    array = ops.asarray(value, ops.float_dtype())
-    if np.ndim(value) and tuple(array.shape) != site.shape:
+    try:
+        array = ops.asarray(value, ops.float_dtype())
+    except (TypeError, ValueError):
+        raise ArgumentError(f"fit(init=): {name!r} is {short(value)}; give a number or an array") from None
+    if array.ndim and tuple(array.shape) != site.shape:
         raise ArgumentError(f"fit(init=): {name!r} has shape {tuple(array.shape)}; the site has {site.shape}")
     array = ops.xp.broadcast_to(array, site.shape)
     if not site.support.is_discrete and site.kind != "sphere":

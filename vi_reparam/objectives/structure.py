@@ -51,7 +51,7 @@ def form_of(ops: Any, args: Args, kwargs: Kwargs) -> Any:
 
 
 def _form(leaf: Any) -> Any:
-    return tuple(leaf.shape) if getattr(leaf, "shape", None) is not None else leaf_form(leaf)
+    return tuple(leaf.shape) if getattr(leaf, "dtype", None) is not None else leaf_form(leaf)
 
 
 def dependents(runner: Runner, key: Key, scored: Mapping[str, Sampled]) -> dict[str, frozenset[Place]]:

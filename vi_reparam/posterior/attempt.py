@@ -12,8 +12,8 @@ GOOD_SHIFT = 0.075
 """Nats below the log evidence, and standard deviations, half of what would make a verdict fair: what weights may still
 correct."""
 
-GOOD_GAP_EACH = 3e-4
-"""The same nats for each of many latents, where that is more: spread over so many, they show nowhere."""
+GOOD_GAP_EACH = 1e-3
+"""Nats for each of many latents, where that is more: spread over so many, they show nowhere."""
 
 GOOD_MISSED = 0.02
 """Part of the mass."""
@@ -63,7 +63,7 @@ class Attempt:
     def is_better_than(self, other: Attempt) -> bool:
         """By the ELBO where the errors tell them apart, else by k-hat."""
         apart = 3.0 * math.hypot(self.error, other.error)
-        if abs(self.elbo - other.elbo) > max(apart, WORTH):
+        if abs(self.elbo - other.elbo) > max(apart, WORTH, GOOD_GAP_EACH * self.num_latents):
             return self.elbo > other.elbo
         return not math.isnan(self.khat) and not self.khat >= other.khat
 

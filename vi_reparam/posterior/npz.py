@@ -58,6 +58,8 @@ def read(path: Path, only: str | None = None) -> dict[str, np.ndarray]:
         ValueError: for one that is damaged, or no file of arrays.
     """
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe, which would wait for ever
+            raise ValueError("it is no regular file")
         with path.open("rb") as stream, zipfile.ZipFile(stream) as file:
             members = [info for info in file.infolist() if only is None or info.filename == f"{only}.npy"]
             if len({info.filename for info in members}) != len(members):

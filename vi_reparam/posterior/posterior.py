@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Collection
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from vi_reparam.backend.ops import Args
-from vi_reparam.errors import ArgumentError
+from vi_reparam.errors import ArgumentError, short
 from vi_reparam.guides import SDE
 from vi_reparam.posterior import bridge, modes, passes, storage, tail
 from vi_reparam.posterior.attempt import Attempt
@@ -235,6 +236,12 @@ class Posterior(Predicting, Showing, Trusting):
         if num_particles is None:
             num_particles = self.default_num_weights
         num_particles = check_count("num_particles", num_particles)
+        if not self.record.get("batches") and self.scorer.has_changed():
+            warnings.warn(
+                f"{self.name[:60]} is another model than at the fit: what it reads beside its arguments has changed, "
+                "or it draws numbers of its own; this figure is of the model as it is now",
+                stacklevel=2,
+            )
         if num_particles == self.default_num_weights and isinstance(seed, int) and seed == 0:
             return self._first[0].elbo()
         return self.weights(num_particles, seed).elbo()
@@ -305,6 +312,8 @@ class Posterior(Predicting, Showing, Trusting):
         """
         if weighted or control:
             require_all_rows(self, "expectation(weighted=True)")
+        if not callable(fn):
+            raise ArgumentError(f"expectation({short(fn)}): expected a function of draws by site, as lambda z: z['mu']")
         num_draws = check_count("num_draws", num_draws)
         engine, tree_map = self.backend.engine, self.backend.ops.tree_map
         try:

@@ -13,8 +13,8 @@ from vi_reparam.errors import short
 from vi_reparam.sites.totals import scaled
 from vi_reparam.sites.wrappers import innermost
 
-CLOSE = {"rtol": 1e-4, "atol": 1e-4, "equal_nan": True}
-"""How near the numbers of a program must come again: other machines round in other ways."""
+SINGLE, DOUBLE = 1e-5, 1e-9
+"""How near the numbers of a program must come again, in either precision: other machines round in other ways."""
 
 
 def program_of(
@@ -54,14 +54,21 @@ def near(theirs: Any, ours: Any) -> bool:
     """Whether two runs of a program gave the same numbers, but for rounding."""
     if not isinstance(theirs, dict) or theirs.keys() != ours.keys():
         return False
-    return all(np.allclose(theirs[name], ours[name], **CLOSE) for name in ours)
+    return all(_close(theirs[name], ours[name]) for name in ours)
+
+
+def _close(theirs: Any, ours: Any) -> bool:
+    single = np.array_equal(np.float32(ours), ours, equal_nan=True)
+    within = SINGLE if single else DOUBLE
+    try:
+        return np.allclose(theirs, ours, rtol=within, atol=within, equal_nan=True)
+    except (TypeError, ValueError):  # of a damaged file
+        return False
 
 
 def what_differs(theirs: Any, ours: Any) -> str:
     """What differs, in words: of long texts and numbers, the first part that does."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
-        names = [
-            n for n in {**ours, **theirs} if n not in ours or n not in theirs or not np.allclose(theirs[n], ours[n])
-        ]
+        names = [n for n in {**ours, **theirs} if n not in ours or n not in theirs or not _close(theirs[n], ours[n])]
         return f"at site {names[0]!r} are others (another prior, likelihood, network or data)"
     return f"is {short(theirs)}, this one's {short(ours)}"

@@ -76,19 +76,35 @@ class Scorer:
         self.backend = backend
         self.pair = Pair(backend, model, guide)
         self.params = backend.ops.tree_map(self._array, dict(params))
-        found: list[Sites] = []
-
-        def look(params: Any, *args: Any, **kwargs: Any) -> None:
-            found.append(describe(backend.host, *self.pair.run(backend.ops.key(0), args, kwargs, params)))
-
-        self.data: Data = probed(backend, look, args, kwargs, (self.params,), found)
-        self.sites = found[-1]
+        self._first = args, kwargs, dict(self.params)
+        self.data, self.sites, self._mark = self._look()
 
         def arrays(*inputs: Any) -> tuple:
             scored = self.pair.score(*inputs)
             return tuple(scored._replace(log_prior=scored.log_prior()))
 
         self.at_once = backend.engine.runs_at_once(arrays, self.data, self.params)
+
+    def _look(self) -> tuple[Data, Sites, Any]:
+        """The arguments, the sites, and what tells these programs from others: their form, or their density."""
+        (args, kwargs, params), backend = self._first, self.backend
+        found: list[tuple[Sites, Any]] = []
+
+        def look(params: Any, *args: Any, **kwargs: Any) -> Any:
+            both = self.pair.run(backend.ops.key(0), args, kwargs, params)
+            total = total_log_prob(backend, *both)
+            known = backend.ops.concrete(total)
+            density = None if known is None else backend.ops.to_numpy(known).tobytes()
+            found.append((describe(backend.host, *both), density))
+            return total
+
+        data = probed(backend, look, args, kwargs, (params,), found)
+        sites, density = found[-1]
+        return data, sites, (data.form, density)
+
+    def has_changed(self) -> bool:
+        """Whether the programs are others than at the fit, since what they read beside their arguments is."""
+        return self._look()[2] != self._mark
 
     def _array(self, value: Any) -> Any:
         if isinstance(value, np.ndarray | np.generic | float | int):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from vi_reparam.backend.ops import Args, Kwargs
-from vi_reparam.errors import ArgumentError, first_line
+from vi_reparam.errors import ArgumentError, first_line, short
 from vi_reparam.posterior import npz
 from vi_reparam.posterior.codec import Codec
 from vi_reparam.posterior.program import near, program_of, what_differs
@@ -49,7 +49,7 @@ def save(posterior: Posterior, path: str | os.PathLike, *, data: bool = True) ->
         arrays |= {f"{_FIRST}head/{name}": value for name, value in heads.items()}
     metadata["digest"] = npz.digest(arrays, metadata)
     text = {METADATA: np.array(json.dumps(metadata))}
-    path = Path(path)
+    path = _path(path)
     try:
         npz.write(path, {**arrays, **text})
     except OSError as error:
@@ -62,7 +62,7 @@ def load(path: str | os.PathLike, model: Any, make: type[P], args: Args = (), kw
     missing = [name for name in ("model", "guide") if not callable(getattr(model, name, None))]
     if missing:
         raise ArgumentError(f"the model has no .{missing[0]}; pass the guided model that the file was fitted with")
-    metadata, arrays = _read(Path(path))
+    metadata, arrays = _read(_path(path))
     backend = getattr(model, "backend", None) or make.backend
     codec = backend.engine.codec
     stored, given = metadata["model"], name_of(model)
@@ -177,6 +177,12 @@ def _first_of(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     heads = {n.removeprefix(_FIRST + "head/"): x for n, x in arrays.items() if n.startswith(_FIRST + "head/")}
     log_p, log_q = (np.asarray(arrays[_FIRST + name], dtype=np.float64) for name in ("log_p", "log_q"))
     return {"first": (Weights(log_p, log_q), heads)}
+
+
+def _path(path: Any) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise ArgumentError(f"{short(path)} is no path: give that of a file")
+    return Path(path)
 
 
 def _read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:

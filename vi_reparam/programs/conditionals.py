@@ -87,8 +87,10 @@ class Conditionals:
         def run(wanted: set[str], *, whole: bool) -> dict[str, Record]:
             waiting = set(wanted)
 
-            def give(statement: Statement) -> Array:
-                name, part = statement.name, parts[statement.name]
+            def give(statement: Statement) -> Array | None:
+                name, part = statement.name, parts.get(statement.name)
+                if part is None:  # an outcome that was left out
+                    return None
                 if name in given:
                     return layout.place(part, given[name])[0]
                 if name in waiting:

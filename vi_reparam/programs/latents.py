@@ -132,7 +132,7 @@ class Latents:
         with self.backend.tracer.constants():
             form = ops.form((args, kwargs))
             known = self._known.get(form, lambda: self._look(args, kwargs))
-            leaves = [x for x in ops.tree_leaves((args, kwargs)) if hasattr(x, "shape")] if known.bounded else []
+            leaves = [x for x in ops.tree_leaves((args, kwargs)) if hasattr(x, "dtype")] if known.bounded else []
             if not known.live:  # then what is traced tells no bound
                 leaves = [leaf for leaf in leaves if ops.concrete(leaf) is not None]
             if not known.bounded or (known.fresh and _unchanged(known.marks, leaves)):
@@ -261,7 +261,7 @@ class Latents:
             **{f"parameter {n!r}": n for n in params},
         }
         own = {**latents, **parts, **params}
-        leaves = {f"{_ARGUMENT}{i}": x for i, x in enumerate(ops.tree_leaves((args, kwargs))) if hasattr(x, "shape")}
+        leaves = {f"{_ARGUMENT}{i}": x for i, x in enumerate(ops.tree_leaves((args, kwargs))) if hasattr(x, "dtype")}
 
         def bounds(given: Mapping[str, Array]) -> dict[Any, Array]:
             count = iter(range(len(given) + len(ops.tree_leaves((args, kwargs)))))

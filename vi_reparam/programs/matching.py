@@ -27,6 +27,12 @@ BATCH = 32
 FEWEST = 8
 """Finite gradients that an update needs."""
 
+LEAST_CURVATURE = 1e-2
+"""In noise that is about standard normal, where a match begins."""
+
+DIFFERENCE = 0.01
+"""Of that noise, between slopes whose difference is a curvature."""
+
 NUM_GRADIENTS = NUM_UPDATES * BATCH
 
 
@@ -68,38 +74,62 @@ def of_noise(guide: Any, data: Data, start: Params) -> tuple[Params, float]:
     ops, engine = guide.backend.ops, guide.backend.engine
     params = engine.first_params(guide.model, guide, data, engine.key(0), dict(start))
 
-    def look(args: Any, kwargs: Any, params: Params, noise: Any) -> Any:
+    def height(args: Any, kwargs: Any, params: Params) -> Any:
         layout = guide.layout(args, kwargs)
         log_p, move = guide.log_joint(layout, {}, args, kwargs), guide.transport(layout, args, kwargs, params)
 
-        def height(n: Any) -> Any:
+        def of(n: Any) -> Any:
             value, log_q = move(n)
             return log_p(value) - log_q - 0.5 * ops.xp.sum(n * n)
 
-        return ops.vmap(ops.grad(height))(noise), ops.vmap(height)(noise)
+        return of
+
+    def look(args: Any, kwargs: Any, params: Params, noise: Any) -> Any:
+        of = height(args, kwargs, params)
+        return ops.vmap(ops.grad(of))(noise), ops.vmap(of)(noise)
 
     def seen(noise: np.ndarray) -> list[np.ndarray]:
         found = engine.call(look, data, params, ops.asarray(noise), name=(guide, "noise"))
         return [np.asarray(ops.to_numpy(x), np.float64) for x in found]
 
+    def bound(mean: np.ndarray, root: np.ndarray) -> float:
+        heights = seen(mean + normal @ root.T)[1]
+        found = float(np.mean(heights + 0.5 * (normal * normal).sum(1))) + float(np.log(root.diagonal()).sum())
+        return found if math.isfinite(found) else -math.inf
+
     size, rng = guide.layout(*data.call).size, np.random.default_rng(0)
-    mean, root = match(lambda noise: seen(noise)[0], size, rng)
-    normal = rng.normal(size=(BATCH, size))
-    heights = seen(mean + normal @ root.T)[1]
-    bound = float(np.mean(heights + 0.5 * (normal * normal).sum(1))) + float(np.log(root.diagonal()).sum())
+    normal, eye = rng.normal(size=(BATCH, size)), np.eye(size)
+    # by differences of slopes: another program would take longer to compile
+    ways = np.resize(np.concatenate([eye, -eye]), (-(-2 * size // BATCH) * BATCH, size)) * DIFFERENCE
+    slopes = np.concatenate([seen(rows)[0] for rows in np.split(ways, len(ways) // BATCH)])
+    curvature = (slopes[size : 2 * size] - slopes[:size]) / (2.0 * DIFFERENCE)
+    begun = [(np.zeros(size), eye), *_normal_at(curvature, seen(np.zeros((BATCH, size)))[0][0])]
+    mean, root = match(lambda noise: seen(noise)[0], size, rng, max(begun, key=lambda pair: bound(*pair)))
     found = as_params(mean, root)
     found["lower"] *= size**0.5  # as `bases.Coupled` has it
     own = {name: ops.asarray(value) for name, value in found.items()}
-    return {**start, **guide.named(own)}, bound if math.isfinite(bound) else -math.inf
+    return {**start, **guide.named(own)}, bound(mean, root)
 
 
-def match(slope: Callable[[np.ndarray], np.ndarray], size: int, rng: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Location and triangular scale of the Gaussian whose scores match, from the standard normal on.
+def _normal_at(curvature: np.ndarray, slope: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The normals with this curvature at zero, there and a Newton step away; none where it is not finite."""
+    if not (np.isfinite(curvature).all() and np.isfinite(slope).all()):
+        return []
+    values, vectors = np.linalg.eigh(0.5 * (curvature + curvature.T))
+    values = np.maximum(np.abs(values), LEAST_CURVATURE)
+    root = np.linalg.cholesky((vectors / values) @ vectors.T)
+    return [(np.zeros(len(slope)), root), (root @ (root.T @ slope), root)]
+
+
+def match(
+    slope: Callable[[np.ndarray], np.ndarray], size: int, rng: Any, begun: tuple[np.ndarray, np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Location and triangular scale of the Gaussian whose scores match, from the standard normal or from another on.
 
     Args:
         slope: gradients of log p at vectors, both of shape ``[N, D]``.
     """
-    mean, root = np.zeros(size), np.eye(size)
+    mean, root = begun or (np.zeros(size), np.eye(size))
     for update in range(NUM_UPDATES):
         z = mean + rng.normal(size=(BATCH, size)) @ root.T
         g = slope(z)

@@ -157,8 +157,6 @@ class Dense(Prior):
 class Walk(Prior):
     """A random walk along the last dimension, from zero: each step is drawn given the one before.
 
-    A factor then says what the data of this step and of all later ones say.
-
     Args:
         scale: of a step, shape ``[..., 1]``.
         mean: zeros of the site's shape.
@@ -168,9 +166,20 @@ class Walk(Prior):
         self.scale, self.mean = scale, mean
 
     def times(self, ops: Ops, factor: Factor) -> Normal:
-        ratio = ops.xp.exp(factor.log_precision) * self.scale**2
-        keep = 1.0 / (1.0 + ratio)
-        return Recurrence(ops, keep, ratio * keep * factor.loc, self.scale * ops.xp.sqrt(keep))
+        # what this step and all later ones say: backward messages of a Kalman filter, by doubling
+        xp, weight, variance = ops.xp, ops.xp.exp(factor.log_precision), self.scale**2
+        one = xp.ones_like(weight)
+        a, b, c, d, far = one + variance * weight, weight, variance * one, one, 1  # precision -> (a p + b) / (c p + d)
+        while far < weight.shape[-1]:
+            later = [_after(xp, x, far, fill) for x, fill in zip((a, b, c, d), (1.0, 0.0, 0.0, 1.0), strict=True)]
+            a, b, c, d = (x * later[j] + y * later[j + 2] for x, y in ((a, b), (c, d)) for j in (0, 1))
+            size, far = a + d, 2 * far
+            a, b, c, d = a / size, b / size, c / size, d / size
+        keep = 1.0 / (1.0 + variance * b / d)
+        pull, kept, far = weight * factor.loc, _after(xp, keep, 1), 1
+        while far < weight.shape[-1]:
+            pull, kept, far = pull + kept * _after(xp, pull, far), kept * _after(xp, kept, far), 2 * far
+        return Recurrence(ops, keep, variance * keep * pull, self.scale * xp.sqrt(keep))
 
     def precise(self, ops: Ops, v: Array) -> Array:
         xp = ops.xp
@@ -203,6 +212,11 @@ class Recurrence(Normal):
 def _before(xp: Any, x: Array, steps: int = 1) -> Array:
     """The entry some steps before each along the last dimension; zero before the first."""
     return xp.concat([xp.zeros_like(x[..., :steps]), x[..., :-steps]], axis=-1)
+
+
+def _after(xp: Any, x: Array, steps: int, fill: float = 0.0) -> Array:
+    """The entry some steps after each; `fill` behind the last."""
+    return xp.concat([x[..., steps:], xp.full_like(x[..., :steps], fill)], axis=-1)
 
 
 def _scaled(ops: Ops, mean: Array, scale: Array) -> Normal:

@@ -75,7 +75,7 @@ class Searcher:
         if structure.params or structure.mutable:  # their values are not known yet
             return []
 
-        num = sum(math.prod(leaf.shape) for leaf in ops.tree_leaves(data.call) if hasattr(leaf, "shape"))
+        num = sum(math.prod(leaf.shape) for leaf in ops.tree_leaves(data.call) if hasattr(leaf, "dtype"))
 
         def paths(args: Any, kwargs: Any, key: Any, known: Known, again: Array) -> pathfinder.State:
             layout = self.guide.layout(args, kwargs)

@@ -189,7 +189,9 @@ def _rows(backend: Backend, model: Any, layout: Layout, args: Any, kwargs: Any) 
     center = layout.unpack(backend.ops.xp.zeros(layout.size, dtype=backend.ops.float_dtype()))
     found: dict[str, Row | None] = {}
 
-    def give(statement: Statement) -> Array:
+    def give(statement: Statement) -> Array | None:
+        if statement.name not in center:  # an outcome that was left out
+            return None
         found[statement.name] = row_of(backend, statement.distribution)
         return center[statement.name][0]
 

@@ -316,7 +316,7 @@ class Paths:
         least = WEAKEST * xp.where(prior > 0.0, prior, xp.ones_like(prior))
         weight = xp.where(weight > least, weight, least)
         drawn = self._drawn(g, factors, self.local_noise[0])
-        steps = self._newton(at, rises, prior + weight)
+        steps = self._newton(at, rises, drawn, weight)
         asked = self.runs.vmap(lambda step: weight * step + self._precise(drawn, step))(steps)
         pull, mixed = weight * x + asked[0] + pull, asked[1:] + pulled  # weight times location, and its slopes
         old = (1.0 - SHARE) * xp.exp(factors.log_precision)
@@ -330,25 +330,36 @@ class Paths:
             xp.where(fine[:, None], slopes, factors.slopes),
         )
 
-    def _newton(self, at: Array, rises: Array, diagonal: Array) -> Array:
+    def _newton(self, at: Array, rises: Array, drawn: Drawn, weight: Array) -> Array:
         """Newton steps of all locals together, a row for each row of `rises`.
 
         Args:
             at: draws of all latents, over which the second derivatives are averaged.
             rises: slopes of log p in the locals, and the slopes of these in the globals.
-            diagonal: about that of minus the second derivatives.
+            drawn: with the priors; `weight`: about the precisions of the factors.
         """
-        xp, zero = self.ops.xp, self.noise[0] * 0.0
-        slope = self.ops.grad(self.log_p)
+        ops, xp, zero = self.ops, self.ops.xp, self.noise[0] * 0.0
+        slope, still = ops.grad(self.log_p), self._pulled(drawn, weight, xp.zeros_like(weight))
 
         def product(own: Array) -> Array:
             way = self._among_all(zero, own)
-            along = self.runs.vmap(lambda at: self._own(self.ops.grad(lambda v: xp.sum(slope(v) * way))(at)))
+            along = self.runs.vmap(lambda at: self._own(ops.grad(lambda v: xp.sum(slope(v) * way))(at)))
             return -xp.mean(along(at), axis=0)
 
-        return self.runs.vmap(lambda rise: conjugate_gradients.solve(self.ops, product, rise, diagonal, NUM_PRODUCTS))(
-            rises
-        )
+        def about(own: Array) -> Array:  # as if locals knew of each other through their own priors alone
+            return self._pulled(drawn, weight, own / weight) - still
+
+        return self.runs.vmap(lambda rise: conjugate_gradients.solve(ops, product, rise, about, NUM_PRODUCTS))(rises)
+
+    def _pulled(self, drawn: Drawn, weight: Array, loc: Array) -> Array:
+        """The means of the priors times factors of these precisions and locations, end to end."""
+        ops, cut, found = self.ops, self.split.cut, [loc[:0]]
+        for part in self.split.locals:
+            name = part.site.name
+            factor = Factor(cut(ops, name, loc), ops.xp.log(cut(ops, name, weight)))
+            product = drawn.priors[name].times(ops, factor)
+            found.append(ops.xp.reshape(product.place(ops.xp.zeros_like(factor.loc)), (-1,)))
+        return ops.xp.concat(found)
 
     def _beside(self, directions: Array) -> Array:
         """Rows of the globals' coordinates at their place among all latents; locals are zero."""

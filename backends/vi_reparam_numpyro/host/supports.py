@@ -7,7 +7,8 @@ from typing import Any
 import jax
 from numpyro.distributions import biject_to, constraints
 
-from vi_reparam.sites.supports import kind_of
+from vi_reparam.sites.supports import carried, kind_of
+from vi_reparam_numpyro.ops.ops import ops
 
 _UNIT_INTERVALS = (constraints.interval(0.0, 1.0), constraints.open_interval(0.0, 1.0))
 
@@ -16,7 +17,8 @@ class Supports:
     """The part of `vi_reparam.backend.host.Host` that reads supports."""
 
     def support_of(self, distribution: Any) -> Any:
-        return distribution.support
+        found = carried(ops, distribution, constraints)
+        return distribution.support if found is None else found
 
     def support_kind(self, support: Any, distribution: Any = None) -> str:
         while isinstance(support, constraints._IndependentConstraint):

@@ -28,7 +28,7 @@ def jit_once(fn: Callable[..., Any], data: Any, *, size: int = 0) -> Any:
         data: a tree; its arrays are what counts.
         size: other numbers that it computes with.
     """
-    count = size + sum(np.size(x) for x in jax.tree.leaves(data) if hasattr(x, "shape"))
+    count = size + sum(np.size(x) for x in jax.tree.leaves(data) if hasattr(x, "dtype"))
     if count > SMALL:
         return jit_steps(fn, long=False)
     on_cpu = jax.default_backend() == "cpu"

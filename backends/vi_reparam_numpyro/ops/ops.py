@@ -128,7 +128,7 @@ class JaxOps:
 
     def form(self, tree: Any) -> Hashable:
         leaves, structure = jax.tree.flatten(tree)
-        own = ((jnp.shape(x), str(jnp.result_type(x))) if hasattr(x, "shape") else leaf_form(x) for x in leaves)
+        own = ((jnp.shape(x), str(jnp.result_type(x))) if hasattr(x, "dtype") else leaf_form(x) for x in leaves)
         return structure, tuple(own), str(self.float_dtype())
 
     def vjp(self, fn: Any, *trees: Any) -> Any:

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from vi_reparam.backend.data import Call, Data, leaf_form
 from vi_reparam.errors import ArgumentError
 from vi_reparam.fit.arguments import not_finite, taken
-from vi_reparam_pyro.ops.home import device_of
+from vi_reparam_pyro.ops.home import device_of, to_numpy
 
 Array = Any
 
@@ -23,14 +23,15 @@ def is_array(leaf: Any) -> bool:
     return isinstance(leaf, torch.Tensor) or (isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind in "biufc")
 
 
-def to_numpy(x: Any) -> np.ndarray:
-    """A tensor as a NumPy array."""
-    return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
-
-
 def as_arrays(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """As `taken`."""
-    return taken(args, kwargs, lambda value: isinstance(value, torch.Tensor | torch.nn.Module))
+    return taken(args, kwargs, _is_own)
+
+
+def _is_own(value: Any) -> bool:
+    if isinstance(value, torch.Tensor) and value.layout != torch.strided:
+        raise ArgumentError("a sparse tensor among the arguments: give x.to_dense()")
+    return isinstance(value, torch.Tensor | torch.nn.Module)
 
 
 def refuse_tracing(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

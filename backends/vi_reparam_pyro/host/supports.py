@@ -8,7 +8,8 @@ import torch
 from pyro.distributions import constraints
 from torch.distributions import biject_to
 
-from vi_reparam.sites.supports import kind_of
+from vi_reparam.sites.supports import carried, kind_of
+from vi_reparam_pyro.ops.ops import ops
 
 
 class Supports:
@@ -16,7 +17,8 @@ class Supports:
 
     def support_of(self, distribution: Any) -> Any:
         try:
-            return _without_mixture(distribution.support)
+            found = carried(ops, distribution, constraints)
+            return _without_mixture(distribution.support) if found is None else found
         except (AttributeError, NotImplementedError):
             return None
 

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
@@ -75,3 +76,10 @@ def tensors_of(distribution: Any) -> Iterator[Any]:
             yield from value
         elif isinstance(value, torch.distributions.Distribution):
             yield from tensors_of(value)
+
+
+def to_numpy(x: Any) -> np.ndarray:
+    """A tensor as a NumPy array, which knows no bfloat16."""
+    if not isinstance(x, torch.Tensor):
+        return np.asarray(x)
+    return (x.detach().float() if x.dtype == torch.bfloat16 else x.detach()).cpu().numpy()

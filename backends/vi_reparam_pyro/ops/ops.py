@@ -15,7 +15,7 @@ from vi_reparam.backend.data import leaf_form
 from vi_reparam_pyro.lanes import vmap as lanes
 from vi_reparam_pyro.lanes.recompute import Recomputed
 from vi_reparam_pyro.lanes.seeding import MASK, mix
-from vi_reparam_pyro.ops import noise
+from vi_reparam_pyro.ops import home, noise
 from vi_reparam_pyro.ops.gamma_slope import as_operator, has_own, in_blocks
 from vi_reparam_pyro.ops.lane_key import LaneKey
 from vi_reparam_pyro.ops.refusal import refuse_gradient
@@ -148,7 +148,7 @@ class TorchOps:
         return made.to(torch.get_default_dtype()) if dtype is None and made.is_floating_point() else made
 
     def to_numpy(self, x: Any) -> np.ndarray:
-        return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
+        return home.to_numpy(x)
 
     def vmap(self, fn: Any, in_axes: Any = 0) -> Any:
         def rows(*arguments: Any) -> Any:
