@@ -65,7 +65,7 @@ class Flow(JointFamily):
     warmup: ClassVar[float] = 0.05
     max_steps: ClassVar[int] = 4_000
     by_losses: ClassVar[bool] = True
-    least: ClassVar[float] = 0.2  # it starts at a Gaussian that fits
+    least: ClassVar[float] = 0.4  # it starts at a Gaussian that fits
     has_tail: ClassVar[bool] = True
 
     kind: str = "inverse_autoregressive"
