@@ -2,9 +2,10 @@
 
 python benchmarks/first_posterior.py --data FOLDER [--models eight garch] [--only default NUTS] [--repeats 3] [--warm]
 
-For each: seconds of import, tracing, lowering, compilation and the rest of the fit; CPU seconds of all threads, which
-other processes on the machine change less; programs that were compiled; gradients of log p (NUTS: for 1,000 effective
-draws of the worst parameter too). ``--warm`` runs each row twice more with `vr.cache()`, and keeps the second.
+For each: seconds of import, tracing (one within another counts twice), lowering, compilation and the rest; CPU seconds
+of all threads, which other processes on the machine change less; programs that were compiled; gradients of log p in
+the steps (NUTS: for 1,000 effective draws of the worst parameter too; the search's Newton steps are not among them).
+``--warm`` runs each row twice more with `vr.cache()`, and keeps the second.
 Without ``--data`` only the ready models are fitted. ``--pyro``: those and the default in Pyro.
 """
 
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results" / "first_posterior.json"
+COMMAND = "python benchmarks/first_posterior.py --data FOLDER"
 METHODS = ("default", "NUTS", "AutoNormal", "AutoMultivariateNormal")
 STEPS = 3_000
 """Of NumPyro's guides."""
@@ -46,7 +48,8 @@ def main() -> None:
     parser.add_argument("--row", nargs=3, help=argparse.SUPPRESS)  # model, method, seed: this process is one row
     options = parser.parse_args()
     if options.row:
-        print(json.dumps(row(*options.row[:2], int(options.row[2]), options.data, options.pyro)))
+        name, method, seed = options.row
+        print(json.dumps(row(name, method, int(seed), options.data, options.pyro)))
         return
     posteriors = sorted(path.stem for path in options.data.glob("*-*.json")) if options.data else []
     models = [m for m in (*([] if options.pyro else posteriors), *READY) if any(part in m for part in options.models)]
@@ -60,7 +63,7 @@ def main() -> None:
                     same = ("model", "method", "backend", "cache", "repeat")
                     rows = [r for r in rows if any(r[k] != found[k] for k in same)] + [found]
                     print(json.dumps(found), flush=True)
-                    text = json.dumps({"command": "python benchmarks/first_posterior.py", "rows": rows}, indent=1)
+                    text = json.dumps({"command": COMMAND, "rows": rows}, indent=1)
                     RESULTS.write_text(text + "\n")
     table(rows)
 
@@ -112,7 +115,13 @@ def row(name: str, method: str, seed: int, data: Path | None, in_pyro: bool) -> 
         found |= effective(found.pop("draws"), found["gradients"])
     each = {key: events[f"/jax/core/compile/{word}_duration"] for key, word in PHASES.items()}
     phases = {key: sum(own) for key, own in each.items()}
-    known = {"import": imported, "seconds": seconds, "cpu": cpu, **phases, "run": seconds - sum(phases.values())}
+    known = {
+        "import": imported,
+        "seconds": seconds,
+        "cpu": cpu,
+        **phases,
+        "run": max(seconds - sum(phases.values()), 0.0),
+    }
     return {**{k: round(v, 2) for k, v in known.items()}, "programs": len(each["compile"]), **found}
 
 
@@ -123,8 +132,7 @@ def fit(vr: Any, model: Any, args: Any, kwargs: Any, name: str, method: str, see
         one = {"num_particles": 1} if steps else {}
         posterior = vr.guide(family)(model).fit(*args, num_steps=steps, seed=seed, progress=False, **one, **kwargs)
         verdict = posterior.verdict
-        tried = [t for t in posterior.tried if t["steps"]] or [{"steps": posterior.record["num_steps"], **one}]
-        gradients = sum(t["steps"] * t.get("num_particles", 1) for t in tried)
+        gradients = sum(t["gradients"] for t in posterior.tried) or posterior.record["gradients"]
         return {
             "gradients": gradients,
             "kept": posterior.record["family"],

@@ -65,9 +65,7 @@ def ours(problem: Problem, family: Any, seed: int) -> dict[str, Any]:
     posterior = vr.guide(family)(problem.model).fit(seed=seed, progress=False, **problem.data)
     seconds = time.perf_counter() - begun
     draws, log_weights = posterior.draws(NUM_DRAWS, seed=1_000 + seed, with_weights=True)
-    attempts = posterior.tried or [{"family": "", "steps": posterior.record["num_steps"]}]
-    particles = posterior.record["num_particles"]
-    gradients = sum(a["steps"] * (particles if a["family"].startswith(("Flow", "SDE", "")) else 8) for a in attempts)
+    gradients = sum(a["gradients"] for a in posterior.tried) or posterior.record["gradients"]
     kept = posterior.record["family"].split("(")[0]
     more = {"seconds": seconds, "gradients": gradients, "kept": kept, "grade": posterior.verdict.grade}
     return {**figures(problem, draws, log_weights), **more, "why": posterior.why}

@@ -11,7 +11,7 @@ import torch
 from pyro.nn import PyroModule, PyroParam, PyroSample
 
 import vi_reparam_pyro as vr
-from vi_reparam.fit import loop
+from vi_reparam.fit import loop, selection
 from vi_reparam_pyro.engine.optimizers import clip_by_norm
 from vi_reparam_pyro.engine.program import Program
 
@@ -372,15 +372,17 @@ def test_single_precision_all_the_way():
     assert posterior.draws(3)["rate"].dtype == torch.float32
 
 
-def test_auto_is_measured_on_large_models():
+def test_auto_is_measured_where_a_fit_is_long(monkeypatch):
     @vr.guide(vr.MeanField(), objective=vr.ELBO(1))
     def model(y):
         with pyro.plate("rows", 1_200):
             z = pyro.sample("z", dist.Gamma(0.3, torch.tensor(0.3)))
             pyro.sample("y", dist.Poisson(z), obs=y)
 
-    posterior = model.fit(np.ones(1_200), num_steps=3, progress=False)
-    assert set(posterior.record["variance_x_time"]) == {"Implicit()", "Rejection(boost=3)"}
+    assert model.fit(np.ones(1_200), num_steps=3, progress=False).record["variances"] == {}
+    monkeypatch.setattr(selection, "WORTH_MEASURING", 3_000)
+    posterior = model.fit(np.ones(1_201)[:1_200], num_steps=4, num_particles=2, progress=False)
+    assert set(posterior.record["variances"]) == {"Implicit()", "Rejection(boost=3)"}
 
 
 def test_a_gradient_whose_square_overflows_still_moves():

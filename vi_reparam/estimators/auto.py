@@ -21,8 +21,8 @@ last because their cost grows with the number of parameters."""
 class Auto(Estimator):
     """The smallest variance x time among the unbiased estimators that apply.
 
-    At a site alone `ORDER` decides. A fit measures on the model itself, once, before its first step, where two
-    candidates are close (gamma-like sites: `Implicit` and `Rejection`).
+    At a site alone `ORDER` decides. A long fit measures variances on the model itself, once, before its first step,
+    where two candidates are close (gamma-like sites: `Implicit` and `Rejection`).
     """
 
     kind = "auto"

@@ -21,8 +21,8 @@ RATES = (1.0, 0.2, 0.04)
 SHARES = (0.6, 0.85, 1.0)
 """At most this part of the budget is gone when a rate is left."""
 
-LEAST = (0.1, 0.05, 0.05)
-"""At least this part of the budget is spent at a rate where losses alone are the judge: they are noisy."""
+LEAST = (0.5, 0.25, 0.25)
+"""Of the least steps of a fit that losses alone judge, which are noisy, the part at each rate."""
 
 FEWEST = (8, 4, 4)
 """Blocks at a rate before it can be left."""
@@ -73,10 +73,12 @@ class Convergence:
     Args:
         budget: most steps.
         by_losses: judge by the losses alone, where the parameters are a network's.
+        least: part of the budget that is spent then at the least.
     """
 
     budget: int
     by_losses: bool = False
+    least: float = 0.8
     stage: int = 0
     done: int = 0
     converged: bool = False
@@ -127,7 +129,7 @@ class Convergence:
     def _has_settled(self) -> bool:
         num = len(self.blocks.means)
         fewest = FEWEST[self.stage] if self.by_losses else FEWEST[0]
-        if num < fewest or num % 2 or (self.by_losses and BLOCK * num < LEAST[self.stage] * self.budget):
+        if num < fewest or num % 2 or (self.by_losses and BLOCK * num < LEAST[self.stage] * self.least * self.budget):
             return False
         drift = loss_drift(self.blocks.losses, fraction=0.5)
         if drift is None or drift.amount > max(2.0 * drift.error, SMALLEST_FALL):

@@ -23,13 +23,13 @@ from vi_reparam.guides.gaussian import FullRank
 from vi_reparam.guides.mean_field import MeanField
 from vi_reparam.guides.mixture import Mixture
 from vi_reparam.guides.structured import Structured
-from vi_reparam.posterior.attempt import GOOD_MISSED, Attempt
+from vi_reparam.posterior.attempt import GOOD_GAP, GOOD_MISSED, Attempt
 from vi_reparam.posterior.evidence import by_student_t
 from vi_reparam.posterior.modes import missed_modes
 from vi_reparam.posterior.verdict import KHAT_USABLE, NEGLIGIBLE_MODE
 
-HOPELESS = 0.1
-"""Nats that a mean field must lose to correlations for it not to be tried."""
+HOPELESS = GOOD_GAP
+"""Nats that a mean field must lose to correlations for it not to be tried: it would not be good."""
 
 
 class Budget(NamedTuple):
@@ -167,9 +167,8 @@ def _climb(
             failure = error
             attempts.append(Attempt(repr(family), note=f"failed: {error}"))
             continue
-        used = attempt.steps * int(posterior.record["num_particles"])
         pace = max(left.pace, attempt.seconds / cost(family))
-        left = Budget(left.gradients - used, seconds - (time.perf_counter() - begun), pace)
+        left = Budget(left.gradients - attempt.gradients, seconds - (time.perf_counter() - begun), pace)
         attempts.append(attempt)
         if kept is None or attempt.is_better_than(kept[1]):
             kept = posterior, attempt

@@ -111,7 +111,7 @@ class Fitter:
                 + ("" if stream is None else f", {stream}"),
             )
             checkpoints.load(options.checkpoint, signature)
-        task, prices = self._select(task, data, start_key)
+        task, variances = self._select(task, data, start_key, total)
         runs = []
         pilot = data if stream is None else stream.pilot
         starts = self._warm_starts(pilot, key, total, task.objective.num_particles) if known is None else [known]
@@ -123,7 +123,8 @@ class Fitter:
             if all(name.startswith("vr.") for name in values):
                 raise ArgumentError("there is nothing to fit: neither model nor guide has a parameter")
             state = program.init(key, values, data)
-            course = Convergence(total, family is not None and family.by_losses) if watched else None
+            by_losses, least = (False, 1.0) if family is None else (family.by_losses, family.least)
+            course = Convergence(total, by_losses, least) if watched else None
             if self._cut_off:
                 runs = [Restart(program.params(state), np.zeros(0), course, program.execution, interrupted=True)]
             else:
@@ -137,9 +138,10 @@ class Fitter:
             "converged": None if best.course is None else best.course.converged,
             "rivals": rivals,
             "num_particles": task.objective.num_particles,
+            "gradients": task.objective.num_particles * sum(len(run.losses) for run in runs),
             "objective": repr(task.objective),
             "estimators": {n: repr(d.estimator) for n, d in engine.draws(task, data, best.params).items()},
-            "variance_x_time": prices,
+            "variances": variances,
             "steps": best.execution,
         }
         if runs[-1].interrupted:
@@ -183,9 +185,10 @@ class Fitter:
             "converged": True,
             "rivals": [],
             "num_particles": matching.BATCH * max(len(places), 1),
+            "gradients": matching.NUM_GRADIENTS * max(len(places), 1),
             "objective": "matched scores",
             "estimators": {},
-            "variance_x_time": {},
+            "variances": {},
             "steps": "matched in closed form",
         }
         return self._posterior(data, params, np.zeros(0), record, options, begun, finish=True)
@@ -265,19 +268,19 @@ class Fitter:
         text = "the model's density is finite, so it seems to mask them; its gradient needs numbers in their place"
         warnings.warn(f"{said}: {text}", stacklevel=6)
 
-    def _select(self, task: Task, data: Data, key: Key) -> tuple[Task, dict[str, float]]:
+    def _select(self, task: Task, data: Data, key: Key, num_steps: int) -> tuple[Task, dict[str, float]]:
         """The task with `Auto` resolved by measurement, once for every form of the data."""
 
         def select() -> tuple[Any, dict[str, float]]:
             guided, selected = self.guided, task
-            chosen, prices = choose(self.engine, guided, task, data)
+            chosen, variances = choose(self.engine, guided, task, data, num_steps)
             if chosen:
                 selected = replace(task, guide=guided.with_estimators({**guided.estimators, **chosen}).guide)
                 self.engine.check(selected, data, functools.partial(guided.start_at, data), key, known=False)
-            return selected.guide, prices
+            return selected.guide, variances
 
-        guide, prices = self._selected.get((repr(task.objective), data.form), select)
-        return replace(task, guide=guide), prices
+        guide, variances = self._selected.get((repr(task.objective), data.form), select)
+        return replace(task, guide=guide), variances
 
     def _warm_starts(self, data: Data, key: Key, total: int, num_particles: int) -> list[Values]:
         """Values to start some parameters from; several where runs should be kept apart.

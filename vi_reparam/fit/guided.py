@@ -36,7 +36,7 @@ def guide(bound: type[Guided], family: Any = None, *, estimators: Any = None, ob
         family: a guide family; `Escalate` unless given.
         estimators: one estimator for every site it applies to, or a mapping from site names and
             ``"*"``. Sites without one get `Auto`.
-        objective: one of ours; `ELBO` with the family's number of particles (8; `Flow`, `SDE`: 128) unless
+        objective: one of ours; `ELBO` with the family's number of particles (8; `Flow`: 32; `SDE`: 128) unless
             given. Of `Escalate` it is the mean field's.
 
     Returns:

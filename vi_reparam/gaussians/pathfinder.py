@@ -11,8 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.numerics.special import LOG_2PI, log_sum_exp
 
@@ -206,25 +204,25 @@ def places_apart(bounds: Any, distances: Any) -> list[int]:
     return chosen
 
 
-def between(ends: Any) -> Any:
-    """Points on the straight ways between each two of these; shapes ``[K, D]`` and ``[pairs * NUM_STOPS, D]``."""
-    first, second = (ends[[pair[k] for pair in pairs(len(ends))]][:, None] for k in (0, 1))
-    parts = np.linspace(0.0, 1.0, NUM_STOPS)[None, :, None]
-    return (first + parts * (second - first)).reshape(-1, ends.shape[1])
+def between(ends: list[list[float]]) -> list[list[float]]:
+    """Points on the straight ways between each two of these, `NUM_STOPS` a way."""
+    parts = [k / (NUM_STOPS - 1) for k in range(NUM_STOPS)]
+    ways = [list(zip(ends[i], ends[j], strict=True)) for i, j in pairs(len(ends))]
+    return [[a + part * (b - a) for a, b in way] for way in ways for part in parts]
 
 
-def valleys(heights: Any, num: int) -> Any:
-    """How deep the log density falls on the way between each two of `num` points, below the lower one. Shape [K, K].
+def valleys(heights: list[float], num: int) -> list[list[float]]:
+    """How deep the log density falls on the way between each two of `num` points, below the lower one.
 
     Args:
         heights: the log density at the points `between`.
     """
-    heights = np.where(np.isfinite(heights), heights, -np.inf).reshape(-1, NUM_STOPS)
-    depths = np.zeros((num, num))
-    for (i, j), own in zip(pairs(num), heights, strict=True):
+    depths = [[0.0] * num for _ in range(num)]
+    for k, (i, j) in enumerate(pairs(num)):
+        own = [x if math.isfinite(x) else -math.inf for x in heights[k * NUM_STOPS : (k + 1) * NUM_STOPS]]
         lower = min(own[0], own[-1])
-        if lower > -np.inf:
-            depths[i, j] = depths[j, i] = lower - own.min()
+        if lower > -math.inf:
+            depths[i][j] = depths[j][i] = lower - min(own)
     return depths
 
 

@@ -16,7 +16,8 @@ class GuideFamily(abc.ABC):
         clip: largest norm of a gradient in the default optimizer; None for any.
         warmup: part of the steps over which the default optimizer's rate rises from zero.
         max_steps: most steps of a fit that ends by itself; `converges`: whether one does.
-        by_losses: whether such a fit is judged by its losses alone, for the parameters are a network's.
+        by_losses: whether such a fit is judged by its losses alone, for the parameters are a network's; `least`: part
+            of `max_steps` that it takes then at the least.
         is_fitted: whether there is anything to fit.
         has_tail: whether the draws' tails can be widened after the fit (`vi_reparam.gaussians.tails`).
     """
@@ -28,6 +29,7 @@ class GuideFamily(abc.ABC):
     max_steps: ClassVar[int] = 10_000
     converges: ClassVar[bool] = True
     by_losses: ClassVar[bool] = False
+    least: ClassVar[float] = 0.8
     is_fitted: ClassVar[bool] = True
     has_tail: ClassVar[bool] = False
 

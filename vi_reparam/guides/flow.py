@@ -59,12 +59,13 @@ class Flow(JointFamily):
         ArgumentError: for options that cannot be used.
     """
 
-    num_particles: ClassVar[int] = 128
+    num_particles: ClassVar[int] = 32
     learning_rate: ClassVar[float] = 0.005
     clip: ClassVar[float | None] = 10.0
     warmup: ClassVar[float] = 0.05
     max_steps: ClassVar[int] = 4_000
     by_losses: ClassVar[bool] = True
+    least: ClassVar[float] = 0.4  # it starts at a Gaussian that fits
     has_tail: ClassVar[bool] = True
 
     kind: str = "inverse_autoregressive"

@@ -42,6 +42,7 @@ class Structured(JointFamily):
 
     max_steps: ClassVar[int] = 4_000
     by_losses: ClassVar[bool] = True  # some of its many parameters never stand still
+    least: ClassVar[float] = 0.2
 
     globals: Flow | None = None
     gradient: str = "path"

@@ -8,8 +8,9 @@ from typing import Any
 
 GOOD_KHAT = 0.7
 GOOD_GAP = 0.04
-GOOD_SHIFT = 0.05
-"""Nats below the log evidence, and standard deviations: what weights may still correct."""
+GOOD_SHIFT = 0.075
+"""Nats below the log evidence, and standard deviations, half of what would make a verdict fair: what weights may still
+correct."""
 
 GOOD_GAP_EACH = 1e-3
 """Nats for each of many latents, where that is more: spread over so many, they show nowhere."""
@@ -36,6 +37,7 @@ class Attempt:
         steps: of its fit; `seconds`: it took.
         note: why it was not fitted, or failed.
         num_latents: that it draws.
+        gradients: of log p that its steps took, from all starts.
     """
 
     family: str
@@ -49,6 +51,7 @@ class Attempt:
     seconds: float = 0.0
     note: str = ""
     num_latents: int = 0
+    gradients: int = 0
 
     @property
     def is_good(self) -> bool:

@@ -406,7 +406,8 @@ class Posterior(Predicting, Showing, Trusting):
         steps, missed = int(self.record["num_steps"]), missed_share(self.record["rivals"])
         size = sum(site.size for site in self.scorer.sites.latents.values())
         figures = (elbo, error, weights.khat, gap, moved, missed, steps, seconds)
-        return Attempt(str(self.record["family"]), *figures, num_latents=size)
+        spent = int(self.record.get("gradients", 0))
+        return Attempt(str(self.record["family"]), *figures, num_latents=size, gradients=spent)
 
     def update(self, *args: Any, fresh_sites: Collection[str] = (), **kwargs: Any) -> Self:
         """The posterior given new data too: this guide is the prior of a new fit to them alone.

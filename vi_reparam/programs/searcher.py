@@ -118,9 +118,9 @@ class Searcher:
                 return OneByOne(ops).vmap(log_p)(points)
 
         num = next(few for few in (2, 4, FEW, 16, pathfinder.MOST_PLACES) if few >= len(chosen))  # few programs
-        points = pathfinder.between(centers[_padded(chosen)[:num]])
-        found = self.backend.engine.call(heights, data, ops.asarray(points), name=(self, "heights"))
-        depth = pathfinder.valleys(ops.to_numpy(found), num)
+        points = ops.asarray(pathfinder.between(centers[_padded(chosen)[:num]].tolist()), ops.float_dtype())
+        found = ops.to_numpy(self.backend.engine.call(heights, data, points, name=(self, "heights")))
+        depth = pathfinder.valleys(found.tolist(), num)
         modes: list[int] = []
         for i in range(len(chosen)):
             if all(depth[i][j] > pathfinder.VALLEY for j in modes):

@@ -29,8 +29,10 @@ def jit_once(fn: Callable[..., Any], data: Any, *, size: int = 0) -> Any:
         size: other numbers that it computes with.
     """
     count = size + sum(np.size(x) for x in jax.tree.leaves(data) if hasattr(x, "dtype"))
-    small = jax.default_backend() == "cpu" and count <= SMALL
-    return jax.jit(fn, compiler_options=_known(QUICKEST, UNOPTIMIZED) if small else None)
+    if count > SMALL:
+        return jit_steps(fn, long=False)
+    on_cpu = jax.default_backend() == "cpu"
+    return jax.jit(fn, compiler_options=_known(QUICKEST, UNOPTIMIZED) if on_cpu else None)
 
 
 def jit_steps(fn: Callable[..., Any], *, long: bool, **options: Any) -> Any:
