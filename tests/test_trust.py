@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from vi_reparam.fit.matching import match
 from vi_reparam.gaussians import pathfinder
 from vi_reparam.posterior.diagnosis import drifts
 from vi_reparam.posterior.verdict import Surest, judge, missed_share

@@ -18,11 +18,12 @@ from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import Task
 from vi_reparam.backend.ops import Args, Array, Key
 from vi_reparam.errors import ArgumentError, ViReparamError, could_not_run, first_line
-from vi_reparam.fit import checkpoints
+from vi_reparam.fit import checkpoints, matching
 from vi_reparam.fit.arguments import warn_of_forgotten
 from vi_reparam.fit.checkpoints import FitSignature, form_of
 from vi_reparam.fit.convergence import Convergence
 from vi_reparam.fit.loop import Restart, run_steps
+from vi_reparam.fit.matching import as_params
 from vi_reparam.fit.optimizers import plan_of
 from vi_reparam.fit.options import Options
 from vi_reparam.fit.selection import choose
@@ -30,9 +31,7 @@ from vi_reparam.fit.warm import params_of, with_values
 from vi_reparam.gaussians.pathfinder import APART, distance
 from vi_reparam.guides import JointFamily, Sites, Structured
 from vi_reparam.posterior.program import program_of
-from vi_reparam.programs import matching
 from vi_reparam.programs.latents import FORMS
-from vi_reparam.programs.matching import as_params
 from vi_reparam.programs.searcher import Place
 
 Values = Mapping[str, Array]
@@ -60,6 +59,7 @@ class Fitter:
         self._checked: Cache[bool] = Cache(FORMS)
         self._simpler: dict[Any, Fitter] = {}
         self._rivals: list[float] = []
+        self._last: tuple[Data, list[Values]] | None = None
         self._cut_off = self._init = ""
 
     def fit(self, args: Args, kwargs: dict[str, Any], options: Options) -> Any:
@@ -173,8 +173,8 @@ class Fitter:
         seed = int(options.seed) if isinstance(options.seed, Integral) else 0
         if isinstance(self.guided.family, Structured):
             start_key, key = ops.split(self.engine.key(options.seed), 2)
-            starts = guide.warm_starts(None, data, ops.fold_in(key, 1)) if guide.is_matched(data) else []
-            if len(starts) != 1:
+            starts = self._searched(data, ops.fold_in(key, 1)) if guide.has_noise_to_match(data) else []
+            if len(starts) != 1 or not starts[0]:
                 return None
             params = self.guided.start_at(data, start_key, starts[0])
         else:
@@ -307,7 +307,18 @@ class Fitter:
             self._rivals = list(posterior.record["rivals"])
             return posterior
 
-        return self.guided.base_guide.warm_starts(fit, data, self.ops.fold_in(key, 1))
+        key, guide = self.ops.fold_in(key, 1), self.guided.base_guide
+        if not parts and guide.has_noise_to_match(data):
+            return self._searched(data, key)
+        return guide.warm_starts(fit, data, key)
+
+    def _searched(self, data: Data, key: Key) -> list[Values]:
+        """The starts of a guide whose noise is matched to the posterior; the last ones are kept."""
+        if self._last is None or self._last[0] is not data:
+            guide = self.guided.base_guide
+            found: list[Values] = guide.warm_starts(None, data, key)
+            self._last = data, [*matching.of_starts(guide, data, found)] if found[0] else found
+        return self._last[1]
 
     def _fitter_of(self, family: Any, *, share: bool) -> Fitter:
         """Fits a simpler family to the same model; `share`: its guide takes over what this one's knows of the model."""

@@ -182,6 +182,10 @@ class JointGuide(abc.ABC):
         """
         return [{}]
 
+    def has_noise_to_match(self, data: Data) -> bool:
+        """Whether its starts leave the Gaussian of its noise open, so that this can be matched to the posterior."""
+        return False
+
     @abc.abstractmethod
     def matched(self, layout: Layout, draws: Draws) -> Params:
         """Values of some parameters to start from, by name, that are near these draws.

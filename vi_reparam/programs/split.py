@@ -13,7 +13,7 @@ from vi_reparam.gaussians.pathfinder import LARGEST
 from vi_reparam.programs.conjugate import Row, row_of
 from vi_reparam.programs.layout import Layout, Part
 
-MOST_COUPLED = 400
+MOST_COUPLED = 512
 """Latents up to which the noise of all is drawn by one Gaussian with a full covariance."""
 
 Draws = dict[str, Array]

@@ -8,17 +8,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from vi_reparam.backend.data import Data
 from vi_reparam.errors import SiteError
 from vi_reparam.gaussians import path_gradient as path
-from vi_reparam.gaussians import pathfinder
 from vi_reparam.gaussians.bases import Coupled
 from vi_reparam.gaussians.preconditioner import Preconditioner
 from vi_reparam.guides.flow import CHEAP_INVERSES
 from vi_reparam.numerics.special import LOG_2PI
-from vi_reparam.programs import matching
 from vi_reparam.programs.conditionals import Conditionals, Factors
 from vi_reparam.programs.conjugate import Conjugate
 from vi_reparam.programs.gaussian import fold, frame_of
@@ -51,7 +47,6 @@ class StructuredGuide(JointGuide):
         super().__init__(*args, **kwargs)
         self.model_params = frozenset[str]()
         self.transports = True
-        self._last: tuple[Data, list[Params]] | None = None
 
     def split(self, args: Any, kwargs: Any) -> Split:
         """Globals and locals, found once for every new form of the arguments.
@@ -256,43 +251,13 @@ class StructuredGuide(JointGuide):
     def warm_starts(self, fit: Callable[..., Any], data: Data, key: Key) -> list[Params]:
         if self.family.globals is not None:
             return [dict(fit(dataclasses.replace(self.family, globals=None), None, key).params)]
-        return self.found(data, key) or [{}]
-
-    def found(self, data: Data, key: Key) -> list[Params]:
-        """Starts that lie apart, the best first; none where nothing can be searched. The last ones are kept.
-
-        Of few latents, the noise is matched to the posterior as well.
-        """
-        if self._last is None or self._last[0] is not data:
-            self._last = data, self._search(data, key)
-        return self._last[1]
-
-    def _search(self, data: Data, key: Key) -> list[Params]:
         structure, split = self.latents.structure(*data.call), self.split(*data.call)
         if structure.params or structure.mutable or len(split.locals) > MOST_SITES:  # parameters are not known yet
-            return []
-        found = [self.named(params) for params in StructuredSearch(self.backend, self).run(data, key)]
-        if not self.is_matched(data):
-            return found
-        matched = sorted((matching.of_noise(self, data, params) for params in found), key=lambda pair: -pair[1])
-        kept: list[Params] = []
-        for params, bound in matched:
-            if bound > matched[0][1] - pathfinder.WORSE and not any(self._are_near(params, other) for other in kept):
-                kept.append(params)
-        return kept
+            return [{}]
+        return [self.named(params) for params in StructuredSearch(self.backend, self).run(data, key)]
 
-    def is_matched(self, data: Data) -> bool:
-        """Whether all latents are coupled, so that a start may be as good as a fit."""
-        split = self.split(*data.call)
-        return self.transports and split.layout.size <= MOST_COUPLED and self.family.globals is None
-
-    def _are_near(self, one: Params, other: Params) -> bool:
-        """Whether the globals lie at one place."""
-        here, there = self.location(one), self.location(other)
-        if here is None or there is None:
-            return True
-        move = self.ops.to_numpy(here.center - there.center)
-        return bool(pathfinder.distance(move, self.ops.to_numpy(there.root), np.linalg.solve) <= pathfinder.APART)
+    def has_noise_to_match(self, data: Data) -> bool:
+        return self.transports and self.family.globals is None and self.layout(*data.call).size <= MOST_COUPLED
 
     def location(self, params: Params) -> Preconditioner | None:
         names = ("center", "root", *Coupled.names)

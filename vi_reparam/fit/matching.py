@@ -7,13 +7,14 @@ where scales are about one; from a cold start it is lost on badly scaled models.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.ops import Array
+from vi_reparam.gaussians.pathfinder import APART, WORSE, distance
 
 if TYPE_CHECKING:
     from vi_reparam.programs.searcher import Place
@@ -63,7 +64,26 @@ def matched(guide: Any, data: Data, places: Sequence[Place], seed: int) -> list[
     return found
 
 
-def of_noise(guide: Any, data: Data, start: Params) -> tuple[Params, float]:
+def of_starts(guide: Any, data: Data, starts: Sequence[Mapping[str, Array]]) -> list[Params]:
+    """Starts of a guide with their noise matched to the posterior: those that lie apart, the best first."""
+    found = sorted((of_noise(guide, data, start) for start in starts), key=lambda pair: -pair[1])
+    kept: list[Params] = []
+    for params, bound in found:
+        if bound > found[0][1] - WORSE and not any(_are_near(guide, params, other) for other in kept):
+            kept.append(params)
+    return kept or [found[0][0]]
+
+
+def _are_near(guide: Any, one: Params, other: Params) -> bool:
+    """Whether both lie at one place, as far as that is known."""
+    here, there = guide.location(one), guide.location(other)
+    if here is None or there is None:
+        return True
+    move, root = guide.ops.to_numpy(here.center) - guide.ops.to_numpy(there.center), guide.ops.to_numpy(there.root)
+    return bool(distance(move, root, np.linalg.solve) <= APART)
+
+
+def of_noise(guide: Any, data: Data, start: Mapping[str, Array]) -> tuple[Params, float]:
     """The same of a guide's standard normal noise, of a guide that transports all of it: parameters, and their ELBO.
 
     The posterior is matched in the guide's own coordinates, where hierarchies are about normal.
