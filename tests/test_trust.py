@@ -9,7 +9,6 @@ from vi_reparam.fit.matching import match
 from vi_reparam.gaussians import pathfinder
 from vi_reparam.posterior.diagnosis import drifts
 from vi_reparam.posterior.verdict import Surest, judge, missed_share
-from vi_reparam.programs.matching import match
 
 GAP, WEIGHTS = 5.0, np.array([0.3, 0.7])
 SD = math.sqrt(1.0 + WEIGHTS.prod() * (2 * GAP) ** 2)
