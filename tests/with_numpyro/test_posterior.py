@@ -10,11 +10,12 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from jax import lax
 from jax.scipy.special import gammaln
 
 from vi_reparam.errors import ArgumentError, SiteError
 from vi_reparam.posterior.verdict import Figures, judge, loss_drift
-from vi_reparam_numpyro import Posterior, load
+from vi_reparam_numpyro import MeanField, Posterior, guide, load
 
 SHAPE, RATE = 2.0, 0.5
 COUNTS = np.array([3.0, 5.0, 1.0, 4.0, 2.0, 6.0, 3.0, 2.0])
@@ -621,3 +622,14 @@ def test_what_cannot_be_stored_is_named(level, tmp_path):
     with pytest.raises(ArgumentError, match="cannot write"):
         level.save(tmp_path / "none" / "file.npz")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_posterior_of_a_scan_is_not_said_to_have_changed(recwarn):
+    def model(y):
+        level = numpyro.sample("level", dist.Normal(0.0, 1.0))
+        last, _ = lax.scan(lambda at, row: (0.5 * at + 0.1 * (row - level), None), 0.0, y)
+        numpyro.factor("y", -jnp.sum((y - last) ** 2))
+
+    posterior = guide(MeanField())(model).fit(jnp.arange(5.0), num_steps=2, progress=False)
+    posterior.elbo(20)
+    assert not [w for w in recwarn if "another model" in str(w.message)]

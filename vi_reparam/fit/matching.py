@@ -15,6 +15,7 @@ import numpy as np
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.ops import Array
 from vi_reparam.gaussians.pathfinder import APART, WORSE, distance
+from vi_reparam.programs.rows import NOT_AT_ONCE, OneByOne
 
 if TYPE_CHECKING:
     from vi_reparam.programs.searcher import Place
@@ -47,7 +48,7 @@ def matched(guide: Any, data: Data, places: Sequence[Place], seed: int) -> list[
     ops, engine = guide.backend.ops, guide.backend.engine
 
     def slopes(args: Any, kwargs: Any, z: Any) -> Any:
-        return ops.vmap(ops.grad(guide.log_joint(guide.layout(args, kwargs), {}, args, kwargs)))(z)
+        return _each(ops, ops.grad(guide.log_joint(guide.layout(args, kwargs), {}, args, kwargs)), z)
 
     rng = np.random.default_rng(abs(seed))
     found = []
@@ -62,6 +63,14 @@ def matched(guide: Any, data: Data, places: Sequence[Place], seed: int) -> list[
 
         found.append(match(slope, len(center), rng))
     return found
+
+
+def _each(ops: Any, fn: Callable[[Any], Any], rows: Any) -> Any:
+    """`fn` of each row, at once where the model allows it."""
+    try:
+        return ops.vmap(fn)(rows)
+    except NOT_AT_ONCE:
+        return OneByOne(ops).vmap(fn)(rows)
 
 
 def of_starts(guide: Any, data: Data, starts: Sequence[Mapping[str, Array]]) -> list[Params]:
@@ -106,7 +115,7 @@ def of_noise(guide: Any, data: Data, start: Mapping[str, Array]) -> tuple[Params
 
     def look(args: Any, kwargs: Any, params: Params, noise: Any) -> Any:
         of = height(args, kwargs, params)
-        return ops.vmap(ops.grad(of))(noise), ops.vmap(of)(noise)
+        return _each(ops, ops.grad(of), noise), _each(ops, of, noise)
 
     def seen(noise: np.ndarray) -> list[np.ndarray]:
         found = engine.call(look, data, params, ops.asarray(noise), name=(guide, "noise"))

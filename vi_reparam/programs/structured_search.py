@@ -349,6 +349,8 @@ class Paths:
         def about(own: Array) -> Array:  # as if locals knew of each other through their own priors alone
             return self._pulled(drawn, weight, own / weight) - still
 
+        if isinstance(self.runs, OneByOne):  # each product would be a run of the model in Python
+            return self.runs.vmap(about)(rises)
         return self.runs.vmap(lambda rise: conjugate_gradients.solve(ops, product, rise, about, NUM_PRODUCTS))(rises)
 
     def _pulled(self, drawn: Drawn, weight: Array, loc: Array) -> Array:

@@ -301,6 +301,8 @@ def _traced(program: Callable[..., Any], data: Data, inputs: tuple[Any, ...], al
 
     try:
         closed = jax.make_jaxpr(traced)(data.arrays, inputs)
+        if closed.consts and not alone:  # a first trace with lax.scan has constants that later ones have not
+            closed = jax.make_jaxpr(lambda *both: traced(*both))(data.arrays, inputs)
     except JaxEngine.reads_values:
         raise
     except Exception:
