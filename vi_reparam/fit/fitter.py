@@ -28,7 +28,6 @@ from vi_reparam.fit.optimizers import plan_of
 from vi_reparam.fit.options import Options
 from vi_reparam.fit.selection import choose
 from vi_reparam.fit.warm import params_of, with_values
-from vi_reparam.gaussians.pathfinder import APART, distance
 from vi_reparam.guides import JointFamily, Sites, Structured
 from vi_reparam.posterior.program import program_of
 from vi_reparam.programs.latents import FORMS
@@ -379,13 +378,8 @@ class Fitter:
     def _compare(self, runs: list[Restart]) -> tuple[Restart, list[float]]:
         """The best of several runs, and by how many nats those that ended elsewhere are below it."""
         best = max(runs, key=lambda run: run.bound)
-        there = self.guided.base_guide.location(best.params) if len(runs) > 1 else None
-        if there is None:
+        guide = self.guided.base_guide
+        if len(runs) < 2 or guide.location(best.params) is None:
             return best, list(self._rivals)
-        to_numpy, rivals = self.ops.to_numpy, []
-        center, root = to_numpy(there.center), to_numpy(there.root)
-        for other in runs:
-            move = to_numpy(self.guided.base_guide.location(other.params).center) - center
-            if distance(move, root, np.linalg.solve) > APART:
-                rivals.append(float(best.bound - other.bound))
-        return best, rivals
+        apart = (run for run in runs if not matching.are_near(guide, run.params, best.params))
+        return best, [float(best.bound - run.bound) for run in apart]

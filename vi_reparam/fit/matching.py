@@ -78,13 +78,13 @@ def of_starts(guide: Any, data: Data, starts: Sequence[Mapping[str, Array]]) -> 
     found = sorted((of_noise(guide, data, start) for start in starts), key=lambda pair: -pair[1])
     kept: list[Params] = []
     for params, bound in found:
-        if bound > found[0][1] - WORSE and not any(_are_near(guide, params, other) for other in kept):
+        if bound > found[0][1] - WORSE and not any(are_near(guide, params, other) for other in kept):
             kept.append(params)
     return kept or [found[0][0]]
 
 
-def _are_near(guide: Any, one: Params, other: Params) -> bool:
-    """Whether both lie at one place, as far as that is known."""
+def are_near(guide: Any, one: Mapping[str, Array], other: Mapping[str, Array]) -> bool:
+    """Whether the guide with these parameters lies where it does with the others, as far as that is known."""
     here, there = guide.location(one), guide.location(other)
     if here is None or there is None:
         return True

@@ -59,7 +59,7 @@ class Structured(JointFamily):
         """A flow takes more."""
         return super().num_particles if self.globals is None else NUM_WITH_FLOW
 
-    # a network's fit is slower, and judged otherwise
+    # a network's fit is slower
 
     @property
     def learning_rate(self) -> float:  # type: ignore[override]

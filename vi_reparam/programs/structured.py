@@ -83,9 +83,9 @@ class StructuredGuide(JointGuide):
         inverse = None if frame is None else xp.linalg.inv(frame.root)
         own, base = self._factor_params(split, start), self._base_params(split)
         held, held_base = ({n: ops.stop_gradient(p) for n, p in known.items()} for known in (own, base))
-        outer, bend = self._outer(args, kwargs), self._bends(split, own)
-        move = None if frame is None else self._flow(num, frame, held_base, bend[0], wanted)
         normal = ops.asarray([p.site.name not in split.rows for p in split.locals for _ in range(p.size)], dtype)
+        outer, bend = self._outer(args, kwargs), self._bends(split, own, normal)
+        move = None if frame is None else self._flow(num, frame, held_base, bend[0], wanted)
 
         def noise(key: Key, lead: tuple[int, ...]) -> Array | tuple[Array, Key]:
             if not split.rows:
@@ -164,13 +164,10 @@ class StructuredGuide(JointGuide):
         changed = change(ops.xp.concat([x[:num], split.gathered(ops, x[num:])]))
         return ops.xp.concat([changed[:num], split.replaced(ops, x[num:], changed[num:])])
 
-    def _bends(self, split: Split, own: Params) -> tuple[Array | None, Array | None]:
+    def _bends(self, split: Split, own: Params, normal: Array) -> tuple[Array | None, Array | None]:
         """The one-sided tails of the globals' and of the locals' noise."""
         first = self.bends(split.globals, None)(None) if split.globals else None
-        if not own:
-            return first, None
-        normal = [float(p.site.name not in split.rows) for p in split.locals for _ in range(p.size)]
-        return first, self.ops.asarray(normal, self.ops.float_dtype()) * own["bend"]
+        return first, normal * own["bend"] if own else None
 
     def _flow(
         self, num: int, frame: Preconditioner, base: Params, bend: Array | None, wanted: str
