@@ -27,6 +27,7 @@ from vi_reparam.guides import (
     LowRank,
     MeanField,
     Mixture,
+    NestedLaplace,
     Sites,
     Structured,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "LowRank",
     "MeanField",
     "Mixture",
+    "NestedLaplace",
     "Ramp",
     "Sites",
     "Structured",

@@ -140,6 +140,12 @@ class Ops(Protocol):
     def jacobian(self, fn: Callable[[Array], Any], *, has_aux: bool = False) -> Callable[[Array], Any]:
         """The Jacobian of a function of a vector; with `has_aux`, `fn` gives (value, aux), and this (Jacobian, aux)."""
 
+    def cholesky(self, a: Array) -> Array:
+        """The lower triangular root of a matrix, shape ``[N, N]``; not finite where it has none. Nothing is raised."""
+
+    def solve_triangular(self, a: Array, b: Array, *, lower: bool) -> Array:
+        """x with a x = b, of a triangular matrix, shape ``[N, N]``, and a vector, shape ``[N]``."""
+
     def compiled(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """`fn` as one program, traced once for all its uses, where the framework traces; itself elsewhere."""
 

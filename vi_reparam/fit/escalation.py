@@ -15,6 +15,7 @@ from vi_reparam.backend.data import Data
 from vi_reparam.backend.ops import Args
 from vi_reparam.errors import NonFiniteError
 from vi_reparam.estimators import Auto
+from vi_reparam.fit import nested_laplace
 from vi_reparam.fit.arguments import warn_of_forgotten
 from vi_reparam.fit.options import Options
 from vi_reparam.guides.base import GuideFamily
@@ -58,7 +59,7 @@ def why_stop(attempts: Sequence[Attempt], next_cost: float | None, left: Budget)
     if next_cost * left.pace > left.seconds:
         time_left = f"and {left.seconds:.0f} are left"
         return f"the clock ended it: the next family may take {next_cost * left.pace:.0f} s, {time_left}"
-    if len(fitted) > 2 and not fitted[-1].is_better_than(fitted[-2]):
+    if len(fitted) > 3 and not fitted[-1].is_better_than(fitted[-2]):
         return f"{fitted[-1].family} gained nothing over {fitted[-2].family}"
     return ""
 
@@ -93,7 +94,6 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
         fitter = guided.for_family(family).fitter
         fitter.fitted = dict(posteriors)  # where a richer family may start from
         chosen = {FullRank(): modes[:1], Mixture(): places}.get(family, [])
-        is_told = (options.num_steps, options.optimizer, options.init, spec.families) != (None,) * 4
         at_once = (chosen or family == Structured()) and not is_told
         posterior = fitter.matched(data, options, chosen) if at_once else None
         if posterior is None or (family != FullRank() and not posterior.attempt(seconds=0.0).is_good):
@@ -103,7 +103,13 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
         posterior.record["rivals"] = missed or posterior.record["rivals"] * (not places)
         return posterior
 
+    is_told = (options.num_steps, options.optimizer, options.init, spec.families) != (None,) * 4
+
     def skip_reason(family: GuideFamily) -> str:
+        if not family.takes_steps:
+            why = nested_laplace.why_not(guided, data)
+            told = "it is fitted without steps, and fit() was told how to take them"
+            return f"left out: {why or told}" if why or (is_told and spec.families is None) else ""
         if not isinstance(family, MeanField) or spec.families is not None:
             return ""
         if Structured() in posteriors and guided.for_family(Structured()).base_guide.covers_mean_field(*data.call):
@@ -167,7 +173,7 @@ def _climb(
             failure = error
             attempts.append(Attempt(repr(family), note=f"failed: {error}"))
             continue
-        pace = max(left.pace, attempt.seconds / cost(family))
+        pace = max(left.pace, attempt.seconds / max(cost(family), attempt.gradients))
         left = Budget(left.gradients - attempt.gradients, seconds - (time.perf_counter() - begun), pace)
         attempts.append(attempt)
         if kept is None or attempt.is_better_than(kept[1]):

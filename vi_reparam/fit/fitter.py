@@ -17,8 +17,8 @@ from vi_reparam.backend.cache import Cache
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import Task
 from vi_reparam.backend.ops import Args, Array, Key
-from vi_reparam.errors import ArgumentError, ViReparamError, could_not_run, first_line
-from vi_reparam.fit import checkpoints, matching
+from vi_reparam.errors import ArgumentError, SiteError, ViReparamError, could_not_run, first_line
+from vi_reparam.fit import checkpoints, matching, nested_laplace
 from vi_reparam.fit.arguments import warn_of_forgotten
 from vi_reparam.fit.checkpoints import FitSignature, form_of
 from vi_reparam.fit.convergence import Convergence
@@ -31,6 +31,7 @@ from vi_reparam.fit.warm import params_of, with_values
 from vi_reparam.guides import JointFamily, Sites, Structured
 from vi_reparam.posterior.program import program_of
 from vi_reparam.programs.latents import FORMS
+from vi_reparam.programs.rows import NOT_AT_ONCE
 from vi_reparam.programs.searcher import Place
 
 Values = Mapping[str, Array]
@@ -80,6 +81,8 @@ class Fitter:
         """
         begun = time.perf_counter()
         family, engine = self.guided.family, self.engine
+        if family is not None and not family.takes_steps:
+            return self._without_steps(data, options, begun, stream)
         watched = options.num_steps is None and (family is None or family.converges)
         total: int = options.num_steps or (MAX_STEPS if family is None else family.max_steps)
         seed, optimizer = options.seed, options.optimizer
@@ -191,6 +194,47 @@ class Fitter:
             "steps": "matched in closed form",
         }
         return self._posterior(data, params, np.zeros(0), record, options, begun, finish=True)
+
+    def _without_steps(self, data: Data, options: Options, begun: float, stream: Any) -> Any:
+        """As `run`, of `NestedLaplace`."""
+        family, told = self.guided.family, ("num_steps", "num_particles", "optimizer", "init", "devices")
+        given = [name for name in told if getattr(options, name) is not None]
+        if given or stream is not None:
+            what = f"fit({given[0]}=...)" if given else "vr.batches"
+            raise ArgumentError(f"{family!r} is fitted without steps, and {what} has nothing to act on: leave it out")
+        simpler = self._fitter_of(Structured(), share=True)
+        simpler.check(data, self.engine.key(options.seed))
+        why = nested_laplace.why_not(self.guided, data)
+        if why:
+            raise SiteError(f"{why}: use vr.Structured()")
+        start, plain = self.fitted.get(Structured()), Options(seed=options.seed)
+        if start is None:
+            start = simpler.matched(data, plain, []) or simpler.run(data, plain, final=False)
+        seed = int(options.seed) if isinstance(options.seed, Integral) else 0
+        try:
+            found = nested_laplace.fitted(self.guided, start, data, seed)
+        except NOT_AT_ONCE as error:
+            if isinstance(error, ViReparamError):
+                raise
+            raise SiteError(
+                f"{family!r} runs many draws of the model at once, and {self.guided.name[:40]} reads values in Python: "
+                "use vr.Structured()"
+            ) from error
+        record = {
+            "num_steps": found.rounds,
+            "converged": True,
+            "rivals": [],
+            "num_particles": nested_laplace.NUM_DRAWS,
+            "gradients": found.gradients,
+            "objective": "importance sampling",
+            "estimators": {},
+            "variances": {},
+            "steps": "rounds of importance sampling",
+        }
+        own = Fitter(self.guided.for_family(found.family))
+        params = {name: self.ops.asarray(value) for name, value in found.params.items()}
+        params = own.guided.start_at(data, self.engine.key(0), own.guided.base_guide.named(params))
+        return own._posterior(data, params, np.zeros(0), record, options, begun, finish=False)
 
     def _run_from(self, data: Data, options: Options, *, final: bool, stream: Any) -> Any:
         """As `run`, from values of latents, which a guide of its own starts at."""

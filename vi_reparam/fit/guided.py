@@ -18,7 +18,7 @@ from vi_reparam.fit.escalation import escalate
 from vi_reparam.fit.fitter import Fitter
 from vi_reparam.fit.options import Options
 from vi_reparam.fit.streaming import batches_of, fit_batches
-from vi_reparam.guides import Escalate, GuideFamily, JointFamily, MeanField
+from vi_reparam.guides import Escalate, GuideFamily, JointFamily, MeanField, NestedLaplace
 from vi_reparam.guides.refined import Refined
 from vi_reparam.posterior.predict import prior_draws
 from vi_reparam.posterior.sites import check_count
@@ -277,10 +277,12 @@ class Guided:
         return self._families[family]
 
     def for_family_named(self, family: str | None) -> Self:
-        """The same model with the family that is written so, where this one is a ladder; else itself."""
+        """The same model with the family that is written so, where this one is a ladder or chooses; else itself."""
         if family == repr(Refined()):
             return self.for_family(Refined())
-        named = self.family.named(family) if isinstance(self.family, Escalate) and family else None
+        own, named = self.family, None
+        if family and isinstance(own, Escalate | NestedLaplace):
+            named = NestedLaplace.named(family) or (own.named(family) if isinstance(own, Escalate) else None)
         return self if named is None else self.for_family(named)
 
 

@@ -45,24 +45,31 @@ def matched(guide: Any, data: Data, places: Sequence[Place], seed: int) -> list[
         guide: a `JointGuide` of the model.
         places: from which the matching begins.
     """
-    ops, engine = guide.backend.ops, guide.backend.engine
-
-    def slopes(args: Any, kwargs: Any, z: Any) -> Any:
-        return _each(ops, ops.grad(guide.log_joint(guide.layout(args, kwargs), {}, args, kwargs)), z)
-
+    ops, slopes = guide.backend.ops, slopes_of(guide, data)
     rng = np.random.default_rng(abs(seed))
     found = []
     for place in places:
         center, root = (np.asarray(ops.to_numpy(x), dtype=np.float64) for x in (place.frame.center, place.frame.root))
 
         def slope(y: np.ndarray, center: np.ndarray = center, root: np.ndarray = root) -> np.ndarray:
-            z = ops.asarray(center + y @ root.T)
-            found = ops.to_numpy(engine.call(slopes, data, z, name=(guide, "slopes")))
             with np.errstate(all="ignore"):  # what is not finite is left out
-                return np.asarray(found, np.float64) @ root
+                return slopes(center + y @ root.T) @ root
 
         found.append(match(slope, len(center), rng))
     return found
+
+
+def slopes_of(guide: Any, data: Data) -> Callable[[np.ndarray], np.ndarray]:
+    """The gradient of log p at vectors of all latents, both of shape ``[N, D]``."""
+    ops, engine = guide.backend.ops, guide.backend.engine
+
+    def slopes(args: Any, kwargs: Any, z: Any) -> Any:
+        return _each(ops, ops.grad(guide.log_joint(guide.layout(args, kwargs), {}, args, kwargs)), z)
+
+    def run(z: np.ndarray) -> np.ndarray:
+        return np.asarray(ops.to_numpy(engine.call(slopes, data, ops.asarray(z), name=(guide, "slopes"))), np.float64)
+
+    return run
 
 
 def _each(ops: Any, fn: Callable[[Any], Any], rows: Any) -> Any:

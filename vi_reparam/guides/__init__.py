@@ -7,6 +7,7 @@ from vi_reparam.guides.gaussian import FullRank, Gaussian, GaussianFamily, LowRa
 from vi_reparam.guides.joint import JointFamily
 from vi_reparam.guides.mean_field import MeanField
 from vi_reparam.guides.mixture import Mixture
+from vi_reparam.guides.nested_laplace import NestedLaplace
 from vi_reparam.guides.sde import SDE
 from vi_reparam.guides.sites import Sites
 from vi_reparam.guides.structured import Structured
@@ -23,6 +24,7 @@ __all__ = [
     "LowRank",
     "MeanField",
     "Mixture",
+    "NestedLaplace",
     "Sites",
     "Structured",
 ]

@@ -18,7 +18,7 @@ class GuideFamily(abc.ABC):
         max_steps: most steps of a fit that ends by itself; `converges`: whether one does.
         by_losses: whether such a fit is judged by its losses alone, for the parameters are a network's; `least`: part
             of `max_steps` that it takes then at the least.
-        is_fitted: whether there is anything to fit.
+        is_fitted: whether there is anything to fit; `takes_steps`: whether that is done by an optimizer.
         has_tail: whether the draws' tails can be widened after the fit (`vi_reparam.gaussians.tails`).
     """
 
@@ -31,6 +31,7 @@ class GuideFamily(abc.ABC):
     by_losses: ClassVar[bool] = False
     least: ClassVar[float] = 0.8
     is_fitted: ClassVar[bool] = True
+    takes_steps: ClassVar[bool] = True
     has_tail: ClassVar[bool] = False
 
     def __repr__(self) -> str:

@@ -14,6 +14,7 @@ from vi_reparam.guides.gaussian import FullRank, LowRank
 from vi_reparam.guides.joint import JointFamily
 from vi_reparam.guides.mean_field import MeanField
 from vi_reparam.guides.mixture import Mixture
+from vi_reparam.guides.nested_laplace import MOST_GLOBALS, MOST_LOCALS, NestedLaplace
 from vi_reparam.guides.sde import SDE
 from vi_reparam.guides.structured import Structured
 
@@ -100,11 +101,12 @@ class Escalate(GuideFamily):
             return [MeanField()]
         if size <= LARGEST:
             bent = Flow() if size > 1 else Mixture(num_components=6)  # a flow of one coordinate cannot bend it
-            first = [Structured()] if hierarchical else []
+            first = [Structured(), NestedLaplace()] if hierarchical else []
             between = [Structured(globals=Flow())] if hierarchical and num_globals > 1 else []
             return [*first, FullRank(), MeanField(), *between, bent, SDE()]
         if hierarchical:
-            return [Structured(), *([Structured(globals=Flow())] if num_globals > 1 else []), MeanField()]
+            nested = [NestedLaplace()] if size <= MOST_GLOBALS + MOST_LOCALS else []
+            return [Structured(), *nested, *([Structured(globals=Flow())] if num_globals > 1 else []), MeanField()]
         return [
             MeanField(),
             *([LowRank(rank=8)] if size <= LARGEST_LOW_RANK else []),

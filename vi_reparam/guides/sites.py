@@ -12,6 +12,7 @@ from vi_reparam.guides.base import GuideFamily
 from vi_reparam.guides.escalate import Escalate
 from vi_reparam.guides.joint import JointFamily
 from vi_reparam.guides.mean_field import MeanField
+from vi_reparam.guides.nested_laplace import NestedLaplace
 from vi_reparam.guides.sde import SDE
 from vi_reparam.guides.selection import SiteSelection
 from vi_reparam.guides.structured import Structured
@@ -55,9 +56,9 @@ class Sites(GuideFamily):
         for key, family in given.items():
             if not isinstance(family, GuideFamily) or isinstance(family, Escalate | Sites):
                 raise ArgumentError(f"Sites({{{key!r}: {family!r}}}): expected a family such as vr.MeanField()")
-            if isinstance(family, Structured):
+            if isinstance(family, Structured | NestedLaplace):
                 raise ArgumentError(
-                    f"Sites({{{key!r}: {family!r}}}): it follows the priors of all latents of a model, so it is no "
+                    f"Sites({{{key!r}: {family!r}}}): it follows all latents of a model, so it is no "
                     "part; give it to vr.guide alone"
                 )
             if isinstance(family, SDE) and getattr(family.network, "target", "off") == "full":

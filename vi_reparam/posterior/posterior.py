@@ -96,7 +96,8 @@ class Posterior(Predicting, Showing, Trusting):
         return storage.remade, (type(self), self.guided, fields)
 
     def _scorer(self, guide: Any) -> Scorer:
-        return Scorer(self.backend, self.guided.model, guide, self.params, self.args, self.kwargs)
+        copies = getattr(getattr(self.guided, "base_guide", None), "copies", None)
+        return Scorer(self.backend, self.guided.model, guide, self.params, self.args, self.kwargs, copies)
 
     @classmethod
     def load(cls, path: str | os.PathLike, model: Any, *args: Any, **kwargs: Any) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -59,6 +60,7 @@ class Scorer:
     Args:
         params: constrained values of the parameters of model and guide.
         args: positional arguments of the fit; `kwargs`: keyword arguments.
+        copies: how many runs of the model a draw of the guide holds; one unless given.
 
     Attributes:
         sites: the form of both's sites.
@@ -71,10 +73,17 @@ class Scorer:
     """
 
     def __init__(
-        self, backend: Backend, model: Callable, guide: Callable, params: Mapping, args: Args, kwargs: Kwargs
+        self,
+        backend: Backend,
+        model: Callable,
+        guide: Callable,
+        params: Mapping,
+        args: Args,
+        kwargs: Kwargs,
+        copies: Callable[[Args, Kwargs], int] | None = None,
     ) -> None:
         self.backend = backend
-        self.pair = Pair(backend, model, guide)
+        self.pair, self._copies = Pair(backend, model, guide), copies
         self.params = backend.ops.tree_map(self._array, dict(params))
         self._first = args, kwargs, dict(self.params)
         self.data, self.sites, self._mark = self._look()
@@ -100,6 +109,8 @@ class Scorer:
 
         data = probed(backend, look, args, kwargs, (params,), found)
         sites, density = found[-1]
+        if self._copies is not None:
+            sites = dataclasses.replace(sites, scalars=sites.scalars * self._copies(*data.call))
         return data, sites, (data.form, density)
 
     def has_changed(self) -> bool:

@@ -7,13 +7,14 @@ from typing import Any
 
 from vi_reparam.backend.backend import Backend
 from vi_reparam.errors import SiteError
-from vi_reparam.guides import SDE, Flow, GaussianFamily, GuideFamily, MeanField, Mixture, Sites, Structured
+from vi_reparam.guides import SDE, Flow, GaussianFamily, GuideFamily, MeanField, Mixture, NestedLaplace, Sites, Structured
 from vi_reparam.guides.refined import Refined
 from vi_reparam.guides.selection import ALL, SiteSelection
 from vi_reparam.programs.flow import FlowGuide
 from vi_reparam.programs.gaussian import GaussianGuide
 from vi_reparam.programs.mean_field import MeanFieldGuide
 from vi_reparam.programs.mixture import MixtureGuide
+from vi_reparam.programs.nested_laplace import NestedLaplaceGuide
 from vi_reparam.programs.refined import RefinedGuide
 from vi_reparam.programs.sde import SDEGuide
 from vi_reparam.programs.sites import SitesGuide
@@ -24,6 +25,7 @@ JOINT_GUIDES: dict[type[GuideFamily], Callable[..., Any]] = {
     GaussianFamily: GaussianGuide,
     Flow: FlowGuide,
     Mixture: MixtureGuide,
+    NestedLaplace: NestedLaplaceGuide,
     Refined: RefinedGuide,
     SDE: SDEGuide,
     StudentT: StudentTGuide,
@@ -51,6 +53,6 @@ def build_guide(
     for kind, made in JOINT_GUIDES.items():
         if isinstance(family, kind):
             return made(backend, model, family, selection)
-    names = ("MeanField", "FullRank", "LowRank", "StudentT", "Mixture", "Structured", "Flow", "SDE")
+    names = ("MeanField", "FullRank", "LowRank", "StudentT", "Mixture", "Structured", "NestedLaplace", "Flow", "SDE")
     known = ", ".join(f"vr.{name}()" for name in names)
     raise SiteError(f"{family!r} is not a guide family that this backend builds: use {known} or vr.Sites({{...}})")

@@ -182,6 +182,10 @@ class JointGuide(abc.ABC):
         """
         return [{}]
 
+    def copies(self, args: Any, kwargs: Any) -> int:
+        """Runs of the model that a draw holds at once."""
+        return 1
+
     def has_noise_to_match(self, data: Data) -> bool:
         """Whether its starts leave the Gaussian of its noise open, so that this can be matched to the posterior."""
         return False

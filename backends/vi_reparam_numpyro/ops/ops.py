@@ -123,6 +123,12 @@ class JaxOps:
     def jacobian(self, fn: Any, *, has_aux: bool = False) -> Any:
         return jax.jacfwd(fn, has_aux=has_aux)
 
+    def cholesky(self, a: Any) -> Any:
+        return jnp.linalg.cholesky(a)
+
+    def solve_triangular(self, a: Any, b: Any, *, lower: bool) -> Any:
+        return jax.scipy.linalg.solve_triangular(a, b, lower=lower)
+
     def compiled(self, fn: Any) -> Any:
         return jax.jit(fn)
 

@@ -202,6 +202,13 @@ class TorchOps:
 
         return matrix
 
+    def cholesky(self, a: Any) -> Any:
+        root, failed = torch.linalg.cholesky_ex(a)
+        return torch.where(failed == 0, root, torch.full_like(root, torch.nan))
+
+    def solve_triangular(self, a: Any, b: Any, *, lower: bool) -> Any:
+        return torch.linalg.solve_triangular(a, b[:, None], upper=not lower)[:, 0]
+
     def compiled(self, fn: Any) -> Any:
         return fn
 

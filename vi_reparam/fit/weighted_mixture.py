@@ -1,0 +1,91 @@
+"""A mixture of Gaussians of weighted draws, by EM (as in the population Monte Carlo of Cappé et al. 2008)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+NUM_UPDATES = 60
+TRIED = (1, 2, 3, 4, 6)
+"""Numbers of components, of which the one with the highest likelihood of draws left out is taken."""
+
+FEWEST = 8
+"""Effective draws a coordinate that a component needs."""
+
+LEAST = 1e-4
+"""Part of all draws' covariance that is added to a component's."""
+
+
+class Mixture(NamedTuple):
+    """Gaussians with weights.
+
+    Attributes:
+        log_weight: shape ``[K]``.
+        center: shape ``[K, D]``.
+        root: lower triangular, shape ``[K, D, D]``.
+    """
+
+    log_weight: np.ndarray
+    center: np.ndarray
+    root: np.ndarray
+
+    def standardized(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of vectors, shape ``[N, D]``: squared lengths in each component's scales, shape ``[N, K]``; log weights less
+        log volumes, shape ``[K]``."""
+        ways = [np.linalg.solve(root, (z - center).T) for center, root in zip(self.center, self.root, strict=True)]
+        volumes = np.log(np.einsum("kii->ki", self.root)).sum(1)
+        return np.stack([(way * way).sum(0) for way in ways], axis=1), self.log_weight - volumes
+
+    def log_probs(self, z: np.ndarray) -> np.ndarray:
+        """Log weight plus log density of each component. Shape ``[N, K]``."""
+        squares, scores = self.standardized(z)
+        return scores - 0.5 * squares - 0.5 * z.shape[1] * np.log(2.0 * np.pi)
+
+
+def best_of(z: np.ndarray, weights: np.ndarray, rng: np.random.Generator, most: int = TRIED[-1]) -> Mixture:
+    """The mixture with as many components as half of the draws say that the other half is likeliest under.
+
+    Args:
+        z: shape ``[N, D]``.
+        weights: normalized, shape ``[N]``.
+        most: components.
+    """
+    fold = rng.permutation(len(z)) % 2 == 0
+    effective = 1.0 / (weights**2).sum()
+    tried = [k for k in TRIED if k <= most and (k == 1 or effective >= 2 * FEWEST * k * z.shape[1])]
+    scores = []
+    for k in tried:
+        score = 0.0
+        for own in (fold, ~fold):
+            made = of_draws(z[own], weights[own] / weights[own].sum(), k, rng)
+            score += float(weights[~own] @ np.logaddexp.reduce(made.log_probs(z[~own]), axis=1))
+        scores.append(score)
+    return of_draws(z, weights, tried[int(np.argmax(scores))], rng)
+
+
+def of_draws(z: np.ndarray, weights: np.ndarray, num: int, rng: np.random.Generator) -> Mixture:
+    """The mixture of so many Gaussians with the highest likelihood; its mean and covariance are about the draws'."""
+    mean = weights @ z
+    covariance = (weights[:, None] * (z - mean)).T @ (z - mean)
+    spread = np.sqrt(np.maximum(np.diag(covariance), np.finfo(float).tiny))
+    least = LEAST * covariance + 1e-12 * np.diag(spread**2)
+    chosen = z[rng.choice(len(z), size=num, p=weights)]
+    made = Mixture(
+        np.full(num, -np.log(num)), mean + (chosen - mean) * (num > 1), np.stack([_root(covariance + least)] * num)
+    )
+    for _ in range(NUM_UPDATES if num > 1 else 1):
+        each = made.log_probs(z)
+        belongs = weights[:, None] * np.exp(each - np.logaddexp.reduce(each, axis=1, keepdims=True))
+        total = np.maximum(belongs.sum(0), 1e-12)
+        center = (belongs.T @ z) / total[:, None]
+        roots = []
+        for k in range(num):
+            way = z - center[k]
+            roots.append(_root((belongs[:, k : k + 1] * way).T @ way / total[k] + least))
+        made = Mixture(np.log(total / total.sum()), center, np.stack(roots))
+    return made
+
+
+def _root(covariance: np.ndarray) -> np.ndarray:
+    return np.linalg.cholesky(0.5 * (covariance + covariance.T))

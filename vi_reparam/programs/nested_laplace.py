@@ -1,0 +1,177 @@
+"""Globals by a mixture, all other latents by the normal at their mode given the globals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from vi_reparam.errors import SiteError
+from vi_reparam.numerics.special import LOG_2PI, log_sum_exp
+from vi_reparam.programs import mixture
+from vi_reparam.programs.joint import Array, Draws, JointGuide, Key, Layout, Params
+from vi_reparam.programs.layout import Part
+from vi_reparam.programs.vector import Vector
+
+SHARES = (1.0, 0.5, 0.2, 0.05, 0.0)
+"""Of a Newton step, of which the one that ends highest is taken."""
+
+NO_GRADIENT = (
+    "vr.NestedLaplace() is fitted by importance sampling, and no gradient goes through its draws: use vr.Structured() "
+    "or vr.FullRank() with an optimizer of your own"
+)
+
+
+class Halves(NamedTuple):
+    """The parts of a layout: those that the mixture draws, and the others."""
+
+    globals: tuple[Part, ...]
+    locals: tuple[Part, ...]
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Coordinates of both."""
+        return sum(p.size for p in self.globals), sum(p.size for p in self.locals)
+
+    def join(self, ops: Any, layout: Layout, first: Array, second: Array) -> Array:
+        """All latents' vector of the two halves'."""
+        pieces = {}
+        for parts, vector in ((self.globals, first), (self.locals, second)):
+            offset = 0
+            for part in parts:
+                pieces[part.offset] = vector[offset : offset + part.size]
+                offset += part.size
+        return ops.xp.concat([pieces[part.offset] for part in layout.parts])
+
+    def indices(self) -> tuple[list[int], list[int]]:
+        """The places of both halves' coordinates in all latents' vector."""
+        first, second = ([i for p in parts for i in range(p.offset, p.offset + p.size)] for parts in self)
+        return first, second
+
+
+def halves(layout: Layout, names: tuple[str, ...]) -> Halves:
+    """Cut a layout in two by the names of the sites in the first half."""
+    first = tuple(part for part in layout.parts if part.site.name in names)
+    return Halves(first, tuple(part for part in layout.parts if part.site.name not in names))
+
+
+class NestedLaplaceGuide(JointGuide):
+    """Draws the globals, climbs to the others' mode given them, and draws these from the normal there."""
+
+    kind = "laplace"
+
+    def copies(self, args: Any, kwargs: Any) -> int:
+        return max(halves(self.layout(args, kwargs), self.family.globals or ()).sizes[1], 1)
+
+    def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> Any:
+        ops, xp, dtype = self.ops, self.ops.xp, self.ops.float_dtype()
+        if self.family.globals is None:
+            raise SiteError("vr.NestedLaplace() chooses its globals as it is fitted: call fit(), or name them")
+        parts = halves(layout, self.family.globals)
+        num, size = parts.sizes
+        own = self._params(layout, parts, self.start(layout, args, kwargs))
+        mixed = {**own, **{n: xp.zeros_like(own["center"]) for n in ("loc", "log_scale")}}
+        mixed["lower"] = xp.zeros_like(own["root"])
+        score, (loc, scale) = mixture.scorer(ops, mixed), mixture.placed(ops, mixed)
+        upper = xp.cumulative_sum(xp.exp(own["log_weight"]))
+        upper = upper / upper[-1]
+        lower = xp.concat([xp.zeros_like(upper[:1]), upper[:-1]])
+        log_p = self.log_joint(layout, {}, args, kwargs)
+
+        def noise(key: Key, lead: tuple[int, ...]) -> tuple[Array, Array]:
+            key, choice = ops.split(key, 2)
+            return ops.normal(key, (*lead, num + size), dtype), ops.uniform(choice, (*lead, 1), dtype)
+
+        def draw(own_noise: tuple[Array, Array], row: Array | None) -> Vector:
+            n, choice = own_noise
+            chosen = xp.astype((choice > lower) & (choice <= upper), dtype)
+            g = chosen @ loc + xp.reshape(chosen @ xp.reshape(scale, (scale.shape[0], -1)), (num, num)) @ n[:num]
+            log_q = log_sum_exp(ops, score(g), axis=0)
+
+            def height(x: Array) -> Array:
+                return log_p(parts.join(ops, layout, g, x))
+
+            def turn(state: tuple[Array, Array], share: Array) -> tuple[tuple[Array, Array], Array]:
+                found = climb(ops, height, state[0])
+                return (found.at, found.root), share
+
+            begun = own["place"] + own["slopes"] @ g
+            (x, root), _ = ops.scan(turn, (begun, xp.eye(size, dtype=dtype)), own["turns"])
+            value = parts.join(ops, layout, g, x + ops.solve_triangular(root.T, n[num:], lower=False))
+            log_q = log_q + density_at(ops, root, n[num:])
+            return Vector(ops.refuse_gradient(NO_GRADIENT, value, log_q), log_q)
+
+        return self.vector(layout, noise, draw, features)
+
+    def _params(self, layout: Layout, parts: Halves, start: Callable[[], Array]) -> Params:
+        """None of them is moved by a gradient; the length of `turns` is the number of Newton steps."""
+        xp, dtype, (num, size) = self.ops.xp, self.ops.float_dtype(), parts.sizes
+
+        def at(half: int) -> Array:
+            vector = start()
+            own = [vector[p.offset : p.offset + p.size] for p in parts[half]]
+            return xp.concat([vector[:0], *own])
+
+        return {
+            "center": self.constant("center", lambda _: at(0)[None]),
+            "root": self.constant("root", lambda _: xp.eye(num, dtype=dtype)[None]),
+            "log_weight": self.constant("log_weight", lambda _: xp.zeros(1, dtype=dtype)),
+            "place": self.constant("place", lambda _: at(1)),
+            "slopes": self.constant("slopes", lambda _: xp.zeros((size, num), dtype=dtype)),
+            "turns": self.constant("turns", lambda _: xp.ones(2, dtype=dtype)),
+        }
+
+    def matched(self, layout: Layout, draws: Draws) -> Params:
+        raise AssertionError("vr.Sites refuses it as a part")
+
+
+class Climb(NamedTuple):
+    """A Newton step.
+
+    Attributes:
+        at: where it ends, shape ``[L]``.
+        root: of the precision where it began, lower triangular, shape ``[L, L]``.
+        gain: that a whole step promises, twice, in nats.
+    """
+
+    at: Array
+    root: Array
+    gain: Array
+
+
+def climb(ops: Any, height: Callable[[Array], Array], x: Array) -> Climb:
+    """A Newton step up a log density, cut short where that ends higher."""
+    xp, slope = ops.xp, ops.grad(height)
+    hessian, rise = ops.jacobian(lambda at: (slope(at),) * 2, has_aux=True)(x)
+    root = _root(ops, -0.5 * (hessian + hessian.T))
+    half = ops.solve_triangular(root, rise, lower=True)
+    way = ops.solve_triangular(root.T, half, lower=False)
+    way = xp.where(xp.isfinite(way), way, xp.zeros_like(way))
+    shares = xp.asarray(SHARES, dtype=x.dtype)[:, None]
+    trials = x[None] + shares * way[None]
+    heights = ops.vmap(height)(trials)
+    heights = xp.where(xp.isfinite(heights), heights, xp.full_like(heights, -math.inf))
+    best = xp.reshape(xp.argmax(heights), (1,))  # taken, not indexed: it may be a lane's own
+    return Climb(xp.take(trials, best, axis=0)[0], root, xp.sum(half * half))
+
+
+def _root(ops: Any, precision: Array) -> Array:
+    """The Cholesky factor of a precision; where it has none, of one whose diagonal outweighs the rest of its rows."""
+    xp = ops.xp
+    precision = xp.where(xp.isfinite(precision), precision, xp.zeros_like(precision))
+    root = ops.cholesky(precision)
+    fine = xp.all(xp.isfinite(root))
+    diagonal = xp.linalg.diagonal(precision)
+    own = xp.abs(diagonal)
+    rest = xp.sum(xp.abs(precision), axis=1) - own
+    added = own - diagonal + rest + 1e-6 * (1.0 + xp.max(own))
+    eye = xp.eye(own.shape[0], dtype=own.dtype)
+    heavy = ops.cholesky(precision + xp.where(fine, xp.ones_like(added), added)[:, None] * eye)
+    return xp.where(fine, root, heavy)
+
+
+def density_at(ops: Any, root: Array, noise: Array) -> Array:
+    """Log density of the normal with this root of its precision, at the draw of this noise, shape ``[..., L]``."""
+    xp = ops.xp
+    log_det = xp.sum(xp.log(xp.linalg.diagonal(root)))
+    return log_det - 0.5 * xp.sum(noise * noise, axis=-1) - 0.5 * root.shape[0] * LOG_2PI
