@@ -147,8 +147,7 @@ class TorchEngine:
     def draws(self, task: Task, data: Data, params: Params | None) -> dict[str, DrawInfo]:
         known = brought_home(self.first_params(task.model, task.guide, data, 0, {}) if params is None else dict(params))
         with isolated(), without_validation(), using(known):
-            draws = self._run(task, data).draws
-        return {name: DrawInfo(s.family, s.estimator, s.draw.value.numel()) for name, s in draws.items()}
+            return self._run(task, data).described()
 
     def devices(self, given: Any) -> tuple[Any, ...]:
         raise ArgumentError(
