@@ -157,7 +157,7 @@ class Searcher:
     def starts(self, runs: Any, layout: Layout, args: Any, kwargs: Any, key: Any, most: int) -> Array:
         """A sensible vector, draws of the prior, and vectors near the origin. Shape ``[most, D]``."""
         ops, tracer = self.backend.ops, self.backend.tracer
-        first = self.guide.start(layout, args, kwargs)()
+        first, draws = self.guide.start_and_draws(layout, args, kwargs)
         prior_key, near_key = ops.split(key, 2)
         num = most // 2
 
@@ -165,9 +165,13 @@ class Searcher:
             found = tracer.run(self.guide.model, args, kwargs, key, full_data=True, alone=True)
             return layout.pack({part.site.name: found[part.site.name].value for part in layout.parts})
 
-        shape = (most - 1 - num, layout.size)
-        near = 4.0 * ops.uniform(near_key, shape, first.dtype) - 2.0
-        return ops.xp.concat([first[None], runs.many(draw, prior_key, num), near])
+        shapes = {part.site.name: part.site.shape for part in layout.parts}
+        if {n: tuple(draws[n].shape[1:]) for n in shapes if n in draws} == shapes:  # drawn already: a model less
+            prior = runs.vmap(layout.pack)({n: draws[n][:num] for n in shapes})
+        else:
+            prior = runs.many(draw, prior_key, num)
+        near = 4.0 * ops.uniform(near_key, (most - 1 - num, layout.size), first.dtype) - 2.0
+        return ops.xp.concat([first[None], prior, near])
 
 
 def nothing_known(size: int) -> dict[str, Any]:
