@@ -131,11 +131,14 @@ class JaxEngine:
         )
 
     def call(self, fn: Callable[..., Any], data: Data, *inputs: Any, name: Hashable = None) -> Any:
+        return self._call(fn, data, inputs, name, data.call)
+
+    def _call(self, fn: Callable[..., Any], data: Data, inputs: tuple[Any, ...], name: Hashable, numbers: Any) -> Any:
         join = data.join
 
         def compile_it() -> Any:
             traced = jax.jit(lambda arrays, *inputs: fn(*join(arrays), *inputs))
-            return traced, jit_once(traced, data.call)
+            return traced, jit_once(traced, numbers)
 
         traced, compiled = compile_it() if name is None else self.calls.get((name, data.form), compile_it)
         within = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(inputs))
@@ -176,7 +179,7 @@ class JaxEngine:
                 return {**known, **first_params(_RUNS, key, model, guide, args, kwargs)}
 
         name = "first_params", _Same(model), _Same(guide), tuple(sorted(known))
-        return self.call(values, data, key, dict(known), name=name)
+        return self._call(values, data, (key, dict(known)), name, ())  # once for sure: compiled longer than it runs
 
     def check(self, task: Task, data: Data, start: Callable[[Any], Params], key: Any, *, known: bool) -> Params | None:
         if not known:
