@@ -19,9 +19,9 @@ from vi_reparam.backend.engine import Task
 from vi_reparam.backend.ops import Args, Array, Key
 from vi_reparam.errors import ArgumentError, ViReparamError, could_not_run, first_line
 from vi_reparam.fit import checkpoints, matching
-from vi_reparam.fit.arguments import warn_of_forgotten
 from vi_reparam.fit.checkpoints import FitSignature, form_of
 from vi_reparam.fit.convergence import Convergence
+from vi_reparam.fit.forgotten import warn_of_forgotten
 from vi_reparam.fit.loop import Restart, run_steps
 from vi_reparam.fit.matching import as_params
 from vi_reparam.fit.optimizers import plan_of

@@ -14,11 +14,11 @@ from vi_reparam.backend.ops import Args, Array, Key
 from vi_reparam.backend.tracer import Record
 from vi_reparam.errors import ArgumentError, SiteError, ViReparamError, could_not_run
 from vi_reparam.estimators import Auto
-from vi_reparam.fit.arguments import warn_of_forgotten
 from vi_reparam.fit.batched import ANCHOR, Batched
 from vi_reparam.fit.batches import Batches, Rows
 from vi_reparam.fit.escalation import shape_of
 from vi_reparam.fit.fitter import Fitter
+from vi_reparam.fit.forgotten import warn_of_forgotten
 from vi_reparam.fit.options import Options
 from vi_reparam.guides import Escalate, FullRank, GuideFamily, JointFamily, MeanField
 from vi_reparam.guides.escalate import LARGEST
