@@ -5,6 +5,8 @@ import pytest
 from test_both_backends import mean_field
 from test_what_people_give import OPTIONS, refused
 
+from vi_reparam.fit import streaming
+
 Y = np.zeros(6)
 GROUPS = {"largest": [0, 1, 2, 3, 4, 7], "one too many": [1, 2, 3, 4, 5, 5], "below": [-1, -6, 0, 0, 0, 0]}
 
@@ -95,3 +97,20 @@ def test_an_index_that_is_clipped_on_purpose_is_taken(b):
         observe(b, xp.where(group < 5, groups_of(b)[inside], b.array(0.0)), y)
 
     assert b.vr.guide(model).prior(1, np.array([0, 1, 2, 3, 4, 5]), Y)["y"].shape == (1, 6)
+
+
+def test_a_group_that_is_not_there_is_refused_in_a_later_batch(b, monkeypatch):
+    monkeypatch.setattr(streaming, "PILOT", 60)
+    group = np.arange(600) % 5
+    group[432] = 7
+
+    def model(group, y):
+        theta = b.host.sample("theta", b.dist.Normal(b.array(0.0), 1.0).expand([5]).to_event(1))
+        with b.host.plate("rows", len(group)):
+            b.host.sample("y", b.dist.Normal(theta[group], 1.0), obs=y)
+
+    def source():
+        return ((group[i : i + 6], Y) for i in range(0, 600, 6))
+
+    batches = b.vr.batches(source, num_rows=600)
+    refused(b, "index 7 is out of bounds .* size 5", lambda: mean_field(b, model).fit(batches, **OPTIONS))

@@ -110,10 +110,11 @@ def _look(name: str, jaxpr: Jaxpr, known: dict[Any, Value]) -> list[Value | None
     def of(atom: Any) -> Value | None:
         return (lambda: np.asarray(atom.val)) if isinstance(atom, Literal) else known.get(atom)
 
-    for eqn in jaxpr.eqns:
+    eqns: Any = jaxpr.eqns
+    for eqn in eqns:
         kind, given = eqn.primitive.name, [of(atom) for atom in eqn.invars]
-        shape = getattr(eqn.invars[0].aval, "shape", ()) if eqn.invars else ()
-        sizes = eqn.params.get("slice_sizes", ())
+        shape: Any = getattr(eqn.invars[0].aval, "shape", ()) if eqn.invars else ()
+        sizes: Any = eqn.params.get("slice_sizes", ())
         if kind == "gather" and eqn.params["mode"] == GatherScatterMode.PROMISE_IN_BOUNDS and given[1] is not None:
             for k, dimension in enumerate(eqn.params["dimension_numbers"].start_index_map):
                 if sizes[dimension] == 1 and eqn.invars[1].aval.size <= MOST_NUMBERS:
