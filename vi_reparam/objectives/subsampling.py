@@ -1,28 +1,32 @@
-"""A minibatch must be taken by the plate's own indices."""
+"""A minibatch must be taken by the plate's own indices, and a datum counts once."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.ops import Array
+from vi_reparam.backend.tracer import Record
 from vi_reparam.errors import ArgumentError
 from vi_reparam.programs.latents import held
 
 
 def check_subsampling(backend: Backend, model: Any, data: Data) -> None:
-    """Refuse a subsampled plate whose observed terms do not depend on the plate's indices.
+    """Refuse a subsampled plate whose observed terms do not depend on the plate's indices, and data that count often.
 
     A minibatch that is passed as an argument pairs its rows with the wrong indices, and so with
     the wrong local latents, as soon as the particles draw minibatches of their own.
 
     Raises:
-        ArgumentError: naming the plate and the observed sites.
+        ArgumentError: naming the plate or the observed sites.
     """
     ops, tracer = backend.ops, backend.tracer
     records = tracer.shapes(lambda key: tracer.run(model, *data.call, key, alone=True))
+    _refuse_crossed(records)
     given = getattr(model, "batched_plate", None)  # of batches, whose rows come with them
     own = [r.plates[0] for name, r in records.items() if r.kind == "plate" and name != given]
     observed = {
@@ -46,4 +50,29 @@ def check_subsampling(backend: Backend, model: Any, data: Data) -> None:
                 f"plate {plate.name!r} is subsampled, but the observed {', '.join(map(repr, names))} in it does not "
                 f"depend on its indices: index the full data inside the plate (with {backend.host.name}.plate(...) as "
                 "i: y = y[i])"
+            )
+
+
+def _refuse_crossed(records: Mapping[str, Record]) -> None:
+    """Refuse data whose shape and their distribution's make a table of both: a column against a row of means."""
+    for name, record in records.items():
+        if not record.is_data:
+            continue
+        fn, given = record.distribution, tuple(np.shape(record.value))
+        batch, event = tuple(fn.batch_shape), tuple(fn.event_shape)
+        own = given[: len(given) - len(event)]
+        try:
+            both = np.broadcast_shapes(batch, own)
+        except ValueError:  # its density says so
+            continue
+        plates = {plate.dim for plate in record.plates}
+        free = [
+            dim
+            for dim in range(-len(batch), 0)
+            if batch[dim] > 1 and dim not in plates and (len(own) < -dim or own[dim] == 1)
+        ]
+        if both not in (batch, own) or (free and record.plates and max(own, default=1) > 1):
+            raise ArgumentError(
+                f"site {name!r}: its data have shape {given} and its distribution {batch + event}, so that every datum "
+                f"would count at every mean, {both}: give data of the distribution's shape, such as x.reshape(-1)"
             )
