@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_both_backends import mean_field, number
 
-from vi_reparam.guides import joint
+from vi_reparam import checks
 
 OPTIONS = {"num_steps": 60, "num_particles": 2, "progress": False}
 X = np.linspace(0.0, 1.0, 9)
@@ -157,7 +157,7 @@ def test_a_family_that_would_not_fit_into_memory_is_refused_before_it_is_tried(b
         with b.host.plate("n", 2_000):
             b.host.sample("z", b.dist.Normal(b.array(np.zeros(2_000)), b.array(1.0)))
 
-    monkeypatch.setattr(joint, "free_memory", lambda: 100_000)
+    monkeypatch.setattr(checks, "free_memory", lambda: 100_000)
     spec = eval(f"vr.{family}", {"vr": b.vr})
     with pytest.raises(
         b.vr.SiteError, match=r"over 2,000 coordinates would hold about .* GB are free: use vr\."
@@ -175,4 +175,4 @@ def test_a_flow_over_very_many_is_refused(b):
 
     with pytest.raises(b.vr.SiteError, match="over 500,000 coordinates would hold about 2,"):
         b.vr.guide(b.vr.Flow())(model).fit(progress=False)
-    assert joint.free_memory() > 10**8
+    assert checks.free_memory() > 10**8

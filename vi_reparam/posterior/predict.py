@@ -13,6 +13,7 @@ import numpy as np
 from vi_reparam.backend.host import Reader
 from vi_reparam.backend.ops import Args, Array, Kwargs
 from vi_reparam.backend.tracer import Record, Statement
+from vi_reparam.checks import check_memory
 from vi_reparam.errors import ArgumentError, SiteError, ViReparamError, could_not_run, first_line
 from vi_reparam.posterior.scorer import Pair, Scorer, probed
 from vi_reparam.posterior.sites import Site, Sites, form
@@ -138,6 +139,7 @@ class Prediction:
             return {name: take(records[name]) for name in names}
 
         size = sum(math.prod(site.shape) for site in self.sites.values())
+        check_memory(f"predict(num_draws={num:,})", num * size, "take fewer draws, or posterior.predict_in_chunks")
         drawn = self.scorer.many(one, num, key, self._new.arrays, name=self._name, size=size, first=first)
         if self._new.doubts:
             to_numpy = self.scorer.backend.ops.to_numpy

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax, random
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jax.sharding import NamedSharding, PartitionSpec
 from numpyro.handlers import substitute
@@ -73,7 +74,7 @@ class Program:
         self._svi.model, self._svi.guide = (substitute(p, data=values) for p in (self.task.model, self.task.guide))
         start = self._svi.init(init_key, *args, **kwargs)
         for name, transform in getattr(self._svi.constrain_fn, "args", ({},))[0].items():
-            if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(transform)):  # it outlives this trace
+            if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(transform)):  # it outlives this trace
                 raise ArgumentError(
                     f"parameter {name!r}: its constraint is made of the model's arguments; give it a fixed constraint, "
                     "such as the unit interval, and move it by the arguments in the model"
