@@ -37,8 +37,16 @@ def check_positive(name: str, value: Any, owner: str) -> None:
     Raises:
         ArgumentError: saying so.
     """
-    if not value > 0.0:
+    if not is_above(value, 0.0):
         raise ArgumentError(f"{_written(name, value, owner)}: expected a positive number")
+
+
+def is_above(value: Any, least: float, *, or_at: bool = False) -> bool:
+    """Whether a value is a number above another, or at it; False for what is no number."""
+    try:
+        return bool(value >= least if or_at else value > least)
+    except (TypeError, ValueError):
+        return False
 
 
 def check_memory(what: str, numbers: int, mend: str, kind: type[ViReparamError] = ArgumentError) -> None:
