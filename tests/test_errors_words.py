@@ -161,7 +161,7 @@ SERVED = {
         lambda p, vr, _: p.predict(X[:, None], num_draws=2),
         "(in place of a column|give inputs of the form|could not run on arguments of shapes)",
     ),
-    "a file that is there": (
+    "a folder for a file": (
         lambda p, vr, f: write(f, {}, iter(()), 1, 1),
         "cannot write .*; give a .nc in a folder that exists",
     ),

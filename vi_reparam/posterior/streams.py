@@ -35,7 +35,7 @@ def write(
     try:
         return kind(path, chunks, dims_of(sites), num, size)
     except OSError as error:
-        why = error.strerror or first_line(error)[:80]
+        why = (error.strerror or first_line(error))[:80]
         text = f"cannot write {short(str(path), 90)}: {why}; give a {path.suffix[:9] or '.nc'} in a folder that exists"
         raise ArgumentError(text) from error
 
