@@ -48,10 +48,10 @@ class Predictor(NamedTuple):
 
     def _value(self, values: Mapping[str, Array], statement: Statement) -> Array | None:
         """The guide's draw of a latent; None for one that belongs to other data."""
-        name, distribution, plates = statement
+        name, distribution, plates, repeated = statement
         if name in values and name not in self.fresh:
             shape, fitted = tuple(distribution.shape()), self.sites.latents[name].shape
-            if shape == fitted:
+            if shape == fitted or (repeated and shape == fitted[1:]):  # steps beyond the fit's draw their own
                 return values[name]
             if all(self.sites.plate_sizes.get(plate.name) == plate.subsample_size for plate in plates):
                 raise SiteError(
