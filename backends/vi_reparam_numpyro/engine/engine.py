@@ -220,7 +220,11 @@ class JaxEngine:
         case = _Same(task.model), _Same(task.guide), *how
         long = not watched and num_steps >= LONG
         made = functools.partial(Program, task, data, optimizer, watched, long=long)
-        return self.programs.get((*case, data.form, watched, long), made)
+        program = self.programs.get((*case, data.form, watched, long), made)
+        if self.programs.forgotten >= PROGRAMS:  # JAX keeps what it traced for them, some 15 MB for each
+            self.programs.forgotten = 0
+            jax.clear_caches()
+        return program
 
     def gradients(
         self, task: Task, data: Data, params: Params, key: Any, num: int
