@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
+from test_both_backends import mean_field, unfitted
 
 from vi_reparam.fit.forgotten import warn_of_forgotten
 
@@ -174,6 +175,15 @@ def test_a_model_without_source_tells_by_its_argument(b):
     )
     (text,) = told(b, space["model"], X)
     assert "site 'y' is fitted as a latent, for the argument 'y'" in text
+
+
+def test_an_outcome_that_is_left_out_of_an_update_is_told(b):
+    def model(x, y=None):
+        likelihood(b, x, y)
+
+    posterior = unfitted(b, mean_field(b, model), b.array(X), b.array(Y))
+    with pytest.warns(UserWarning, match="site 'y' is fitted as a latent, for the argument 'y'"):
+        posterior.update(b.array(X), num_steps=1, num_particles=1, progress=False)
 
 
 def test_outcomes_that_one_statement_observes_are_told_once(b):

@@ -21,6 +21,9 @@ from vi_reparam.errors import short
 MOST_ASKED = 4
 """Latents, the last of a model, of which it is asked whether an argument that was left out would observe them."""
 
+AROUND = ("vi_reparam", "vi_reparam_numpyro", "vi_reparam_pyro", "jax", "torch", "contextlib", "functools")
+"""Packages that call a model, beside its framework."""
+
 
 def warn_of_forgotten(backend: Backend, model: Callable[..., Any], data: Data) -> None:
     """Warn of an outcome that was left out: a latent that the model would observe, where it is given None for it."""
@@ -95,7 +98,7 @@ def what_would_observe(site: str) -> str:
         frame = frame.f_back
     if frame is None or frame.f_locals["obs"] is not None or frame.f_back is None:
         return ""
-    frameworks = frame.f_globals["__name__"].partition(".")[0], "jax", "torch", "contextlib", "functools"
+    frameworks = frame.f_globals["__name__"].partition(".")[0], *AROUND
     asked, first = "obs", frame
     while (caller := frame.f_back) is not None:
         root = str(caller.f_globals.get("__name__", "")).partition(".")[0]
