@@ -317,13 +317,13 @@ SERVED = {
     ),
     "draws": (
         lambda p, vr, _: p.draws(10**11),
-        r"draws\(100,.*\) would hold about .* GB are free: take fewer",
+        r"num_draws=100,.* would hold about .* GB are free: take fewer",
     ),
     "predictions": (
         lambda p, vr, _: p.predict(*p.args, num_draws=10**11),
         r"predict\(num_draws=.*\) would hold about .* GB are free: take fewer draws, or posterior.predict_in_chunks",
     ),
-    "weights": (lambda p, vr, _: p.elbo(10**12), r"elbo\(.*\) would hold about .* GB are free: take fewer particles"),
+    "weights": (lambda p, vr, _: p.elbo(10**12), r"num_particles=.* would hold about .* GB are free: take fewer"),
     "fresh sites": (lambda p, vr, _: p.predict(fresh_sites=["zz"]), "fresh_sites names zz, not a latent site"),
 }
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.ops import Array
@@ -58,20 +56,19 @@ def _refuse_crossed(records: Mapping[str, Record]) -> None:
     for name, record in records.items():
         if not record.is_data:
             continue
-        fn, given = record.distribution, tuple(np.shape(record.value))
+        fn, given = record.distribution, tuple(getattr(record.value, "shape", ()))
         batch, event = tuple(fn.batch_shape), tuple(fn.event_shape)
         own = given[: len(given) - len(event)]
-        try:
-            both = np.broadcast_shapes(batch, own)
-        except ValueError:  # its density says so
-            continue
+        dims = range(-max(len(own), len(batch)), 0)
+        sizes = {dim: tuple(shape[dim] if len(shape) >= -dim else 1 for shape in (own, batch)) for dim in dims}
+        if any(a != b and 1 not in (a, b) for a, b in sizes.values()):
+            continue  # its density says so
         plates = {plate.dim for plate in record.plates}
-        free = [
-            dim
-            for dim in range(-len(batch), 0)
-            if batch[dim] > 1 and dim not in plates and (len(own) < -dim or own[dim] == 1)
-        ]
-        if both not in (batch, own) or (free and record.plates and max(own, default=1) > 1):
+        wider = [dim for dim, (a, b) in sizes.items() if b > a]  # where the distribution is, and the data are not
+        crossed = wider and any(a > b for a, b in sizes.values())
+        free = record.plates and max(own, default=1) > 1 and any(dim not in plates for dim in wider)
+        if crossed or free:
+            both = tuple(max(pair) for pair in sizes.values())
             raise ArgumentError(
                 f"site {name!r}: its data have shape {given} and its distribution {batch + event}, so that every datum "
                 f"would count at every mean, {both}: give data of the distribution's shape, such as x.reshape(-1)"

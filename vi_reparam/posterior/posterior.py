@@ -12,7 +12,6 @@ from typing import Any, Self
 import numpy as np
 
 from vi_reparam.backend.ops import Args
-from vi_reparam.checks import check_memory
 from vi_reparam.errors import ArgumentError, short
 from vi_reparam.guides import SDE
 from vi_reparam.posterior import bridge, modes, passes, storage, tail
@@ -158,10 +157,7 @@ class Posterior(Predicting, Showing, Trusting):
         Raises:
             ArgumentError: for steps of a guide that takes none, or weights that do not exist.
         """
-        num_draws, scorer = check_count("num_draws", num_draws), self.scorer
-        check_memory(
-            f"draws({num_draws:,})", num_draws * scorer.sites.scalars, "take fewer, or several times with a seed"
-        )
+        num_draws, scorer = check_count("num_draws", num_draws, self.scorer.sites.scalars), self.scorer
         options = {"solver": solver, "order": order, "num_steps": num_steps, "tau": tau}
         if any(value is not None for value in options.values()):
             scorer = self._scorer_with(options, with_weights)
@@ -239,8 +235,7 @@ class Posterior(Predicting, Showing, Trusting):
         """
         if num_particles is None:
             num_particles = self.default_num_weights
-        num_particles = check_count("num_particles", num_particles)
-        check_memory(f"elbo({num_particles:,})", 4 * num_particles, "take fewer particles")
+        num_particles = check_count("num_particles", num_particles, 4)
         if not self.record.get("batches") and self.scorer.has_changed():
             warnings.warn(
                 f"{self.name[:60]} is another model than at the fit: what it reads beside its arguments has changed, "
