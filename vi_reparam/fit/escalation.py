@@ -15,7 +15,7 @@ from vi_reparam.backend.data import Data
 from vi_reparam.backend.ops import Args
 from vi_reparam.errors import NonFiniteError
 from vi_reparam.estimators import Auto
-from vi_reparam.fit.arguments import warn_of_forgotten
+from vi_reparam.fit.forgotten import warn_of_forgotten
 from vi_reparam.fit.options import Options
 from vi_reparam.guides.base import GuideFamily
 from vi_reparam.guides.escalate import NUM_GRADIENTS, cost_of

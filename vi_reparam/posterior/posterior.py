@@ -157,7 +157,7 @@ class Posterior(Predicting, Showing, Trusting):
         Raises:
             ArgumentError: for steps of a guide that takes none, or weights that do not exist.
         """
-        num_draws, scorer = check_count("num_draws", num_draws), self.scorer
+        num_draws, scorer = check_count("num_draws", num_draws, self.scorer.sites.scalars), self.scorer
         options = {"solver": solver, "order": order, "num_steps": num_steps, "tau": tau}
         if any(value is not None for value in options.values()):
             scorer = self._scorer_with(options, with_weights)
@@ -236,7 +236,7 @@ class Posterior(Predicting, Showing, Trusting):
         """
         if num_particles is None:
             num_particles = self.default_num_weights
-        num_particles = check_count("num_particles", num_particles)
+        num_particles = check_count("num_particles", num_particles, 4)
         if not self.record.get("batches") and self.scorer.has_changed():
             warnings.warn(
                 f"{self.name[:60]} is another model than at the fit: what it reads beside its arguments has changed, "

@@ -34,6 +34,7 @@ from vi_reparam.objectives.subsampling import check_subsampling
 from vi_reparam.sites.totals import total_log_prob
 from vi_reparam_numpyro.engine import optimizers
 from vi_reparam_numpyro.engine.arguments import as_arrays, data_of, doubts_of, refuse_tracing
+from vi_reparam_numpyro.engine.bounds import refuse_out_of_bounds
 from vi_reparam_numpyro.engine.codec import JaxCodec
 from vi_reparam_numpyro.engine.forked import refuse_fork
 from vi_reparam_numpyro.engine.program import Program
@@ -221,7 +222,11 @@ class JaxEngine:
         case = _Same(task.model), _Same(task.guide), *how
         long = not watched and num_steps >= LONG
         made = functools.partial(Program, task, data, optimizer, watched, long=long)
-        return self.programs.get((*case, data.form, watched, long), made)
+        program = self.programs.get((*case, data.form, watched, long), made)
+        if self.programs.forgotten >= PROGRAMS:  # JAX keeps what it traced for them, some 15 MB for each
+            self.programs.forgotten = 0
+            jax.clear_caches()
+        return program
 
     def gradients(
         self, task: Task, data: Data, params: Params, key: Any, num: int
@@ -311,6 +316,7 @@ def _traced(program: Callable[..., Any], data: Data, inputs: tuple[Any, ...], al
         if not alone:
             raise
         return data  # what is wrong with the arguments is reported by the check that follows
+    refuse_out_of_bounds(_name(program) if alone else "the model", closed, data.arrays)
     seen = hashlib.blake2b(re.sub(r" at 0x\w+", "", str(closed.jaxpr)).encode())
     for value in closed.consts:
         keyed = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)

@@ -23,6 +23,7 @@ from vi_reparam_pyro.engine import optimizers
 from vi_reparam_pyro.engine.arguments import as_arrays, data_of, doubts_of, refuse_tracing, to_numpy
 from vi_reparam_pyro.engine.codec import TorchCodec
 from vi_reparam_pyro.engine.program import Program
+from vi_reparam_pyro.engine.reading import refuse_reading
 from vi_reparam_pyro.host.params import first_parameters, isolated, using
 from vi_reparam_pyro.lanes.seeding import MASK
 from vi_reparam_pyro.lanes.vmap import keyed, vectorized, without_validation
@@ -121,6 +122,9 @@ class TorchEngine:
 
     @with_data
     def check(self, task: Task, data: Data, start: Callable[[int], Params], key: int, *, known: bool) -> Params | None:
+        if not known:
+            with isolated(), without_validation():
+                refuse_reading(task.model, data, mix(key))
         try:
             return self._checked(task, data, start, key)
         except ValueError as error:
