@@ -311,6 +311,19 @@ SERVED = {
         lambda p, vr, _: p.guided.fit(*p.args, **p.kwargs, devices="gpu", **OPTIONS),
         r"fit\(devices='gpu'\): (expected a list of jax\.devices|Pyro fits on the one device)",
     ),
+    "particles": (
+        lambda p, vr, _: p.guided.fit(*p.args, **p.kwargs, num_particles=10**9, num_steps=1),
+        r"fit\(num_particles=1,000,000,000\) would hold about .* GB are free: take fewer particles",
+    ),
+    "draws": (
+        lambda p, vr, _: p.draws(10**11),
+        r"num_draws=100,.* would hold about .* GB are free: take fewer",
+    ),
+    "predictions": (
+        lambda p, vr, _: p.predict(*p.args, num_draws=10**11),
+        r"predict\(num_draws=.*\) would hold about .* GB are free: take fewer draws, or posterior.predict_in_chunks",
+    ),
+    "weights": (lambda p, vr, _: p.elbo(10**12), r"num_particles=.* would hold about .* GB are free: take fewer"),
     "fresh sites": (lambda p, vr, _: p.predict(fresh_sites=["zz"]), "fresh_sites names zz, not a latent site"),
 }
 

@@ -63,6 +63,20 @@ def every_other_of_more(x):
     return np.repeat(x, 2)[::2]
 
 
+def backward_of_backward(x):
+    return x[::-1].copy()[::-1]
+
+
+def read_only(x):
+    x = x.copy()
+    x.flags.writeable = False
+    return x
+
+
+def a_column_of_a_table(x):
+    return np.stack([x, -x], axis=1)[:, 0]
+
+
 def nothing_masked(x):
     return np.ma.masked_array(x)
 
@@ -79,6 +93,9 @@ def nothing_masked(x):
         list_of_scalars,
         other_byte_order,
         every_other_of_more,
+        backward_of_backward,
+        read_only,
+        a_column_of_a_table,
         nothing_masked,
     ],
     ids=lambda f: f.__name__,

@@ -34,6 +34,26 @@ def two_places(y):
     pyro.sample("y", dist.Normal(z.abs(), 0.2), obs=y)
 
 
+def test_a_model_that_reads_a_drawn_value_takes_few_runs(monkeypatch):
+    runs = []
+
+    @vr.guide
+    def reads(y):
+        runs.append(1)
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        scale = 1.0 if float(z[0].detach()) > -50.0 else 2.0
+        pyro.sample("y", dist.Normal(z, scale).to_event(1), obs=y)
+
+    monkeypatch.setattr("vi_reparam.posterior.posterior.NUM_ONE_BY_ONE", 1_000)
+    posterior = reads.fit(torch.tensor([1.0, -2.0]), progress=False)
+    assert posterior.record["family"] == repr(vr.FullRank()) and posterior.verdict.grade == "good"
+    assert len(runs) < 8_000  # all paths of the search would take several times as many
+    exact = multivariate_normal(np.zeros(2), 2.0 * np.eye(2)).logpdf([1.0, -2.0])
+    value, error = posterior.elbo()
+    assert abs(value - exact) < 1e-6 + 4.0 * error
+    assert len(posterior.log_weights) == 1_000
+
+
 def test_it_stops_at_a_gaussian_that_is_the_posterior(tmp_path):
     posterior = regression.fit(X, Y, progress=False)
     (kept,) = posterior.tried

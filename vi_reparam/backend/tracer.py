@@ -88,11 +88,16 @@ class Record:
 
 
 class Statement(NamedTuple):
-    """A latent site that is about to be drawn."""
+    """A latent site that is about to be drawn.
+
+    Attributes:
+        repeated: whether it is of one step of a loop of the framework's, which takes the values of all steps as well.
+    """
 
     name: str
     distribution: Any
     plates: tuple[PlateInfo, ...]
+    repeated: bool = False
 
 
 Given = Mapping[str, Array] | Callable[[Statement], Array | None]

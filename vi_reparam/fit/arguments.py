@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import array as arrays
-import inspect
-import warnings
 from collections.abc import Callable
 from numbers import Number
 from typing import Any
 
 import numpy as np
 
-from vi_reparam.backend.backend import Backend
-from vi_reparam.backend.data import Call, Data
+from vi_reparam.backend.data import Call
 from vi_reparam.errors import ArgumentError, first_line
-
-MOST_ASKED = 4
-"""Latents, the last of a model, of which it is asked whether an argument that was left out would observe them."""
 
 
 def taken(args: Any, kwargs: Any, is_own: Callable[[Any], bool]) -> Call:
@@ -131,46 +125,3 @@ def not_finite(name: str, array: np.ndarray) -> list[str]:
     """What is to be said of NaN or infinite values in an argument; nothing where there are none."""
     bad = int(array.size - np.isfinite(array).sum()) if np.issubdtype(array.dtype, np.floating) else 0
     return [f"argument {name} holds {bad} NaN or infinite values of {array.size}"] if bad else []
-
-
-def warn_of_forgotten(backend: Backend, model: Callable[..., Any], data: Data) -> None:
-    """Warn of an outcome that was left out: a latent that an argument, which is None, would observe."""
-    for site, name in _forgotten(backend, model, data).items():
-        text = f"site {site!r} is fitted as a latent, for the argument {name!r} that would observe it is None"
-        warnings.warn(f"{text}: if it is an outcome, give it", stacklevel=5)
-
-
-def _forgotten(backend: Backend, model: Callable[..., Any], data: Data) -> dict[str, str]:
-    try:
-        bound = inspect.signature(model).bind(*data.args, **data.kwargs)
-    except (TypeError, ValueError):  # no signature, or not this one: whatever runs it says so
-        return {}
-    given = bound.arguments.copy()
-    bound.apply_defaults()
-    empty = [name for name, value in bound.arguments.items() if value is None]
-    found: dict[str, str] = {}
-    if not empty:
-        return found
-
-    def run(key: Any, **more: Any) -> dict[str, Any]:
-        again = inspect.signature(model).bind(*data.args, **data.kwargs)
-        again.arguments.clear()
-        again.arguments.update({**given, **more})
-        return backend.tracer.run(model, again.args, again.kwargs, key, alone=True)
-
-    def look(key: Any) -> None:
-        latents = {n: r for n, r in run(key).items() if r.is_latent}
-        for name in empty:
-            asked = [site for site in latents if site == name] or list(latents)[-MOST_ASKED:]
-            for site in asked:
-                try:
-                    if not run(key, **{name: latents[site].value})[site].is_latent:
-                        found[site] = name
-                except Exception:  # it is no outcome, or not this one
-                    continue
-
-    try:
-        backend.tracer.shapes(look)
-    except Exception:  # whatever is wrong, the fit says so
-        return {}
-    return found

@@ -16,10 +16,10 @@ from vi_reparam.backend.ops import Args
 from vi_reparam.errors import NonFiniteError
 from vi_reparam.estimators import Auto
 from vi_reparam.fit import nested_laplace
-from vi_reparam.fit.arguments import warn_of_forgotten
+from vi_reparam.fit.forgotten import warn_of_forgotten
 from vi_reparam.fit.options import Options
 from vi_reparam.guides.base import GuideFamily
-from vi_reparam.guides.escalate import cost_of
+from vi_reparam.guides.escalate import NUM_GRADIENTS, cost_of
 from vi_reparam.guides.gaussian import FullRank
 from vi_reparam.guides.mean_field import MeanField
 from vi_reparam.guides.mixture import Mixture
@@ -28,9 +28,13 @@ from vi_reparam.posterior.attempt import GOOD_GAP, GOOD_MISSED, Attempt
 from vi_reparam.posterior.evidence import by_student_t
 from vi_reparam.posterior.modes import missed_modes
 from vi_reparam.posterior.verdict import KHAT_USABLE, NEGLIGIBLE_MODE
+from vi_reparam.sites.totals import total_log_prob
 
 HOPELESS = GOOD_GAP
 """Nats that a mean field must lose to correlations for it not to be tried: it would not be good."""
+
+ONE_BY_ONE = 50_000
+"""Gradients of log p for all families together, of a model that reads values in Python: each takes milliseconds."""
 
 
 class Budget(NamedTuple):
@@ -82,6 +86,7 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
     begun = next((i for i, family in enumerate(ladder) if repr(family) == known), 0)
     ladder = ladder[begun:]  # from the family of the posterior that it starts at
     posteriors: dict[GuideFamily, Any] = {}
+    slow = not engine.runs_at_once(functools.partial(_density, guided), data)
     joint = guided.for_family(FullRank()).base_guide  # knows how latents are laid out, and searches them
     is_searched = FullRank() in ladder and joint.family.is_dense(joint.layout(*data.call).size)
     places = joint.searcher.run(data, key) if is_searched else []
@@ -96,7 +101,8 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
         chosen = {FullRank(): modes[:1], Mixture(): places}.get(family, [])
         at_once = (chosen or family == Structured()) and not is_told
         posterior = fitter.matched(data, options, chosen) if at_once else None
-        if posterior is None or (family != FullRank() and not posterior.attempt(seconds=0.0).is_good):
+        enough = slow or family == FullRank()
+        if posterior is None or not (enough or posterior.attempt(seconds=0.0).is_good):
             posterior = fitter.run(data, replace(options, checkpoint=own))
         posteriors[family] = posterior
         missed = missed_modes(posterior, modes, joint)
@@ -124,13 +130,19 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
         return lost if nats >= HOPELESS else ""
 
     cost = functools.partial(cost_of, num_steps=options.num_steps)
-    best = _climb(ladder, fit, skip_reason, cost, gradients=spec.gradients, seconds=spec.budget or math.inf)
+    gradients = ONE_BY_ONE if slow and spec.gradients == NUM_GRADIENTS else spec.gradients
+    best = _climb(ladder, fit, skip_reason, cost, gradients=gradients, seconds=spec.budget or math.inf)
     if shape.size is not None and not best.khat < KHAT_USABLE and "interrupted" not in best.record:
         known, own = best.record.get("surest"), by_student_t(best, joint)
         if own is not None and not (known is not None and known["khat"] <= own["khat"]):
             best.record["surest"] = own
     engine.settle(best)  # networks train in place, and later families went on with them
     return best
+
+
+def _density(guided: Any, key: Any, args: Args, kwargs: dict[str, Any]) -> Any:
+    """log p of the model at draws of its prior."""
+    return total_log_prob(guided.backend, guided.backend.tracer.run(guided.model, args, kwargs, key, alone=True))
 
 
 def _climb(

@@ -17,11 +17,12 @@ from vi_reparam.backend.cache import Cache
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import Task
 from vi_reparam.backend.ops import Args, Array, Key
+from vi_reparam.checks import check_memory
 from vi_reparam.errors import ArgumentError, SiteError, ViReparamError, could_not_run, first_line
 from vi_reparam.fit import checkpoints, matching, nested_laplace
-from vi_reparam.fit.arguments import warn_of_forgotten
 from vi_reparam.fit.checkpoints import FitSignature, form_of
 from vi_reparam.fit.convergence import Convergence
+from vi_reparam.fit.forgotten import warn_of_forgotten
 from vi_reparam.fit.loop import Restart, run_steps
 from vi_reparam.fit.matching import as_params
 from vi_reparam.fit.optimizers import plan_of
@@ -29,10 +30,14 @@ from vi_reparam.fit.options import Options
 from vi_reparam.fit.selection import choose
 from vi_reparam.fit.warm import params_of, with_values
 from vi_reparam.guides import JointFamily, Sites, Structured
+from vi_reparam.guides.joint import COPIES
 from vi_reparam.posterior.program import program_of
 from vi_reparam.programs.latents import FORMS
 from vi_reparam.programs.rows import NOT_AT_ONCE
 from vi_reparam.programs.searcher import Place
+
+PARTICLE = 100
+"""Numbers of a step that a particle takes at the least."""
 
 Values = Mapping[str, Array]
 """Parameters by name, constrained."""
@@ -224,7 +229,7 @@ class Fitter:
             "num_steps": found.rounds,
             "converged": True,
             "rivals": [],
-            "num_particles": nested_laplace.NUM_DRAWS,
+            "num_particles": found.num_draws,
             "gradients": found.gradients,
             "objective": "importance sampling",
             "estimators": {},
@@ -256,6 +261,9 @@ class Fitter:
         objective = self.guided.objective
         if num_particles is not None:
             objective = objective.with_particles(num_particles)
+            check_memory(
+                f"fit(num_particles={num_particles:,})", COPIES * PARTICLE * num_particles, "take fewer particles"
+            )
         own = () if devices is None else self.engine.devices(devices)
         if own and objective.num_particles % len(own):
             raise ArgumentError(

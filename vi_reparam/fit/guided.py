@@ -121,7 +121,7 @@ class Guided:
         self._fitting = threading.RLock()
         # of an object, its attributes are its own
         functools.update_wrapper(self, model, updated=("__dict__",) if inspect.isroutine(model) else ())
-        self.name = str(getattr(model, "__name__", type(model).__name__))
+        self.name = _name_of(model)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)
@@ -298,6 +298,12 @@ def _refuse_names(model: Callable[..., Any]) -> None:
             raise ArgumentError(
                 f"the model's argument {option.name!r} has the name of an option of fit: rename it in the model"
             )
+
+
+def _name_of(model: Any) -> str:
+    """A model's own name, also where something is bound to it or a handler is around it."""
+    inner = getattr(model, "func", getattr(model, "fn", None))
+    return str(getattr(model, "__name__", _name_of(inner) if callable(inner) else type(model).__name__))
 
 
 def _named(module: str, path: str) -> Any:

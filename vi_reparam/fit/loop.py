@@ -131,10 +131,12 @@ def not_finite(program: Program, state: Any, losses: np.ndarray, name: str) -> N
     """The error that names what is not finite in the step after `state`; the losses are those up to that step."""
     sites = program.non_finite(state)
     listed = "; ".join(f"site {site!r}: {what}" for site, what in sites.items()) or "the cause did not recur"
+    step = len(losses) - 1
+    mend = "try a smaller learning rate, float64, or" if step else "see that data lie within their supports, and"
     return NonFiniteError(
-        f"fit of {name} stopped at step {len(losses) - 1}: {listed}. The last finite parameters are in error.params; "
-        "try a smaller learning rate, float64, or look at that site's density",
-        step=len(losses) - 1,
+        f"fit of {name[:40]} stopped at step {step}: {listed[:120]}. The last finite parameters are in error.params; "
+        f"{mend} look at that site's density",
+        step=step,
         sites=sites,
         params=program.params(state),
         losses=losses,

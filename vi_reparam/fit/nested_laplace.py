@@ -17,18 +17,23 @@ from vi_reparam.fit import weighted_mixture
 from vi_reparam.fit.matching import slopes_of
 from vi_reparam.fit.weighted_mixture import Mixture
 from vi_reparam.guides.nested_laplace import MOST_GLOBALS, MOST_LOCALS, NestedLaplace
+from vi_reparam.guides.structured import Structured
 from vi_reparam.numerics.special import LOG_2PI
 from vi_reparam.posterior.modes import vectors
 from vi_reparam.posterior.parts import by_parts
 from vi_reparam.posterior.psis import pareto_smooth
 from vi_reparam.programs.nested_laplace import climb, density_at, halves
 
-NUM_DRAWS = 256
-"""Of the globals in a round."""
+FEWEST_DRAWS, MOST_DRAWS = 256, 1_024
+"""Of the globals in a round; `ROUND`: about how many second derivatives of one latent in it."""
 
+ROUND = 100_000
 MOST_ROUNDS = 12
-ENOUGH, KHAT = 1_000, 0.5
-"""Effective draws, and k-hat, at which no further round is needed."""
+ENOUGH, KHAT = 3.0, 0.5
+"""Effective draws, in rounds, and k-hat, at which no further round is needed."""
+
+MOST_SPREAD = 0.7
+"""Standard deviation of the others' log weights above which they are not nearly normal, and one round is enough."""
 
 DF, WIDER = 4, 1.1
 """Of a proposal's Student-t, and how much wider it is than what is known."""
@@ -57,13 +62,15 @@ class Fit(NamedTuple):
     Attributes:
         family: with the globals' names.
         params: of its guide, NumPy arrays by name.
-        gradients: of log p that it took; `rounds`: of sampling.
+        gradients: of log p that it took.
+        rounds: of sampling; `num_draws`: in each.
     """
 
     family: NestedLaplace
     params: dict[str, np.ndarray]
     gradients: int
     rounds: int
+    num_draws: int
 
 
 def why_not(guided: Any, data: Data) -> str:
@@ -110,8 +117,6 @@ def _globals(guided: Any, data: Data, first: np.ndarray, rng: np.random.Generato
     Args:
         first: about draws of the posterior, vectors of all latents. Shape ``[N, D]``.
     """
-    from vi_reparam.guides.structured import Structured
-
     guide = guided.for_family(Structured()).base_guide
     split, slopes = guide.split(*data.call), slopes_of(guide, data)
     free = {part.site.name for part in split.globals.parts} if split.globals else set()
@@ -149,6 +154,7 @@ class Target:
         scalars: numbers in a run of the model.
 
     Attributes:
+        num_draws: in a round.
         gradients: of log p taken so far.
     """
 
@@ -157,7 +163,8 @@ class Target:
         self.num, self.size = halves(guide.layout(*data.call), guide.family.globals).sizes
         half = rng.normal(size=(NUM_LOCAL_DRAWS // 2, self.size))
         self._noise = self.ops.asarray(np.concatenate([half, -half]))
-        self._count = int(np.clip(BUDGET // max(self.size * max(scalars, self.size), 1), 1, NUM_DRAWS))
+        self.num_draws = int(np.clip(ROUND // self.size, FEWEST_DRAWS, MOST_DRAWS))
+        self._count = int(np.clip(BUDGET // max(self.size * max(scalars, self.size), 1), 1, self.num_draws))
         self.gradients = 0
 
     def __call__(self, g: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -222,7 +229,7 @@ def _sampled(
     drawn, ends, masses, rounds = [], [], [], 0
     for rounds in range(1, MOST_ROUNDS + 1):
         proposals.append(known)
-        own = _draw(known, NUM_DRAWS, rng)
+        own = _draw(known, target.num_draws, rng)
         log_m, at, spreads = target(own, slopes[0] + own @ slopes[1].T)
         for rows, new in ((drawn, own), (ends, at), (masses, log_m)):
             rows.append(new)
@@ -230,15 +237,15 @@ def _sampled(
         log_q = np.logaddexp.reduce([_log_prob(p, z) for p in proposals], axis=0) - math.log(rounds)
         smoothed, khat = pareto_smooth(heights - log_q)
         weights = _normalized(smoothed)
-        done = khat < KHAT and 1.0 / (weights**2).sum() >= ENOUGH
+        done = khat < KHAT and 1.0 / (weights**2).sum() >= ENOUGH * target.num_draws
         if not done:
             weights = _tempered(heights - log_q, max(4.0 * z.shape[1], 20.0) + 10.0)
         slopes = _regressed(z, modes, weights)
-        if done or rounds == MOST_ROUNDS:
+        typical = np.median(spreads, axis=1)
+        if done or rounds == MOST_ROUNDS or typical[-1] > MOST_SPREAD:
             break
         known = weighted_mixture.best_of(z, weights, rng, most=3)
     made = weighted_mixture.best_of(z, weights, rng)
-    typical = np.median(spreads, axis=1)
     turns = 1 + int(np.argmax(typical <= 1.1 * typical[-1] + 0.05))
     params = {
         "center": made.center,
@@ -248,7 +255,7 @@ def _sampled(
         "slopes": slopes[1],
         "turns": np.ones(turns),
     }
-    return Fit(family, params, target.gradients, rounds)
+    return Fit(family, params, target.gradients, rounds, target.num_draws)
 
 
 def _regressed(g: np.ndarray, x: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

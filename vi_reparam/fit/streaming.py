@@ -14,11 +14,11 @@ from vi_reparam.backend.ops import Args, Array, Key
 from vi_reparam.backend.tracer import Record
 from vi_reparam.errors import ArgumentError, SiteError, ViReparamError, could_not_run
 from vi_reparam.estimators import Auto
-from vi_reparam.fit.arguments import warn_of_forgotten
 from vi_reparam.fit.batched import ANCHOR, Batched
 from vi_reparam.fit.batches import Batches, Rows
 from vi_reparam.fit.escalation import shape_of
 from vi_reparam.fit.fitter import Fitter
+from vi_reparam.fit.forgotten import warn_of_forgotten
 from vi_reparam.fit.options import Options
 from vi_reparam.guides import Escalate, FullRank, GuideFamily, JointFamily, MeanField
 from vi_reparam.guides.escalate import LARGEST
@@ -47,7 +47,10 @@ class Stream:
     def __init__(self, guided: Any, batches: Batches, rest: Args, kwargs: Mapping[str, Any], seed: Any) -> None:
         self.batches, self.engine, self.rest, self.kwargs = batches, guided.backend.engine, rest, dict(kwargs)
         self.seed = seed if isinstance(seed, int) and seed >= 0 else 0
-        self.pilot = self._data(batches.pilot(PILOT), guided.model)
+        self._guided, self._extremes = guided, dict[int, tuple[Any, Any]]()
+        pilot = batches.pilot(PILOT)
+        self._has_more(pilot)
+        self.pilot = self._data(pilot, guided.model)
         self.first = self._data(tuple(rows[: batches.size] for rows in batches.pilot(batches.size)), guided.model)
         self.fed, self.anchor = self.first, None
         self.rivals: list[float] = []
@@ -62,6 +65,26 @@ class Stream:
         more = {ANCHOR: self.anchor} if anchored and self.anchor is not None else {}
         return self.engine.data((*args, *self.rest), {**kwargs, **self.kwargs, **more}, model)
 
+    def _has_more(self, rows: Rows) -> bool:
+        """Whether whole numbers, which may be indices, go beyond those that came before."""
+        before = dict(self._extremes)
+        for i, column in enumerate(rows):
+            if column.dtype.kind in "iu" and column.size:
+                least, largest = self._extremes.get(i, (column.min(), column.max()))
+                self._extremes[i] = min(least, column.min()), max(largest, column.max())
+        return self._extremes != before
+
+    def _try(self, rows: Rows) -> None:
+        """Refuse rows with an index that is out of bounds, which no batch before had."""
+        if not self._has_more(rows):
+            return
+        guided, tracer = self._guided, self._guided.backend.tracer
+        data = self._data(rows, guided.model)
+        try:
+            tracer.shapes(lambda key: tracer.run(guided.model, *data.call, key, alone=True))
+        except Exception as error:
+            raise could_not_run(guided.name, data.shapes(guided.backend.ops), error) from error
+
     def __str__(self) -> str:
         return f"batches of {self.batches.size} rows of {self.batches.num_rows}"
 
@@ -69,6 +92,7 @@ class Stream:
         """The data of each step, from the step `first` on."""
         form = [(x.shape, x.dtype) for x in self.fed.arrays]
         for rows in self.batches.steps(self.seed, first):
+            self._try(rows)
             data = self._data(rows, anchored=True)
             if [(x.shape, x.dtype) for x in data.arrays] != form:
                 raise ArgumentError(
@@ -79,7 +103,9 @@ class Stream:
 
     def passed(self) -> Iterator[Data]:
         """All rows once, in stretches."""
-        return (self._data(rows) for rows in self.batches.once())
+        for rows in self.batches.once():
+            self._try(rows)
+            yield self._data(rows)
 
     def look(self, guide: Any, key: Key) -> None:
         """Find where the posterior lies and, by passes over all rows, the anchor that spares the steps their noise.

@@ -9,7 +9,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vi_reparam.backend.ops import Array, Ops
-from vi_reparam.checks import check_integer
+from vi_reparam.checks import check_integer, is_above
 from vi_reparam.errors import ArgumentError
 from vi_reparam.numerics.special import LOG_2PI, log_sum_exp
 
@@ -234,7 +234,7 @@ class DiagonalMixture(Base):
 
     def __post_init__(self) -> None:
         check_integer("num_components", self.num_components, "Mixture")
-        if not self.spread >= 0.0:
+        if not is_above(self.spread, 0.0, or_at=True):
             raise ArgumentError(f"Mixture(spread={self.spread!r}): expected a number of at least 0")
 
     def __repr__(self) -> str:

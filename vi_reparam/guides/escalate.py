@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from vi_reparam.checks import check_integer
+from vi_reparam.checks import check_integer, is_above
 from vi_reparam.errors import ArgumentError
 from vi_reparam.gaussians.pathfinder import LARGEST
 from vi_reparam.guides.base import GuideFamily
@@ -63,7 +63,7 @@ class Escalate(GuideFamily):
     gradients: int = NUM_GRADIENTS
 
     def __post_init__(self) -> None:
-        if self.budget is not None and not self.budget > 0.0:
+        if self.budget is not None and not is_above(self.budget, 0.0):
             raise ArgumentError(f"Escalate(budget={self.budget!r}): expected seconds, a positive number, or None")
         check_integer("gradients", self.gradients, "Escalate")
         if self.families is None:

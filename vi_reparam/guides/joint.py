@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
+from vi_reparam.checks import check_memory
 from vi_reparam.errors import ArgumentError, SiteError
 from vi_reparam.guides.base import GuideFamily
 
@@ -31,30 +30,17 @@ class JointFamily(GuideFamily):
         Raises:
             SiteError: if the family would not fit into memory.
         """
-        needed, free = NUMBER * self.held(size), free_memory()
-        if needed > free:
-            raise SiteError(
-                f"{self!r:.120} over {size:,} coordinates would hold about {needed / 1e9:,.0f} GB, and "
-                f"{free / 1e9:,.0f} GB are free: use vr.MeanField() or vr.Structured(), or a smaller "
-                f"{type(self).__name__}"
-            )
+        what = f"{self!r:.120} over {size:,} coordinates"
+        mend = f"use vr.MeanField() or vr.Structured(), or a smaller {type(self).__name__}"
+        check_memory(what, self.held(size), mend, SiteError)
 
     def held(self, size: int) -> int:
         """About how many numbers a step holds for a vector of so many coordinates; at least its draws and slopes."""
         return COPIES * self.num_particles * size
 
 
-NUMBER, COPIES = 8, 8
-"""Bytes of a number, and how often a fit holds a parameter or a draw: its slope, its optimizer's state, copies."""
-
-
-def free_memory() -> int:
-    """Bytes that this machine could still give; all that it has, where it does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**34
+COPIES = 8
+"""How often a fit holds a parameter or a draw: its slope, its optimizer's state, copies."""
 
 
 def check_skew(what: str, skew: Any) -> None:

@@ -133,7 +133,7 @@ class Elbo:
                 plates -= check_plates(held, first)
         # what Python reads leaves no trace: then every cost may depend on every draw
         found = dependents(located(), key, scored) if scored and in_lanes else dict.fromkeys(scored, places)
-        made = Structure(places, found, plates, in_lanes)
+        made = Structure(places, found, plates, in_lanes, first.described())
         self._known[self._program(model, guide, args, kwargs)] = made
         return made
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from vi_reparam.backend.backend import Backend
+from vi_reparam.backend.engine import DrawInfo
 from vi_reparam.backend.host import Reader
 from vi_reparam.backend.ops import Args, Array, Key, Kwargs, Params
 from vi_reparam.backend.tracer import Record
@@ -53,6 +55,11 @@ class Run:
     def scored(self) -> dict[str, Sampled]:
         """The draws that are not pathwise."""
         return {name: sampled for name, sampled in self.draws.items() if not sampled.draw.is_pathwise}
+
+    def described(self) -> dict[str, DrawInfo]:
+        """The estimated draws in words, without their arrays."""
+        sizes = {name: math.prod(tuple(getattr(s.draw.value, "shape", ()))) for name, s in self.draws.items()}
+        return {name: DrawInfo(s.family, s.estimator, sizes[name]) for name, s in self.draws.items()}
 
     def plates_of_scored(self) -> frozenset[str]:
         """The plates around draws that are not pathwise: elements of their costs may be kept apart."""

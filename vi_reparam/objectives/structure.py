@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vi_reparam.backend.data import leaf_form
+from vi_reparam.backend.engine import DrawInfo
 from vi_reparam.backend.ops import Args, Array, Key, Kwargs
 from vi_reparam.errors import GradientError
 from vi_reparam.objectives.run import Params, Place, Run, Runner
@@ -33,12 +34,14 @@ class Structure:
         dependents: for each draw that is not pathwise, the costs that depend on it.
         plates: those that were checked, by which costs stay apart.
         in_lanes: whether many particles can run as one.
+        draws: of the guide, estimated, by site.
     """
 
     places: frozenset[Place]
     dependents: dict[str, frozenset[Place]]
     plates: frozenset[str]
     in_lanes: bool
+    draws: dict[str, DrawInfo]
 
 
 def form_of(ops: Any, args: Args, kwargs: Kwargs) -> Any:

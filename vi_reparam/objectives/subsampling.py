@@ -1,4 +1,4 @@
-"""A minibatch must be taken by the plate's own indices."""
+"""A minibatch must be taken by the plate's own indices, and a datum counts once."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from typing import Any
 from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.ops import Array
+from vi_reparam.backend.tracer import Record
 from vi_reparam.errors import ArgumentError
 from vi_reparam.programs.latents import held
 
 
 def check_subsampling(backend: Backend, model: Any, data: Data) -> None:
-    """Refuse a subsampled plate whose observed terms do not depend on the plate's indices.
+    """Refuse a subsampled plate whose observed terms do not depend on the plate's indices, and data that count often.
 
     A minibatch that is passed as an argument pairs its rows with the wrong indices, and so with
     the wrong local latents, as soon as the particles draw minibatches of their own.
 
     Raises:
-        ArgumentError: naming the plate and the observed sites.
+        ArgumentError: naming the plate or the observed sites.
     """
     ops, tracer = backend.ops, backend.tracer
     records = tracer.shapes(lambda key: tracer.run(model, *data.call, key, alone=True))
+    _refuse_crossed(records)
     given = getattr(model, "batched_plate", None)  # of batches, whose rows come with them
     own = [r.plates[0] for name, r in records.items() if r.kind == "plate" and name != given]
     observed = {
@@ -46,4 +48,28 @@ def check_subsampling(backend: Backend, model: Any, data: Data) -> None:
                 f"plate {plate.name!r} is subsampled, but the observed {', '.join(map(repr, names))} in it does not "
                 f"depend on its indices: index the full data inside the plate (with {backend.host.name}.plate(...) as "
                 "i: y = y[i])"
+            )
+
+
+def _refuse_crossed(records: Mapping[str, Record]) -> None:
+    """Refuse data whose shape and their distribution's make a table of both: a column against a row of means."""
+    for name, record in records.items():
+        if not record.is_data:
+            continue
+        fn, given = record.distribution, tuple(getattr(record.value, "shape", ()))
+        batch, event = tuple(fn.batch_shape), tuple(fn.event_shape)
+        own = given[: len(given) - len(event)]
+        dims = range(-max(len(own), len(batch)), 0)
+        sizes = {dim: tuple(shape[dim] if len(shape) >= -dim else 1 for shape in (own, batch)) for dim in dims}
+        if any(a != b and 1 not in (a, b) for a, b in sizes.values()):
+            continue  # its density says so
+        plates = {plate.dim for plate in record.plates}
+        wider = [dim for dim, (a, b) in sizes.items() if b > a]  # where the distribution is, and the data are not
+        crossed = wider and any(a > b for a, b in sizes.values())
+        free = record.plates and max(own, default=1) > 1 and any(dim not in plates for dim in wider)
+        if crossed or free:
+            both = tuple(max(pair) for pair in sizes.values())
+            raise ArgumentError(
+                f"site {name!r}: its data have shape {given} and its distribution {batch + event}, so that every datum "
+                f"would count at every mean, {both}: give data of the distribution's shape, such as x.reshape(-1)"
             )

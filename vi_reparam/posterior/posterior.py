@@ -41,7 +41,7 @@ from vi_reparam.posterior.weights import Estimate, Weights, mean_and_error_of_ro
 from vi_reparam.sde.latent import Steps
 from vi_reparam.sde.solver import Adams
 
-NUM_WEIGHTS = 20_000
+NUM_WEIGHTS, NUM_ONE_BY_ONE = 20_000, 2_000
 NUM_EXPECTATION = 4_000
 MIN_WEIGHTS = 1_000
 WEIGHT_BUDGET = 1e8  # scalars drawn and scored for the default number of weights
@@ -158,7 +158,7 @@ class Posterior(Predicting, Showing, Trusting):
         Raises:
             ArgumentError: for steps of a guide that takes none, or weights that do not exist.
         """
-        num_draws, scorer = check_count("num_draws", num_draws), self.scorer
+        num_draws, scorer = check_count("num_draws", num_draws, self.scorer.sites.scalars), self.scorer
         options = {"solver": solver, "order": order, "num_steps": num_steps, "tau": tau}
         if any(value is not None for value in options.values()):
             scorer = self._scorer_with(options, with_weights)
@@ -187,9 +187,10 @@ class Posterior(Predicting, Showing, Trusting):
 
     @property
     def default_num_weights(self) -> int:
-        """How many log weights the figures rest on: 20,000, fewer where a draw is very large."""
+        """How many log weights the figures rest on: 20,000, fewer where a draw is very large or runs by itself."""
         rows = (self.record.get("batches") or {}).get("num_rows", 1)
-        return int(np.clip(WEIGHT_BUDGET / max(self.scorer.sites.scalars, rows), MIN_WEIGHTS, NUM_WEIGHTS))
+        most = NUM_WEIGHTS if self.scorer.at_once else NUM_ONE_BY_ONE
+        return int(np.clip(WEIGHT_BUDGET / max(self.scorer.sites.scalars, rows), MIN_WEIGHTS, most))
 
     @cached_property
     def _first(self) -> tuple[Weights, dict[str, np.ndarray]]:
@@ -236,7 +237,7 @@ class Posterior(Predicting, Showing, Trusting):
         """
         if num_particles is None:
             num_particles = self.default_num_weights
-        num_particles = check_count("num_particles", num_particles)
+        num_particles = check_count("num_particles", num_particles, 4)
         if not self.record.get("batches") and self.scorer.has_changed():
             warnings.warn(
                 f"{self.name[:60]} is another model than at the fit: what it reads beside its arguments has changed, "

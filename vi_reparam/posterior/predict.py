@@ -13,6 +13,7 @@ import numpy as np
 from vi_reparam.backend.host import Reader
 from vi_reparam.backend.ops import Args, Array, Kwargs
 from vi_reparam.backend.tracer import Record, Statement
+from vi_reparam.checks import check_memory
 from vi_reparam.errors import ArgumentError, SiteError, ViReparamError, could_not_run, first_line
 from vi_reparam.posterior.scorer import Pair, Scorer, probed
 from vi_reparam.posterior.sites import Site, Sites, form
@@ -47,10 +48,10 @@ class Predictor(NamedTuple):
 
     def _value(self, values: Mapping[str, Array], statement: Statement) -> Array | None:
         """The guide's draw of a latent; None for one that belongs to other data."""
-        name, distribution, plates = statement
+        name, distribution, plates, repeated = statement
         if name in values and name not in self.fresh:
             shape, fitted = tuple(distribution.shape()), self.sites.latents[name].shape
-            if shape == fitted:
+            if shape == fitted or (repeated and shape == fitted[1:]):  # steps beyond the fit's draw their own
                 return values[name]
             if all(self.sites.plate_sizes.get(plate.name) == plate.subsample_size for plate in plates):
                 raise SiteError(
@@ -138,6 +139,7 @@ class Prediction:
             return {name: take(records[name]) for name in names}
 
         size = sum(math.prod(site.shape) for site in self.sites.values())
+        check_memory(f"predict(num_draws={num:,})", num * size, "take fewer draws, or posterior.predict_in_chunks")
         drawn = self.scorer.many(one, num, key, self._new.arrays, name=self._name, size=size, first=first)
         if self._new.doubts:
             to_numpy = self.scorer.backend.ops.to_numpy

@@ -12,6 +12,7 @@ import numpy as np
 from vi_reparam.backend.host import Reader
 from vi_reparam.backend.ops import Array
 from vi_reparam.backend.tracer import Record
+from vi_reparam.checks import check_memory
 from vi_reparam.errors import ArgumentError, SiteError
 from vi_reparam.sites.wrappers import innermost
 
@@ -77,14 +78,18 @@ class Sites:
     deltas: tuple[str, ...]
 
 
-def check_count(name: str, value: Any) -> int:
+def check_count(name: str, value: Any, numbers: int = 0) -> int:
     """A count of draws, at least 1.
 
+    Args:
+        numbers: that each of them holds.
+
     Raises:
-        ArgumentError: it is not a positive int.
+        ArgumentError: it is not a positive int, or they would not fit into memory.
     """
     if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
         raise ArgumentError(f"{name} is {value!r}; give a positive int")
+    check_memory(f"{name}={int(value):,}", int(value) * numbers, "take fewer, with a seed for each part")
     return int(value)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vi_reparam.errors import ArgumentError, first_line
+from vi_reparam.errors import ArgumentError, first_line, short
 from vi_reparam.posterior.inference_data import dims_of, safe_name
 from vi_reparam.posterior.sites import Site
 
@@ -35,8 +35,9 @@ def write(
     try:
         return kind(path, chunks, dims_of(sites), num, size)
     except OSError as error:
-        text = f"cannot write {path}: {error.strerror or first_line(error)}; give a {path.suffix or '.nc'} in a folder "
-        raise ArgumentError(f"{text}that exists"[:300]) from error
+        why = (error.strerror or first_line(error))[:80]
+        text = f"cannot write {short(str(path), 90)}: {why}; give a {path.suffix[:9] or '.nc'} in a folder that exists"
+        raise ArgumentError(text) from error
 
 
 def _to_netcdf(path: Path, chunks: Any, named: Mapping[str, list[str]], num: int, size: int) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,16 +26,20 @@ def fit_tail(posterior: Posterior) -> None:
     names = [name for name in posterior.params if name.endswith("_tail")]
     if len(names) != 1 or sum(s.size for s in posterior.scorer.sites.latents.values()) > LARGEST_TAIL:
         return
-    name, value = names[0], posterior.params[names[0]]
+    name, ops = names[0], posterior.backend.ops
+
+    def at(h: float, like: Any = posterior.params[names[0]]) -> Any:
+        return ops.asarray(h, like.dtype)
+
     tried: list[tuple[float, float, float]] = []
     for h in CHOICES:
-        posterior.set_param(name, value * 0.0 + h)
+        posterior.set_param(name, at(h))
         weights = posterior.weights(posterior.default_num_weights, TAIL_SEED)
         if not np.isfinite(weights.log).all():
             continue
         tried.append((h, weights.khat, float(weights.log.mean())))
-        if weights.khat < GOOD_TAIL:
+        if weights.khat < GOOD_TAIL or tried[-1][2] < tried[0][2] - PRICE_OF_TAIL:  # a heavier one costs more
             break
     fair = [t for t in tried if t[2] > tried[0][2] - PRICE_OF_TAIL]
-    posterior.set_param(name, value * 0.0 + (min(fair, key=lambda t: max(t[1], GOOD_TAIL))[0] if fair else 0.0))
+    posterior.set_param(name, at(min(fair, key=lambda t: max(t[1], GOOD_TAIL))[0] if fair else 0.0))
     posterior.record["tail"] = float(posterior.params[name])

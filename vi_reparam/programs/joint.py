@@ -22,7 +22,7 @@ from vi_reparam.programs.layout import Layout
 from vi_reparam.programs.network import Network
 from vi_reparam.programs.plates import enter
 from vi_reparam.programs.searcher import Searcher
-from vi_reparam.programs.starts import starting_values
+from vi_reparam.programs.starts import values_and_draws
 from vi_reparam.programs.vector import SITE, drawer
 from vi_reparam.sites.totals import mask_of, stand_in, total_log_prob, where_masked
 
@@ -82,11 +82,19 @@ class JointGuide(abc.ABC):
         """Computes, once it is asked, a sensible vector to start from; the mean over a plate's elements."""
 
         def compute() -> Array:
-            sites, given = self.latents.sites(args, kwargs), self.latents.given
-            values = starting_values(self.backend, self.model, args, kwargs, sites, given)
+            values = self._values_and_draws(args, kwargs)[0]
             return layout.pack(values) if layout.plate is None else self.ops.xp.mean(layout.pack_each(values), axis=0)
 
         return functools.cache(compute)
+
+    def start_and_draws(self, layout: Layout, args: Any, kwargs: Any) -> tuple[Array, Draws]:
+        """As `start`, and draws of the prior by site; these are of a part of each plate, where a run sees a part."""
+        values, draws = self._values_and_draws(args, kwargs)
+        return layout.pack(values), draws
+
+    def _values_and_draws(self, args: Any, kwargs: Any) -> tuple[Params, Params]:
+        sites = self.latents.sites(args, kwargs)
+        return values_and_draws(self.backend, self.model, args, kwargs, sites, self.latents.given)
 
     def param(self, name: str, init: Any) -> Array:
         """A parameter of this guide; `init` is a value, or computes it from a key."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import weakref
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from vi_reparam.backend.host import Host
 from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.backend.tracer import PlateInfo, Record
 from vi_reparam.errors import ArgumentError, SiteError
+from vi_reparam.sites.supports import is_carried
 from vi_reparam.sites.totals import mask_of
 from vi_reparam.sites.wrappers import innermost
 
@@ -129,15 +131,16 @@ class Latents:
             SiteError: for a latent without a support, or with one that follows other draws.
         """
         ops = self.backend.ops
+        form = ops.form((args, kwargs))
+        known = self._known.get(form, lambda: self._look(args, kwargs))
+        leaves = [x for x in ops.tree_leaves((args, kwargs)) if hasattr(x, "dtype")] if known.bounded else []
+        if not known.live:  # then what is traced tells no bound
+            leaves = [leaf for leaf in leaves if ops.concrete(leaf) is not None]
+        if not known.bounded or (known.fresh and _unchanged(known.marks, leaves)):
+            return self._without_outcomes(form, known.sites)
+        glance = self._glance(args, kwargs)
         with self.backend.tracer.constants():
-            form = ops.form((args, kwargs))
-            known = self._known.get(form, lambda: self._look(args, kwargs))
-            leaves = [x for x in ops.tree_leaves((args, kwargs)) if hasattr(x, "dtype")] if known.bounded else []
-            if not known.live:  # then what is traced tells no bound
-                leaves = [leaf for leaf in leaves if ops.concrete(leaf) is not None]
-            if not known.bounded or (known.fresh and _unchanged(known.marks, leaves)):
-                return self._without_outcomes(form, known.sites)
-            supports = self._supports(self._run(args, kwargs, ops.key(0)))
+            supports = self._supports(self._run(args, kwargs, ops.key(0))) if glance is None else glance[1]
             sites = dict(known.sites)
             for name in known.bounded:
                 kind = sites[name].kind if name in known.live else self.backend.host.support_kind(supports[name])
@@ -184,14 +187,31 @@ class Latents:
     def _supports(self, found: Mapping[str, Record]) -> dict[str, Any]:
         return {n: self.backend.host.support_of(r.distribution) for n, r in found.items() if r.is_latent}
 
+    def _glance(self, args: Any, kwargs: Any) -> tuple[dict[str, Record], dict[str, Any]] | None:
+        """The sites in shapes alone, and the latents' supports; None where these are not told without computing."""
+        ops, tracer = self.backend.ops, self.backend.tracer
+        try:
+            found, supports = tracer.shapes(functools.partial(self._seen, args, kwargs))
+        except Exception:  # it reads values in Python, or what is wrong is told by the run that computes
+            return None
+        latents = [r for r in found.values() if r.is_latent]
+        if any(ops.concrete(r.value) is not None or is_carried(r.distribution) for r in latents):
+            return None
+        return None if any(map(tracer.arrays_of, supports.values())) else (found, supports)
+
+    def _seen(self, args: Any, kwargs: Any, key: Any) -> tuple[dict[str, Record], dict[str, Any]]:
+        """A run's sites and supports; some supports compute, which must be while it is traced."""
+        found = self._run(args, kwargs, key)
+        return found, self._supports(found)
+
     def _look(self, args: Any, kwargs: Any) -> _Known:
+        glance = self._glance(args, kwargs)
+        with self.backend.tracer.constants():
+            return self._known_of(args, kwargs, glance)
+
+    def _known_of(self, args: Any, kwargs: Any, glance: tuple[dict[str, Record], dict[str, Any]] | None) -> _Known:
         ops, host, tracer = self.backend.ops, self.backend.host, self.backend.tracer
-
-        def look(key: Any) -> tuple[dict[str, Record], dict[str, Any]]:  # some supports compute, while this is traced
-            found = self._run(args, kwargs, key)
-            return found, self._supports(found)
-
-        found, supports = tracer.shapes(look)
+        found, supports = glance or tracer.shapes(functools.partial(self._seen, args, kwargs))
         self._structures.get(ops.form((args, kwargs)), lambda: _structure(found))
         self._observed |= {name for name, r in found.items() if r.is_data}
         self._refuse_branches(found, args, kwargs)
@@ -206,7 +226,7 @@ class Latents:
                 raise SiteError(f"site {name!r}: {what} has no support, so no guide family covers it")
         bounded = tuple(name for name, support in supports.items() if _has_bounds(host, support))
         live: tuple[str, ...] = ()
-        if bounded:
+        if bounded and glance is None:  # else all bounds are plain numbers
             found = self._run(args, kwargs, ops.key(0))
             supports = self._supports(found)
             on = self._followed(bounded, found, args, kwargs)

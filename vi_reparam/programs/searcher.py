@@ -18,7 +18,10 @@ from vi_reparam.programs.rows import NOT_AT_ONCE, OneByOne
 Function = Callable[[Array], Array]
 
 FEW = 8
-"""Starts where paths run one by one."""
+"""Places between which valleys are looked for, of a model of many numbers."""
+
+STARTS, DRAWS = 4, 16
+"""Where paths run one by one, for a thousandth of the seconds: those, and the draws behind a Gaussian's bound."""
 
 MOST_TURNS, IDLE_TURNS = 6, 2
 """Of all paths: from the prior, then from where the posterior is unlike what was found, until two find nothing new."""
@@ -54,6 +57,7 @@ class Searcher:
         self.backend = backend
         self.guide = guide
         self._last: tuple[Data, list[Place]] | None = None
+        self._one_by_one = False
 
     def run(self, data: Data, key: Any) -> list[Place]:
         """Places that lie apart, the best first; none for a model with parameters to learn. The last ones are kept.
@@ -82,6 +86,7 @@ class Searcher:
             try:
                 return self._paths(ops, layout, args, kwargs, key, known, again, max(num, layout.size))
             except NOT_AT_ONCE:
+                self._one_by_one = True
                 return self._paths(OneByOne(ops), layout, args, kwargs, key, known, again, max(num, layout.size))
 
         size = self.guide.layout(*data.call).size
@@ -98,7 +103,7 @@ class Searcher:
                 raise no_start(len(found["value"]), found["value"])
             before, chosen = len(chosen), pathfinder.places_apart(found["bound"], found["distances"])
             idle = idle + 1 if len(chosen) == before else 0
-            if idle == IDLE_TURNS:
+            if idle == IDLE_TURNS or self._one_by_one:
                 break
         frames = {i: Preconditioner(ops.asarray(found["center"][i]), ops.asarray(found["root"][i])) for i in chosen}
         modes = self._modes(data, found["center"], chosen if num < pathfinder.MANY else chosen[:FEW])
@@ -135,12 +140,14 @@ class Searcher:
         log_p = ops.compiled(self.guide.log_joint(layout, {}, args, kwargs))
         density = density_of(ops, runs, log_p)
         start_key, pool_key, noise_key = ops.split(key, 3)
-        most = FEW if isinstance(runs, OneByOne) else pathfinder.num_starts(layout.size, scalars)
+        slow = isinstance(runs, OneByOne)
+        most = STARTS if slow else pathfinder.num_starts(layout.size, scalars)
         starts = self.starts(runs, layout, args, kwargs, start_key, most)
-        noise = ops.normal(noise_key, (pathfinder.NUM_DRAWS, layout.size), starts.dtype)
-        per_path = 8 if isinstance(runs, OneByOne) else pathfinder.num_tried(layout.size, scalars)
-        around = ops.normal(pool_key, (most * per_path, layout.size), starts.dtype)
-        starts = xp.where(again, pathfinder.unlike(ops, density.values, known, around, most), starts)
+        noise = ops.normal(noise_key, (DRAWS if slow else pathfinder.NUM_DRAWS, layout.size), starts.dtype)
+        if not slow:
+            per_path = pathfinder.num_tried(layout.size, scalars)
+            around = ops.normal(pool_key, (most * per_path, layout.size), starts.dtype)
+            starts = xp.where(again, pathfinder.unlike(ops, density.values, known, around, most), starts)
         advance = runs.vmap(lambda state: pathfinder.advance(ops, density, noise, state))
 
         def step(paths: tuple[Array, Array, pathfinder.State]) -> tuple[Array, Array, pathfinder.State]:
@@ -157,7 +164,7 @@ class Searcher:
     def starts(self, runs: Any, layout: Layout, args: Any, kwargs: Any, key: Any, most: int) -> Array:
         """A sensible vector, draws of the prior, and vectors near the origin. Shape ``[most, D]``."""
         ops, tracer = self.backend.ops, self.backend.tracer
-        first = self.guide.start(layout, args, kwargs)()
+        first, draws = self.guide.start_and_draws(layout, args, kwargs)
         prior_key, near_key = ops.split(key, 2)
         num = most // 2
 
@@ -165,9 +172,13 @@ class Searcher:
             found = tracer.run(self.guide.model, args, kwargs, key, full_data=True, alone=True)
             return layout.pack({part.site.name: found[part.site.name].value for part in layout.parts})
 
-        shape = (most - 1 - num, layout.size)
-        near = 4.0 * ops.uniform(near_key, shape, first.dtype) - 2.0
-        return ops.xp.concat([first[None], runs.many(draw, prior_key, num), near])
+        shapes = {part.site.name: part.site.shape for part in layout.parts}
+        if {n: tuple(draws[n].shape[1:]) for n in shapes if n in draws} == shapes:  # drawn already: a model less
+            prior = runs.vmap(layout.pack)({n: draws[n][:num] for n in shapes})
+        else:
+            prior = runs.many(draw, prior_key, num)
+        near = 4.0 * ops.uniform(near_key, (most - 1 - num, layout.size), first.dtype) - 2.0
+        return ops.xp.concat([first[None], prior, near])
 
 
 def nothing_known(size: int) -> dict[str, Any]:

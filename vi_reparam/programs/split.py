@@ -138,7 +138,7 @@ def split_of(backend: Backend, model: Any, layout: Layout, args: Any, kwargs: An
 
     There are at most as many coordinates of them as a search takes.
     """
-    on, rows = _dependence(backend, model, layout, args, kwargs), _rows(backend, model, layout, args, kwargs)
+    on, rows = _dependence(backend, model, layout, args, kwargs)
     free = (p for p in layout.parts if not p.site.plates and not on[p.site.name])
     chosen, total = set(), 0
     for part in sorted(free, key=lambda part: part.size):
@@ -184,29 +184,23 @@ def _sizes(part: Part) -> tuple[Any, ...]:
     return tuple((plate.dim, plate.size) for plate in part.site.plates)
 
 
-def _rows(backend: Backend, model: Any, layout: Layout, args: Any, kwargs: Any) -> dict[str, Row]:
-    """By site, the row of its prior, for those that have one."""
-    center = layout.unpack(backend.ops.xp.zeros(layout.size, dtype=backend.ops.float_dtype()))
-    found: dict[str, Row | None] = {}
-
-    def give(statement: Statement) -> Array | None:
-        if statement.name not in center:  # an outcome that was left out
-            return None
-        found[statement.name] = row_of(backend, statement.distribution)
-        return center[statement.name][0]
-
-    backend.tracer.run(model, args, kwargs, backend.ops.key(0), values=give, full_data=True, alone=True)
-    return {name: row for name, row in found.items() if row is not None}
-
-
-def _dependence(backend: Backend, model: Any, layout: Layout, args: Any, kwargs: Any) -> dict[str, frozenset[str]]:
-    """By site, the other latents on which its prior depends."""
+def _dependence(
+    backend: Backend, model: Any, layout: Layout, args: Any, kwargs: Any
+) -> tuple[dict[str, frozenset[str]], dict[str, Row]]:
+    """By site, the other latents on which its prior depends; and the row of its prior, for those that have one."""
     ops, tracer = backend.ops, backend.tracer
-    center = layout.unpack(ops.xp.zeros(layout.size, dtype=ops.float_dtype()))
+    parts = {part.site.name: part for part in layout.parts}
+    rows: dict[str, Row | None] = {}
 
-    def densities(values: Any) -> dict[Any, Array]:
-        found = tracer.run(model, args, kwargs, ops.key(0), values=values, full_data=True, alone=True)
-        return {part.site.name: found[part.site.name].log_prob() for part in layout.parts}
+    def densities(flat: Any) -> dict[Any, Array]:
+        def give(statement: Statement) -> Array | None:
+            if (name := statement.name) not in parts:  # an outcome that was left out
+                return None
+            rows[name] = row_of(backend, statement.distribution)
+            return layout.place(parts[name], flat[name])[0]
 
-    on = tracer.depends(densities, {name: value for name, (value, _) in center.items()})
-    return {name: names - {name} for name, names in on.items()}
+        found = tracer.run(model, args, kwargs, ops.key(0), values=give, full_data=True, alone=True)
+        return {name: found[name].log_prob() for name in parts}
+
+    on = tracer.depends(densities, {n: ops.xp.zeros(part.shape, dtype=ops.float_dtype()) for n, part in parts.items()})
+    return {n: names - {n} for n, names in on.items()}, {n: row for n, row in rows.items() if row is not None}

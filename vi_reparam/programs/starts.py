@@ -31,6 +31,13 @@ def starting_values(
     Nothing of one call is kept for another. The sites are the model's latents, as `Latents.sites`; those of `given`
     have its values, and the others are chosen to go with them.
     """
+    return values_and_draws(backend, model, args, kwargs, sites, given)[0]
+
+
+def values_and_draws(
+    backend: Backend, model: Any, args: Any, kwargs: Any, sites: dict[str, Site], given: Mapping[str, Array]
+) -> tuple[Values, Values]:
+    """As `starting_values`, and draws of the prior that are none of the candidates; none where all is given."""
     ops, tracer = backend.ops, backend.tracer
     xp = ops.xp
 
@@ -47,7 +54,7 @@ def starting_values(
         except (ValueError, NotImplementedError):  # outside of a support, or no density
             return xp.full((), -math.inf, dtype=ops.float_dtype())
 
-    def best(runs: Any, score: Any, key: Any) -> Values:
+    def best(runs: Any, score: Any, key: Any) -> tuple[Values, Values]:
         draws = runs.many(draw, key, NUM_DRAWS)
         stacked = {n: _candidates(backend, runs, v, sites[n]) for n, v in draws.items()}
         for name, value in given.items():
@@ -55,15 +62,15 @@ def starting_values(
                 stacked[name] = xp.zeros_like(stacked[name]) + xp.astype(value, stacked[name].dtype)[None]
         scores = runs.vmap(score)(stacked) if stacked else xp.zeros((1,))
         chosen = xp.argmax(xp.where(xp.isfinite(scores), scores, xp.full_like(scores, -math.inf)))
-        return {n: v[chosen] for n, v in stacked.items()}
+        return {n: v[chosen] for n, v in stacked.items()}, {n: v[NUM_TRIED:] for n, v in draws.items()}
 
     if given and sites.keys() <= given.keys():
-        return {name: given[name] for name in sites}
+        return {name: given[name] for name in sites}, {}
     try:
-        found = ops.compiled(functools.partial(best, ops, score))(ops.key(2))
+        found, draws = ops.compiled(functools.partial(best, ops, score))(ops.key(2))
     except NOT_AT_ONCE:
-        found = best(OneByOne(ops), score_if_possible, ops.key(2))
-    return {n: given[n] if n in given else _to_full(xp, found[n], s.shape) for n, s in sites.items()}
+        found, draws = best(OneByOne(ops), score_if_possible, ops.key(2))
+    return {n: given[n] if n in given else _to_full(xp, found[n], s.shape) for n, s in sites.items()}, draws
 
 
 def _candidates(backend: Backend, runs: Any, draws: Array, site: Site) -> Array:

@@ -63,8 +63,7 @@ class StructuredGuide(JointGuide):
                 )
 
         def look() -> Split:
-            with self.backend.tracer.constants():
-                return split_of(self.backend, self.model, layout, args, kwargs)
+            return split_of(self.backend, self.model, layout, args, kwargs)
 
         split = self.latents.layouts.get((type(self), self.ops.form((args, kwargs))), look).at(layout)
         self.transports = not split.rows

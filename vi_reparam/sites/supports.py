@@ -36,6 +36,14 @@ def kind_of(support: Any, constraints: Any, same: Callable[[Any, Any], bool]) ->
     return "discrete" if support.is_discrete else "other"
 
 
+def is_carried(distribution: Any) -> bool:
+    """Whether its support is that of another distribution, taken on by transforms."""
+    while not hasattr(distribution, "transforms") and hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    said_by = next((c.__name__ for c in type(distribution).__mro__ if "support" in vars(c)), "")
+    return bool(getattr(distribution, "transforms", None)) and said_by == "TransformedDistribution"
+
+
 def carried(ops: Ops, distribution: Any, constraints: Any) -> Any:
     """The support of a transformed distribution whose base lies within bounds: where the transforms take these.
 
@@ -45,11 +53,10 @@ def carried(ops: Ops, distribution: Any, constraints: Any) -> Any:
         A constraint; None where the framework's own is right, or no more is known.
     """
     event_dim = len(distribution.event_shape)
-    while not hasattr(distribution, "transforms") and hasattr(distribution, "base_dist"):
-        distribution = distribution.base_dist
-    said_by = next((c.__name__ for c in type(distribution).__mro__ if "support" in vars(c)), "")
-    if not getattr(distribution, "transforms", None) or said_by != "TransformedDistribution":
+    if not is_carried(distribution):
         return None
+    while not hasattr(distribution, "transforms"):
+        distribution = distribution.base_dist
     support = distribution.base_dist.support
     while hasattr(support, "base_constraint"):
         support = support.base_constraint

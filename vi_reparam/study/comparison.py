@@ -53,8 +53,8 @@ class Comparison:
         Raises:
             ArgumentError: if there is no such parameter.
         """
-        from rich.markup import escape
         from rich.table import Table
+        from rich.text import Text
 
         data, attrs, number = self.dataset, self.dataset.attrs, self.dataset.sizes["parameter"]
         if parameter is not None and parameter not in data.parameter.values:
@@ -70,13 +70,13 @@ class Comparison:
         table.add_column(
             "estimator", min_width=min(NAME, max(len(str(n)) for n in data.estimator.values)), overflow="fold"
         )
-        own = () if parameter is None else (escape(parameter),)
+        own = () if parameter is None else (Text(parameter),)
         for name in (*own, "median", "largest", "largest\n|z|", "ms /\ngrad.", "var. x\ntime"):
             table.add_column(name, justify="right", no_wrap=True)
         for stage in data.stage.values:
             at = data.sel(stage=stage)
             best = float(at.variance_x_seconds.min())
-            table.add_row(f"[bold]{stage}[/bold]")
+            table.add_row(Text(str(stage), style="bold"))
             for estimator in data.estimator.values:
                 one = at.sel(estimator=estimator)
                 variances, z = one.variance_per_draw, np.abs(one.z.values)
@@ -84,7 +84,7 @@ class Comparison:
                 cost = float(one.variance_x_seconds) / best if best > 0 else float("nan")
                 spread = shown(np.median(variances)), shown(np.max(variances))
                 price = shown(1e3 * one.seconds), shown(cost)
-                table.add_row(escape(str(estimator)), *alone, *spread, f"{float(np.max(z)):.2f}", *price)
+                table.add_row(Text(str(estimator)), *alone, *spread, f"{float(np.max(z)):.2f}", *price)
         return table
 
     def plot(self, path: str | Path | None = None) -> Any:

@@ -34,6 +34,7 @@ from vi_reparam.objectives.subsampling import check_subsampling
 from vi_reparam.sites.totals import total_log_prob
 from vi_reparam_numpyro.engine import optimizers
 from vi_reparam_numpyro.engine.arguments import as_arrays, data_of, doubts_of, refuse_tracing
+from vi_reparam_numpyro.engine.bounds import refuse_out_of_bounds
 from vi_reparam_numpyro.engine.codec import JaxCodec
 from vi_reparam_numpyro.engine.forked import refuse_fork
 from vi_reparam_numpyro.engine.program import Program
@@ -78,6 +79,7 @@ class JaxEngine:
     def __init__(self) -> None:
         self.programs: Cache[Program] = Cache(PROGRAMS)
         self.calls: Cache[Any] = Cache(CALLS)
+        self._draws: Cache[dict[str, DrawInfo]] = Cache(PROGRAMS)
         self._of_data: weakref.WeakKeyDictionary[Data, Cache[Any]] = weakref.WeakKeyDictionary()
         self._readers: deque[Any] = deque(maxlen=CALLS)  # models that read their data
 
@@ -130,11 +132,14 @@ class JaxEngine:
         )
 
     def call(self, fn: Callable[..., Any], data: Data, *inputs: Any, name: Hashable = None) -> Any:
+        return self._call(fn, data, inputs, name, data.call)
+
+    def _call(self, fn: Callable[..., Any], data: Data, inputs: tuple[Any, ...], name: Hashable, numbers: Any) -> Any:
         join = data.join
 
         def compile_it() -> Any:
             traced = jax.jit(lambda arrays, *inputs: fn(*join(arrays), *inputs))
-            return traced, jit_once(traced, data.call)
+            return traced, jit_once(traced, numbers)
 
         traced, compiled = compile_it() if name is None else self.calls.get((name, data.form), compile_it)
         within = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(inputs))
@@ -175,19 +180,17 @@ class JaxEngine:
                 return {**known, **first_params(_RUNS, key, model, guide, args, kwargs)}
 
         name = "first_params", _Same(model), _Same(guide), tuple(sorted(known))
-        return self.call(values, data, key, dict(known), name=name)
+        return self._call(values, data, (key, dict(known)), name, ())  # once for sure: compiled longer than it runs
 
     def check(self, task: Task, data: Data, start: Callable[[Any], Params], key: Any, *, known: bool) -> Params | None:
         if not known:
             check_subsampling(task.objective.backend, task.model, data)
-            task.objective.check_at(start, task.model, task.guide, *data.call)
+            found = task.objective.check_at(start, task.model, task.guide, *data.call)
+            self._draws.get(_case(task, data), lambda: found.draws)
         return None
 
     def draws(self, task: Task, data: Data, params: Params | None) -> dict[str, DrawInfo]:
-        return {
-            name: DrawInfo(sampled.family, sampled.estimator, int(np.prod(jnp.shape(sampled.draw.value))))
-            for name, sampled in self._run(task, data, params).draws.items()
-        }
+        return self._draws.get(_case(task, data), lambda: self._run(task, data, params).described())
 
     def _run(self, task: Task, data: Data, params: Params | None) -> Any:
         """One run, whose shapes alone hold."""
@@ -219,7 +222,11 @@ class JaxEngine:
         case = _Same(task.model), _Same(task.guide), *how
         long = not watched and num_steps >= LONG
         made = functools.partial(Program, task, data, optimizer, watched, long=long)
-        return self.programs.get((*case, data.form, watched, long), made)
+        program = self.programs.get((*case, data.form, watched, long), made)
+        if self.programs.forgotten >= PROGRAMS:  # JAX keeps what it traced for them, some 15 MB for each
+            self.programs.forgotten = 0
+            jax.clear_caches()
+        return program
 
     def gradients(
         self, task: Task, data: Data, params: Params, key: Any, num: int
@@ -309,11 +316,16 @@ def _traced(program: Callable[..., Any], data: Data, inputs: tuple[Any, ...], al
         if not alone:
             raise
         return data  # what is wrong with the arguments is reported by the check that follows
+    refuse_out_of_bounds(_name(program) if alone else "the model", closed, data.arrays)
     seen = hashlib.blake2b(re.sub(r" at 0x\w+", "", str(closed.jaxpr)).encode())
     for value in closed.consts:
         keyed = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
         seen.update(np.ascontiguousarray(random.key_data(value) if keyed else value).tobytes())
     return dataclasses.replace(data, form=(data.form, seen.digest()))
+
+
+def _case(task: Task, data: Data) -> Hashable:
+    return _Same(task.model), _Same(task.guide), task.objective.entropy, data.form
 
 
 def _name(program: Any) -> str:

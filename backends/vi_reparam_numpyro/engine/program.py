@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax, random
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jax.sharding import NamedSharding, PartitionSpec
 from numpyro.handlers import substitute
@@ -18,6 +19,7 @@ from numpyro.infer import SVI
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import Task
 from vi_reparam.backend.lock import one_at_a_time
+from vi_reparam.errors import ArgumentError
 from vi_reparam.fit.loop import CHUNK
 from vi_reparam.objectives.run import Runner
 from vi_reparam_numpyro.ops.jit import jit_once, jit_steps
@@ -71,6 +73,12 @@ class Program:
         init_key, key = random.split(key)
         self._svi.model, self._svi.guide = (substitute(p, data=values) for p in (self.task.model, self.task.guide))
         start = self._svi.init(init_key, *args, **kwargs)
+        for name, transform in getattr(self._svi.constrain_fn, "args", ({},))[0].items():
+            if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(transform)):  # it outlives this trace
+                raise ArgumentError(
+                    f"parameter {name!r}: its constraint is made of the model's arguments; give it a fixed constraint, "
+                    "such as the unit interval, and move it by the arguments in the model"
+                )
         params = self._svi.optim.get_params(start.optim_state)
         tree = {"params": params, "opt": self._optimizer.init(params), "mutable": start.mutable_state, "key": key}
         if self.watched:

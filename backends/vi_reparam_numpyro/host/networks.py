@@ -116,24 +116,24 @@ def bijection(family: Flow, size: int, key: Any, num_features: int | None = None
         moved = bijections.Permute(random.permutation(order, jnp.arange(size))) if size > 2 else bijections.Flip((2,))
         return bijections.Chain([made, moved])
 
-    keys = random.split(key, family.num_layers)
     # block layers close over masks that they make, so no trace may be on
-    layers = bijections.Scan(equinox.filter_vmap(layer)(keys) if transformer is None else _at_once(layer, keys))
+    made = equinox.filter_vmap(layer)(random.split(key, family.num_layers)) if transformer is None else None
+    layers = bijections.Scan(_at_once(layer, key, family.num_layers) if made is None else made)
     return bijections.Invert(layers) if kind == "autoregressive" else layers
 
 
-def _at_once(make: Callable[[Any], Any], keys: Any) -> Any:
-    """``make`` of each key, stacked, as one program: operation by operation it would be compiled for seconds."""
+def _at_once(make: Callable[[Any], Any], key: Any, num: int) -> Any:
+    """``make`` of so many keys, stacked, as one program: operation by operation it would be compiled for seconds."""
     import equinox
 
     rest: list[Any] = []
 
-    def arrays(keys: Any) -> Any:
-        own, others = equinox.partition(equinox.filter_vmap(make)(keys), equinox.is_array)
+    def arrays(key: Any) -> Any:
+        own, others = equinox.partition(equinox.filter_vmap(make)(random.split(key, num)), equinox.is_array)
         rest.append(others)
         return own
 
-    return equinox.combine(jit_once(arrays, ())(keys), rest[0])
+    return equinox.combine(jit_once(arrays, ())(key), rest[0])
 
 
 def _transformer(bijections: Any, kind: str) -> Any:
@@ -182,8 +182,9 @@ def _affine(bijections: Any) -> Any:
     import equinox
     import paramax
 
-    scale = paramax.Parameterize(_scale, jnp.zeros(()))
-    return equinox.tree_at(lambda affine: affine.scale, bijections.Affine(), scale)
+    zero = jnp.asarray(np.zeros((), jnp.result_type(float)))
+    made = equinox.filter_eval_shape(bijections.Affine)  # shapes alone: its own scale would be computed
+    return equinox.tree_at(lambda affine: (affine.loc, affine.scale), made, (zero, paramax.Parameterize(_scale, zero)))
 
 
 def _scale(raw: Array) -> Array:

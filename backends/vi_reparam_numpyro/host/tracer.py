@@ -55,7 +55,8 @@ class NumpyroTracer:
             key, given_key = random.split(key)
         fn = seed(fn, key)
         if callable(values):
-            fn = substitute(fn, substitute_fn=functools.partial(_given, values))
+            loops = _Loops(fn)
+            fn = substitute(loops, substitute_fn=functools.partial(_given, values, loops))
         elif values is not None:
             fn = substitute(fn, data=dict(values))
         if alone:
@@ -178,10 +179,22 @@ class _Collect(Messenger):
             msg["value"] = msg["fn"].emit(msg["fn"].draw(key, value=msg["value"]))
 
 
-def _given(values: Callable[[Statement], Array | None], msg: Any) -> Array | None:
+class _Loops(Messenger):
+    """Knows whether a loop of NumPyro's is being run."""
+
+    depth = 0
+
+    def process_message(self, msg: Any) -> None:
+        self.depth += msg["type"] == "control_flow"
+
+    def postprocess_message(self, msg: Any) -> None:
+        self.depth -= msg["type"] == "control_flow"
+
+
+def _given(values: Callable[[Statement], Array | None], loops: _Loops, msg: Any) -> Array | None:
     if msg["type"] != "sample" or msg["is_observed"]:
         return None
-    return values(Statement(msg["name"], msg["fn"], _plates(msg, {})))
+    return values(Statement(msg["name"], msg["fn"], _plates(msg, {}), loops.depth > 0))
 
 
 def _origin(msg: Any) -> Array | None:

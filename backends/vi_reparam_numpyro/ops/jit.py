@@ -37,7 +37,8 @@ def jit_once(fn: Callable[..., Any], data: Any, *, size: int = 0) -> Any:
 
 def jit_steps(fn: Callable[..., Any], *, long: bool, **options: Any) -> Any:
     """`jax.jit` for the steps of a fit; `long`: they take so long that all of XLA's optimization pays."""
-    balanced = jax.default_backend() == "cpu" and not long
+    quickest = jax.config.read("jax_disable_most_optimizations")  # as in tests
+    balanced = jax.default_backend() == "cpu" and not long and not quickest
     return jax.jit(fn, compiler_options=_known(BALANCED, {}) if balanced else None, **options)
 
 

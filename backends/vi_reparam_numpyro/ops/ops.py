@@ -105,6 +105,8 @@ class JaxOps:
         if dtype is None and isinstance(x, np.ndarray | np.generic | float):  # without a dtype JAX compiles a program
             kind = np.asarray(x).dtype
             dtype = self.float_dtype() if np.issubdtype(kind, np.floating) else jax.dtypes.canonicalize_dtype(kind)
+        if dtype is not None and isinstance(x, np.ndarray | np.generic | float | bool):
+            x = np.asarray(x, jax.dtypes.canonicalize_dtype(dtype))  # and with another one a conversion
         made = jnp.asarray(x, dtype)
         return made.astype(self.float_dtype()) if dtype is None and jnp.issubdtype(made.dtype, jnp.floating) else made
 

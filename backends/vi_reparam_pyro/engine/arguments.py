@@ -73,7 +73,8 @@ def as_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any
             return leaf.to(device)
         if not isinstance(leaf, np.ndarray) or not is_array(leaf):
             return leaf
-        tensor = torch.tensor(leaf, device=device)  # a copy: the user's array may change
+        forward = leaf if min(leaf.strides, default=0) >= 0 else leaf.copy()  # torch reads none backward
+        tensor = torch.tensor(forward, device=device)  # a copy: the user's array may change
         if leaf.dtype.kind == "b":
             return tensor
         return tensor.to(torch.get_default_dtype() if tensor.is_floating_point() else torch.int64)

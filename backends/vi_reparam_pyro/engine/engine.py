@@ -23,6 +23,7 @@ from vi_reparam_pyro.engine import optimizers
 from vi_reparam_pyro.engine.arguments import as_arrays, data_of, doubts_of, refuse_tracing, to_numpy
 from vi_reparam_pyro.engine.codec import TorchCodec
 from vi_reparam_pyro.engine.program import Program
+from vi_reparam_pyro.engine.reading import refuse_reading
 from vi_reparam_pyro.host.params import first_parameters, isolated, using
 from vi_reparam_pyro.lanes.seeding import MASK
 from vi_reparam_pyro.lanes.vmap import keyed, vectorized, without_validation
@@ -121,6 +122,9 @@ class TorchEngine:
 
     @with_data
     def check(self, task: Task, data: Data, start: Callable[[int], Params], key: int, *, known: bool) -> Params | None:
+        if not known:
+            with isolated(), without_validation():
+                refuse_reading(task.model, data, mix(key))
         try:
             return self._checked(task, data, start, key)
         except ValueError as error:
@@ -147,8 +151,7 @@ class TorchEngine:
     def draws(self, task: Task, data: Data, params: Params | None) -> dict[str, DrawInfo]:
         known = brought_home(self.first_params(task.model, task.guide, data, 0, {}) if params is None else dict(params))
         with isolated(), without_validation(), using(known):
-            draws = self._run(task, data).draws
-        return {name: DrawInfo(s.family, s.estimator, s.draw.value.numel()) for name, s in draws.items()}
+            return self._run(task, data).described()
 
     def devices(self, given: Any) -> tuple[Any, ...]:
         raise ArgumentError(

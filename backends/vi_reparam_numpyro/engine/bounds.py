@@ -1,0 +1,200 @@
+"""Indices out of bounds: JAX takes the nearest row without a word, so they are looked for in what was traced.
+
+Only indices that follow from the arguments by whole-number arithmetic are known before a run. NumPy computes them,
+as compiling each operation would take longer than a fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.lax import GatherScatterMode
+
+from vi_reparam.errors import ArgumentError
+
+Value = Callable[[], np.ndarray]
+"""An array that is computed once it is asked for."""
+
+MOST_NUMBERS = 10_000_000
+"""Of an index that is looked at."""
+
+_SAME_IN_NUMPY: dict[str, Callable[..., Any]] = {
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "max": np.maximum,
+    "min": np.minimum,
+    "rem": np.fmod,
+    "neg": np.negative,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "not": np.invert,
+    "floor": np.floor,
+    "stop_gradient": np.asarray,
+    "copy": np.asarray,
+    "select_n": lambda which, *cases: np.choose(np.asarray(which, np.int64), cases),
+    "clamp": lambda low, x, high: np.clip(x, low, high),
+    "convert_element_type": lambda x, new_dtype, **_: x.astype(new_dtype),
+    "reshape": lambda x, new_sizes, **_: x.reshape(new_sizes),
+    "squeeze": lambda x, dimensions: x.squeeze(dimensions),
+    "transpose": lambda x, permutation: x.transpose(permutation),
+    "concatenate": lambda *xs, dimension: np.concatenate(xs, dimension),
+}
+
+
+def _broadcast(x: np.ndarray, shape: tuple[int, ...], broadcast_dimensions: tuple[int, ...], **_: Any) -> np.ndarray:
+    sizes = [1] * len(shape)
+    for size, dimension in zip(x.shape, broadcast_dimensions, strict=True):
+        sizes[dimension] = size
+    return np.broadcast_to(x.reshape(sizes), shape)
+
+
+def _iota(*, dtype: Any, shape: tuple[int, ...], dimension: int, **_: Any) -> np.ndarray:
+    return _broadcast(np.arange(shape[dimension], dtype=dtype), shape, (dimension,))
+
+
+def _slice(x: np.ndarray, start_indices: Any, limit_indices: Any, strides: Any) -> np.ndarray:
+    return x[tuple(map(slice, start_indices, limit_indices, strides or (None,) * x.ndim))]
+
+
+def _gather(
+    x: np.ndarray, index: np.ndarray, dimension_numbers: Any, slice_sizes: Any, mode: Any, **_: Any
+) -> np.ndarray:
+    """Rows by the first dimensions of an array; any other form is not known."""
+    told, num = dimension_numbers, index.shape[-1]
+    firsts, rest = tuple(range(num)), tuple(range(index.ndim - 1, index.ndim - 1 + x.ndim - num))
+    whole = tuple(slice_sizes) == (1,) * num + x.shape[num:]
+    if (told.start_index_map, told.collapsed_slice_dims, told.offset_dims, whole) != (firsts, firsts, rest, True):
+        raise NotImplementedError
+    inside = np.clip(index, 0, np.asarray(x.shape[:num]) - 1)
+    if mode != GatherScatterMode.CLIP and (inside != index).any():
+        raise NotImplementedError
+    return x[tuple(inside[..., k] for k in firsts)]
+
+
+_KNOWN = {**_SAME_IN_NUMPY, "broadcast_in_dim": _broadcast, "iota": _iota, "slice": _slice, "gather": _gather}
+
+
+def refuse_out_of_bounds(name: str, closed: ClosedJaxpr, arrays: Sequence[Any]) -> None:
+    """Refuse arguments that number what is not there.
+
+    Args:
+        name: of the program; `closed`: its trace, whose first inputs are `arrays`.
+
+    Raises:
+        ArgumentError: naming the index and the size.
+    """
+    known = {v: _given(x) for v, x in zip(closed.jaxpr.invars, arrays, strict=False)}
+    known |= {v: _given(x) for v, x in zip(closed.jaxpr.constvars, closed.consts, strict=True)}
+    _look(name, closed.jaxpr, {v: x for v, x in known.items() if x is not None})
+
+
+def _given(value: Any) -> Value | None:
+    return None if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) else lambda: np.asarray(value)
+
+
+def _look(name: str, jaxpr: Jaxpr, known: dict[Any, Value]) -> list[Value | None]:
+    """Looks at the indices of a program, of which some variables are known; what is known of its outputs."""
+
+    def of(atom: Any) -> Value | None:
+        return (lambda: np.asarray(atom.val)) if isinstance(atom, Literal) else known.get(atom)
+
+    eqns: Any = jaxpr.eqns
+    for eqn in eqns:
+        kind, given = eqn.primitive.name, [of(atom) for atom in eqn.invars]
+        shape: Any = getattr(eqn.invars[0].aval, "shape", ()) if eqn.invars else ()
+        sizes: Any = eqn.params.get("slice_sizes", ())
+        if kind == "gather" and eqn.params["mode"] == GatherScatterMode.PROMISE_IN_BOUNDS and given[1] is not None:
+            for k, dimension in enumerate(eqn.params["dimension_numbers"].start_index_map):
+                if sizes[dimension] == 1 and eqn.invars[1].aval.size <= MOST_NUMBERS:
+                    _check(name, given[1], k, shape[dimension])
+        elif kind == "dynamic_slice":
+            for dimension, index in enumerate(given[1:]):
+                if sizes[dimension] == 1 and index is not None:
+                    _check(name, index, None, shape[dimension])
+        found: list[Value | None] = [None] * len(eqn.outvars)
+        if kind in _KNOWN and None not in given:
+            found = [_once(_KNOWN[kind], given, eqn.params)]
+        elif kind == "scan":
+            _look_at_steps(name, eqn.params, given)
+        elif kind != "cond":  # a branch that is not taken may index as it likes
+            inner = next((p for p in eqn.params.values() if isinstance(p, Jaxpr | ClosedJaxpr)), None)
+            if inner is not None and len(_open(inner)[0].invars) == len(given):
+                found = _look_into(name, inner, given)
+        known.update({v: x for v, x in zip(eqn.outvars, found, strict=False) if x is not None})
+    return [of(atom) for atom in jaxpr.outvars]
+
+
+def _open(inner: Any) -> tuple[Jaxpr, Sequence[Any]]:
+    return (inner.jaxpr, inner.consts) if isinstance(inner, ClosedJaxpr) else (inner, ())
+
+
+def _look_into(name: str, inner: Any, given: Sequence[Value | None]) -> list[Value | None]:
+    jaxpr, consts = _open(inner)
+    known = dict(zip(jaxpr.invars, given, strict=True)) | {
+        v: _given(x) for v, x in zip(jaxpr.constvars, consts, strict=True)
+    }
+    return _look(name, jaxpr, {v: x for v, x in known.items() if x is not None})
+
+
+def _look_at_steps(name: str, params: Mapping[str, Any], given: Sequence[Value | None]) -> None:
+    """The steps of a loop at which some of its whole numbers are the least or the largest."""
+    first = params["num_consts"] + params["num_carry"]
+    fixed = [*given[: params["num_consts"]], *[None] * params["num_carry"]]
+    rows = [
+        x if x is not None and np.issubdtype(v.aval.dtype, np.integer) else None
+        for x, v in zip(given[first:], params["jaxpr"].jaxpr.invars[first:], strict=True)
+    ]
+    steps = set[int]()
+    for row in rows:
+        found = None if row is None else _computed(row)
+        if found is not None and found.size:
+            flat = found.reshape(params["length"], -1)
+            steps |= {int(flat.max(1).argmax()), int(flat.min(1).argmin())}
+    for step in steps:
+        now = [None if x is None else _once(lambda x, step=step: x[step], [x], {}) for x in rows]
+        _look_into(name, params["jaxpr"], [*fixed, *now])
+
+
+def _once(fn: Callable[..., Any], given: Sequence[Any], params: Mapping[str, Any]) -> Value:
+    kept: list[np.ndarray] = []
+
+    def value() -> np.ndarray:
+        if not kept:
+            kept.append(np.asarray(fn(*(x() for x in given), **params)))
+        return kept[0]
+
+    return value
+
+
+def _computed(value: Value) -> np.ndarray | None:
+    try:
+        return value()
+    except (NotImplementedError, TypeError, ValueError):  # of a form that is not known
+        return None
+
+
+def _check(name: str, index: Value, column: int | None, size: int) -> None:
+    found = _computed(index)
+    if found is None:
+        return
+    found = found if column is None else found[..., column]
+    least, largest = (int(found.min()), int(found.max())) if found.size else (0, 0)
+    if least >= 0 and largest < size:
+        return
+    bad = largest if largest >= size else least - size  # the size was added to what is below zero
+    raise ArgumentError(
+        f"{name[:40]} could not run: index {bad} is out of bounds for an array of size {size}, of which JAX would take "
+        f"the nearest row: count from 0 to {size - 1}, or write jnp.clip around the index where that is meant"
+    )

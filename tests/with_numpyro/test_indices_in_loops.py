@@ -1,0 +1,57 @@
+"""Indices out of bounds inside of JAX's own loops and functions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.contrib.control_flow import scan
+
+import vi_reparam_numpyro as vr
+
+
+def with_rows(mean_of):
+    def model(group):
+        with numpyro.plate("groups", 5):
+            theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
+        numpyro.factor("y", -(mean_of(theta, group) ** 2).sum())
+
+    return model
+
+
+def of_a_scan(group):
+    with numpyro.plate("groups", 5):
+        theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
+
+    def step(state, g):
+        state = numpyro.sample("state", dist.Normal(state + theta[g], 1.0))
+        return state, state
+
+    scan(step, 0.0, group)
+
+
+PROGRAMS = {
+    "scan": of_a_scan,
+    "jit": with_rows(jax.jit(lambda theta, group: theta[group])),
+    "checkpoint": with_rows(jax.checkpoint(lambda theta, group: theta[group])),
+    "two at once": with_rows(lambda theta, group: jnp.outer(theta, theta)[group, group]),
+    "map": with_rows(lambda theta, group: jax.lax.map(lambda g: theta[g], group)),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_an_index_out_of_bounds_is_found(name):
+    guided = vr.guide(PROGRAMS[name])
+    guided.backend.engine.data((np.array([0, 4, 1]),), {}, guided.model)
+    for bad, group in ((6, [0, 6, 1]), (-7, [0, -7, 1])):
+        with pytest.raises(vr.ViReparamError, match=f"index {bad} is out of bounds for an array of size 5"):
+            guided.backend.engine.data((np.array(group),), {}, guided.model)
+
+
+def test_the_branch_that_is_not_taken_may_index_as_it_likes():
+    def mean(theta, group):
+        return jax.lax.cond(group.max() < 5, lambda: theta[group], lambda: jnp.zeros(3))
+
+    guided = vr.guide(with_rows(mean))
+    guided.backend.engine.data((np.array([0, 6, 1]),), {}, guided.model)
