@@ -215,13 +215,14 @@ class Shape(NamedTuple):
         size: coordinates of the model's latents; None where no joint family covers them.
         subsampled: whether it sees minibatches.
         hierarchical: whether `vr.Structured` knows more of it than that its latents are many.
-        num_globals: coordinates that it draws together.
+        num_globals: coordinates that it draws together; `num_locals`: the others.
     """
 
     size: int | None = None
     subsampled: bool = False
     hierarchical: bool = False
     num_globals: int = 0
+    num_locals: int = 0
 
 
 def shape_of(guided: Any, data: Data) -> Shape:
@@ -235,7 +236,7 @@ def shape_of(guided: Any, data: Data) -> Shape:
         split = guide.split(*data.call)
     except Exception:  # the mean field covers supports without a bijection, and its fit says what is wrong
         return Shape()
-    return Shape(layout.size, subsampled, split.is_hierarchy, split.num_globals)
+    return Shape(layout.size, subsampled, split.is_hierarchy, split.num_globals, split.num_locals)
 
 
 def mean_field_loss(root: Any, inverse: Any) -> float:

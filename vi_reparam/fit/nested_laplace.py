@@ -16,6 +16,7 @@ from vi_reparam.errors import SiteError
 from vi_reparam.fit import weighted_mixture
 from vi_reparam.fit.matching import slopes_of
 from vi_reparam.fit.weighted_mixture import Mixture
+from vi_reparam.gaussians import skew
 from vi_reparam.guides.nested_laplace import MOST_GLOBALS, MOST_LOCALS, NestedLaplace
 from vi_reparam.guides.structured import Structured
 from vi_reparam.numerics.special import LOG_2PI
@@ -25,11 +26,11 @@ from vi_reparam.posterior.psis import pareto_smooth
 from vi_reparam.programs.nested_laplace import climb, density_at, halves
 
 FEWEST_DRAWS, MOST_DRAWS = 256, 1_024
-"""Of the globals in a round; `ROUND`: about how many second derivatives of one latent in it."""
+"""Of the globals in a round; `ROUND`: numbers of the runs of the model behind its second derivatives, about."""
 
-ROUND = 100_000
+ROUND = 200_000_000
 MOST_ROUNDS = 12
-ENOUGH, KHAT = 3.0, 0.5
+ENOUGH, KHAT = 2.0, 0.5
 """Effective draws, in rounds, and k-hat, at which no further round is needed."""
 
 MOST_SPREAD = 0.7
@@ -45,13 +46,16 @@ MOST_TURNS = 12
 CLOSE = 1e-3
 """Twice the nats that a Newton step still promises where it is the last one."""
 
-MOVED = 0.25
+MOVED = 0.1
 """Part by which the others' curvature changes as a latent moves by one sd, for it to be a global."""
 
 STEP = 0.1
 """In standard deviations, between slopes whose difference is that curvature."""
 
-NUM_START = 1_000
+NEXT_TO_NOTHING = 0.01
+"""Nats that wide tails may cost."""
+
+NUM_START, NUM_BENT, GRID = 1_000, 4_000, 12.0
 BUDGET = 8_000_000
 """Numbers that the runs behind all second derivatives of one call may hold."""
 
@@ -112,7 +116,8 @@ def fitted(guided: Any, start: Any, data: Data, seed: int) -> Fit:
 
 
 def _globals(guided: Any, data: Data, first: np.ndarray, rng: np.random.Generator) -> tuple[str, ...]:
-    """Of the latents outside plates, those on which the curvature of all others depends; all of them, if none is.
+    """Of the latents outside plates, those on which the curvature of all others depends; the one on which it depends most, if
+    there is no other.
 
     Args:
         first: about draws of the posterior, vectors of all latents. Shape ``[N, D]``.
@@ -137,13 +142,12 @@ def _globals(guided: Any, data: Data, first: np.ndarray, rng: np.random.Generato
     rows = np.concatenate([[place + way, place - way] for place in places])
     found = slopes(rows)
     curvatures = (found[::2] - found[1::2]) * spread * inside
-    size = float(np.linalg.norm(curvatures[0]))
-    names = [part.site.name for part in parts if part not in real]
-    for part, curvature in zip(real, curvatures[1:], strict=True):
-        change = curvature - curvatures[0]
-        if not float(np.linalg.norm(change)) < MOVED * size:
-            names.append(part.site.name)
-    return tuple(names) or tuple(part.site.name for part in parts)
+    changes = np.linalg.norm(curvatures[1:] - curvatures[0], axis=1)
+    least = MOVED * np.linalg.norm(curvatures[0])
+    if len(real) == len(parts) and len(real) and changes.max() < least:
+        least = changes.max()
+    moved = {part.site.name for part, change in zip(real, changes, strict=True) if not change < least}
+    return tuple(part.site.name for part in parts if part not in real or part.site.name in moved)
 
 
 class Target:
@@ -161,10 +165,11 @@ class Target:
     def __init__(self, guide: Any, data: Data, scalars: int, rng: np.random.Generator) -> None:
         self.guide, self.data, self.ops = guide, data, guide.backend.ops
         self.num, self.size = halves(guide.layout(*data.call), guide.family.globals).sizes
+        scalars = max(scalars, self.size)
         half = rng.normal(size=(NUM_LOCAL_DRAWS // 2, self.size))
         self._noise = self.ops.asarray(np.concatenate([half, -half]))
-        self.num_draws = int(np.clip(ROUND // self.size, FEWEST_DRAWS, MOST_DRAWS))
-        self._count = int(np.clip(BUDGET // max(self.size * max(scalars, self.size), 1), 1, self.num_draws))
+        self.num_draws = int(np.clip(ROUND // (self.size * scalars), FEWEST_DRAWS, MOST_DRAWS))
+        self._count = int(np.clip(BUDGET // (self.size * scalars), 1, self.num_draws))
         self.gradients = 0
 
     def __call__(self, g: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -219,9 +224,7 @@ class Target:
         return by_parts(run, rows, self._count)
 
 
-def _sampled(
-    target: Target, family: NestedLaplace, g: np.ndarray, x: np.ndarray, rng: np.random.Generator
-) -> Fit:
+def _sampled(target: Target, family: NestedLaplace, g: np.ndarray, x: np.ndarray, rng: np.random.Generator) -> Fit:
     """The rounds; `g` and `x` are the globals and the others of about the posterior's draws."""
     flat = np.full(len(g), 1.0 / len(g))
     known, slopes = weighted_mixture.best_of(g, flat, rng, most=3), _regressed(g, x, flat)
@@ -245,9 +248,13 @@ def _sampled(
         if done or rounds == MOST_ROUNDS or typical[-1] > MOST_SPREAD:
             break
         known = weighted_mixture.best_of(z, weights, rng, most=3)
-    made = weighted_mixture.best_of(z, weights, rng)
+    bends, straight = _straightened(target.ops, z, weights, rng)
+    made = weighted_mixture.best_of(straight, weights, rng)
+    evidence = float(np.logaddexp.reduce(smoothed)) - math.log(len(z))
+    made = _with_tails(made, target, bends, slopes, evidence, rng)
     turns = 1 + int(np.argmax(typical <= 1.1 * typical[-1] + 0.05))
     params = {
+        **bends,
         "center": made.center,
         "root": made.root,
         "log_weight": made.log_weight,
@@ -264,6 +271,46 @@ def _regressed(g: np.ndarray, x: np.ndarray, weights: np.ndarray) -> tuple[np.nd
     design = np.concatenate([np.ones((len(g), 1)), g], axis=1)
     found = np.linalg.lstsq(root * design, root * x, rcond=None)[0]
     return found[0], found[1:].T
+
+
+def _straightened(
+    ops: Any, z: np.ndarray, weights: np.ndarray, rng: np.random.Generator
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """One-sided tails of each coordinate, as parameters, and the draws before these: nearer to normal ones."""
+    chosen = z[rng.choice(len(z), size=NUM_BENT, p=weights)]
+    matched = skew.match(ops, ops.asarray(chosen), ops.asarray(np.ones(z.shape[1])))
+    loc, scale, bend = (np.asarray(ops.to_numpy(x), np.float64) for x in matched)
+    grid = np.linspace(-GRID, GRID, 2_001)
+    straight = np.empty_like(z)
+    for i, raw in enumerate(bend):
+        values = _bent(ops, {"loc": 0.0, "scale": 1.0, "bend": np.full_like(grid, raw)}, grid)[0]
+        straight[:, i] = np.interp((z[:, i] - loc[i]) / scale[i], values, grid)
+    return {"loc": loc, "scale": scale, "bend": bend}, straight
+
+
+def _bent(ops: Any, bends: dict[str, Any], y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """With these one-sided tails, and the logarithm of the slope of each coordinate."""
+    raw = ops.asarray(np.broadcast_to(bends["bend"], y.shape).copy())
+    value, rise = (np.asarray(ops.to_numpy(x), np.float64) for x in skew.skew(ops, ops.asarray(y), raw)[:2])
+    return bends["loc"] + bends["scale"] * value, rise + np.log(bends["scale"])
+
+
+def _with_tails(
+    made: Mixture,
+    target: Target,
+    bends: dict[str, np.ndarray],
+    slopes: tuple[np.ndarray, np.ndarray],
+    evidence: float,
+    rng: np.random.Generator,
+) -> Mixture:
+    """The mixture with wide tails, so that few weights are large, where these cost next to nothing of its bound."""
+    wide = weighted_mixture.with_tails(made)
+    y = wide.center[-1] + rng.normal(size=(target.num_draws, len(bends["loc"]))) @ wide.root[-1].T
+    g, rise = _bent(target.ops, bends, y)
+    log_m, _, _ = target(g, slopes[0] + g @ slopes[1].T)
+    log_q = np.logaddexp.reduce(wide.log_probs(y), axis=1) - rise.sum(1)
+    cost = weighted_mixture.TAIL * float(np.mean(log_q - (log_m - evidence)))
+    return wide if cost < NEXT_TO_NOTHING else made
 
 
 def _draw(known: Mixture, num: int, rng: np.random.Generator) -> np.ndarray:

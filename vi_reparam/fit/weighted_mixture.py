@@ -17,6 +17,10 @@ LEAST = 1e-4
 """Part of all draws' covariance that is added to a component's."""
 
 
+TAIL, WIDE = 0.01, 1.6
+"""Part of the draws that makes the tails, and its width in the whole mixture's."""
+
+
 class Mixture(NamedTuple):
     """Gaussians with weights.
 
@@ -32,7 +36,8 @@ class Mixture(NamedTuple):
 
     def standardized(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of vectors, shape ``[N, D]``: squared lengths in each component's scales, shape ``[N, K]``; log weights less
-        log volumes, shape ``[K]``."""
+        log volumes, shape ``[K]``.
+        """
         ways = [np.linalg.solve(root, (z - center).T) for center, root in zip(self.center, self.root, strict=True)]
         volumes = np.log(np.einsum("kii->ki", self.root)).sum(1)
         return np.stack([(way * way).sum(0) for way in ways], axis=1), self.log_weight - volumes
@@ -85,6 +90,19 @@ def of_draws(z: np.ndarray, weights: np.ndarray, num: int, rng: np.random.Genera
             roots.append(_root((belongs[:, k : k + 1] * way).T @ way / total[k] + least))
         made = Mixture(np.log(total / total.sum()), center, np.stack(roots))
     return made
+
+
+def with_tails(made: Mixture) -> Mixture:
+    """The same with a small part of its draws from one wide component, the last one."""
+    weights = np.exp(made.log_weight)
+    mean = weights @ made.center
+    way = made.center - mean
+    covariance = np.einsum("k,kij,klj->il", weights, made.root, made.root) + (weights[:, None] * way).T @ way
+    return Mixture(
+        np.append(made.log_weight + np.log1p(-TAIL), np.log(TAIL)),
+        np.concatenate([made.center, mean[None]]),
+        np.concatenate([made.root, WIDE * _root(covariance)[None]]),
+    )
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:

@@ -83,6 +83,7 @@ class Escalate(GuideFamily):
         subsampled: bool = False,
         hierarchical: bool = False,
         num_globals: int = 0,
+        num_locals: int = 0,
     ) -> list[GuideFamily]:
         """The families to try for a model.
 
@@ -91,7 +92,7 @@ class Escalate(GuideFamily):
             estimators: whether some were named, which only the mean field takes.
             subsampled: whether it sees minibatches.
             hierarchical: whether `vr.Structured` knows more of it than that its latents are many.
-            num_globals: coordinates that it draws together.
+            num_globals: coordinates that it draws together; `num_locals`: the others.
         """
         if self.families is not None:
             joint = size is not None and not estimators
@@ -99,13 +100,15 @@ class Escalate(GuideFamily):
             return covering or list(self.families)  # none: the first one's fit says why
         if size is None or estimators or (subsampled and size > LARGEST):
             return [MeanField()]
+        is_nested = size <= MOST_GLOBALS + MOST_LOCALS and num_globals > 0 and num_locals > 0
+        nested = [NestedLaplace()] if is_nested and not subsampled else []
         if size <= LARGEST:
             bent = Flow() if size > 1 else Mixture(num_components=6)  # a flow of one coordinate cannot bend it
-            first = [Structured(), NestedLaplace()] if hierarchical else []
-            between = [Structured(globals=Flow())] if hierarchical and num_globals > 1 else []
-            return [*first, FullRank(), MeanField(), *between, bent, SDE()]
+            if hierarchical:
+                between = [Structured(globals=Flow())] if num_globals > 1 else []
+                return [Structured(), *nested, FullRank(), MeanField(), *between, bent, SDE()]
+            return [FullRank(), MeanField(), *nested, bent, SDE()]
         if hierarchical:
-            nested = [NestedLaplace()] if size <= MOST_GLOBALS + MOST_LOCALS else []
             return [Structured(), *nested, *([Structured(globals=Flow())] if num_globals > 1 else []), MeanField()]
         return [
             MeanField(),

@@ -190,7 +190,7 @@ class Posterior(Predicting, Showing, Trusting):
         """How many log weights the figures rest on: 20,000, fewer where a draw is very large or runs by itself."""
         rows = (self.record.get("batches") or {}).get("num_rows", 1)
         most = NUM_WEIGHTS if self.scorer.at_once else NUM_ONE_BY_ONE
-        return int(np.clip(WEIGHT_BUDGET / max(self.scorer.sites.scalars, rows), MIN_WEIGHTS, most))
+        return int(np.clip(WEIGHT_BUDGET / max(self.scorer.numbers, rows), MIN_WEIGHTS, most))
 
     @cached_property
     def _first(self) -> tuple[Weights, dict[str, np.ndarray]]:

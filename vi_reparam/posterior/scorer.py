@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -65,6 +64,7 @@ class Scorer:
     Attributes:
         sites: the form of both's sites.
         data: the fit's arguments.
+        numbers: that a draw with its score holds, about.
         at_once: whether many draws are made at once; else the programs read values in Python.
 
     Raises:
@@ -83,10 +83,11 @@ class Scorer:
         copies: Callable[[Args, Kwargs], int] | None = None,
     ) -> None:
         self.backend = backend
-        self.pair, self._copies = Pair(backend, model, guide), copies
+        self.pair = Pair(backend, model, guide)
         self.params = backend.ops.tree_map(self._array, dict(params))
         self._first = args, kwargs, dict(self.params)
         self.data, self.sites, self._mark = self._look()
+        self.numbers = self.sites.scalars * (1 if copies is None else copies(*self.data.call))
 
         def arrays(*inputs: Any) -> tuple:
             scored = self.pair.score(*inputs)
@@ -109,8 +110,6 @@ class Scorer:
 
         data = probed(backend, look, args, kwargs, (params,), found)
         sites, density = found[-1]
-        if self._copies is not None:
-            sites = dataclasses.replace(sites, scalars=sites.scalars * self._copies(*data.call))
         return data, sites, (data.form, density)
 
     def has_changed(self) -> bool:
@@ -145,7 +144,7 @@ class Scorer:
             size: numbers that a run holds beyond model and guide.
             first: which run is the first of these.
         """
-        options = {"size": size + self.sites.scalars, "name": name, "at_once": self.at_once, "first": first}
+        options = {"size": size + self.numbers, "name": name, "at_once": self.at_once, "first": first}
         return self.backend.engine.many(fn, self.data, key, num, self.params, *inputs, **options)
 
     def observed(self) -> dict[str, np.ndarray]:

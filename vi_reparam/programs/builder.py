@@ -7,7 +7,17 @@ from typing import Any
 
 from vi_reparam.backend.backend import Backend
 from vi_reparam.errors import SiteError
-from vi_reparam.guides import SDE, Flow, GaussianFamily, GuideFamily, MeanField, Mixture, NestedLaplace, Sites, Structured
+from vi_reparam.guides import (
+    SDE,
+    Flow,
+    GaussianFamily,
+    GuideFamily,
+    MeanField,
+    Mixture,
+    NestedLaplace,
+    Sites,
+    Structured,
+)
 from vi_reparam.guides.refined import Refined
 from vi_reparam.guides.selection import ALL, SiteSelection
 from vi_reparam.programs.flow import FlowGuide

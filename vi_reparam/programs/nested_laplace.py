@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from vi_reparam.errors import SiteError
+from vi_reparam.gaussians.skew import skew
 from vi_reparam.numerics.special import LOG_2PI, log_sum_exp
 from vi_reparam.programs import mixture
 from vi_reparam.programs.joint import Array, Draws, JointGuide, Key, Layout, Params
@@ -15,6 +16,8 @@ from vi_reparam.programs.vector import Vector
 
 SHARES = (1.0, 0.5, 0.2, 0.05, 0.0)
 """Of a Newton step, of which the one that ends highest is taken."""
+
+ROUNDING = 1e-7
 
 NO_GRADIENT = (
     "vr.NestedLaplace() is fitted by importance sampling, and no gradient goes through its draws: use vr.Structured() "
@@ -72,7 +75,7 @@ class NestedLaplaceGuide(JointGuide):
         own = self._params(layout, parts, self.start(layout, args, kwargs))
         mixed = {**own, **{n: xp.zeros_like(own["center"]) for n in ("loc", "log_scale")}}
         mixed["lower"] = xp.zeros_like(own["root"])
-        score, (loc, scale) = mixture.scorer(ops, mixed), mixture.placed(ops, mixed)
+        score, (centers, roots) = mixture.scorer(ops, mixed), mixture.placed(ops, mixed)
         upper = xp.cumulative_sum(xp.exp(own["log_weight"]))
         upper = upper / upper[-1]
         lower = xp.concat([xp.zeros_like(upper[:1]), upper[:-1]])
@@ -85,8 +88,11 @@ class NestedLaplaceGuide(JointGuide):
         def draw(own_noise: tuple[Array, Array], row: Array | None) -> Vector:
             n, choice = own_noise
             chosen = xp.astype((choice > lower) & (choice <= upper), dtype)
-            g = chosen @ loc + xp.reshape(chosen @ xp.reshape(scale, (scale.shape[0], -1)), (num, num)) @ n[:num]
-            log_q = log_sum_exp(ops, score(g), axis=0)
+            root = xp.reshape(chosen @ xp.reshape(roots, (roots.shape[0], -1)), (num, num))
+            y = chosen @ centers + root @ n[:num]
+            bent, rise, _ = skew(ops, y, own["bend"])
+            g = own["loc"] + own["scale"] * bent
+            log_q = log_sum_exp(ops, score(y), axis=0) - xp.sum(rise + xp.log(own["scale"]))
 
             def height(x: Array) -> Array:
                 return log_p(parts.join(ops, layout, g, x))
@@ -113,12 +119,15 @@ class NestedLaplaceGuide(JointGuide):
             return xp.concat([vector[:0], *own])
 
         return {
-            "center": self.constant("center", lambda _: at(0)[None]),
-            "root": self.constant("root", lambda _: xp.eye(num, dtype=dtype)[None]),
-            "log_weight": self.constant("log_weight", lambda _: xp.zeros(1, dtype=dtype)),
-            "place": self.constant("place", lambda _: at(1)),
-            "slopes": self.constant("slopes", lambda _: xp.zeros((size, num), dtype=dtype)),
-            "turns": self.constant("turns", lambda _: xp.ones(2, dtype=dtype)),
+            "loc": self.param("loc", lambda _: at(0)),
+            "scale": self.param("scale", lambda _: xp.ones(num, dtype=dtype)),
+            "bend": self.param("bend", lambda _: xp.zeros(num, dtype=dtype)),
+            "center": self.param("center", lambda _: xp.zeros((1, num), dtype=dtype)),
+            "root": self.param("root", lambda _: xp.eye(num, dtype=dtype)[None]),
+            "log_weight": self.param("log_weight", lambda _: xp.zeros(1, dtype=dtype)),
+            "place": self.param("place", lambda _: at(1)),
+            "slopes": self.param("slopes", lambda _: xp.zeros((size, num), dtype=dtype)),
+            "turns": self.param("turns", lambda _: xp.ones(2, dtype=dtype)),
         }
 
     def matched(self, layout: Layout, draws: Draws) -> Params:
@@ -131,7 +140,7 @@ class Climb(NamedTuple):
     Attributes:
         at: where it ends, shape ``[L]``.
         root: of the precision where it began, lower triangular, shape ``[L, L]``.
-        gain: that a whole step promises, twice, in nats.
+        gain: twice the nats that the step promised; zero where it kept the promise exactly, and no other is needed.
     """
 
     at: Array
@@ -152,7 +161,9 @@ def climb(ops: Any, height: Callable[[Array], Array], x: Array) -> Climb:
     heights = ops.vmap(height)(trials)
     heights = xp.where(xp.isfinite(heights), heights, xp.full_like(heights, -math.inf))
     best = xp.reshape(xp.argmax(heights), (1,))  # taken, not indexed: it may be a lane's own
-    return Climb(xp.take(trials, best, axis=0)[0], root, xp.sum(half * half))
+    gain = xp.sum(half * half)
+    quadratic = xp.abs(heights[0] - heights[-1] - 0.5 * gain) < ROUNDING * (1.0 + gain)
+    return Climb(xp.take(trials, best, axis=0)[0], root, xp.where(quadratic, xp.zeros_like(gain), gain))
 
 
 def _root(ops: Any, precision: Array) -> Array:
