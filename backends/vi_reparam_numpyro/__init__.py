@@ -7,15 +7,12 @@ posterior = vr.guide(model).fit(x, y=y)
 
 from vi_reparam import api
 from vi_reparam.api import *  # noqa: F403  (the names that all backends share)
-from vi_reparam_numpyro import threads
 from vi_reparam_numpyro.backend import backend as _backend
 from vi_reparam_numpyro.host.distributions import FromSampler, VonMisesFisher, annotate
 from vi_reparam_numpyro.host.handlers import estimate
 from vi_reparam_numpyro.objectives import ELBO, IWELBO
 from vi_reparam_numpyro.sampling import random
 from vi_reparam_numpyro.sampling.fast_samplers import fast_samplers
-
-threads.enough()
 
 host, ops = _backend.host, _backend.ops
 

@@ -116,8 +116,9 @@ def fitted(guided: Any, start: Any, data: Data, seed: int) -> Fit:
 
 
 def _globals(guided: Any, data: Data, first: np.ndarray, rng: np.random.Generator) -> tuple[str, ...]:
-    """Of the latents outside plates, those on which the curvature of all others depends; the one on which it depends most, if
-    there is no other.
+    """Of the latents outside plates, those on which the curvature of all others depends.
+
+    The one on which it depends most, if there is no other.
 
     Args:
         first: about draws of the posterior, vectors of all latents. Shape ``[N, D]``.

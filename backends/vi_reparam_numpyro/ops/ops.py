@@ -15,7 +15,7 @@ from jax.scipy import special
 
 from vi_reparam.backend.data import leaf_form
 from vi_reparam.errors import ArgumentError
-from vi_reparam_numpyro.ops import noise
+from vi_reparam_numpyro.ops import matrices, noise
 from vi_reparam_numpyro.ops.refusal import refuse_gradient
 from vi_reparam_numpyro.ops.retry import retry
 
@@ -126,10 +126,10 @@ class JaxOps:
         return jax.jacfwd(fn, has_aux=has_aux)
 
     def cholesky(self, a: Any) -> Any:
-        return jnp.linalg.cholesky(a)
+        return matrices.cholesky(a)
 
     def solve_triangular(self, a: Any, b: Any, *, lower: bool) -> Any:
-        return jax.scipy.linalg.solve_triangular(a, b, lower=lower)
+        return matrices.solve_triangular(a, b, lower=lower)
 
     def compiled(self, fn: Any) -> Any:
         return jax.jit(fn)

@@ -1,0 +1,54 @@
+"""Factors and solutions of many matrices at once: on a CPU one after the other.
+
+Several batched factorizations at once each take a thread of XLA's pool and wait there for their parts, which wait for a
+thread. On two cores that lasts for ever (JAX 0.10: within some hundred calls of two batched Cholesky factors).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+
+
+@custom_vmap
+def _cholesky(a: Any) -> Any:
+    return jnp.linalg.cholesky(a)
+
+
+@_cholesky.def_vmap
+def _(axis_size: int, batched: list[bool], a: Any) -> tuple[Any, bool]:
+    return jax.lax.map(_cholesky, a), True
+
+
+def _solution(lower: bool) -> Any:
+    @custom_vmap
+    def solve(a: Any, b: Any) -> Any:
+        return jax.scipy.linalg.solve_triangular(a, b, lower=lower)
+
+    @solve.def_vmap
+    def _(axis_size: int, batched: list[bool], a: Any, b: Any) -> tuple[Any, bool]:
+        if not batched[0]:
+            return jax.lax.map(lambda row: solve(a, row), b), True
+        if not batched[1]:
+            return jax.lax.map(lambda matrix: solve(matrix, b), a), True
+        return jax.lax.map(lambda pair: solve(*pair), (a, b)), True
+
+    return solve
+
+
+_SOLUTIONS = {lower: _solution(lower) for lower in (True, False)}
+
+
+def cholesky(a: Any) -> Any:
+    """As `jnp.linalg.cholesky`, of one matrix."""
+    return _cholesky(a) if jax.default_backend() == "cpu" else jnp.linalg.cholesky(a)
+
+
+def solve_triangular(a: Any, b: Any, *, lower: bool) -> Any:
+    """As `jax.scipy.linalg.solve_triangular`, of one matrix and one vector."""
+    if jax.default_backend() == "cpu":
+        return _SOLUTIONS[lower](a, b)
+    return jax.scipy.linalg.solve_triangular(a, b, lower=lower)
