@@ -21,7 +21,7 @@ from vi_reparam.posterior.passes import require_all_rows
 from vi_reparam.posterior.picks import Expect, densities, values_of, with_log_weight
 from vi_reparam.posterior.predicting import Predicting
 from vi_reparam.posterior.relabel import verdict_of
-from vi_reparam.posterior.scorer import Scorer
+from vi_reparam.posterior.scorer import Scorer, copies_of
 from vi_reparam.posterior.showing import Showing
 from vi_reparam.posterior.sites import check_count
 from vi_reparam.posterior.trusting import NUM_CHAIN_DRAWS, Trusting
@@ -84,8 +84,7 @@ class Posterior(Predicting, Showing, Trusting):
         self.params = dict(params)
         self.args, self.kwargs = tuple(args), dict(kwargs)
         self.losses = np.asarray(losses)
-        self.seed = seed
-        self.record = dict(record)
+        self.seed, self.record = seed, dict(record)
         self.scorer = self._scorer(guided.guide)
         self._other_scorers: dict[Any, Scorer] = {}
 
@@ -96,8 +95,8 @@ class Posterior(Predicting, Showing, Trusting):
         return storage.remade, (type(self), self.guided, fields)
 
     def _scorer(self, guide: Any) -> Scorer:
-        copies = getattr(getattr(self.guided, "base_guide", None), "copies", None)
-        return Scorer(self.backend, self.guided.model, guide, self.params, self.args, self.kwargs, copies)
+        given = self.params, self.args, self.kwargs, copies_of(self.guided)
+        return Scorer(self.backend, self.guided.model, guide, *given)
 
     @classmethod
     def load(cls, path: str | os.PathLike, model: Any, *args: Any, **kwargs: Any) -> Self:

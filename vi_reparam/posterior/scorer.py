@@ -169,6 +169,11 @@ class Scorer:
         return found
 
 
+def copies_of(guided: Any) -> Callable[[Args, Kwargs], int] | None:
+    """How many runs of the model a draw of its guide holds, where the guide says so."""
+    return getattr(getattr(guided, "base_guide", None), "copies", None)
+
+
 def probed(backend: Backend, look: Callable[..., Any], args: Args, kwargs: Kwargs, inputs: tuple, found: list) -> Data:
     """Arguments as the framework takes them, after `look`, of inputs and arguments, has once reported to `found`."""
     data = backend.engine.data(tuple(args), dict(kwargs), look, inputs=inputs, finite=False)
