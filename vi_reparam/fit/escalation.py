@@ -13,7 +13,7 @@ import numpy as np
 
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.ops import Args
-from vi_reparam.errors import NonFiniteError
+from vi_reparam.errors import NonFiniteError, SiteError
 from vi_reparam.estimators import Auto
 from vi_reparam.fit import nested_laplace
 from vi_reparam.fit.forgotten import warn_of_forgotten
@@ -181,7 +181,9 @@ def _climb(
                 raise
             why = kept[0].record["interrupted"] = f"the search was interrupted at {family!r}"
             break
-        except NonFiniteError as error:
+        except (NonFiniteError, SiteError) as error:
+            if isinstance(error, SiteError) and kept is None:
+                raise
             failure = error
             attempts.append(Attempt(repr(family), note=f"failed: {error}"))
             continue

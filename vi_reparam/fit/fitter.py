@@ -18,7 +18,7 @@ from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import Task
 from vi_reparam.backend.ops import Args, Array, Key
 from vi_reparam.checks import check_memory
-from vi_reparam.errors import ArgumentError, SiteError, ViReparamError, could_not_run, first_line
+from vi_reparam.errors import ArgumentError, NonFiniteError, SiteError, ViReparamError, could_not_run, first_line
 from vi_reparam.fit import checkpoints, matching, nested_laplace
 from vi_reparam.fit.checkpoints import FitSignature, form_of
 from vi_reparam.fit.convergence import Convergence
@@ -219,6 +219,8 @@ class Fitter:
         seed = int(options.seed) if isinstance(options.seed, Integral) else 0
         try:
             found = nested_laplace.fitted(self.guided, start, data, seed)
+        except np.linalg.LinAlgError as error:
+            raise NonFiniteError(f"{family!r}: the globals' draws have no covariance ({first_line(error)})") from error
         except NOT_AT_ONCE as error:
             if isinstance(error, ViReparamError):
                 raise

@@ -93,6 +93,8 @@ class NestedLaplaceGuide(JointGuide):
             bent, rise, _ = skew(ops, y, own["bend"])
             g = own["loc"] + own["scale"] * bent
             log_q = log_sum_exp(ops, score(y), axis=0) - xp.sum(rise + xp.log(own["scale"]))
+            begun = own["place"] + own["slopes"] @ g
+            g, begun, log_q = (ops.refuse_gradient(NO_GRADIENT, x) for x in (g, begun, log_q))
 
             def height(x: Array) -> Array:
                 return log_p(parts.join(ops, layout, g, x))
@@ -101,11 +103,9 @@ class NestedLaplaceGuide(JointGuide):
                 found = climb(ops, height, state[0])
                 return (found.at, found.root), share
 
-            begun = own["place"] + own["slopes"] @ g
             (x, root), _ = ops.scan(turn, (begun, xp.eye(size, dtype=dtype)), own["turns"])
             value = parts.join(ops, layout, g, x + ops.solve_triangular(root.T, n[num:], lower=False))
-            log_q = log_q + density_at(ops, root, n[num:])
-            return Vector(ops.refuse_gradient(NO_GRADIENT, value, log_q), log_q)
+            return Vector(value, log_q + density_at(ops, root, n[num:]))
 
         return self.vector(layout, noise, draw, features)
 
