@@ -220,7 +220,8 @@ class Fitter:
         try:
             found = nested_laplace.fitted(self.guided, start, data, seed)
         except np.linalg.LinAlgError as error:
-            raise NonFiniteError(f"{family!r}: the globals' draws have no covariance ({first_line(error)})") from error
+            text = f"{family!r}: the globals' draws have no covariance ({first_line(error)})"
+            raise NonFiniteError(text, step=0, sites={}, params={}, losses=np.zeros(0)) from error
         except NOT_AT_ONCE as error:
             if isinstance(error, ViReparamError):
                 raise
