@@ -187,17 +187,9 @@ class Fitter:
         else:
             found = [as_params(*pair) for pair in matching.matched(guide, data, places, seed)]
             params = guide.of_gaussians(places, [{n: ops.asarray(v) for n, v in own.items()} for own in found])
-        record = {
-            "num_steps": matching.NUM_UPDATES,
-            "converged": True,
-            "rivals": [],
-            "num_particles": matching.BATCH * max(len(places), 1),
-            "gradients": matching.NUM_GRADIENTS * max(len(places), 1),
-            "objective": "matched scores",
-            "estimators": {},
-            "variances": {},
-            "steps": "matched in closed form",
-        }
+        num = max(len(places), 1)
+        counts = matching.NUM_UPDATES, matching.BATCH * num, matching.NUM_GRADIENTS * num
+        record = _record_without_steps(*counts, "matched scores", "matched in closed form")
         return self._posterior(data, params, np.zeros(0), record, options, begun, finish=True)
 
     def _without_steps(self, data: Data, options: Options, begun: float, stream: Any) -> Any:
@@ -229,17 +221,8 @@ class Fitter:
                 f"{family!r} runs many draws of the model at once, and {self.guided.name[:40]} reads values in Python: "
                 "use vr.Structured()"
             ) from error
-        record = {
-            "num_steps": found.rounds,
-            "converged": True,
-            "rivals": [],
-            "num_particles": found.num_draws,
-            "gradients": found.gradients,
-            "objective": "importance sampling",
-            "estimators": {},
-            "variances": {},
-            "steps": "rounds of importance sampling",
-        }
+        counts = found.rounds, found.num_draws, found.gradients
+        record = _record_without_steps(*counts, "importance sampling", "rounds of importance sampling")
         own = Fitter(self.guided.for_family(found.family))
         params = {name: self.ops.asarray(value) for name, value in found.params.items()}
         params = own.guided.start_at(data, self.engine.key(0), own.guided.base_guide.named(params))
@@ -439,3 +422,18 @@ class Fitter:
             return best, list(self._rivals)
         apart = (run for run in runs if not matching.are_near(guide, run.params, best.params))
         return best, [float(best.bound - run.bound) for run in apart]
+
+
+def _record_without_steps(num: int, draws: int, gradients: int, objective: str, steps: str) -> dict[str, Any]:
+    """The facts about a fit without an optimizer; `num` stands for its steps, and `draws` for those of each."""
+    return {
+        "num_steps": num,
+        "converged": True,
+        "rivals": [],
+        "num_particles": draws,
+        "gradients": gradients,
+        "objective": objective,
+        "estimators": {},
+        "variances": {},
+        "steps": steps,
+    }
