@@ -295,5 +295,5 @@ def test_hyperparameters_of_many_groups_are_right_by_the_default(vr):
 
 
 def test_it_is_no_part_of_others(vr):
-    with pytest.raises(vr.ArgumentError, match="follows the priors of all latents of a model"):
+    with pytest.raises(vr.ArgumentError, match="it follows all latents of a model, so it is no part"):
         vr.Sites({"theta": vr.Structured(), "*": vr.MeanField()})

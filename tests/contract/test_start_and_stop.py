@@ -179,7 +179,7 @@ def test_when_to_stop():
     assert "no richer family" in why_stop([bad], None, Budget(10.0))
     assert "5 gradients, and 2 of Escalate's" in why_stop([bad], 5.0, Budget(2.0))
     assert "the clock ended it" in why_stop([bad], 5.0, Budget(10.0, seconds=2.0, pace=1.0))
-    assert "gained nothing" in why_stop([bad, bad, _attempt(elbo=-1.001, khat=0.95)], 1.0, Budget(10.0))
+    assert "gained nothing" in why_stop([bad, bad, bad, _attempt(elbo=-1.001, khat=0.95)], 1.0, Budget(10.0))
 
 
 @pytest.mark.parametrize(
