@@ -23,7 +23,7 @@ from vi_reparam.numerics.special import LOG_2PI
 from vi_reparam.posterior.modes import vectors
 from vi_reparam.posterior.parts import by_parts
 from vi_reparam.posterior.psis import pareto_smooth
-from vi_reparam.programs.nested_laplace import climb, density_at, halves
+from vi_reparam.programs.nested_laplace import DF, bent, climb, density_at, halves, mixed
 
 FEWEST_DRAWS, MOST_DRAWS = 256, 1_024
 """Of the globals in a round; `ROUND`: numbers of the runs of the model behind its second derivatives, about."""
@@ -36,8 +36,8 @@ ENOUGH, KHAT = 2.0, 0.5
 MOST_SPREAD = 0.7
 """Standard deviation of the others' log weights above which they are not nearly normal, and one round is enough."""
 
-DF, WIDER = 4, 1.1
-"""Of a proposal's Student-t, and how much wider it is than what is known."""
+PROPOSED, WIDER = 4, 1.1
+"""Degrees of freedom of a proposal, and how much wider it is than what is known."""
 
 NUM_LOCAL_DRAWS = 8
 """Behind a marginal density."""
@@ -52,8 +52,8 @@ MOVED = 0.1
 STEP = 0.1
 """In standard deviations, between slopes whose difference is that curvature."""
 
-NEXT_TO_NOTHING = 0.01
-"""Nats that wide tails may cost."""
+TAIL, NEXT_TO_NOTHING = 0.01, 0.02
+"""Part of the draws that makes wide tails, and nats that these may cost."""
 
 NUM_START, NUM_BENT, GRID = 1_000, 4_000, 12.0
 BUDGET = 8_000_000
@@ -168,7 +168,7 @@ class Target:
         self.num, self.size = halves(guide.layout(*data.call), guide.family.globals).sizes
         scalars = max(scalars, self.size)
         half = rng.normal(size=(NUM_LOCAL_DRAWS // 2, self.size))
-        self._noise = self.ops.asarray(np.concatenate([half, -half]))
+        self._noise = np.concatenate([half, -half])
         self.num_draws = int(np.clip(ROUND // (self.size * scalars), FEWEST_DRAWS, MOST_DRAWS))
         self._count = int(np.clip(BUDGET // (self.size * scalars), 1, self.num_draws))
         self.gradients = 0
@@ -195,6 +195,13 @@ class Target:
                 break
         return log_m, x, np.stack(spreads)
 
+    def call(self, fn: Any, *given: Any) -> tuple[np.ndarray, ...]:
+        """What a function of the model's arguments and these arrays gives; compiled once for their shapes."""
+        ops, engine = self.ops, self.guide.backend.engine
+        own = tuple({n: ops.asarray(v) for n, v in x.items()} if isinstance(x, dict) else ops.asarray(x) for x in given)
+        found = engine.call(fn, self.data, *own, name=(self.guide, fn.__name__, ops.form(own)))
+        return tuple(np.asarray(ops.to_numpy(x)) for x in found)
+
     def _look(self, rows: np.ndarray) -> list[np.ndarray]:
         guide, ops = self.guide, self.ops
         num = self.num
@@ -217,9 +224,7 @@ class Target:
             return ops.vmap(one)(rows)
 
         def run(part: np.ndarray) -> tuple[np.ndarray, ...]:
-            name = (guide, "marginal", len(part))
-            found = guide.backend.engine.call(look, self.data, ops.asarray(part), self._noise, name=name)
-            return tuple(map(ops.to_numpy, found))
+            return self.call(look, part, self._noise)
 
         self.gradients += len(rows) * (self.size + 1)
         return by_parts(run, rows, self._count)
@@ -249,10 +254,8 @@ def _sampled(target: Target, family: NestedLaplace, g: np.ndarray, x: np.ndarray
         if done or rounds == MOST_ROUNDS or typical[-1] > MOST_SPREAD:
             break
         known = weighted_mixture.best_of(z, weights, rng, most=3)
-    bends, straight = _straightened(target.ops, z, weights, rng)
+    bends, straight = _straightened(target, z, weights, rng)
     made = weighted_mixture.best_of(straight, weights, rng)
-    evidence = float(np.logaddexp.reduce(smoothed)) - math.log(len(z))
-    made = _with_tails(made, target, bends, slopes, evidence, rng)
     turns = 1 + int(np.argmax(typical <= 1.1 * typical[-1] + 0.05))
     params = {
         **bends,
@@ -263,6 +266,8 @@ def _sampled(target: Target, family: NestedLaplace, g: np.ndarray, x: np.ndarray
         "slopes": slopes[1],
         "turns": np.ones(turns),
     }
+    evidence = float(np.logaddexp.reduce(smoothed)) - math.log(len(z))
+    params["tail"] = np.asarray(_tail(target, params, evidence, rng))
     return Fit(family, params, target.gradients, rounds, target.num_draws)
 
 
@@ -275,49 +280,45 @@ def _regressed(g: np.ndarray, x: np.ndarray, weights: np.ndarray) -> tuple[np.nd
 
 
 def _straightened(
-    ops: Any, z: np.ndarray, weights: np.ndarray, rng: np.random.Generator
+    target: Target, z: np.ndarray, weights: np.ndarray, rng: np.random.Generator
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """One-sided tails of each coordinate, as parameters, and the draws before these: nearer to normal ones."""
-    chosen = z[rng.choice(len(z), size=NUM_BENT, p=weights)]
-    matched = skew.match(ops, ops.asarray(chosen), ops.asarray(np.ones(z.shape[1])))
-    loc, scale, bend = (np.asarray(ops.to_numpy(x), np.float64) for x in matched)
-    grid = np.linspace(-GRID, GRID, 2_001)
-    straight = np.empty_like(z)
-    for i, raw in enumerate(bend):
-        values = _bent(ops, {"loc": 0.0, "scale": 1.0, "bend": np.full_like(grid, raw)}, grid)[0]
-        straight[:, i] = np.interp((z[:, i] - loc[i]) / scale[i], values, grid)
+    ops, grid = target.ops, np.linspace(-GRID, GRID, 2_001)
+
+    def bends(args: Any, kwargs: Any, chosen: Any, grid: Any) -> Any:
+        loc, scale, bend = skew.match(ops, chosen, ops.xp.ones_like(chosen[0]))
+        return loc, scale, bend, ops.vmap(lambda y: skew.skew(ops, y + 0.0 * bend, bend)[0])(grid)
+
+    loc, scale, bend, curves = target.call(bends, z[rng.choice(len(z), size=NUM_BENT, p=weights)], grid)
+    ways = (z - loc) / scale
+    straight = np.stack([np.interp(way, curve, grid) for way, curve in zip(ways.T, curves.T, strict=True)], axis=1)
     return {"loc": loc, "scale": scale, "bend": bend}, straight
 
 
-def _bent(ops: Any, bends: dict[str, Any], y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """With these one-sided tails, and the logarithm of the slope of each coordinate."""
-    raw = ops.asarray(np.broadcast_to(bends["bend"], y.shape).copy())
-    value, rise = (np.asarray(ops.to_numpy(x), np.float64) for x in skew.skew(ops, ops.asarray(y), raw)[:2])
-    return bends["loc"] + bends["scale"] * value, rise + np.log(bends["scale"])
+def _tail(target: Target, params: dict[str, Any], evidence: float, rng: np.random.Generator) -> float:
+    """The part of the draws that makes wide tails, so that few weights are large; 0 where it would lower the bound."""
+    ops, num = target.ops, target.num_draws
+    noise = rng.normal(size=(num, target.num)) * np.sqrt(DF / rng.chisquare(DF, size=(num, 1)))
 
+    def far(args: Any, kwargs: Any, own: Any, noise: Any) -> Any:
+        known = mixed(ops, own)
 
-def _with_tails(
-    made: Mixture,
-    target: Target,
-    bends: dict[str, np.ndarray],
-    slopes: tuple[np.ndarray, np.ndarray],
-    evidence: float,
-    rng: np.random.Generator,
-) -> Mixture:
-    """The mixture with wide tails, so that few weights are large, where these cost next to nothing of its bound."""
-    wide = weighted_mixture.with_tails(made)
-    y = wide.center[-1] + rng.normal(size=(target.num_draws, len(bends["loc"]))) @ wide.root[-1].T
-    g, rise = _bent(target.ops, bends, y)
-    log_m, _, _ = target(g, slopes[0] + g @ slopes[1].T)
-    log_q = np.logaddexp.reduce(wide.log_probs(y), axis=1) - rise.sum(1)
-    cost = weighted_mixture.TAIL * float(np.mean(log_q - (log_m - evidence)))
-    return wide if cost < NEXT_TO_NOTHING else made
+        def one(n: Any) -> Any:
+            return bent(ops, own, known, known.far(n))
+
+        return ops.vmap(one)(noise)
+
+    g, log_q = target.call(far, {**params, "tail": TAIL}, noise)
+    log_m, _, _ = target(g, params["place"] + g @ params["slopes"].T)
+    return TAIL if TAIL * float(np.mean(log_q - (log_m - evidence))) < NEXT_TO_NOTHING else 0.0
 
 
 def _draw(known: Mixture, num: int, rng: np.random.Generator) -> np.ndarray:
     """Draws of Student-t's at the components. Shape ``[num, G]``."""
     chosen = rng.choice(len(known.log_weight), size=num, p=np.exp(known.log_weight))
-    noise = rng.normal(size=(num, known.center.shape[1])) * np.sqrt(DF / rng.chisquare(DF, size=num))[:, None]
+    noise = (
+        rng.normal(size=(num, known.center.shape[1])) * np.sqrt(PROPOSED / rng.chisquare(PROPOSED, size=num))[:, None]
+    )
     return known.center[chosen] + WIDER * np.einsum("nij,nj->ni", known.root[chosen], noise)
 
 
@@ -325,9 +326,9 @@ def _log_prob(known: Mixture, z: np.ndarray) -> np.ndarray:
     """Their log density. Shape ``[N]``."""
     squares, scores = known.standardized(z)
     size = z.shape[1]
-    norm = math.lgamma(0.5 * (DF + size)) - math.lgamma(0.5 * DF) - 0.5 * size * math.log(DF)
+    norm = math.lgamma(0.5 * (PROPOSED + size)) - math.lgamma(0.5 * PROPOSED) - 0.5 * size * math.log(PROPOSED)
     norm -= 0.5 * size * (LOG_2PI - math.log(2.0)) + size * math.log(WIDER)
-    terms = scores + norm - 0.5 * (DF + size) * np.log1p(squares / (WIDER**2 * DF))
+    terms = scores + norm - 0.5 * (PROPOSED + size) * np.log1p(squares / (WIDER**2 * PROPOSED))
     return np.logaddexp.reduce(terms, axis=1)
 
 

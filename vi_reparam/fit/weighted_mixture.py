@@ -17,10 +17,6 @@ LEAST = 1e-4
 """Part of all draws' covariance that is added to a component's."""
 
 
-TAIL, WIDE = 0.01, 1.6
-"""Part of the draws that makes the tails, and its width in the whole mixture's."""
-
-
 class Mixture(NamedTuple):
     """Gaussians with weights.
 
@@ -90,19 +86,6 @@ def of_draws(z: np.ndarray, weights: np.ndarray, num: int, rng: np.random.Genera
             roots.append(_root((belongs[:, k : k + 1] * way).T @ way / total[k] + least))
         made = Mixture(np.log(total / total.sum()), center, np.stack(roots))
     return made
-
-
-def with_tails(made: Mixture) -> Mixture:
-    """The same with a small part of its draws from one wide component, the last one."""
-    weights = np.exp(made.log_weight)
-    mean = weights @ made.center
-    way = made.center - mean
-    covariance = np.einsum("k,kij,klj->il", weights, made.root, made.root) + (weights[:, None] * way).T @ way
-    return Mixture(
-        np.append(made.log_weight + np.log1p(-TAIL), np.log(TAIL)),
-        np.concatenate([made.center, mean[None]]),
-        np.concatenate([made.root, WIDE * _root(covariance)[None]]),
-    )
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:

@@ -19,6 +19,9 @@ SHARES = (1.0, 0.5, 0.2, 0.05, 0.0)
 
 ROUNDING = 1e-7
 
+DF = 8
+"""Degrees of freedom of the tails of the globals, of which many are logarithms: fewer would reach where no model is."""
+
 NO_GRADIENT = (
     "vr.NestedLaplace() is fitted by importance sampling, and no gradient goes through its draws: use vr.Structured() "
     "or vr.FullRank() with an optimizer of your own"
@@ -73,9 +76,7 @@ class NestedLaplaceGuide(JointGuide):
         parts = halves(layout, self.family.globals)
         num, size = parts.sizes
         own = self._params(layout, parts, self.start(layout, args, kwargs))
-        mixed = {**own, **{n: xp.zeros_like(own["center"]) for n in ("loc", "log_scale")}}
-        mixed["lower"] = xp.zeros_like(own["root"])
-        score, (centers, roots) = mixture.scorer(ops, mixed), mixture.placed(ops, mixed)
+        known = mixed(ops, own)
         upper = xp.cumulative_sum(xp.exp(own["log_weight"]))
         upper = upper / upper[-1]
         lower = xp.concat([xp.zeros_like(upper[:1]), upper[:-1]])
@@ -83,16 +84,15 @@ class NestedLaplaceGuide(JointGuide):
 
         def noise(key: Key, lead: tuple[int, ...]) -> tuple[Array, Array]:
             key, choice = ops.split(key, 2)
-            return ops.normal(key, (*lead, num + size), dtype), ops.uniform(choice, (*lead, 1), dtype)
+            return ops.normal(key, (*lead, num + size + DF), dtype), ops.uniform(choice, (*lead, 2), dtype)
 
         def draw(own_noise: tuple[Array, Array], row: Array | None) -> Vector:
-            n, choice = own_noise
-            chosen = xp.astype((choice > lower) & (choice <= upper), dtype)
-            root = xp.reshape(chosen @ xp.reshape(roots, (roots.shape[0], -1)), (num, num))
-            y = chosen @ centers + root @ n[:num]
-            bent, rise, _ = skew(ops, y, own["bend"])
-            g = own["loc"] + own["scale"] * bent
-            log_q = log_sum_exp(ops, score(y), axis=0) - xp.sum(rise + xp.log(own["scale"]))
+            (n, ways, squares), choice = _cut(own_noise[0], num, size), own_noise[1]
+            chosen = xp.astype((choice[:1] > lower) & (choice[:1] <= upper), dtype)
+            root = xp.reshape(chosen @ xp.reshape(known.roots, (known.roots.shape[0], -1)), (num, num))
+            far = known.far(n * xp.sqrt(DF / xp.sum(squares**2)))
+            y = xp.where(choice[1:] <= own["tail"], far, chosen @ known.centers + root @ n)
+            g, log_q = bent(ops, own, known, y)
             begun = own["place"] + own["slopes"] @ g
             g, begun, log_q = (ops.refuse_gradient(NO_GRADIENT, x) for x in (g, begun, log_q))
 
@@ -104,8 +104,8 @@ class NestedLaplaceGuide(JointGuide):
                 return (found.at, found.root), share
 
             (x, root), _ = ops.scan(turn, (begun, xp.eye(size, dtype=dtype)), own["turns"])
-            value = parts.join(ops, layout, g, x + ops.solve_triangular(root.T, n[num:], lower=False))
-            return Vector(value, log_q + density_at(ops, root, n[num:]))
+            value = parts.join(ops, layout, g, x + ops.solve_triangular(root.T, ways, lower=False))
+            return Vector(value, log_q + density_at(ops, root, ways))
 
         return self.vector(layout, noise, draw, features)
 
@@ -127,6 +127,7 @@ class NestedLaplaceGuide(JointGuide):
             "log_weight": self.param("log_weight", lambda _: xp.zeros(1, dtype=dtype)),
             "place": self.param("place", lambda _: at(1)),
             "slopes": self.param("slopes", lambda _: xp.zeros((size, num), dtype=dtype)),
+            "tail": self.tail(),
             "turns": self.param("turns", lambda _: xp.ones(2, dtype=dtype)),
         }
 
@@ -146,6 +147,46 @@ class Climb(NamedTuple):
     at: Array
     root: Array
     gain: Array
+
+
+class Mixed(NamedTuple):
+    """The globals' mixture before their one-sided tails.
+
+    Attributes:
+        centers: shape ``[K, G]``; `roots`: shape ``[K, G, G]``.
+        whole: centre and root of the wide tails.
+        score: log density at a vector.
+    """
+
+    centers: Array
+    roots: Array
+    whole: tuple[Array, Array]
+    score: Callable[[Array], Array]
+
+    def far(self, noise: Array) -> Array:
+        """A draw of the tails, of a Student-t's noise."""
+        return self.whole[0] + self.whole[1] @ noise
+
+
+def mixed(ops: Any, own: Params) -> Mixed:
+    """Of a guide's parameters."""
+    flat = {name: ops.xp.zeros_like(own["center"]) for name in ("loc", "log_scale")}
+    known = {**own, **flat, "lower": ops.xp.zeros_like(own["root"])}
+    whole = mixture.over_all(ops, known)
+    score = mixture.scorer(ops, known, whole, DF)
+    return Mixed(*mixture.placed(ops, known), whole, lambda y: log_sum_exp(ops, score(y), axis=0))
+
+
+def bent(ops: Any, own: Params, known: Mixed, y: Array) -> tuple[Array, Array]:
+    """The globals of a draw of the mixture, and their log density."""
+    value, rise, _ = skew(ops, y, own["bend"])
+    log_q = known.score(y) - ops.xp.sum(rise + ops.xp.log(own["scale"]))
+    return own["loc"] + own["scale"] * value, log_q
+
+
+def _cut(noise: Array, num: int, size: int) -> tuple[Array, Array, Array]:
+    """The globals' noise, the others', and that of the tails' scale."""
+    return noise[:num], noise[num : num + size], noise[num + size :]
 
 
 def climb(ops: Any, height: Callable[[Array], Array], x: Array) -> Climb:
