@@ -29,7 +29,7 @@ from vi_reparam.fit.optimizers import plan_of
 from vi_reparam.fit.options import Options
 from vi_reparam.fit.selection import choose
 from vi_reparam.fit.warm import params_of, with_values
-from vi_reparam.guides import FullRank, JointFamily, Sites, Structured
+from vi_reparam.guides import JointFamily, Sites, Structured
 from vi_reparam.guides.joint import COPIES
 from vi_reparam.posterior.program import program_of
 from vi_reparam.programs.latents import FORMS
@@ -204,13 +204,9 @@ class Fitter:
         why = nested_laplace.why_not(self.guided, data)
         if why:
             raise SiteError(f"{why}: use vr.Structured()")
-        known = (self.fitted[own] for own in (Structured(), FullRank()) if own in self.fitted)
-        start, plain = next(known, None), Options(seed=options.seed)
-        if start is None:
-            start = simpler.matched(data, plain, []) or simpler.run(data, plain, final=False)
         seed = int(options.seed) if isinstance(options.seed, Integral) else 0
         try:
-            found = nested_laplace.fitted(self.guided, start, data, seed)
+            found = nested_laplace.fitted(self.guided, data, seed)
         except np.linalg.LinAlgError as error:
             text = f"{family!r}: the globals' draws have no covariance ({first_line(error)})"
             raise NonFiniteError(text, step=0, sites={}, params={}, losses=np.zeros(0)) from error

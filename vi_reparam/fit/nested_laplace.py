@@ -14,21 +14,17 @@ import numpy as np
 from vi_reparam.backend.data import Data
 from vi_reparam.errors import SiteError
 from vi_reparam.fit import weighted_mixture
+from vi_reparam.fit.marginal import Marginal, Peaks, beginnings, peaks
 from vi_reparam.fit.matching import slopes_of
 from vi_reparam.fit.weighted_mixture import Mixture
 from vi_reparam.gaussians import skew
 from vi_reparam.guides.nested_laplace import MOST_GLOBALS, MOST_LOCALS, NestedLaplace
 from vi_reparam.guides.structured import Structured
 from vi_reparam.numerics.special import LOG_2PI
-from vi_reparam.posterior.modes import vectors
-from vi_reparam.posterior.parts import by_parts
 from vi_reparam.posterior.psis import pareto_smooth
-from vi_reparam.programs.nested_laplace import DF, bent, climb, density_at, halves, mixed
+from vi_reparam.programs.layout import Part
+from vi_reparam.programs.nested_laplace import DF, bent, halves, mixed
 
-FEWEST_DRAWS, MOST_DRAWS = 256, 1_024
-"""Of the globals in a round; `ROUND`: numbers of the runs of the model behind its second derivatives, about."""
-
-ROUND = 200_000_000
 MOST_ROUNDS = 12
 ENOUGH, KHAT = 2.0, 0.5
 """Effective draws, in rounds, and k-hat, at which no further round is needed."""
@@ -39,13 +35,6 @@ MOST_SPREAD = 0.7
 PROPOSED, WIDER = 4, 1.1
 """Degrees of freedom of a proposal, and how much wider it is than what is known."""
 
-NUM_LOCAL_DRAWS = 8
-"""Behind a marginal density."""
-
-MOST_TURNS = 12
-CLOSE = 1e-3
-"""Twice the nats that a Newton step still promises where it is the last one."""
-
 MOVED = 0.1
 """Part by which the others' curvature changes as a latent moves by one sd, for it to be a global."""
 
@@ -55,9 +44,8 @@ STEP = 0.1
 TAIL, NEXT_TO_NOTHING = 0.01, 0.02
 """Part of the draws that makes wide tails, and nats that these may cost."""
 
-NUM_START, NUM_BENT, GRID = 1_000, 4_000, 12.0
-BUDGET = 8_000_000
-"""Numbers that the runs behind all second derivatives of one call may hold."""
+NUM_BENT, GRID = 4_000, 12.0
+"""Draws behind the one-sided tails, and how far out these are tabled."""
 
 
 class Fit(NamedTuple):
@@ -88,47 +76,76 @@ def why_not(guided: Any, data: Data) -> str:
     return "" if size <= MOST_GLOBALS + MOST_LOCALS else f"{size:,} latents are too many for NestedLaplace()"
 
 
-def fitted(guided: Any, start: Any, data: Data, seed: int) -> Fit:
-    """Fit, from the draws of another posterior of the same model and data.
+def fitted(guided: Any, data: Data, seed: int) -> Fit:
+    """Fit, from several starts.
 
     Raises:
         SiteError: if there are too many globals, or nothing beside them.
+        NonFiniteError: if log p is not finite at any start.
     """
     rng = np.random.default_rng(abs(seed))
     chosen = guided.family if isinstance(guided.family, NestedLaplace) else NestedLaplace()
     guide = guided.for_family(chosen).base_guide
+    starts, scalars = beginnings(guide, data, seed)
+    names, known = chosen.globals or _likely(guided, data), None
+    while True:
+        family = NestedLaplace(globals=names)
+        target, own, other = _target(guided, family, data, scalars, rng)
+        found = peaks(target, starts[:, own], starts[:, other])
+        mean, spread = np.empty(starts.shape[1]), np.empty(starts.shape[1])
+        root = found.known.root[0]
+        mean[own], mean[other] = found.best, found.others
+        spread[own] = np.sqrt((root**2).sum(1))
+        spread[other] = np.sqrt(found.widths**2 + ((found.slopes @ root) ** 2).sum(1))
+        moved = names if chosen.globals or known is not None else _globals(guided, data, mean, spread, rng)
+        if moved == names:
+            return _sampled(target, family, found, rng)
+        names, known, starts = moved, names, mean[None]
+
+
+def _target(
+    guided: Any, family: NestedLaplace, data: Data, scalars: int, rng: np.random.Generator
+) -> tuple[Marginal, list[int], list[int]]:
+    """The globals' marginal density, and the places of both halves' coordinates."""
+    guide, names = guided.for_family(family).base_guide, family.globals or ()
     layout = guide.layout(*data.call)
-    first = vectors(start, start.draws(NUM_START, seed=seed), guide)
-    first = first[np.isfinite(first).all(1)]
-    names = chosen.globals or _globals(guided, data, first, rng)
-    family = NestedLaplace(globals=names)
     parts = halves(layout, names)
     lacking = set(names) - {part.site.name for part in layout.parts}
     num, size = parts.sizes
-    if lacking or not size or num > MOST_GLOBALS or size > MOST_LOCALS:
+    if lacking or not num or not size or num > MOST_GLOBALS or size > MOST_LOCALS:
         raise SiteError(
-            f"{family!r}: of {num + size} coordinates {num} would be globals (at most {MOST_GLOBALS}) and {size} would "
+            f"{family!r}: of {num + size} coordinates {num} would be globals (1 to {MOST_GLOBALS}) and {size} would "
             f"not (1 to {MOST_LOCALS}): name other globals" + (f"; it has no {sorted(lacking)}" if lacking else "")
         )
-    own, other = parts.indices()
-    target = Target(guided.for_family(family).base_guide, data, start.scorer.sites.scalars, rng)
-    return _sampled(target, family, first[:, own], first[:, other], rng)
+    return Marginal(guide, data, scalars, rng), *parts.indices()
 
 
-def _globals(guided: Any, data: Data, first: np.ndarray, rng: np.random.Generator) -> tuple[str, ...]:
+def _free(guided: Any, data: Data) -> list[Part]:
+    """The latents outside plates."""
+    split = guided.for_family(Structured()).base_guide.split(*data.call)
+    free = {part.site.name for part in split.globals.parts} if split.globals else set()
+    return [part for part in split.layout.parts if part.site.name in free]
+
+
+def _likely(guided: Any, data: Data) -> tuple[str, ...]:
+    """The globals to begin with: of the latents outside plates those that are not real, such as scales, or else all."""
+    parts = _free(guided, data)
+    return tuple(p.site.name for p in [p for p in parts if p.site.kind != "real"] or parts)
+
+
+def _globals(
+    guided: Any, data: Data, mean: np.ndarray, spread: np.ndarray, rng: np.random.Generator
+) -> tuple[str, ...]:
     """Of the latents outside plates, those on which the curvature of all others depends.
 
     The one on which it depends most, if there is no other.
 
     Args:
-        first: about draws of the posterior, vectors of all latents. Shape ``[N, D]``.
+        mean: about the posterior's, of all latents; `spread`: its standard deviations. Shape ``[D]``.
     """
     guide = guided.for_family(Structured()).base_guide
-    split, slopes = guide.split(*data.call), slopes_of(guide, data)
-    free = {part.site.name for part in split.globals.parts} if split.globals else set()
-    parts = [part for part in split.layout.parts if part.site.name in free]
+    slopes, parts = slopes_of(guide, data), _free(guided, data)
     real = [part for part in parts if part.site.kind == "real"]
-    mean, spread = first.mean(0), first.std(0)
     inside = np.ones(len(mean), dtype=bool)  # the latents that would be no globals
     for part in parts:
         if part not in real:
@@ -151,96 +168,16 @@ def _globals(guided: Any, data: Data, first: np.ndarray, rng: np.random.Generato
     return tuple(part.site.name for part in parts if part not in real or part.site.name in moved)
 
 
-class Target:
-    """The globals' marginal density, the others integrated about their mode.
-
-    Args:
-        guide: a `NestedLaplaceGuide` whose globals are named.
-        scalars: numbers in a run of the model.
-
-    Attributes:
-        num_draws: in a round.
-        gradients: of log p taken so far.
-    """
-
-    def __init__(self, guide: Any, data: Data, scalars: int, rng: np.random.Generator) -> None:
-        self.guide, self.data, self.ops = guide, data, guide.backend.ops
-        self.num, self.size = halves(guide.layout(*data.call), guide.family.globals).sizes
-        scalars = max(scalars, self.size)
-        half = rng.normal(size=(NUM_LOCAL_DRAWS // 2, self.size))
-        self._noise = np.concatenate([half, -half])
-        self.num_draws = int(np.clip(ROUND // (self.size * scalars), FEWEST_DRAWS, MOST_DRAWS))
-        self._count = int(np.clip(BUDGET // (self.size * scalars), 1, self.num_draws))
-        self.gradients = 0
-
-    def __call__(self, g: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Log densities of globals, shape ``[N]``; the others' modes, ``[N, L]``; and the spread of their log weights.
-
-        Args:
-            g: shape ``[N, G]``.
-            x: about the others' modes.
-
-        Returns:
-            The spread has a row for each Newton step that was taken, shape ``[turns, N]``.
-        """
-        log_m, x = np.full(len(g), -np.inf), x.copy()
-        spreads, open_ = [], np.arange(len(g))
-        for _ in range(MOST_TURNS):
-            at, gain, mass, spread = self._look(np.concatenate([g[open_], x[open_]], axis=1))
-            x[open_], log_m[open_] = at, np.where(np.isfinite(mass), mass, -np.inf)
-            spreads.append(spreads[-1].copy() if spreads else np.zeros(len(g)))
-            spreads[-1][open_] = np.where(np.isfinite(spread), spread, np.inf)
-            open_ = open_[~(gain < CLOSE)]
-            if not len(open_):
-                break
-        return log_m, x, np.stack(spreads)
-
-    def call(self, fn: Any, *given: Any) -> tuple[np.ndarray, ...]:
-        """What a function of the model's arguments and these arrays gives; compiled once for their shapes."""
-        ops, engine = self.ops, self.guide.backend.engine
-        own = tuple({n: ops.asarray(v) for n, v in x.items()} if isinstance(x, dict) else ops.asarray(x) for x in given)
-        found = engine.call(fn, self.data, *own, name=(self.guide, fn.__name__, ops.form(own)))
-        return tuple(np.asarray(ops.to_numpy(x)) for x in found)
-
-    def _look(self, rows: np.ndarray) -> list[np.ndarray]:
-        guide, ops = self.guide, self.ops
-        num = self.num
-
-        def look(args: Any, kwargs: Any, rows: Any, noise: Any) -> Any:
-            layout = guide.layout(args, kwargs)
-            log_p, parts = ops.compiled(guide.log_joint(layout, {}, args, kwargs)), halves(layout, guide.family.globals)
-
-            def one(row: Any) -> Any:
-                def height(x: Any) -> Any:
-                    return log_p(parts.join(ops, layout, row[:num], x))
-
-                found = climb(ops, height, row[num:])
-                ways = ops.vmap(lambda n: ops.solve_triangular(found.root.T, n, lower=False))(noise)
-                weights = ops.vmap(height)(found.at[None] + ways) - density_at(ops, found.root, noise)
-                top = ops.xp.max(weights)
-                mean = ops.xp.mean(ops.xp.exp(weights - top))
-                return found.at, found.gain, top + ops.xp.log(mean), ops.xp.std(weights)
-
-            return ops.vmap(one)(rows)
-
-        def run(part: np.ndarray) -> tuple[np.ndarray, ...]:
-            return self.call(look, part, self._noise)
-
-        self.gradients += len(rows) * (self.size + 1)
-        return by_parts(run, rows, self._count)
-
-
-def _sampled(target: Target, family: NestedLaplace, g: np.ndarray, x: np.ndarray, rng: np.random.Generator) -> Fit:
-    """The rounds; `g` and `x` are the globals and the others of about the posterior's draws."""
-    flat = np.full(len(g), 1.0 / len(g))
-    known, slopes = weighted_mixture.best_of(g, flat, rng, most=3), _regressed(g, x, flat)
+def _sampled(target: Marginal, family: NestedLaplace, begun: Peaks, rng: np.random.Generator) -> Fit:
+    """The rounds."""
+    known, slopes = begun.known, (begun.others - begun.slopes @ begun.best, begun.slopes)
     proposals: list[Mixture] = []
     drawn, ends, masses, rounds = [], [], [], 0
     for rounds in range(1, MOST_ROUNDS + 1):
         proposals.append(known)
         own = _draw(known, target.num_draws, rng)
-        log_m, at, spreads = target(own, slopes[0] + own @ slopes[1].T)
-        for rows, new in ((drawn, own), (ends, at), (masses, log_m)):
+        seen = target(own, slopes[0] + own @ slopes[1].T)
+        for rows, new in ((drawn, own), (ends, seen.at), (masses, seen.log_m)):
             rows.append(new)
         z, modes, heights = np.concatenate(drawn), np.concatenate(ends), np.concatenate(masses)
         log_q = np.logaddexp.reduce([_log_prob(p, z) for p in proposals], axis=0) - math.log(rounds)
@@ -250,7 +187,7 @@ def _sampled(target: Target, family: NestedLaplace, g: np.ndarray, x: np.ndarray
         if not done:
             weights = _tempered(heights - log_q, max(4.0 * z.shape[1], 20.0) + 10.0)
         slopes = _regressed(z, modes, weights)
-        typical = np.median(spreads, axis=1)
+        typical = np.median(seen.spreads, axis=1)
         if done or rounds == MOST_ROUNDS or typical[-1] > MOST_SPREAD:
             break
         known = weighted_mixture.best_of(z, weights, rng, most=3)
@@ -280,7 +217,7 @@ def _regressed(g: np.ndarray, x: np.ndarray, weights: np.ndarray) -> tuple[np.nd
 
 
 def _straightened(
-    target: Target, z: np.ndarray, weights: np.ndarray, rng: np.random.Generator
+    target: Marginal, z: np.ndarray, weights: np.ndarray, rng: np.random.Generator
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """One-sided tails of each coordinate, as parameters, and the draws before these: nearer to normal ones."""
     ops, grid = target.ops, np.linspace(-GRID, GRID, 2_001)
@@ -295,7 +232,7 @@ def _straightened(
     return {"loc": loc, "scale": scale, "bend": bend}, straight
 
 
-def _tail(target: Target, params: dict[str, Any], evidence: float, rng: np.random.Generator) -> float:
+def _tail(target: Marginal, params: dict[str, Any], evidence: float, rng: np.random.Generator) -> float:
     """The part of the draws that makes wide tails, so that few weights are large; 0 where it would lower the bound."""
     ops, num = target.ops, target.num_draws
     noise = rng.normal(size=(num, target.num)) * np.sqrt(DF / rng.chisquare(DF, size=(num, 1)))
@@ -309,7 +246,7 @@ def _tail(target: Target, params: dict[str, Any], evidence: float, rng: np.rando
         return ops.vmap(one)(noise)
 
     g, log_q = target.call(far, {**params, "tail": TAIL}, noise)
-    log_m, _, _ = target(g, params["place"] + g @ params["slopes"].T)
+    log_m = target(g, params["place"] + g @ params["slopes"].T).log_m
     return TAIL if TAIL * float(np.mean(log_q - (log_m - evidence))) < NEXT_TO_NOTHING else 0.0
 
 
