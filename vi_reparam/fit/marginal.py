@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vi_reparam.backend.data import Data
+from vi_reparam.fit.colouring import Colouring
 from vi_reparam.fit.weighted_mixture import Mixture
 from vi_reparam.posterior.parts import by_parts
 from vi_reparam.programs.nested_laplace import climb, density_at, halves
@@ -91,6 +92,7 @@ class Marginal:
     Args:
         guide: a `NestedLaplaceGuide` whose globals are named.
         scalars: numbers in a run of the model.
+        colouring: of the others' second derivatives.
         rng: of the noise of the others, which is the same at all globals.
 
     Attributes:
@@ -98,14 +100,15 @@ class Marginal:
         gradients: of log p taken so far.
     """
 
-    def __init__(self, guide: Any, data: Data, scalars: int, rng: np.random.Generator) -> None:
+    def __init__(self, guide: Any, data: Data, scalars: int, colouring: Colouring, rng: np.random.Generator) -> None:
+        self.colouring = colouring
         self.guide, self.data, self.ops = guide, data, guide.backend.ops
         self.num, self.size = halves(guide.layout(*data.call), guide.family.globals).sizes
-        scalars = max(scalars, self.size)
+        cost = len(colouring.seeds) * max(scalars, self.size)
         half = rng.normal(size=(NUM_LOCAL_DRAWS // 2, self.size))
         self._noise = np.concatenate([half, -half])
-        self.num_draws = int(np.clip(ROUND // (self.size * scalars), FEWEST_DRAWS, MOST_DRAWS))
-        self._count = int(np.clip(BUDGET // (self.size * scalars), 1, AT_ONCE))
+        self.num_draws = int(np.clip(ROUND // cost, FEWEST_DRAWS, MOST_DRAWS))
+        self._count = int(np.clip(BUDGET // (cost + self.size**2), 1, AT_ONCE))
         self.gradients = 0
 
     def __call__(self, g: np.ndarray, x: np.ndarray) -> Looks:
@@ -140,7 +143,7 @@ class Marginal:
         guide, ops = self.guide, self.ops
         num = self.num
 
-        def look(args: Any, kwargs: Any, rows: Any, noise: Any) -> Any:
+        def look(args: Any, kwargs: Any, rows: Any, noise: Any, seeds: Any, mask: Any) -> Any:
             layout = guide.layout(args, kwargs)
             log_p, parts = ops.compiled(guide.log_joint(layout, {}, args, kwargs)), halves(layout, guide.family.globals)
 
@@ -148,7 +151,7 @@ class Marginal:
                 def height(x: Any) -> Any:
                     return log_p(parts.join(ops, layout, row[:num], x))
 
-                found = climb(ops, height, row[num:])
+                found = climb(ops, height, row[num:], seeds, mask)
                 ways = ops.vmap(lambda n: ops.solve_triangular(found.root.T, n, lower=False))(noise)
                 weights = ops.vmap(height)(found.at[None] + ways) - density_at(ops, found.root, noise)
                 top = ops.xp.max(weights)
@@ -159,9 +162,9 @@ class Marginal:
             return ops.vmap(one)(rows)
 
         def run(part: np.ndarray) -> tuple[np.ndarray, ...]:
-            return self.call(look, part, self._noise)
+            return self.call(look, part, self._noise, *self.colouring)
 
-        self.gradients += len(rows) * (self.size + 1)
+        self.gradients += len(rows) * (len(self.colouring.seeds) + 1)
         return by_parts(run, rows, self._count)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from vi_reparam.backend.data import Data
 from vi_reparam.errors import SiteError
 from vi_reparam.fit import weighted_mixture
+from vi_reparam.fit.colouring import of_pattern, pattern
 from vi_reparam.fit.marginal import Marginal, Peaks, beginnings, peaks
 from vi_reparam.fit.matching import slopes_of
 from vi_reparam.fit.weighted_mixture import Mixture
@@ -88,23 +89,25 @@ def fitted(guided: Any, data: Data, seed: int) -> Fit:
     guide = guided.for_family(chosen).base_guide
     starts, scalars = beginnings(guide, data, seed)
     names, known = chosen.globals or _likely(guided, data), None
+    slopes = slopes_of(guided.for_family(Structured()).base_guide, data)
+    entries = pattern(slopes, starts)
     while True:
         family = NestedLaplace(globals=names)
-        target, own, other = _target(guided, family, data, scalars, rng)
+        target, own, other = _target(guided, family, data, scalars, entries, rng)
         found = peaks(target, starts[:, own], starts[:, other])
         mean, spread = np.empty(starts.shape[1]), np.empty(starts.shape[1])
         root = found.known.root[0]
         mean[own], mean[other] = found.best, found.others
         spread[own] = np.sqrt((root**2).sum(1))
         spread[other] = np.sqrt(found.widths**2 + ((found.slopes @ root) ** 2).sum(1))
-        moved = names if chosen.globals or known is not None else _globals(guided, data, mean, spread, rng)
+        moved = names if chosen.globals or known is not None else _globals(guided, data, slopes, mean, spread, rng)
         if moved == names:
             return _sampled(target, family, found, rng)
         names, known, starts = moved, names, mean[None]
 
 
 def _target(
-    guided: Any, family: NestedLaplace, data: Data, scalars: int, rng: np.random.Generator
+    guided: Any, family: NestedLaplace, data: Data, scalars: int, entries: np.ndarray, rng: np.random.Generator
 ) -> tuple[Marginal, list[int], list[int]]:
     """The globals' marginal density, and the places of both halves' coordinates."""
     guide, names = guided.for_family(family).base_guide, family.globals or ()
@@ -117,7 +120,8 @@ def _target(
             f"{family!r}: of {num + size} coordinates {num} would be globals (1 to {MOST_GLOBALS}) and {size} would "
             f"not (1 to {MOST_LOCALS}): name other globals" + (f"; it has no {sorted(lacking)}" if lacking else "")
         )
-    return Marginal(guide, data, scalars, rng), *parts.indices()
+    own, other = parts.indices()
+    return Marginal(guide, data, scalars, of_pattern(entries[np.ix_(other, other)]), rng), own, other
 
 
 def _free(guided: Any, data: Data) -> list[Part]:
@@ -134,7 +138,7 @@ def _likely(guided: Any, data: Data) -> tuple[str, ...]:
 
 
 def _globals(
-    guided: Any, data: Data, mean: np.ndarray, spread: np.ndarray, rng: np.random.Generator
+    guided: Any, data: Data, slopes: Any, mean: np.ndarray, spread: np.ndarray, rng: np.random.Generator
 ) -> tuple[str, ...]:
     """Of the latents outside plates, those on which the curvature of all others depends.
 
@@ -143,8 +147,7 @@ def _globals(
     Args:
         mean: about the posterior's, of all latents; `spread`: its standard deviations. Shape ``[D]``.
     """
-    guide = guided.for_family(Structured()).base_guide
-    slopes, parts = slopes_of(guide, data), _free(guided, data)
+    parts = _free(guided, data)
     real = [part for part in parts if part.site.kind == "real"]
     inside = np.ones(len(mean), dtype=bool)  # the latents that would be no globals
     for part in parts:
@@ -202,6 +205,7 @@ def _sampled(target: Marginal, family: NestedLaplace, begun: Peaks, rng: np.rand
         "place": slopes[0],
         "slopes": slopes[1],
         "turns": np.ones(turns),
+        **target.colouring._asdict(),
     }
     evidence = float(np.logaddexp.reduce(smoothed)) - math.log(len(z))
     params["tail"] = np.asarray(_tail(target, params, evidence, rng))

@@ -100,7 +100,7 @@ class NestedLaplaceGuide(JointGuide):
                 return log_p(parts.join(ops, layout, g, x))
 
             def turn(state: tuple[Array, Array], share: Array) -> tuple[tuple[Array, Array], Array]:
-                found = climb(ops, height, state[0])
+                found = climb(ops, height, state[0], own["seeds"], own["mask"])
                 return (found.at, found.root), share
 
             (x, root), _ = ops.scan(turn, (begun, xp.eye(size, dtype=dtype)), own["turns"])
@@ -128,6 +128,8 @@ class NestedLaplaceGuide(JointGuide):
             "place": self.param("place", lambda _: at(1)),
             "slopes": self.param("slopes", lambda _: xp.zeros((size, num), dtype=dtype)),
             "tail": self.tail(),
+            "seeds": self.param("seeds", lambda _: xp.eye(size, dtype=dtype)),
+            "mask": self.param("mask", lambda _: xp.ones((size, size), dtype=dtype)),
             "turns": self.param("turns", lambda _: xp.ones(2, dtype=dtype)),
         }
 
@@ -189,10 +191,25 @@ def _cut(noise: Array, num: int, size: int) -> tuple[Array, Array, Array]:
     return noise[:num], noise[num : num + size], noise[num + size :]
 
 
-def climb(ops: Any, height: Callable[[Array], Array], x: Array) -> Climb:
-    """A Newton step up a log density, cut short where that ends higher."""
+def climb(ops: Any, height: Callable[[Array], Array], x: Array, seeds: Array, mask: Array) -> Climb:
+    """A Newton step up a log density, cut short where that ends higher.
+
+    Args:
+        height: the log density; `x`: where to begin, shape ``[L]``.
+        seeds: directions in which its slope is differentiated, shape ``[C, L]``; `mask`: which products are entries of
+            the matrix, as `fit.colouring` says.
+    """
     xp, slope = ops.xp, ops.grad(height)
-    hessian, rise = ops.jacobian(lambda at: (slope(at),) * 2, has_aux=True)(x)
+
+    def along(way: Array) -> tuple[Array, Array]:
+        found = slope(x + way @ seeds)
+        return found, found
+
+    products, rise = ops.jacobian(along, has_aux=True)(xp.zeros_like(seeds[:, 0]))
+    hessian = products
+    if seeds.shape[0] < x.shape[0]:
+        hessian = mask * (products @ seeds)
+        hessian = hessian + (1.0 - mask) * hessian.T
     root = _root(ops, -0.5 * (hessian + hessian.T))
     half = ops.solve_triangular(root, rise, lower=True)
     way = ops.solve_triangular(root.T, half, lower=False)
@@ -208,18 +225,14 @@ def climb(ops: Any, height: Callable[[Array], Array], x: Array) -> Climb:
 
 
 def _root(ops: Any, precision: Array) -> Array:
-    """The Cholesky factor of a precision; where it has none, of one whose diagonal outweighs the rest of its rows."""
+    """The Cholesky factor of a precision; where it has none, of a diagonal one that outweighs all of its rows."""
     xp = ops.xp
     precision = xp.where(xp.isfinite(precision), precision, xp.zeros_like(precision))
     root = ops.cholesky(precision)
-    fine = xp.all(xp.isfinite(root))
-    diagonal = xp.linalg.diagonal(precision)
-    own = xp.abs(diagonal)
-    rest = xp.sum(xp.abs(precision), axis=1) - own
-    added = own - diagonal + rest + 1e-6 * (1.0 + xp.max(own))
-    eye = xp.eye(own.shape[0], dtype=own.dtype)
-    heavy = ops.cholesky(precision + xp.where(fine, xp.ones_like(added), added)[:, None] * eye)
-    return xp.where(fine, root, heavy)
+    rows = xp.sum(xp.abs(precision), axis=1)
+    heavy = xp.sqrt(rows + 1e-6 * (1.0 + xp.max(rows)))
+    eye = xp.eye(rows.shape[0], dtype=rows.dtype)
+    return xp.where(xp.all(xp.isfinite(root)), root, heavy[:, None] * eye)
 
 
 def density_at(ops: Any, root: Array, noise: Array) -> Array:

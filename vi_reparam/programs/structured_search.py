@@ -66,6 +66,9 @@ COLOURS = 8
 NUM_PRODUCTS = 24
 """Of the second derivatives with a vector, behind a Newton step of the locals."""
 
+FINEST = 64.0
+"""Units of rounding that a standard deviation must hold, for a density to be that of the draws."""
+
 WEAKEST = 1e-3
 """Least precision of a factor, as a part of the prior's."""
 
@@ -252,15 +255,22 @@ class Paths:
 
     def _bound(self, g: Array, factors: FactorState, noise: Array) -> Array:
         """log p of all less log q of the locals, at one draw of these."""
-        ops, layout = self.ops, self.split.layout
+        ops, xp, layout = self.ops, self.ops.xp, self.split.layout
         drawn = self._drawn(g, factors, noise, whole=True)
         values = {**self.split.named(g), **drawn.values}
         total = total_log_prob(self.backend, drawn.records)
         for part in layout.parts:
             total = total + ops.xp.sum(layout.place(part, values[part.site.name])[1])
-        for normal in drawn.normals.values():
-            total = total + normal.log_det
+        for name, normal in drawn.normals.items():
+            fine, lost = self._is_resolved(values[name], normal.log_det), xp.full_like(normal.log_det, -math.inf)
+            total = total + xp.where(fine, normal.log_det, lost)
         return total + 0.5 * ops.xp.sum(noise * noise) + 0.5 * self.split.num_locals * LOG_2PI
+
+    def _is_resolved(self, value: Array, log_det: Array) -> Array:
+        """Whether draws are not so near to one another that what rounds them decides the density there."""
+        xp, size = self.ops.xp, max(math.prod(value.shape), 1)
+        finest = FINEST * xp.finfo(value.dtype).eps * xp.mean(xp.abs(value))
+        return log_det / size > xp.log(finest + xp.finfo(value.dtype).smallest_normal)
 
     def _precise(self, drawn: Drawn, v: Array, *, around: bool = False) -> Array:
         """The locals' prior precisions times a vector, end to end; `around`: times its way from the priors' means."""

@@ -42,9 +42,24 @@ def _solution(lower: bool) -> Any:
 _SOLUTIONS = {lower: _solution(lower) for lower in (True, False)}
 
 
+BLOCK = 32
+"""Rows that LAPACK factors at once: with more it takes threads of its own, which wait for cores that XLA holds."""
+
+
 def cholesky(a: Any) -> Any:
     """As `jnp.linalg.cholesky`, of one matrix."""
-    return _cholesky(a) if jax.default_backend() == "cpu" else jnp.linalg.cholesky(a)
+    return _in_blocks(a) if jax.default_backend() == "cpu" else jnp.linalg.cholesky(a)
+
+
+def _in_blocks(a: Any) -> Any:
+    size, columns = a.shape[-1], []
+    for start in range(0, size, BLOCK):
+        root = _cholesky(a[:BLOCK, :BLOCK])
+        inverse = jax.vmap(lambda way, root=root: _SOLUTIONS[True](root, way))(jnp.eye(root.shape[0], dtype=a.dtype))
+        below = a[BLOCK:, :BLOCK] @ inverse
+        a = a[BLOCK:, BLOCK:] - below @ below.T
+        columns.append(jnp.concatenate([jnp.zeros((start, root.shape[0]), a.dtype), root, below]))
+    return jnp.concatenate(columns, axis=1)
 
 
 def solve_triangular(a: Any, b: Any, *, lower: bool) -> Any:
