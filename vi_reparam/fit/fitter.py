@@ -194,7 +194,7 @@ class Fitter:
 
     def _without_steps(self, data: Data, options: Options, begun: float, stream: Any) -> Any:
         """As `run`, of `NestedLaplace`."""
-        family, told = self.guided.family, ("num_steps", "num_particles", "optimizer", "init", "devices")
+        family, told = self.guided.family, ("num_steps", "num_particles", "optimizer", "init", "devices", "checkpoint")
         given = [name for name in told if getattr(options, name) is not None]
         if given or stream is not None:
             what = f"fit({given[0]}=...)" if given else "vr.batches"
@@ -217,10 +217,11 @@ class Fitter:
         except NOT_AT_ONCE as error:
             if isinstance(error, ViReparamError):
                 raise
-            raise SiteError(
-                f"{family!r} runs many draws of the model at once, and {self.guided.name[:40]} reads values in Python: "
-                "use vr.Structured()"
-            ) from error
+            name = self.guided.name[:40]
+            why = f"failed on {name} ({first_line(error)[:120]})"
+            if not nested_laplace.runs_at_once(self.guided, data):
+                why = f"runs many draws of the model at once, and {name} reads values in Python"
+            raise SiteError(f"{family!r} {why}: use vr.Structured()") from error
         counts = found.rounds, found.num_draws, found.gradients
         record = _record_without_steps(*counts, "importance sampling", "rounds of importance sampling")
         own = Fitter(self.guided.for_family(found.family))

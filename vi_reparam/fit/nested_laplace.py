@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vi_reparam.backend.data import Data
-from vi_reparam.errors import SiteError
+from vi_reparam.errors import NonFiniteError, SiteError
 from vi_reparam.fit import weighted_mixture
 from vi_reparam.fit.matching import slopes_of
 from vi_reparam.fit.weighted_mixture import Mixture
@@ -24,6 +24,7 @@ from vi_reparam.posterior.modes import vectors
 from vi_reparam.posterior.parts import by_parts
 from vi_reparam.posterior.psis import pareto_smooth
 from vi_reparam.programs.nested_laplace import climb, density_at, halves
+from vi_reparam.sites.totals import total_log_prob
 
 FEWEST_DRAWS, MOST_DRAWS = 256, 1_024
 """Of the globals in a round; `ROUND`: numbers of the runs of the model behind its second derivatives, about."""
@@ -88,11 +89,22 @@ def why_not(guided: Any, data: Data) -> str:
     return "" if size <= MOST_GLOBALS + MOST_LOCALS else f"{size:,} latents are too many for NestedLaplace()"
 
 
+def runs_at_once(guided: Any, data: Data) -> bool:
+    """Whether many draws of a model can be looked at together, which reading a value in Python prevents."""
+    backend = guided.backend
+
+    def density(key: Any, args: Any, kwargs: Any) -> Any:
+        return total_log_prob(backend, backend.tracer.run(guided.model, args, kwargs, key, alone=True))
+
+    return bool(backend.engine.runs_at_once(density, data))
+
+
 def fitted(guided: Any, start: Any, data: Data, seed: int) -> Fit:
     """Fit, from the draws of another posterior of the same model and data.
 
     Raises:
         SiteError: if there are too many globals, or nothing beside them.
+        NonFiniteError: if no draw has a finite density.
     """
     rng = np.random.default_rng(abs(seed))
     chosen = guided.family if isinstance(guided.family, NestedLaplace) else NestedLaplace()
@@ -239,6 +251,9 @@ def _sampled(target: Target, family: NestedLaplace, g: np.ndarray, x: np.ndarray
             rows.append(new)
         z, modes, heights = np.concatenate(drawn), np.concatenate(ends), np.concatenate(masses)
         log_q = np.logaddexp.reduce([_log_prob(p, z) for p in proposals], axis=0) - math.log(rounds)
+        if not np.isfinite(heights).any():
+            text = f"{family!r}: the density is not finite at any of {len(z):,} draws of the globals; use vr.Structured()"
+            raise NonFiniteError(text, step=0, sites={}, params={}, losses=np.zeros(0))
         smoothed, khat = pareto_smooth(heights - log_q)
         weights = _normalized(smoothed)
         done = khat < KHAT and 1.0 / (weights**2).sum() >= ENOUGH * target.num_draws
