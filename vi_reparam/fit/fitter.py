@@ -24,6 +24,7 @@ from vi_reparam.fit.checkpoints import FitSignature, form_of
 from vi_reparam.fit.convergence import Convergence
 from vi_reparam.fit.forgotten import warn_of_forgotten
 from vi_reparam.fit.loop import Restart, run_steps
+from vi_reparam.fit.masked import refuse_flat
 from vi_reparam.fit.matching import as_params
 from vi_reparam.fit.optimizers import plan_of
 from vi_reparam.fit.options import Options
@@ -266,6 +267,7 @@ class Fitter:
         try:
             self._doubt(data)
             self._begin(data)
+            self._refuse_flat(data)
             found = self.engine.check(task, data, start, key, known=data.form in self._checked.entries)
         except ViReparamError:
             raise
@@ -288,6 +290,12 @@ class Fitter:
                 raise
             except Exception:  # the check that follows says what is wrong, or the first step does
                 return
+
+    def _refuse_flat(self, data: Data) -> None:
+        parts = getattr(self.guided.base_guide, "parts", [self.guided.base_guide])
+        known = [part.latents.sites(*data.call) for part in parts if hasattr(part, "latents")]
+        if any(site.is_masked for sites in known for site in sites.values()):
+            refuse_flat(self.guided.backend, self.guided.model, data, (self.guided.base_guide, refuse_flat))
 
     def _doubt(self, data: Data) -> None:
         """Data that are not finite are right only where the model masks them: its density is finite then."""
