@@ -252,7 +252,9 @@ def _sampled(target: Target, family: NestedLaplace, g: np.ndarray, x: np.ndarray
         z, modes, heights = np.concatenate(drawn), np.concatenate(ends), np.concatenate(masses)
         log_q = np.logaddexp.reduce([_log_prob(p, z) for p in proposals], axis=0) - math.log(rounds)
         if not np.isfinite(heights).any():
-            text = f"{family!r}: the density is not finite at any of {len(z):,} draws of the globals; use vr.Structured()"
+            text = (
+                f"{family!r}: the density is not finite at any of {len(z):,} draws of the globals; use vr.Structured()"
+            )
             raise NonFiniteError(text, step=0, sites={}, params={}, losses=np.zeros(0))
         smoothed, khat = pareto_smooth(heights - log_q)
         weights = _normalized(smoothed)

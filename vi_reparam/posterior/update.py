@@ -104,8 +104,8 @@ def _refuse_moved(model: Updated, args: Args, kwargs: Mapping[str, Any]) -> None
         told = repr(before[name].support) != repr(site.support)  # of numbers that Python read
         if told or any(not np.array_equal(*pair) for pair in zip(*bounds, strict=True)):
             raise ArgumentError(
-                f"update: site {name!r} has other bounds in the new data, and what was fitted has no density beyond its "
-                f"own: give it fixed bounds, name it, fresh_sites=[{name!r}], or fit all data together"
+                f"update: site {name!r} has other bounds in the new data, and what was fitted has no density beyond "
+                f"its own: give it fixed bounds, name it, fresh_sites=[{name!r}], or fit all data together"
             )
 
 

@@ -179,8 +179,8 @@ class Latents:
             if self._fitted or not self.backend.host.known_params():
                 raise
             raise SiteError(
-                f"the guide cannot draw {short(list(sites))} with these parameters ({first_line(error)[:70]}): they are "
-                "of other latents, as where an outcome was observed: use posterior.predict(...), or fit again"
+                f"the guide cannot draw {short(list(sites))} with these parameters ({first_line(error)[:70]}): they "
+                "are of other latents, as where an outcome was observed: use posterior.predict(...), or fit again"
             ) from None
 
     def structure(self, args: Any, kwargs: Any) -> Structure:

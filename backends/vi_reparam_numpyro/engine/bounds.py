@@ -151,7 +151,7 @@ def _look(name: str, jaxpr: Jaxpr, known: dict[Any, Value]) -> list[Value | None
 
 def _by_jax(eqn: Any, given: Sequence[Value | None]) -> list[Value | None]:
     """What an operation gives, computed by JAX once it is asked for; nothing where an input is not known."""
-    whole = all(np.issubdtype(v.aval.dtype, np.integer) or v.aval.dtype == bool for v in eqn.outvars)
+    whole = all(jnp.issubdtype(v.aval.dtype, jnp.integer) or v.aval.dtype == bool for v in eqn.outvars)
     if None in given or not (whole or eqn.primitive.name == "sort"):
         return [None] * len(eqn.outvars)
 
@@ -234,8 +234,8 @@ def _warn_of_dropped(name: str, index: Value, column: int, size: int) -> None:
     bad = _outside(index, column, size)
     if bad is not None:
         warnings.warn(
-            f"{name[:40]}: an update at index {bad} of an array of size {size} is left out, as JAX does for what is out "
-            "of bounds: see that this is meant",
+            f"{name[:40]}: an update at index {bad} of an array of size {size} is left out, as JAX does for what is "
+            "out of bounds: see that this is meant",
             stacklevel=8,
         )
 
