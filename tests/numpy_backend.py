@@ -161,6 +161,8 @@ class Host:
         )
         return value
 
+    known_params = staticmethod(lambda: tuple(RUNS[-1].params or ()))
+
     def param(self, name, init, *, constraint=None, event_dim=None):
         run = RUNS[-1]
         value = (run.params or {}).get(name)
@@ -186,6 +188,9 @@ class Host:
 class Tracer:
     shapes = staticmethod(lambda fn: fn(ops.key(0)))
     constants, arrays_of = contextlib.nullcontext, staticmethod(lambda support: [])
+
+    def depends(self, fn, inputs):
+        raise NotImplementedError
 
     def run(self, program, args, kwargs, key, *, params=None, values=None, recorder=None, **flags):
         RUNS.append(Run(key, params, values, **flags))

@@ -8,8 +8,10 @@ from test_what_people_give import OPTIONS, X, Y, refused
 
 from vi_reparam.backend.registry import ops_of
 from vi_reparam.families import base, normal
+from vi_reparam.guides.base import GuideFamily
 from vi_reparam.guides.gaussian import Gaussian
 from vi_reparam.posterior.streams import write
+from vi_reparam.programs.builder import build_guide
 
 MADE = {
     "the plate of blocks": (lambda vr: vr.Blocks(plate=3), r"Blocks\(plate=3\): expected the name of a plate"),
@@ -118,6 +120,61 @@ ASKED = {
 }
 
 
+class NoArray:
+    """Data of a library that fails as it is asked for them."""
+
+    def __array__(self, *_, **__):
+        raise OSError("the file is closed")
+
+
+def of_batches(b, source, rows=len, **options):
+    def model(x, y):
+        a = b.host.sample("a", b.dist.Normal(b.array(0.0), b.array(1.0)))
+        with b.host.plate("rows", rows(x)):
+            b.host.sample("y", b.dist.Normal(a * x, b.array(1.0)).to_event(1 if rows(x) == 1 else 0), obs=y)
+
+    batches = b.vr.batches(source, **options)
+    return mean_field(b, model).fit(batches, num_steps=40, num_particles=1, progress=False)
+
+
+def rows_of(sizes):
+    return lambda: ((np.ones(n), np.ones(n)) for n in sizes)
+
+
+FED = {
+    "batches of another count": (
+        lambda b: of_batches(b, rows_of([3] * 4), num_rows=30),
+        r"the source of batches gave 12 rows in one pass, and num_rows is 30: give the number",
+    ),
+    "batches that end": (
+        lambda b: of_batches(b, rows_of([3] * 4)(), num_rows=600),
+        r"the iterator of batches ended after 12 rows, before the fit: give a function that makes",
+    ),
+    "a plate of no batch": (
+        lambda b: of_batches(b, rows_of([3] * 4), num_rows=12, plate="zz"),
+        r"batches\(plate='zz'\): no plate of that name has the batch's size, 3; plates: ",
+    ),
+    "no plate for a batch": (
+        lambda b: of_batches(b, rows_of([3] * 4), rows=lambda x: 1, num_rows=12),
+        "no plate has the batch's size, 3, so it is not known what to scale: put the rows in one",
+    ),
+    "an array that fails": (
+        lambda b: mean_field(b, without_data(b).model).fit(NoArray(), num_steps=1),
+        "is a .* NoArray, and no array: the file is closed; give a NumPy array",
+    ),
+    "a frame": (
+        lambda b: mean_field(b, without_data(b).model).fit(pytest.importorskip("pandas").DataFrame({"a": Y})),
+        r"argument 0 is a pandas DataFrame: give an array, x\.to_numpy\(\), or its columns",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FED)
+def test_the_words_of_what_is_fed(b, what):
+    call, words = FED[what]
+    refused(b, words, lambda: call(b))
+
+
 @pytest.mark.parametrize("what", ASKED)
 def test_the_words_of_what_a_model_asks_for(b, what):
     call, words = ASKED[what]
@@ -127,6 +184,14 @@ def test_the_words_of_what_a_model_asks_for(b, what):
 def loaded(p, folder, *args, data=True, **kwargs):
     p.save(folder / "file", data=data)
     return type(p).load(folder / "file", p.guided, *args, **kwargs)
+
+
+class Nothing(GuideFamily):
+    """A family that no backend knows."""
+
+
+def unfitted_to(p, y):
+    return p.guided.fit(p.args[0], y=y, **OPTIONS)
 
 
 SERVED = {
@@ -140,6 +205,22 @@ SERVED = {
     ),
     "dims": (lambda p, vr, _: p.to_arviz(resample=False, dims={"u": ["k", "l"]}), r"dims\['u'\] names 2 dimensions"),
     "relabel": (lambda p, vr, _: p.relabel("zz"), r"relabel\('zz'\): no latent is in such a plate; there are: n"),
+    "names of coords": (
+        lambda p, vr, _: p.to_arviz(resample=False, coords={"zz": [1]}),
+        "coords names zz; there are: .*n",
+    ),
+    "sites to return": (
+        lambda p, vr, _: p.predict(*p.args, num_draws=2, return_sites=["zz"]),
+        "return_sites names zz, not .*; there are: ",
+    ),
+    "a family of no backend": (
+        lambda p, vr, _: build_guide(p.backend, Nothing(), p.guided.model, {}),
+        r"is not a guide family that this backend builds: use vr\.MeanField\(\)",
+    ),
+    "data that differ": (
+        lambda p, vr, _: vr.compare_models({"a": p, "b": unfitted_to(p, Y + 1.0)}),
+        r"compare_models: 'a' and 'b' are of different data: 'y' of shape .* do not hold the same values",
+    ),
     "draws": (lambda p, vr, _: p.draws(0), "num_draws is 0; give a positive int"),
     "another model's file": (
         lambda p, vr, f: (p.save(f / "file"), type(p).load(f / "file", vr.guide(lambda: None)))[1],

@@ -36,6 +36,9 @@ PROGRAMS = {
     "jit": with_rows(jax.jit(lambda theta, group: theta[group])),
     "checkpoint": with_rows(jax.checkpoint(lambda theta, group: theta[group])),
     "two at once": with_rows(lambda theta, group: jnp.outer(theta, theta)[group, group]),
+    "sorted": with_rows(lambda theta, group: theta[jnp.sort(group)]),
+    "the largest": with_rows(lambda theta, group: theta[group.max()] + theta[group.min()]),
+    "running sums": with_rows(lambda theta, group: theta[jnp.cumsum(jnp.diff(group, prepend=0))]),
     "map": with_rows(lambda theta, group: jax.lax.map(lambda g: theta[g], group)),
 }
 
@@ -55,3 +58,28 @@ def test_the_branch_that_is_not_taken_may_index_as_it_likes():
 
     guided = vr.guide(with_rows(mean))
     guided.backend.engine.data((np.array([0, 6, 1]),), {}, guided.model)
+
+
+UPDATES = {
+    "set": with_rows(lambda theta, group: theta * jnp.zeros(5).at[group].set(1.0)),
+    "add": with_rows(lambda theta, group: theta.at[group].add(1.0)),
+    "sums by group": with_rows(lambda theta, group: theta * jax.ops.segment_sum(jnp.ones(3), group, num_segments=5)),
+    "counts": with_rows(lambda theta, group: theta * jnp.bincount(group, length=5)),
+}
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_an_update_that_jax_leaves_out_is_told(name, recwarn):
+    guided = vr.guide(UPDATES[name])
+    guided.backend.engine.data((np.array([0, 4, 1]),), {}, guided.model)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="an update at index 6 of an array of size 5 is left out") as told:
+        guided.backend.engine.data((np.array([0, 6, 1]),), {}, guided.model)
+    assert len(str(told[0].message)) <= 300
+
+
+def test_an_index_that_is_searched_for_is_looked_at():
+    guided = vr.guide(with_rows(lambda theta, group: theta[jnp.searchsorted(jnp.arange(5), group)]))
+    guided.backend.engine.data((np.array([0, 4, 1]),), {}, guided.model)
+    with pytest.raises(vr.ViReparamError, match="index 5 is out of bounds for an array of size 5"):
+        guided.backend.engine.data((np.array([0, 6, 1]),), {}, guided.model)

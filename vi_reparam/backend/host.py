@@ -9,7 +9,7 @@ have the names that `numpyro.distributions` and `pyro.distributions` share.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -73,6 +73,9 @@ class Host(Reader, Protocol):
             init: a value; or what computes it from a key, called only if the parameter is new.
             event_dim: trailing dimensions that no plate is one of; all of them unless given.
         """
+
+    def known_params(self) -> Collection[str]:
+        """Names of the parameters that a program which runs now is given, or that were made before."""
 
     def plate(
         self, name: str, size: int, *, dim: int | None = None, subsample_size: int | None = None

@@ -13,7 +13,7 @@ import numpy as np
 
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.ops import Args
-from vi_reparam.errors import NonFiniteError, SiteError
+from vi_reparam.errors import NonFiniteError, SiteError, ViReparamError, could_not_run
 from vi_reparam.estimators import Auto
 from vi_reparam.fit import nested_laplace
 from vi_reparam.fit.forgotten import warn_of_forgotten
@@ -28,7 +28,6 @@ from vi_reparam.posterior.attempt import GOOD_GAP, GOOD_MISSED, Attempt
 from vi_reparam.posterior.evidence import by_student_t
 from vi_reparam.posterior.modes import missed_modes
 from vi_reparam.posterior.verdict import KHAT_USABLE, NEGLIGIBLE_MODE
-from vi_reparam.sites.totals import total_log_prob
 
 HOPELESS = GOOD_GAP
 """Nats that a mean field must lose to correlations for it not to be tried: it would not be good."""
@@ -86,7 +85,7 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
     begun = next((i for i, family in enumerate(ladder) if repr(family) == known), 0)
     ladder = ladder[begun:]  # from the family of the posterior that it starts at
     posteriors: dict[GuideFamily, Any] = {}
-    slow = not engine.runs_at_once(functools.partial(_density, guided), data)
+    slow = not nested_laplace.runs_at_once(guided, data)
     joint = guided.for_family(FullRank()).base_guide  # knows how latents are laid out, and searches them
     is_searched = FullRank() in ladder and joint.family.is_dense(joint.layout(*data.call).size)
     places = joint.searcher.run(data, key) if is_searched else []
@@ -103,7 +102,7 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
         posterior = fitter.matched(data, options, chosen) if at_once else None
         enough = slow or family == FullRank()
         if posterior is None or not (enough or posterior.attempt(seconds=0.0).is_good):
-            posterior = fitter.run(data, replace(options, checkpoint=own))
+            posterior = fitter.run(data, replace(options, checkpoint=own if family.takes_steps else None))
         posteriors[family] = posterior
         missed = missed_modes(posterior, modes, joint)
         posterior.record["rivals"] = missed or posterior.record["rivals"] * (not places)
@@ -138,11 +137,6 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
             best.record["surest"] = own
     engine.settle(best)  # networks train in place, and later families went on with them
     return best
-
-
-def _density(guided: Any, key: Any, args: Args, kwargs: dict[str, Any]) -> Any:
-    """log p of the model at draws of its prior."""
-    return total_log_prob(guided.backend, guided.backend.tracer.run(guided.model, args, kwargs, key, alone=True))
 
 
 def _climb(
@@ -236,8 +230,10 @@ def shape_of(guided: Any, data: Data) -> Shape:
         if any(part.site.is_masked for part in layout.parts):
             return Shape(layout.size, subsampled)
         split = guide.split(*data.call)
-    except Exception:  # the mean field covers supports without a bijection, and its fit says what is wrong
+    except (ViReparamError, NotImplementedError):  # a support without a bijection, which the mean field covers
         return Shape()
+    except Exception as error:
+        raise could_not_run(guided.name, data.shapes(guided.backend.ops), error) from error
     return Shape(layout.size, subsampled, split.is_hierarchy, split.num_globals, split.num_locals)
 
 

@@ -24,6 +24,7 @@ from vi_reparam.fit.checkpoints import FitSignature, form_of
 from vi_reparam.fit.convergence import Convergence
 from vi_reparam.fit.forgotten import warn_of_forgotten
 from vi_reparam.fit.loop import Restart, run_steps
+from vi_reparam.fit.masked import refuse_flat
 from vi_reparam.fit.matching import as_params
 from vi_reparam.fit.optimizers import plan_of
 from vi_reparam.fit.options import Options
@@ -194,7 +195,7 @@ class Fitter:
 
     def _without_steps(self, data: Data, options: Options, begun: float, stream: Any) -> Any:
         """As `run`, of `NestedLaplace`."""
-        family, told = self.guided.family, ("num_steps", "num_particles", "optimizer", "init", "devices")
+        family, told = self.guided.family, ("num_steps", "num_particles", "optimizer", "init", "devices", "checkpoint")
         given = [name for name in told if getattr(options, name) is not None]
         if given or stream is not None:
             what = f"fit({given[0]}=...)" if given else "vr.batches"
@@ -213,10 +214,11 @@ class Fitter:
         except NOT_AT_ONCE as error:
             if isinstance(error, ViReparamError):
                 raise
-            raise SiteError(
-                f"{family!r} runs many draws of the model at once, and {self.guided.name[:40]} reads values in Python: "
-                "use vr.Structured()"
-            ) from error
+            name = self.guided.name[:40]
+            why = f"failed on {name} ({first_line(error)[:120]})"
+            if not nested_laplace.runs_at_once(self.guided, data):
+                why = f"runs many draws of the model at once, and {name} reads values in Python"
+            raise SiteError(f"{family!r} {why}: use vr.Structured()") from error
         counts = found.rounds, found.num_draws, found.gradients
         record = _record_without_steps(*counts, "importance sampling", "rounds of importance sampling")
         own = Fitter(self.guided.for_family(found.family))
@@ -261,6 +263,7 @@ class Fitter:
         try:
             self._doubt(data)
             self._begin(data)
+            self._refuse_flat(data)
             found = self.engine.check(task, data, start, key, known=data.form in self._checked.entries)
         except ViReparamError:
             raise
@@ -283,6 +286,12 @@ class Fitter:
                 raise
             except Exception:  # the check that follows says what is wrong, or the first step does
                 return
+
+    def _refuse_flat(self, data: Data) -> None:
+        parts = getattr(self.guided.base_guide, "parts", [self.guided.base_guide])
+        known = [part.latents.sites(*data.call) for part in parts if hasattr(part, "latents")]
+        if any(site.is_masked for sites in known for site in sites.values()):
+            refuse_flat(self.guided.backend, self.guided.model, data, (self.guided.base_guide, refuse_flat))
 
     def _doubt(self, data: Data) -> None:
         """Data that are not finite are right only where the model masks them: its density is finite then."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vi_reparam.backend.data import Data
-from vi_reparam.errors import SiteError
+from vi_reparam.errors import NonFiniteError, SiteError
 from vi_reparam.fit import weighted_mixture
 from vi_reparam.fit.colouring import of_pattern, pattern
 from vi_reparam.fit.marginal import Marginal, Peaks, beginnings, peaks
@@ -25,6 +25,7 @@ from vi_reparam.numerics.special import LOG_2PI
 from vi_reparam.posterior.psis import pareto_smooth
 from vi_reparam.programs.layout import Part
 from vi_reparam.programs.nested_laplace import DF, bent, halves, mixed
+from vi_reparam.sites.totals import total_log_prob
 
 MOST_ROUNDS = 12
 ENOUGH, KHAT = 2.0, 0.5
@@ -75,6 +76,16 @@ def why_not(guided: Any, data: Data) -> str:
     if structure.subsampled:
         return "the model sees minibatches, and NestedLaplace() all data at each draw"
     return "" if size <= MOST_GLOBALS + MOST_LOCALS else f"{size:,} latents are too many for NestedLaplace()"
+
+
+def runs_at_once(guided: Any, data: Data) -> bool:
+    """Whether many draws of a model can be looked at together, which reading a value in Python prevents."""
+    backend = guided.backend
+
+    def density(key: Any, args: Any, kwargs: Any) -> Any:
+        return total_log_prob(backend, backend.tracer.run(guided.model, args, kwargs, key, alone=True))
+
+    return bool(backend.engine.runs_at_once(density, data))
 
 
 def fitted(guided: Any, data: Data, seed: int) -> Fit:
@@ -184,6 +195,11 @@ def _sampled(target: Marginal, family: NestedLaplace, begun: Peaks, rng: np.rand
             rows.append(new)
         z, modes, heights = np.concatenate(drawn), np.concatenate(ends), np.concatenate(masses)
         log_q = np.logaddexp.reduce([_log_prob(p, z) for p in proposals], axis=0) - math.log(rounds)
+        if not np.isfinite(heights).any():
+            text = (
+                f"{family!r}: the density is not finite at any of {len(z):,} draws of the globals; use vr.Structured()"
+            )
+            raise NonFiniteError(text, step=0, sites={}, params={}, losses=np.zeros(0))
         smoothed, khat = pareto_smooth(heights - log_q)
         weights = _normalized(smoothed)
         done = khat < KHAT and 1.0 / (weights**2).sum() >= ENOUGH * target.num_draws

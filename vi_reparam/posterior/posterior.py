@@ -25,7 +25,7 @@ from vi_reparam.posterior.scorer import Scorer, copies_of
 from vi_reparam.posterior.showing import Showing
 from vi_reparam.posterior.sites import check_count
 from vi_reparam.posterior.trusting import NUM_CHAIN_DRAWS, Trusting
-from vi_reparam.posterior.update import Updated, original
+from vi_reparam.posterior.update import updated
 from vi_reparam.posterior.verdict import (
     KHAT_USABLE,
     RUNAWAY,
@@ -425,14 +425,9 @@ class Posterior(Predicting, Showing, Trusting):
             A posterior by the same family. Its log evidence is that of the new data given the old ones.
 
         Raises:
-            ArgumentError: for a guide without a density, or an unknown site.
+            ArgumentError: for a guide without a density, an unknown site, or a support that new data move.
         """
-        fresh_sites = {fresh_sites} if isinstance(fresh_sites, str) else set(fresh_sites)
-        unknown = sorted(fresh_sites - {*self.scorer.sites.latents})
-        if unknown:
-            raise ArgumentError(f"fresh_sites names {', '.join(unknown)}, not a latent site of the model")
-        model = Updated(original(self.guided.model), self, frozenset(fresh_sites))
-        return self.guided.with_model(model).fit(*args, init=self, **kwargs)
+        return updated(self, args, kwargs, {fresh_sites} if isinstance(fresh_sites, str) else set(fresh_sites))
 
     def save(self, path: str | os.PathLike, *, data: bool = True) -> Path:
         """Writes the posterior to one file, without pickle; `vr.load` reads it.

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from vi_reparam.backend.ops import Array
+from vi_reparam.backend.ops import Args, Array
 from vi_reparam.errors import ArgumentError
 from vi_reparam.guides import GaussianFamily, MeanField
 from vi_reparam.numerics.special import LOG_2PI
+from vi_reparam.programs.latents import Latents
 from vi_reparam.programs.layout import Layout
 from vi_reparam.sites.totals import mask_of, scaled, total_log_prob
 
@@ -72,6 +74,39 @@ class Updated:
         if name in self.fresh or name not in self.sites.latents:
             return False
         return tuple(record.distribution.shape()) == self.sites.latents[name].shape
+
+
+def updated(posterior: Any, args: Args, kwargs: Mapping[str, Any], fresh: set[str]) -> Any:
+    """As `Posterior.update`."""
+    unknown = sorted(fresh - {*posterior.scorer.sites.latents})
+    if unknown:
+        raise ArgumentError(f"fresh_sites names {', '.join(unknown)}, not a latent site of the model")
+    model = Updated(original(posterior.guided.model), posterior, frozenset(fresh))
+    _refuse_moved(model, args, kwargs)
+    return posterior.guided.with_model(model).fit(*args, init=posterior, **kwargs)
+
+
+def _refuse_moved(model: Updated, args: Args, kwargs: Mapping[str, Any]) -> None:
+    """Refuse a latent whose bounds follow the arguments: the guide has no density beyond the first data's."""
+    posterior, backend = model.posterior, model.backend
+    options = inspect.signature(posterior.guided.fit).parameters
+    own = {name: value for name, value in kwargs.items() if name not in options}
+    try:
+        data = backend.engine.data(args, own, model.model)
+        calls = posterior.scorer.data.call, data.call
+        before, now = (Latents(backend, model.model).sites(*call) for call in calls)
+    except Exception:  # the fit says what is wrong
+        return
+    for name, site in now.items():
+        if name in model.fresh or name not in before or before[name].shape != site.shape:
+            continue
+        bounds = [list(map(backend.ops.to_numpy, backend.tracer.arrays_of(s.support))) for s in (before[name], site)]
+        told = repr(before[name].support) != repr(site.support)  # of numbers that Python read
+        if told or any(not np.array_equal(*pair) for pair in zip(*bounds, strict=True)):
+            raise ArgumentError(
+                f"update: site {name!r} has other bounds in the new data, and what was fitted has no density beyond "
+                f"its own: give it fixed bounds, name it, fresh_sites=[{name!r}], or fit all data together"
+            )
 
 
 def original(model: Any) -> Any:

@@ -14,7 +14,7 @@ from vi_reparam.backend.cache import Cache
 from vi_reparam.backend.host import Host
 from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.backend.tracer import PlateInfo, Record
-from vi_reparam.errors import ArgumentError, SiteError
+from vi_reparam.errors import ArgumentError, SiteError, first_line, short
 from vi_reparam.sites.supports import is_carried
 from vi_reparam.sites.totals import mask_of
 from vi_reparam.sites.wrappers import innermost
@@ -122,6 +122,10 @@ class Latents:
                 "alone with the framework's own SVI"
             )
 
+    def is_fitted_to(self, args: Any, kwargs: Any) -> bool:
+        """Whether a fit has begun on arguments of this form, whose latents it then draws."""
+        return self.backend.ops.form((args, kwargs)) in self._fitted
+
     def sites(self, args: Any, kwargs: Any) -> dict[str, Site]:
         """The latent sites, in the model's order, with the supports that these arguments give.
 
@@ -159,11 +163,12 @@ class Latents:
         """Where a guide draws these sites: parameters of other sizes are refused in words.
 
         Raises:
-            SiteError: naming the site that has another shape than when the guide was first drawn from, or fitted.
+            SiteError: naming the site that has another shape than when the guide was first drawn from, or fitted; or of
+                parameters from elsewhere, which are of other latents.
         """
         try:
             yield
-        except (ValueError, TypeError, RuntimeError):
+        except (ValueError, TypeError, RuntimeError) as error:
             for name, site in sites.items():
                 if site.shape != (fitted := self._shapes.get(name, site.shape)):
                     around = "".join(f" in plate {plate.name!r}" for plate in site.plates)
@@ -171,7 +176,12 @@ class Latents:
                         f"site {name!r}{around}: the guide was fitted at shape {fitted}, and these arguments give it "
                         f"{site.shape}: for new data use posterior.predict(...), which draws it afresh; else fit again"
                     ) from None
-            raise
+            if self._fitted or not self.backend.host.known_params():
+                raise
+            raise SiteError(
+                f"the guide cannot draw {short(list(sites))} with these parameters ({first_line(error)[:70]}): they "
+                "are of other latents, as where an outcome was observed: use posterior.predict(...), or fit again"
+            ) from None
 
     def structure(self, args: Any, kwargs: Any) -> Structure:
         """The model's parameters, state and subsampled plates."""

@@ -50,6 +50,15 @@ class MeanFieldGuide:
             self._check_discrete(site)
         return sites
 
+    def _with_parameters(self, sites: dict[str, Site], args: Any, kwargs: Any) -> dict[str, Site]:
+        """Of a guide that is called with parameters of some sites alone, those sites: it was fitted to no others.
+
+        So it is with parameters of another process, whose fit observed what is left out here.
+        """
+        known = () if self.latents.is_fitted_to(args, kwargs) else self.backend.host.known_params()
+        own = {n: s for n, s in sites.items() if any(k.startswith(f"{self.scope}{n}_") for k in known)}
+        return own or sites
+
     def _check_discrete(self, site: Site) -> None:
         if not site.support.is_discrete:
             return
@@ -75,7 +84,7 @@ class MeanFieldGuide:
     def draw(self, args: Any, kwargs: Any, plates: dict[str, Any]) -> dict[str, Array]:
         """The latents that it draws; `plates` are those entered before in this run, by name."""
         backend, host = self.backend, self.backend.host
-        sites = self.sites(args, kwargs)
+        sites = self._with_parameters(self.sites(args, kwargs), args, kwargs)
 
         @functools.cache  # only if a parameter asks
         def starts() -> dict[str, Array]:

@@ -1,11 +1,13 @@
 """Indices out of bounds: JAX takes the nearest row without a word, so they are looked for in what was traced.
 
-Only indices that follow from the arguments by whole-number arithmetic are known before a run. NumPy computes them,
-as compiling each operation would take longer than a fit.
+Only indices that follow from the arguments are known before a run. NumPy computes most of them, as compiling each
+operation would take longer than a fit; JAX does the others, such as those that are searched or sorted.
 """
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -83,6 +85,9 @@ def _gather(
     return x[tuple(inside[..., k] for k in firsts)]
 
 
+_COMPUTED_BY_JAX = {"while", "sort", "cumsum", "reduce_sum", "reduce_max", "reduce_min", "argmax", "argmin"}
+"""Operations whose whole numbers are looked for too, each compiled."""
+
 _KNOWN = {**_SAME_IN_NUMPY, "broadcast_in_dim": _broadcast, "iota": _iota, "slice": _slice, "gather": _gather}
 
 
@@ -119,6 +124,11 @@ def _look(name: str, jaxpr: Jaxpr, known: dict[Any, Value]) -> list[Value | None
             for k, dimension in enumerate(eqn.params["dimension_numbers"].start_index_map):
                 if sizes[dimension] == 1 and eqn.invars[1].aval.size <= MOST_NUMBERS:
                     _check(name, given[1], k, shape[dimension])
+        elif kind.startswith("scatter") and given[1] is not None:
+            told = eqn.params["dimension_numbers"].scatter_dims_to_operand_dims
+            for k, dimension in enumerate(told):
+                if eqn.params["mode"] == GatherScatterMode.FILL_OR_DROP and eqn.invars[1].aval.size <= MOST_NUMBERS:
+                    _warn_of_dropped(name, given[1], k, shape[dimension])
         elif kind == "dynamic_slice":
             for dimension, index in enumerate(given[1:]):
                 if sizes[dimension] == 1 and index is not None:
@@ -128,12 +138,35 @@ def _look(name: str, jaxpr: Jaxpr, known: dict[Any, Value]) -> list[Value | None
             found = [_once(_KNOWN[kind], given, eqn.params)]
         elif kind == "scan":
             _look_at_steps(name, eqn.params, given)
+            found = _by_jax(eqn, given)
+        elif kind in _COMPUTED_BY_JAX:
+            found = _by_jax(eqn, given)
         elif kind != "cond":  # a branch that is not taken may index as it likes
             inner = next((p for p in eqn.params.values() if isinstance(p, Jaxpr | ClosedJaxpr)), None)
             if inner is not None and len(_open(inner)[0].invars) == len(given):
                 found = _look_into(name, inner, given)
         known.update({v: x for v, x in zip(eqn.outvars, found, strict=False) if x is not None})
     return [of(atom) for atom in jaxpr.outvars]
+
+
+def _by_jax(eqn: Any, given: Sequence[Value | None]) -> list[Value | None]:
+    """What an operation gives, computed by JAX once it is asked for; nothing where an input is not known."""
+    whole = all(jnp.issubdtype(v.aval.dtype, jnp.integer) or v.aval.dtype == bool for v in eqn.outvars)
+    if None in given or not (whole or eqn.primitive.name == "sort"):
+        return [None] * len(eqn.outvars)
+
+    def run(*inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        found = eqn.primitive.bind(*map(jnp.asarray, inputs), **eqn.params)
+        return tuple(map(np.asarray, found if eqn.primitive.multiple_results else [found]))
+
+    kept: list[tuple[np.ndarray, ...]] = []
+
+    def value(k: int) -> np.ndarray:
+        if not kept:
+            kept.append(run(*(x() for x in given if x is not None)))
+        return kept[0][k]
+
+    return [functools.partial(value, k) for k in range(len(eqn.outvars))]
 
 
 def _open(inner: Any) -> tuple[Jaxpr, Sequence[Any]]:
@@ -185,15 +218,32 @@ def _computed(value: Value) -> np.ndarray | None:
         return None
 
 
-def _check(name: str, index: Value, column: int | None, size: int) -> None:
+def _outside(index: Value, column: int | None, size: int) -> int | None:
+    """An index that is out of bounds; None where there is none, as far as is known."""
     found = _computed(index)
     if found is None:
-        return
+        return None
     found = found if column is None else found[..., column]
     least, largest = (int(found.min()), int(found.max())) if found.size else (0, 0)
     if least >= 0 and largest < size:
+        return None
+    return largest if largest >= size else least - size  # the size was added to what is below zero
+
+
+def _warn_of_dropped(name: str, index: Value, column: int, size: int) -> None:
+    bad = _outside(index, column, size)
+    if bad is not None:
+        warnings.warn(
+            f"{name[:40]}: an update at index {bad} of an array of size {size} is left out, as JAX does for what is "
+            "out of bounds: see that this is meant",
+            stacklevel=8,
+        )
+
+
+def _check(name: str, index: Value, column: int | None, size: int) -> None:
+    bad = _outside(index, column, size)
+    if bad is None:
         return
-    bad = largest if largest >= size else least - size  # the size was added to what is below zero
     raise ArgumentError(
         f"{name[:40]} could not run: index {bad} is out of bounds for an array of size {size}, of which JAX would take "
         f"the nearest row: count from 0 to {size - 1}, or write jnp.clip around the index where that is meant"

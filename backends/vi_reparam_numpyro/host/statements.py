@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 import optax
+from numpyro.handlers import substitute
+from numpyro.primitives import _PYRO_STACK
 
 from vi_reparam.backend.host import Host
 from vi_reparam_numpyro.host.distributions import VonMisesFisher
@@ -33,6 +35,10 @@ class NumpyroHost(Supports, NumpyroReader):
     def param(self, name: str, init: Any, *, constraint: Any = None, event_dim: int | None = None) -> Any:
         constraint = dist.constraints.real if constraint is None else constraint
         return numpyro.param(name, init, constraint=constraint, event_dim=event_dim)
+
+    def known_params(self) -> set[str]:
+        given = [handler.data for handler in _PYRO_STACK if isinstance(handler, substitute)]
+        return {name for data in given for name in data or ()}
 
     def plate(self, name: str, size: int, *, dim: int | None = None, subsample_size: int | None = None) -> Any:
         return numpyro.plate(name, size, subsample_size=subsample_size, dim=dim)

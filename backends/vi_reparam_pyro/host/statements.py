@@ -38,6 +38,9 @@ class PyroHost(Supports, PyroReader):
         constraint = dist.constraints.real if constraint is None else constraint
         return pyro.param(name, first, constraint=constraint, event_dim=event_dim)
 
+    def known_params(self) -> set[str]:
+        return set(pyro.get_param_store().keys())
+
     def plate(self, name: str, size: int, *, dim: int | None = None, subsample_size: int | None = None) -> Any:
         return pyro.plate(name, size, subsample_size=subsample_size, dim=dim)
 
