@@ -15,7 +15,7 @@ from vi_reparam.backend.data import Data
 from vi_reparam.backend.ops import Args
 from vi_reparam.errors import NonFiniteError, SiteError
 from vi_reparam.estimators import Auto
-from vi_reparam.fit import nested_laplace
+from vi_reparam.fit.fitter import sampler_of
 from vi_reparam.fit.forgotten import warn_of_forgotten
 from vi_reparam.fit.options import Options
 from vi_reparam.guides.base import GuideFamily
@@ -113,7 +113,7 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
 
     def skip_reason(family: GuideFamily) -> str:
         if not family.takes_steps:
-            why = nested_laplace.why_not(guided, data)
+            why = sampler_of(family).why_not(guided, data)
             told = "it is fitted without steps, and fit() was told how to take them"
             return f"left out: {why or told}" if why or (is_told and spec.families is None) else ""
         if not isinstance(family, MeanField) or spec.families is not None:
@@ -162,6 +162,7 @@ def _climb(
     attempts: list[Attempt] = []
     kept: tuple[Any, Attempt] | None = None
     surest: tuple[Any, Attempt] | None = None
+    sampled: dict[str, Any] | None = None  # what importance sampling says of the evidence
     left, why, failure = Budget(gradients, seconds), "", None
     for family in ladder:
         done = kept is not None and why_stop(attempts, 0, left) != ""
@@ -190,6 +191,7 @@ def _climb(
         pace = max(left.pace, attempt.seconds / max(cost(family), attempt.gradients))
         left = Budget(left.gradients - attempt.gradients, seconds - (time.perf_counter() - begun), pace)
         attempts.append(attempt)
+        sampled = posterior.record.get("sampled", sampled)
         if kept is None or attempt.is_better_than(kept[1]):
             kept = posterior, attempt
         if attempt.missed < GOOD_MISSED and (surest is None or attempt.khat < surest[1].khat):
@@ -201,10 +203,12 @@ def _climb(
         assert failure is not None
         raise failure
     posterior = kept[0]
+    known = [sampled] if sampled else []
     if surest is not None and surest[0] is not posterior:
         value, error = surest[0].log_evidence()
-        own = {"family": surest[1].family, "khat": surest[1].khat, "log_evidence": value, "error": error}
-        posterior.record["surest"] = own
+        known.append({"family": surest[1].family, "khat": surest[1].khat, "log_evidence": value, "error": error})
+    if known:
+        posterior.record["surest"] = min(known, key=lambda own: own["khat"])
     posterior.record["why"] = why or why_stop(attempts, None, left)
     posterior.record["tried"] = [attempt.plain() for attempt in attempts]
     return posterior

@@ -19,7 +19,7 @@ from vi_reparam.backend.engine import Task
 from vi_reparam.backend.ops import Args, Array, Key
 from vi_reparam.checks import check_memory
 from vi_reparam.errors import ArgumentError, NonFiniteError, SiteError, ViReparamError, could_not_run, first_line
-from vi_reparam.fit import checkpoints, matching, nested_laplace
+from vi_reparam.fit import adaptive_mixture, checkpoints, matching, nested_laplace
 from vi_reparam.fit.checkpoints import FitSignature, form_of
 from vi_reparam.fit.convergence import Convergence
 from vi_reparam.fit.forgotten import warn_of_forgotten
@@ -29,7 +29,7 @@ from vi_reparam.fit.optimizers import plan_of
 from vi_reparam.fit.options import Options
 from vi_reparam.fit.selection import choose
 from vi_reparam.fit.warm import params_of, with_values
-from vi_reparam.guides import FullRank, JointFamily, Sites, Structured
+from vi_reparam.guides import FullRank, JointFamily, NestedLaplace, Sites, Structured
 from vi_reparam.guides.joint import COPIES
 from vi_reparam.posterior.program import program_of
 from vi_reparam.programs.latents import FORMS
@@ -193,26 +193,30 @@ class Fitter:
         return self._posterior(data, params, np.zeros(0), record, options, begun, finish=True)
 
     def _without_steps(self, data: Data, options: Options, begun: float, stream: Any) -> Any:
-        """As `run`, of `NestedLaplace`."""
+        """As `run`, of what `sampler_of` fits."""
         family, told = self.guided.family, ("num_steps", "num_particles", "optimizer", "init", "devices")
         given = [name for name in told if getattr(options, name) is not None]
         if given or stream is not None:
             what = f"fit({given[0]}=...)" if given else "vr.batches"
             raise ArgumentError(f"{family!r} is fitted without steps, and {what} has nothing to act on: leave it out")
-        simpler = self._fitter_of(Structured(), share=True)
-        simpler.check(data, self.engine.key(options.seed))
-        why = nested_laplace.why_not(self.guided, data)
+        sampler = sampler_of(family)
+        first, second = (Structured(), FullRank()) if sampler is nested_laplace else (FullRank(), Structured())
+        simpler, key = self._fitter_of(first, share=True), self.engine.key(options.seed)
+        simpler.check(data, key)
+        why = sampler.why_not(self.guided, data)
         if why:
             raise SiteError(f"{why}: use vr.Structured()")
-        known = (self.fitted[own] for own in (Structured(), FullRank()) if own in self.fitted)
+        known = (self.fitted[own] for own in (first, second) if own in self.fitted)
         start, plain = next(known, None), Options(seed=options.seed)
         if start is None:
-            start = simpler.matched(data, plain, []) or simpler.run(data, plain, final=False)
+            places = [] if first == Structured() else simpler.guided.base_guide.searcher.run(data, key)[:1]
+            at_once = simpler.matched(data, plain, places) if places or first == Structured() else None
+            start = at_once or simpler.run(data, plain, final=False)
         seed = int(options.seed) if isinstance(options.seed, Integral) else 0
         try:
-            found = nested_laplace.fitted(self.guided, start, data, seed)
+            found = sampler.fitted(self.guided, start, data, seed)
         except np.linalg.LinAlgError as error:
-            text = f"{family!r}: the globals' draws have no covariance ({first_line(error)})"
+            text = f"{family!r}: the draws have no covariance ({first_line(error)})"
             raise NonFiniteError(text, step=0, sites={}, params={}, losses=np.zeros(0)) from error
         except NOT_AT_ONCE as error:
             if isinstance(error, ViReparamError):
@@ -226,7 +230,9 @@ class Fitter:
         own = Fitter(self.guided.for_family(found.family))
         params = {name: self.ops.asarray(value) for name, value in found.params.items()}
         params = own.guided.start_at(data, self.engine.key(0), own.guided.base_guide.named(params))
-        return own._posterior(data, params, np.zeros(0), record, options, begun, finish=False)
+        if isinstance(found, adaptive_mixture.Fit):
+            record["sampled"] = found.evidence
+        return own._posterior(data, params, np.zeros(0), record, options, begun, finish=found.family.has_tail)
 
     def _run_from(self, data: Data, options: Options, *, final: bool, stream: Any) -> Any:
         """As `run`, from values of latents, which a guide of its own starts at."""
@@ -422,6 +428,11 @@ class Fitter:
             return best, list(self._rivals)
         apart = (run for run in runs if not matching.are_near(guide, run.params, best.params))
         return best, [float(best.bound - run.bound) for run in apart]
+
+
+def sampler_of(family: Any) -> Any:
+    """The module that fits a family without steps."""
+    return nested_laplace if isinstance(family, NestedLaplace) else adaptive_mixture
 
 
 def _record_without_steps(num: int, draws: int, gradients: int, objective: str, steps: str) -> dict[str, Any]:

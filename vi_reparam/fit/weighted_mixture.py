@@ -7,8 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 NUM_UPDATES = 60
-TRIED = (1, 2, 3, 4, 6)
-"""Numbers of components, of which the one with the highest likelihood of draws left out is taken."""
+TRIED, MOST = (1, 2, 3, 4, 6, 9, 13, 20), 6
+"""Numbers of components, of which the one with the highest likelihood of draws left out is taken; the largest one
+unless told."""
 
 FEWEST = 8
 """Effective draws a coordinate that a component needs."""
@@ -48,7 +49,7 @@ class Mixture(NamedTuple):
         return scores - 0.5 * squares - 0.5 * z.shape[1] * np.log(2.0 * np.pi)
 
 
-def best_of(z: np.ndarray, weights: np.ndarray, rng: np.random.Generator, most: int = TRIED[-1]) -> Mixture:
+def best_of(z: np.ndarray, weights: np.ndarray, rng: np.random.Generator, most: int = MOST) -> Mixture:
     """The mixture with as many components as half of the draws say that the other half is likeliest under.
 
     Args:
