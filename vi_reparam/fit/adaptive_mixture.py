@@ -34,8 +34,8 @@ DF, WIDER = 4, 1.2
 KEPT = 0.15
 """Part of each later proposal that is the first one."""
 
-NUM_FITTED, MOST_COMPONENTS = 6_000, 20
-"""Draws, by their weights, that a mixture is fitted to; its components."""
+NUM_FITTED, MOST_COMPONENTS = (2_000, 6_000), (9, 20)
+"""Draws, by their weights, that a mixture is fitted to, and its components: of a proposal, and of what is kept."""
 
 AT_ONCE = 4_000_000
 """Numbers that the model's runs may hold at once."""
@@ -92,7 +92,7 @@ def fitted(guided: Any, start: Any, data: Data, seed: int) -> Fit:
         rows = np.stack([_log_prob(known, new) for known in proposals], axis=1)
         densities = np.concatenate([np.concatenate([densities, latest], axis=1), rows])
         rounds = len(proposals)
-        log_q = np.logaddexp.reduce(densities, axis=1) - math.log(rounds)
+        log_q = weighted_mixture.log_sums(densities) - math.log(rounds)
         weights = Weights(heights, log_q)
         if not np.isfinite(weights.smoothed[0]).any():
             break
@@ -102,8 +102,8 @@ def fitted(guided: Any, start: Any, data: Data, seed: int) -> Fit:
         if done or rounds == MOST_ROUNDS:
             break
         least = 20.0 * z.shape[1] + 100.0
-        proposals.append(_beside(_mixture(z, _tempered(weights.log, least), rng), first))
-    made = _mixture(z, normalized, rng)
+        proposals.append(_beside(_mixture(z, _tempered(weights.log, least), rng, 0), first))
+    made = _mixture(z, normalized, rng, 1)
     value, error = weights.log_evidence()
     evidence = {"family": "importance sampling", "khat": float(weights.khat), "log_evidence": value, "error": error}
     size = (len(made.log_weight), z.shape[1])
@@ -119,10 +119,12 @@ def fitted(guided: Any, start: Any, data: Data, seed: int) -> Fit:
     return Fit(AdaptiveMixture(), params, len(z), rounds, NUM_DRAWS, evidence)
 
 
-def _mixture(z: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> Mixture:
+def _mixture(z: np.ndarray, weights: np.ndarray, rng: np.random.Generator, kept: int) -> Mixture:
     """The mixture that is fitted to draws with these weights, of as many components as are worth it."""
-    chosen = rng.choice(len(z), size=NUM_FITTED, p=weights)
-    return weighted_mixture.best_of(z[chosen], np.full(NUM_FITTED, 1.0 / NUM_FITTED), rng, MOST_COMPONENTS)
+    num = NUM_FITTED[kept]
+    return weighted_mixture.best_of(
+        z[rng.choice(len(z), size=num, p=weights)], np.full(num, 1.0 / num), rng, MOST_COMPONENTS[kept]
+    )
 
 
 def _scored(guide: Any, data: Data, scalars: int) -> Any:
@@ -202,7 +204,7 @@ def _log_prob(known: Mixture, z: np.ndarray) -> np.ndarray:
     size = z.shape[1]
     norm = math.lgamma(0.5 * (DF + size)) - math.lgamma(0.5 * DF) - 0.5 * size * math.log(DF * math.pi)
     norm -= size * math.log(WIDER)
-    return np.logaddexp.reduce(scores + norm - 0.5 * (DF + size) * np.log1p(squares / (WIDER**2 * DF)), axis=1)
+    return weighted_mixture.log_sums(scores + norm - 0.5 * (DF + size) * np.log1p(squares / (WIDER**2 * DF)))
 
 
 def _tempered(log_weights: np.ndarray, least: float) -> np.ndarray:
