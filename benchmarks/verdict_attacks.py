@@ -38,9 +38,11 @@ def known(name: str, kind: str, build: Any, found: tuple[Any, Any, float | None]
     return Target(name, kind, build, **whole(found[0], found[1]), log_evidence=found[2])
 
 
-def with_evidence(target: Target) -> Target:
-    """Of `mixture`, whose density is normalized."""
-    return Target(target.name, target.kind, target.model, target.mean, target.sd, log_evidence=0.0)
+def with_evidence(target: Target, wide: float) -> Target:
+    """Of `mixture`, whose factor lacks the prior's constant."""
+    size = len(target.mean["x"])
+    known = -size * (math.log(wide) + 0.5 * LOG_2PI)
+    return Target(target.name, target.kind, target.model, target.mean, target.sd, log_evidence=known)
 
 
 def two_components(weight: float, gap: float, points: int) -> Target:
@@ -350,9 +352,7 @@ def bimodal_locals(size: int) -> Target:
     """Elements of a plate that are seen by their squares: two modes each, two to the power of `size` together."""
     y = np.linspace(2.0, 5.0, size)
     axis = np.linspace(-8, 8, 8_001)
-    found = [
-        grid(lambda z, row=row: normal(z, 0.3, 2.0) + normal(row, z**2, 0.5), axis) for row in y
-    ]
+    found = [grid(lambda z, row=row: normal(z, 0.3, 2.0) + normal(row, z**2, 0.5), axis) for row in y]
     mean, sd = (np.array([f[i][0] for f in found]) for i in (0, 1))
 
     def build(h: Any) -> Model:
@@ -506,10 +506,12 @@ def targets() -> list[Target]:
         two_components(0.8, 3.0, 30),
         free_weight(),
         two_lines(),
-        with_evidence(mixture("20 apart in 5", "separate modes", [0.55, 0.45], far, [1, 1], 10)),
-        with_evidence(mixture("narrow beside wide in 3", "narrow beside wide", [0.5, 0.5], narrow, [1.0, 0.05], 5)),
+        with_evidence(mixture("20 apart in 5", "separate modes", [0.55, 0.45], far, [1, 1], 10), 10.0),
         with_evidence(
-            mixture("nine unequal modes", "many modes", np.arange(1, 10), nine, np.linspace(0.3, 1.0, 9), 7)
+            mixture("narrow beside wide in 3", "narrow beside wide", [0.5, 0.5], narrow, [1.0, 0.15], 5), 5.0
+        ),
+        with_evidence(
+            mixture("nine unequal modes", "many modes", np.arange(1, 10), nine, np.linspace(0.3, 1.0, 9), 7), 7.0
         ),
         factor_scores(),
         bimodal_locals(2),

@@ -24,9 +24,9 @@ from vi_reparam.guides.gaussian import FullRank
 from vi_reparam.guides.mean_field import MeanField
 from vi_reparam.guides.mixture import Mixture
 from vi_reparam.guides.structured import Structured
-from vi_reparam.posterior.attempt import GOOD_GAP, GOOD_MISSED, Attempt
+from vi_reparam.posterior.attempt import GOOD_GAP, GOOD_MISSED, GOOD_SHIFT, Attempt
 from vi_reparam.posterior.evidence import by_student_t
-from vi_reparam.posterior.modes import missed_modes
+from vi_reparam.posterior.modes import missed_modes, moved_by
 from vi_reparam.posterior.verdict import KHAT_USABLE, NEGLIGIBLE_MODE
 from vi_reparam.sites.totals import total_log_prob
 
@@ -91,7 +91,7 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
     is_searched = FullRank() in ladder and joint.family.is_dense(joint.layout(*data.call).size)
     places = joint.searcher.run(data, key) if is_searched else []
     modes = [place for place in places if place.is_mode]
-    if len(modes) > 1 and modes[1].bound > modes[0].bound - NEGLIGIBLE_MODE:
+    if any(matters(guided.backend.ops, modes[0], mode) for mode in modes[1:]):
         ladder = spec.with_modes(ladder)
 
     def fit(family: GuideFamily) -> Any:
@@ -106,7 +106,8 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
             posterior = fitter.run(data, replace(options, checkpoint=own))
         posteriors[family] = posterior
         missed = missed_modes(posterior, modes, joint)
-        posterior.record["rivals"] = missed or posterior.record["rivals"] * (not places)
+        posterior.record["rivals"] = missed.behind or posterior.record["rivals"] * (not places)
+        posterior.record["far"] = missed.moved
         return posterior
 
     is_told = (options.num_steps, options.optimizer, options.init, spec.families) != (None,) * 4
@@ -138,6 +139,14 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
             best.record["surest"] = own
     engine.settle(best)  # networks train in place, and later families went on with them
     return best
+
+
+def matters(ops: Any, best: Any, other: Any) -> bool:
+    """Whether a mode holds a hundredth of the mass of the best, or is so far away that less would show."""
+    behind, root = best.bound - other.bound, ops.to_numpy(best.frame.root)
+    way = ops.to_numpy(other.frame.center) - ops.to_numpy(best.frame.center)
+    moved = moved_by(way[None], np.array([behind]), np.sqrt((root**2).sum(1)))
+    return behind < NEGLIGIBLE_MODE or max(moved) > GOOD_SHIFT
 
 
 def _density(guided: Any, key: Any, args: Args, kwargs: dict[str, Any]) -> Any:

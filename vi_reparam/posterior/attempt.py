@@ -61,10 +61,12 @@ class Attempt:
         return fits and self.missed < GOOD_MISSED
 
     def is_better_than(self, other: Attempt) -> bool:
-        """By the ELBO where the errors tell them apart, else by k-hat."""
+        """By the ELBO where the errors tell them apart, else the one that is good, else by k-hat."""
         apart = 3.0 * math.hypot(self.error, other.error)
         if abs(self.elbo - other.elbo) > max(apart, WORTH, GOOD_GAP_EACH * self.num_latents):
             return self.elbo > other.elbo
+        if self.is_good != other.is_good:
+            return self.is_good
         return not math.isnan(self.khat) and not self.khat >= other.khat
 
     def plain(self) -> dict[str, Any]:

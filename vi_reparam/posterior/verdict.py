@@ -57,6 +57,7 @@ class Figures:
         drift: `loss_drift` of the fit's losses.
         num_nan_losses: how many losses are not finite.
         rivals: nats by which other modes, found on the way, are below this one.
+        far: the most that these would move a mean, in sds, and the logarithm of an sd.
         points: latents that the guide puts at one place, which has no density.
         runaway: latents whose draws lie beyond `RUNAWAY`.
         interrupted: what was left undone, in words; empty for a fit that ended by itself.
@@ -80,6 +81,7 @@ class Figures:
     num_nan_losses: int = 0
     points: tuple[str, ...] = ()
     rivals: tuple[float, ...] = ()
+    far: tuple[float, float] = (0.0, 0.0)
     runaway: tuple[str, ...] = ()
     interrupted: str = ""
     unseen: str = ""
@@ -257,7 +259,16 @@ def _faults(f: Figures) -> list[str]:
         found.append(_shifted(f))
     if f.missed > MAX_MISSED:
         found.append(_missed(f))
+    elif f.far[0] > USABLE_MEAN or f.far[1] > USABLE_SD:
+        found.append(_far(f))
     return found
+
+
+def _far(f: Figures) -> str:
+    return (
+        f"a mode was found with about {100.0 * f.missed:.1g}% of the mass, no draw is near, and it is so far away that "
+        f"it moves a mean by up to {f.far[0]:.2f} sd and an sd by {100.0 * math.expm1(f.far[1]):.0f}%: use vr.Mixture()"
+    )
 
 
 def _is_far(f: Figures) -> bool:
@@ -315,7 +326,8 @@ def _weaknesses(f: Figures) -> list[str]:
         found.append(_shifted(f))
     elif f.khat < KHAT_USABLE and gap > MAX_GAP:  # above, the evidence itself is not known
         found.append(f"the ELBO is {gap:.3g} nats below the log evidence: about the KL divergence that is left")
-    if f.missed <= MAX_MISSED and (missed := _missed(f)):
+    shows, ruins = f.far[0] > GOOD_MEAN or f.far[1] > GOOD_SD, f.far[0] > USABLE_MEAN or f.far[1] > USABLE_SD
+    if f.missed <= MAX_MISSED and not ruins and (missed := _far(f) if shows else _missed(f)):
         found.append(missed)
     if f.drift is not None and not f.drift.is_settled:
         found.append(
