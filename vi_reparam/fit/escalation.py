@@ -15,9 +15,10 @@ from vi_reparam.backend.data import Data
 from vi_reparam.backend.ops import Args
 from vi_reparam.errors import NonFiniteError, SiteError
 from vi_reparam.estimators import Auto
-from vi_reparam.fit.fitter import sampler_of
 from vi_reparam.fit.forgotten import warn_of_forgotten
 from vi_reparam.fit.options import Options
+from vi_reparam.fit.samplers import sampler_of
+from vi_reparam.gaussians.pathfinder import MOST_PLACES
 from vi_reparam.guides.base import GuideFamily
 from vi_reparam.guides.escalate import NUM_GRADIENTS, cost_of
 from vi_reparam.guides.gaussian import FullRank
@@ -25,6 +26,7 @@ from vi_reparam.guides.mean_field import MeanField
 from vi_reparam.guides.mixture import Mixture
 from vi_reparam.guides.structured import Structured
 from vi_reparam.posterior.attempt import GOOD_GAP, GOOD_MISSED, GOOD_SHIFT, Attempt
+from vi_reparam.posterior.copies import copies
 from vi_reparam.posterior.evidence import by_student_t
 from vi_reparam.posterior.modes import missed_modes, moved_by
 from vi_reparam.posterior.verdict import KHAT_USABLE, NEGLIGIBLE_MODE
@@ -93,6 +95,7 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
     modes = [place for place in places if place.is_mode]
     if any(matters(guided.backend.ops, modes[0], mode) for mode in modes[1:]):
         ladder = spec.with_modes(ladder)
+    alike = copies(joint, data, modes) if len(modes) > 1 else {}
 
     def fit(family: GuideFamily) -> Any:
         own = f"{file}.{type(family).__name__}" if file is not None and len(ladder) > 1 else file
@@ -108,6 +111,9 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
         missed = missed_modes(posterior, modes, joint)
         posterior.record["rivals"] = missed.behind or posterior.record["rivals"] * (not places)
         posterior.record["far"] = missed.moved
+        if len(modes) > 1:
+            posterior.record["copies"] = alike
+            posterior.record["crowded"] = len(modes) * (len(modes) >= MOST_PLACES)
         return posterior
 
     is_told = (options.num_steps, options.optimizer, options.init, spec.families) != (None,) * 4
@@ -212,7 +218,7 @@ def _climb(
         assert failure is not None
         raise failure
     posterior = kept[0]
-    known = [sampled] if sampled else []
+    known = [own for own in (sampled, posterior.record.get("surest")) if own]
     if surest is not None and surest[0] is not posterior:
         value, error = surest[0].log_evidence()
         known.append({"family": surest[1].family, "khat": surest[1].khat, "log_evidence": value, "error": error})

@@ -19,7 +19,7 @@ from vi_reparam.backend.engine import Task
 from vi_reparam.backend.ops import Args, Array, Key
 from vi_reparam.checks import check_memory
 from vi_reparam.errors import ArgumentError, NonFiniteError, SiteError, ViReparamError, could_not_run, first_line
-from vi_reparam.fit import adaptive_mixture, checkpoints, matching, nested_laplace
+from vi_reparam.fit import checkpoints, matching, nested_laplace
 from vi_reparam.fit.checkpoints import FitSignature, form_of
 from vi_reparam.fit.convergence import Convergence
 from vi_reparam.fit.forgotten import warn_of_forgotten
@@ -27,11 +27,14 @@ from vi_reparam.fit.loop import Restart, run_steps
 from vi_reparam.fit.matching import as_params
 from vi_reparam.fit.optimizers import plan_of
 from vi_reparam.fit.options import Options
+from vi_reparam.fit.samplers import sampler_of
 from vi_reparam.fit.selection import choose
 from vi_reparam.fit.warm import params_of, with_values
-from vi_reparam.guides import FullRank, JointFamily, NestedLaplace, Sites, Structured
+from vi_reparam.guides import FullRank, JointFamily, Sites, Structured
 from vi_reparam.guides.joint import COPIES
+from vi_reparam.posterior.evidence import by_wide_tails
 from vi_reparam.posterior.program import program_of
+from vi_reparam.posterior.verdict import KHAT_USABLE
 from vi_reparam.programs.latents import FORMS
 from vi_reparam.programs.rows import NOT_AT_ONCE
 from vi_reparam.programs.searcher import Place
@@ -230,9 +233,12 @@ class Fitter:
         own = Fitter(self.guided.for_family(found.family))
         params = {name: self.ops.asarray(value) for name, value in found.params.items()}
         params = own.guided.start_at(data, self.engine.key(0), own.guided.base_guide.named(params))
-        if isinstance(found, adaptive_mixture.Fit):
+        if sampler is not nested_laplace:
             record["sampled"] = found.evidence
-        return own._posterior(data, params, np.zeros(0), record, options, begun, finish=found.family.has_tail)
+        made = own._posterior(data, params, np.zeros(0), record, options, begun, finish=found.family.has_tail)
+        if not made.khat < KHAT_USABLE:
+            made.record["surest"] = record.get("sampled") or by_wide_tails(made)
+        return made
 
     def _run_from(self, data: Data, options: Options, *, final: bool, stream: Any) -> Any:
         """As `run`, from values of latents, which a guide of its own starts at."""
@@ -428,11 +434,6 @@ class Fitter:
             return best, list(self._rivals)
         apart = (run for run in runs if not matching.are_near(guide, run.params, best.params))
         return best, [float(best.bound - run.bound) for run in apart]
-
-
-def sampler_of(family: Any) -> Any:
-    """The module that fits a family without steps."""
-    return nested_laplace if isinstance(family, NestedLaplace) else adaptive_mixture
 
 
 def _record_without_steps(num: int, draws: int, gradients: int, objective: str, steps: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from vi_reparam.posterior import copies
 from vi_reparam.posterior.picks import with_log_weight
 from vi_reparam.posterior.weights import Weights
 
@@ -122,3 +123,13 @@ def fit_weights(posterior: Posterior) -> None:
         belongs = np.exp(joint - np.logaddexp.reduce(joint, axis=1, keepdims=True))
         log_weight = np.log(np.maximum(importance @ belongs, math.ulp(0.0)))
     posterior.set_param(name, ops.asarray(log_weight - np.logaddexp.reduce(log_weight)))
+
+
+def figures_of(record: dict[str, Any]) -> dict[str, Any]:
+    """What a verdict takes from a fit's record of modes."""
+    return {
+        "rivals": tuple(record.get("rivals") or ()),
+        "far": tuple(record.get("far") or (0.0, 0.0)),
+        "crowded": int(record.get("crowded") or 0),
+        "copies": copies.advice(record.get("copies") or {}),
+    }

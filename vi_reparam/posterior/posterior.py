@@ -360,8 +360,7 @@ class Posterior(Predicting, Showing, Trusting):
             drift=loss_drift(self.losses.tolist()),
             num_nan_losses=int((~np.isfinite(self.losses)).sum()),
             points=self._points(),
-            rivals=tuple(self.record.get("rivals") or ()),
-            far=tuple(self.record.get("far") or (0.0, 0.0)),
+            **modes.figures_of(self.record),
             runaway=self._runaway(),
             interrupted=str(self.record.get("interrupted") or ""),
             refined=Refinement(*(self.record["refined"][n] for n in ("rhat", "effective_draws")))
