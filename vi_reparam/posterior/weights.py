@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,6 +10,10 @@ from typing import Any
 import numpy as np
 
 from vi_reparam.posterior import psis
+
+SUSPECT_SD, OUTERMOST = 0.1, 0.005
+LONG_TAIL = 0.35
+"""Pareto shape: a third moment is lacking, and a sample's variance has no standard error."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,11 +92,39 @@ def mean_and_error_of_rows(x: np.ndarray) -> Estimate:
 
 
 def shifts(x: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """By column, how far weights move the mean, in its standard deviations, and the logarithm of one of these."""
+    """By column, how far weights move the mean, in its standard deviations, and the logarithm of one of these.
+
+    A column that has a long tail with the weights and without is judged between its outer quantiles: its standard
+    deviation is that of the few largest draws, and where the tail is a Cauchy's there is none.
+    """
+    mean, sd = _shifts(x, weights)
+    for i in np.flatnonzero(sd > SUSPECT_SD):
+        if all(_has_long_tail(own) for own in (x[:, i], _resampled(x[:, i], weights))):
+            low, high = np.quantile(_resampled(x[:, i], weights), [OUTERMOST, 1.0 - OUTERMOST])
+            (mean[i],), (sd[i],) = _shifts(np.clip(x[:, i : i + 1], low, high), weights)
+    return mean, sd
+
+
+def _shifts(x: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mean = weights @ x
     spread = np.sqrt(weights @ (x - mean) ** 2)
     with np.errstate(all="ignore"):
         return np.abs(x.mean(axis=0) - mean) / spread, np.abs(np.log(x.std(axis=0) / spread))
+
+
+def _resampled(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """As many draws, sorted, each as often as its weight says."""
+    order = np.argsort(x)
+    places = (np.arange(len(x)) + 0.5) / len(x)
+    return x[order][np.minimum(np.searchsorted(np.cumsum(weights[order]), places), len(x) - 1)]
+
+
+def _has_long_tail(x: np.ndarray) -> bool:
+    """Whether draws cannot tell the variance of what they are of."""
+    size = np.sort(np.abs(x - np.median(x)))
+    length = min(len(x) // 5, math.ceil(3.0 * math.sqrt(len(x))))
+    tail = size[len(x) - length :] - size[len(x) - length - 1]
+    return bool(tail[0] > 0.0) and psis.fit_pareto(tail)[0] > LONG_TAIL
 
 
 def weighted_mean_and_error(x: np.ndarray, weights: np.ndarray) -> Estimate:
