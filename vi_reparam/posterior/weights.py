@@ -12,8 +12,10 @@ import numpy as np
 from vi_reparam.posterior import psis
 
 SUSPECT_SD, OUTERMOST = 0.1, 0.005
-LONG_TAIL = 0.35
-"""Pareto shape: a third moment is lacking, and a sample's variance has no standard error."""
+LONG_TAIL, NO_VARIANCE = 0.35, 0.45
+"""Pareto shapes: where a sample's variance has no standard error, so that two may differ by it alone; and where there
+is hardly one.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,12 +96,13 @@ def mean_and_error_of_rows(x: np.ndarray) -> Estimate:
 def shifts(x: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """By column, how far weights move the mean, in its standard deviations, and the logarithm of one of these.
 
-    A column that has a long tail with the weights and without is judged between its outer quantiles: its standard
-    deviation is that of the few largest draws, and where the tail is a Cauchy's there is none.
+    A column with a tail as long as a Cauchy's, or a long one with the weights and without, is judged between its outer
+    quantiles: its standard deviation is that of the few largest draws, or there is none.
     """
     mean, sd = _shifts(x, weights)
     for i in np.flatnonzero(sd > SUSPECT_SD):
-        if all(_has_long_tail(own) for own in (x[:, i], _resampled(x[:, i], weights))):
+        tail, own = _tail_of(_resampled(x[:, i], weights)), _tail_of(x[:, i])
+        if tail > NO_VARIANCE or min(tail, own) > LONG_TAIL:
             low, high = np.quantile(_resampled(x[:, i], weights), [OUTERMOST, 1.0 - OUTERMOST])
             (mean[i],), (sd[i],) = _shifts(np.clip(x[:, i : i + 1], low, high), weights)
     return mean, sd
@@ -119,12 +122,12 @@ def _resampled(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return x[order][np.minimum(np.searchsorted(np.cumsum(weights[order]), places), len(x) - 1)]
 
 
-def _has_long_tail(x: np.ndarray) -> bool:
-    """Whether draws cannot tell the variance of what they are of."""
+def _tail_of(x: np.ndarray) -> float:
+    """Pareto shape of the distances from the median: from 1/2 on there is no variance."""
     size = np.sort(np.abs(x - np.median(x)))
     length = min(len(x) // 5, math.ceil(3.0 * math.sqrt(len(x))))
     tail = size[len(x) - length :] - size[len(x) - length - 1]
-    return bool(tail[0] > 0.0) and psis.fit_pareto(tail)[0] > LONG_TAIL
+    return psis.fit_pareto(tail)[0] if tail[0] > 0.0 else -math.inf
 
 
 def weighted_mean_and_error(x: np.ndarray, weights: np.ndarray) -> Estimate:
