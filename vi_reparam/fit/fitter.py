@@ -32,9 +32,8 @@ from vi_reparam.fit.selection import choose
 from vi_reparam.fit.warm import params_of, with_values
 from vi_reparam.guides import FullRank, JointFamily, Sites, Structured
 from vi_reparam.guides.joint import COPIES
-from vi_reparam.posterior.evidence import by_wide_tails
+from vi_reparam.posterior.evidence import vouched
 from vi_reparam.posterior.program import program_of
-from vi_reparam.posterior.verdict import KHAT_USABLE
 from vi_reparam.programs.latents import FORMS
 from vi_reparam.programs.rows import NOT_AT_ONCE
 from vi_reparam.programs.searcher import Place
@@ -236,9 +235,7 @@ class Fitter:
         if sampler is not nested_laplace:
             record["sampled"] = found.evidence
         made = own._posterior(data, params, np.zeros(0), record, options, begun, finish=found.family.has_tail)
-        if not made.khat < KHAT_USABLE:
-            made.record["surest"] = record.get("sampled") or by_wide_tails(made)
-        return made
+        return vouched(made)
 
     def _run_from(self, data: Data, options: Options, *, final: bool, stream: Any) -> Any:
         """As `run`, from values of latents, which a guide of its own starts at."""
