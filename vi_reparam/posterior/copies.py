@@ -60,11 +60,10 @@ def _way(one: np.ndarray, other: np.ndarray, wide: np.ndarray) -> str | None:
     """How one place becomes another: "" as it is, by "sign" or by "order"; None where it does not."""
     if (np.abs(one - other) < CLOSE * wide).all():
         return ""
+    if len(one) > 1 and (np.abs(np.sort(one) - np.sort(other)) < CLOSE * wide.max()).all():
+        return "order"
     turned = np.abs(one + other) < CLOSE * wide
-    if (turned | (np.abs(one - other) < CLOSE * wide)).all():
-        return "sign"
-    widest = np.maximum(wide.max(), 0.0)
-    return "order" if len(one) > 1 and (np.abs(np.sort(one) - np.sort(other)) < CLOSE * widest).all() else None
+    return "sign" if (turned | (np.abs(one - other) < CLOSE * wide)).all() else None
 
 
 def advice(found: dict[str, Sequence[str]]) -> str:
