@@ -17,6 +17,9 @@ LONG_TAIL, NO_VARIANCE = 0.35, 0.45
 is hardly one.
 """
 
+LEAST_LEFT = 0.05
+"""Of one minus a k-hat: from one on, the mass beyond the largest weight is infinite."""
+
 
 @dataclass(frozen=True, eq=False)
 class Weights:
@@ -63,12 +66,16 @@ class Weights:
         return weights / weights.sum()
 
     def log_evidence(self) -> tuple[float, float]:
-        """Log of the mean smoothed weight and its standard error by the delta method, in nats."""
+        """Log of the mean smoothed weight and its standard error, in nats.
+
+        The error is that of the delta method, and what a tail of shape k-hat holds beyond the largest weight.
+        """
         if not self.are_usable:
             return float("nan") if np.isnan(self.khat) else float("-inf"), float("nan")
         largest = self.smoothed[0].max()
         mean, error = mean_and_error(np.exp(self.smoothed[0] - largest))
-        return float(largest + np.log(mean)), error / mean
+        beyond = 1.0 / (len(self.log) * max(1.0 - self.khat, LEAST_LEFT)) if self.khat > 0.0 else 0.0
+        return float(largest + np.log(mean)), float(np.hypot(error, beyond) / mean)
 
 
 @dataclass(frozen=True)
