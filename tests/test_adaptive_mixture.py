@@ -1,6 +1,7 @@
 """Few latents by adaptive importance sampling; modes that are copies, or rare and far, in both backends."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,13 @@ from vi_reparam.posterior.weights import Weights, shifts
 
 NARROW, WIDE, PRIOR, CENTER = 0.1, 2.0, 5.0, np.array([0.5, 0.0])
 SD = np.sqrt(0.5 * (NARROW**2 + WIDE**2 + CENTER**2) - (0.5 * CENTER) ** 2)
-FINE = {"khat": 0.2, "elbo": -10.0, "elbo_error": 0.01, "log_evidence": -10.0, "log_evidence_error": 0.01}
+FINE: dict[str, Any] = {
+    "khat": 0.2,
+    "elbo": -10.0,
+    "elbo_error": 0.01,
+    "log_evidence": -10.0,
+    "log_evidence_error": 0.01,
+}
 FINE |= {"mean_shift": 0.0, "sd_shift": 0.0, "num_weights": 4_000, "num_nan": 0, "num_outside": 0}
 FINE |= {"num_latents": 5, "drift": None}
 

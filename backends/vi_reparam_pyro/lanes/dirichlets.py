@@ -29,7 +29,7 @@ class _Slope(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         drawn, concentration = ctx.saved_tensors
         total = concentration.sum(-1, keepdim=True).expand_as(concentration)
-        slope = torch._dirichlet_grad(drawn, concentration, total)
+        slope = torch._dirichlet_grad(drawn, concentration, total)  # pyright: ignore[reportPrivateImportUsage]
         return None, slope * (grads[0] - (drawn * grads[0]).sum(-1, keepdim=True))
 
 
@@ -40,7 +40,8 @@ def in_lanes(noise_of: Callable[[Callable[[Array], Array], Array], Array]) -> It
     class InLanes:
         @staticmethod
         def apply(concentration: Array) -> Array:
-            drawn = noise_of(torch._sample_dirichlet, concentration.detach().contiguous())
+            sample = torch._sample_dirichlet  # pyright: ignore[reportPrivateImportUsage]
+            drawn = noise_of(sample, concentration.detach().contiguous())
             return _Slope.apply(drawn, concentration)
 
     held = dirichlet._Dirichlet
