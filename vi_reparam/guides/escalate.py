@@ -45,9 +45,10 @@ NUM_GRADIENTS = 2_000_000
 class Escalate(GuideFamily):
     """Try families of growing richness, and stop when the diagnostics are good or no more is gained.
 
-    `MeanField` (where correlations leave it a chance), `FullRank` or, in many dimensions, `LowRank`,
-    then `Flow`, then `SDE`. Where latents have priors that depend on others, `Structured` comes first. Where the search
-    finds separate modes, `Mixture` does. `posterior.tried` says what was tried, and `posterior.why` why it ended.
+    `MeanField` (where correlations leave it a chance), `FullRank` or, in many dimensions, `LowRank`, then `Flow`, then
+    `SDE`; up to 12 coordinates `AdaptiveMixture` before these. Where latents have priors that depend on others,
+    `Structured` comes first. Where the search finds separate modes, `Mixture` does. `posterior.tried` says what was
+    tried, and `posterior.why` why it ended.
 
     The budget is counted, so that one seed gives one posterior on every machine, unless seconds are given.
 
