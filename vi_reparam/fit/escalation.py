@@ -35,6 +35,9 @@ from vi_reparam.sites.totals import total_log_prob
 HOPELESS = GOOD_GAP
 """Nats that a mean field must lose to correlations for it not to be tried: it would not be good."""
 
+FAR_BELOW = 5.0
+"""Nats below the search's own Gaussian at which a match is no start."""
+
 ONE_BY_ONE = 50_000
 """Gradients of log p for all families together, of a model that reads values in Python: each takes milliseconds."""
 
@@ -105,6 +108,8 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
         at_once = (chosen or family == Structured()) and not is_told
         posterior = fitter.matched(data, options, chosen) if at_once else None
         enough = slow or family == FullRank()
+        if posterior is not None and family == FullRank() and not posterior.elbo()[0] > modes[0].bound - FAR_BELOW:
+            enough = False  # the match was lost
         if posterior is None or not (enough or posterior.attempt(seconds=0.0).is_good):
             posterior = fitter.run(data, replace(options, checkpoint=own))
         posteriors[family] = posterior
