@@ -1,9 +1,10 @@
 """Does a wrong posterior ever pass, and is a right one ever called poor? Sixty posteriors with known means and sds.
 
-python benchmarks/verdict.py [--backend pyro] [--seeds 4] [--only label,ring] [--results FILE]
+python benchmarks/verdict.py [--backend pyro] [--seeds 4] [--only label,ring] [--attacks] [--results FILE]
 
 A fit is wrong where a mean is more than 0.5 sd off or an sd outside of 0.67 to 1.5 of the truth, and right where all
-are within 0.1 sd and 15%. Printed: how many of each were called good, fair and poor.
+are within 0.1 sd and 15%. Printed: how many of each were called good, fair and poor. `--attacks` takes posteriors of
+`verdict_attacks.py` instead, most of them with a known log evidence.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from verdict_targets import Target, targets
+import verdict_attacks
+import verdict_targets
+from verdict_targets import Target
 
 RESULTS = Path(__file__).parent / "results" / "verdict.json"
 NUM_DRAWS = 20_000
@@ -59,10 +62,19 @@ def fit(vr: Any, target: Target, seed: int) -> dict[str, Any]:
         "mean_error": round(off, 3),
         "log_sd_error": round(ratio, 3),
         "khat": round(float(verdict.figures.khat), 2),
+        **evidence(target, posterior),
         "family": posterior.record["family"],
         "seconds": round(fitted - begun, 1),
         "verdict_seconds": round(judged - fitted, 2),
     }
+
+
+def evidence(target: Target, posterior: Any) -> dict[str, float]:
+    """By how much the log evidence is off, and its standard error, where it is known."""
+    if target.log_evidence is None:
+        return {}
+    value, error = posterior.log_evidence()
+    return {"evidence_off": round(value - target.log_evidence, 4), "evidence_error": round(error, 4)}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -79,6 +91,7 @@ def main() -> None:
     parser.add_argument("--backend", default="numpyro", choices=["numpyro", "pyro"])
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--only", default="", help="parts of names or kinds, with commas between")
+    parser.add_argument("--attacks", action="store_true", help="those of verdict_attacks.py")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     vr = importlib.import_module(f"vi_reparam_{options.backend}")
@@ -92,7 +105,8 @@ def main() -> None:
         torch.set_default_dtype(torch.float64)
     wanted = [part for part in options.only.split(",") if part]
     rows = []
-    for target in targets():
+    name = f"{options.backend}, attacks" if options.attacks else options.backend
+    for target in (verdict_attacks if options.attacks else verdict_targets).targets():
         if wanted and not any(part in target.name or part in target.kind for part in wanted):
             continue
         for seed in range(options.seeds):
@@ -105,7 +119,7 @@ def main() -> None:
             rows.append(row)
         if not wanted:
             known = json.loads(options.results.read_text()) if options.results.exists() else {}
-            known[options.backend] = rows
+            known[name] = rows
             options.results.write_text(json.dumps({"command": "python benchmarks/verdict.py", **known}, indent=1))
     print(table(rows))
 

@@ -24,6 +24,7 @@ class Target:
         mean: of the latents' first values, by site; `sd`: likewise.
         family: from a backend's package to the guide family; None for the default.
         options: of the fit.
+        log_evidence: where it is known.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Target:
     sd: dict[str, np.ndarray]
     family: Callable[[Any], Any] | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    log_evidence: float | None = None
 
 
 def by_grid(log_density: Callable[..., np.ndarray], axes: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -20,6 +20,7 @@ from vi_reparam.fit.guided import guide
 from vi_reparam.gaussians.bases import Blocks, Diagonal
 from vi_reparam.guides import (
     SDE,
+    AdaptiveMixture,
     Escalate,
     Flow,
     FullRank,
@@ -50,6 +51,7 @@ __all__ = [
     "MLP",
     "SDE",
     "Adams",
+    "AdaptiveMixture",
     "Batches",
     "Blocks",
     "Comparison",

@@ -18,19 +18,25 @@ from vi_reparam.estimators import Auto
 from vi_reparam.fit import nested_laplace
 from vi_reparam.fit.forgotten import warn_of_forgotten
 from vi_reparam.fit.options import Options
+from vi_reparam.fit.samplers import sampler_of
+from vi_reparam.gaussians.pathfinder import MOST_PLACES
 from vi_reparam.guides.base import GuideFamily
 from vi_reparam.guides.escalate import NUM_GRADIENTS, cost_of
 from vi_reparam.guides.gaussian import FullRank
 from vi_reparam.guides.mean_field import MeanField
 from vi_reparam.guides.mixture import Mixture
 from vi_reparam.guides.structured import Structured
-from vi_reparam.posterior.attempt import GOOD_GAP, GOOD_MISSED, Attempt
+from vi_reparam.posterior.attempt import GOOD_GAP, GOOD_MISSED, GOOD_SHIFT, Attempt
+from vi_reparam.posterior.copies import copies
 from vi_reparam.posterior.evidence import by_student_t
-from vi_reparam.posterior.modes import missed_modes
+from vi_reparam.posterior.modes import missed_modes, moved_by
 from vi_reparam.posterior.verdict import KHAT_USABLE, NEGLIGIBLE_MODE
 
 HOPELESS = GOOD_GAP
 """Nats that a mean field must lose to correlations for it not to be tried: it would not be good."""
+
+FAR_BELOW = 5.0
+"""Nats below the search's own Gaussian at which a match is no start."""
 
 ONE_BY_ONE = 50_000
 """Gradients of log p for all families together, of a model that reads values in Python: each takes milliseconds."""
@@ -90,8 +96,9 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
     is_searched = FullRank() in ladder and joint.family.is_dense(joint.layout(*data.call).size)
     places = joint.searcher.run(data, key) if is_searched else []
     modes = [place for place in places if place.is_mode]
-    if len(modes) > 1 and modes[1].bound > modes[0].bound - NEGLIGIBLE_MODE:
+    if any(matters(guided.backend.ops, modes[0], mode) for mode in modes[1:]):
         ladder = spec.with_modes(ladder)
+    alike = copies(joint, data, modes) if len(modes) > 1 else {}
 
     def fit(family: GuideFamily) -> Any:
         own = f"{file}.{type(family).__name__}" if file is not None and len(ladder) > 1 else file
@@ -101,18 +108,24 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
         at_once = (chosen or family == Structured()) and not is_told
         posterior = fitter.matched(data, options, chosen) if at_once else None
         enough = slow or family == FullRank()
+        if posterior is not None and family == FullRank() and not posterior.elbo()[0] > modes[0].bound - FAR_BELOW:
+            enough = False  # the match was lost
         if posterior is None or not (enough or posterior.attempt(seconds=0.0).is_good):
             posterior = fitter.run(data, replace(options, checkpoint=own if family.takes_steps else None))
         posteriors[family] = posterior
         missed = missed_modes(posterior, modes, joint)
-        posterior.record["rivals"] = missed or posterior.record["rivals"] * (not places)
+        posterior.record["rivals"] = missed.behind or posterior.record["rivals"] * (not places)
+        posterior.record["far"] = missed.moved
+        if len(modes) > 1:
+            posterior.record["copies"] = alike
+            posterior.record["crowded"] = len(modes) * (len(modes) >= MOST_PLACES)
         return posterior
 
     is_told = (options.num_steps, options.optimizer, options.init, spec.families) != (None,) * 4
 
     def skip_reason(family: GuideFamily) -> str:
         if not family.takes_steps:
-            why = nested_laplace.why_not(guided, data)
+            why = sampler_of(family).why_not(guided, data)
             told = "it is fitted without steps, and fit() was told how to take them"
             return f"left out: {why or told}" if why or (is_told and spec.families is None) else ""
         if not isinstance(family, MeanField) or spec.families is not None:
@@ -139,6 +152,14 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
     return best
 
 
+def matters(ops: Any, best: Any, other: Any) -> bool:
+    """Whether a mode holds a hundredth of the mass of the best, or is so far away that less would show."""
+    behind, root = best.bound - other.bound, ops.to_numpy(best.frame.root)
+    way = ops.to_numpy(other.frame.center) - ops.to_numpy(best.frame.center)
+    moved = moved_by(way[None], np.array([behind]), np.sqrt((root**2).sum(1)))
+    return behind < NEGLIGIBLE_MODE or max(moved) > GOOD_SHIFT
+
+
 def _climb(
     ladder: Sequence[GuideFamily],
     fit: Callable[[GuideFamily], Any],
@@ -156,6 +177,7 @@ def _climb(
     attempts: list[Attempt] = []
     kept: tuple[Any, Attempt] | None = None
     surest: tuple[Any, Attempt] | None = None
+    sampled: dict[str, Any] | None = None  # what importance sampling says of the evidence
     left, why, failure = Budget(gradients, seconds), "", None
     for family in ladder:
         done = kept is not None and why_stop(attempts, 0, left) != ""
@@ -184,6 +206,7 @@ def _climb(
         pace = max(left.pace, attempt.seconds / max(cost(family), attempt.gradients))
         left = Budget(left.gradients - attempt.gradients, seconds - (time.perf_counter() - begun), pace)
         attempts.append(attempt)
+        sampled = posterior.record.get("sampled", sampled)
         if kept is None or attempt.is_better_than(kept[1]):
             kept = posterior, attempt
         if attempt.missed < GOOD_MISSED and (surest is None or attempt.khat < surest[1].khat):
@@ -195,10 +218,12 @@ def _climb(
         assert failure is not None
         raise failure
     posterior = kept[0]
+    known = [own for own in (sampled, posterior.record.get("surest")) if own]
     if surest is not None and surest[0] is not posterior:
         value, error = surest[0].log_evidence()
-        own = {"family": surest[1].family, "khat": surest[1].khat, "log_evidence": value, "error": error}
-        posterior.record["surest"] = own
+        known.append({"family": surest[1].family, "khat": surest[1].khat, "log_evidence": value, "error": error})
+    if known:
+        posterior.record["surest"] = min(known, key=lambda own: own["khat"])
     posterior.record["why"] = why or why_stop(attempts, None, left)
     posterior.record["tried"] = [attempt.plain() for attempt in attempts]
     return posterior

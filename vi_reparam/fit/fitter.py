@@ -18,8 +18,8 @@ from vi_reparam.backend.data import Data
 from vi_reparam.backend.engine import Task
 from vi_reparam.backend.ops import Args, Array, Key
 from vi_reparam.checks import check_memory
-from vi_reparam.errors import ArgumentError, NonFiniteError, SiteError, ViReparamError, could_not_run, first_line
-from vi_reparam.fit import checkpoints, matching, nested_laplace
+from vi_reparam.errors import ArgumentError, ViReparamError, could_not_run, first_line
+from vi_reparam.fit import checkpoints, matching
 from vi_reparam.fit.checkpoints import FitSignature, form_of
 from vi_reparam.fit.convergence import Convergence
 from vi_reparam.fit.forgotten import warn_of_forgotten
@@ -28,13 +28,13 @@ from vi_reparam.fit.masked import refuse_flat
 from vi_reparam.fit.matching import as_params
 from vi_reparam.fit.optimizers import plan_of
 from vi_reparam.fit.options import Options
+from vi_reparam.fit.samplers import record_without_steps, run_sampler
 from vi_reparam.fit.selection import choose
 from vi_reparam.fit.warm import params_of, with_values
 from vi_reparam.guides import JointFamily, Sites, Structured
 from vi_reparam.guides.joint import COPIES
 from vi_reparam.posterior.program import program_of
 from vi_reparam.programs.latents import FORMS
-from vi_reparam.programs.rows import NOT_AT_ONCE
 from vi_reparam.programs.searcher import Place
 
 PARTICLE = 100
@@ -88,7 +88,7 @@ class Fitter:
         begun = time.perf_counter()
         family, engine = self.guided.family, self.engine
         if family is not None and not family.takes_steps:
-            return self._without_steps(data, options, begun, stream)
+            return run_sampler(self, data, options, begun, stream)
         watched = options.num_steps is None and (family is None or family.converges)
         total: int = options.num_steps or (MAX_STEPS if family is None else family.max_steps)
         seed, optimizer = options.seed, options.optimizer
@@ -157,9 +157,9 @@ class Fitter:
             record["interrupted"] = self._cut_off or f"the fit was interrupted after {steps}"
         finish = final and family is not None and family.has_tail and "interrupted" not in record
         data = data if stream is None else stream.first
-        return self._posterior(data, best.params, best.losses, record, options, begun, finish=finish)
+        return self.posterior_of(data, best.params, best.losses, record, options, begun, finish=finish)
 
-    def _posterior(
+    def posterior_of(
         self, data: Data, params: Values, losses: Any, record: dict, options: Options, begun: float, *, finish: bool
     ) -> Any:
         """What a fit gives; `finish`: whether its weights may still decide something of it."""
@@ -190,41 +190,8 @@ class Fitter:
             params = guide.of_gaussians(places, [{n: ops.asarray(v) for n, v in own.items()} for own in found])
         num = max(len(places), 1)
         counts = matching.NUM_UPDATES, matching.BATCH * num, matching.NUM_GRADIENTS * num
-        record = _record_without_steps(*counts, "matched scores", "matched in closed form")
-        return self._posterior(data, params, np.zeros(0), record, options, begun, finish=True)
-
-    def _without_steps(self, data: Data, options: Options, begun: float, stream: Any) -> Any:
-        """As `run`, of `NestedLaplace`."""
-        family, told = self.guided.family, ("num_steps", "num_particles", "optimizer", "init", "devices", "checkpoint")
-        given = [name for name in told if getattr(options, name) is not None]
-        if given or stream is not None:
-            what = f"fit({given[0]}=...)" if given else "vr.batches"
-            raise ArgumentError(f"{family!r} is fitted without steps, and {what} has nothing to act on: leave it out")
-        simpler = self._fitter_of(Structured(), share=True)
-        simpler.check(data, self.engine.key(options.seed))
-        why = nested_laplace.why_not(self.guided, data)
-        if why:
-            raise SiteError(f"{why}: use vr.Structured()")
-        seed = int(options.seed) if isinstance(options.seed, Integral) else 0
-        try:
-            found = nested_laplace.fitted(self.guided, data, seed)
-        except np.linalg.LinAlgError as error:
-            text = f"{family!r}: the globals' draws have no covariance ({first_line(error)})"
-            raise NonFiniteError(text, step=0, sites={}, params={}, losses=np.zeros(0)) from error
-        except NOT_AT_ONCE as error:
-            if isinstance(error, ViReparamError):
-                raise
-            name = self.guided.name[:40]
-            why = f"failed on {name} ({first_line(error)[:120]})"
-            if not nested_laplace.runs_at_once(self.guided, data):
-                why = f"runs many draws of the model at once, and {name} reads values in Python"
-            raise SiteError(f"{family!r} {why}: use vr.Structured()") from error
-        counts = found.rounds, found.num_draws, found.gradients
-        record = _record_without_steps(*counts, "importance sampling", "rounds of importance sampling")
-        own = Fitter(self.guided.for_family(found.family))
-        params = {name: self.ops.asarray(value) for name, value in found.params.items()}
-        params = own.guided.start_at(data, self.engine.key(0), own.guided.base_guide.named(params))
-        return own._posterior(data, params, np.zeros(0), record, options, begun, finish=False)
+        record = record_without_steps(*counts, "matched scores", "matched in closed form")
+        return self.posterior_of(data, params, np.zeros(0), record, options, begun, finish=True)
 
     def _run_from(self, data: Data, options: Options, *, final: bool, stream: Any) -> Any:
         """As `run`, from values of latents, which a guide of its own starts at."""
@@ -342,7 +309,7 @@ class Fitter:
                 if parts:
                     particles = min(num_particles, family.num_particles)
                     options = Options(min(num_steps or total, total), particles, seed=key)
-                posterior = self._fitter_of(family, share=not parts).run(data, options, final=False)
+                posterior = self.fitter_of(family, share=not parts).run(data, options, final=False)
             if "interrupted" in posterior.record:
                 self._cut_off = f"{posterior.record['interrupted']} of {family!r}, from which this one starts"
                 if parts:  # the others have nothing to start from
@@ -363,7 +330,7 @@ class Fitter:
             self._last = data, [*matching.of_starts(guide, data, found)] if found[0] else found
         return self._last[1]
 
-    def _fitter_of(self, family: Any, *, share: bool) -> Fitter:
+    def fitter_of(self, family: Any, *, share: bool) -> Fitter:
         """Fits a simpler family to the same model; `share`: its guide takes over what this one's knows of the model."""
         if family not in self._simpler:
             estimators = None if share else self.guided.estimators
@@ -427,18 +394,3 @@ class Fitter:
             return best, list(self._rivals)
         apart = (run for run in runs if not matching.are_near(guide, run.params, best.params))
         return best, [float(best.bound - run.bound) for run in apart]
-
-
-def _record_without_steps(num: int, draws: int, gradients: int, objective: str, steps: str) -> dict[str, Any]:
-    """The facts about a fit without an optimizer; `num` stands for its steps, and `draws` for those of each."""
-    return {
-        "num_steps": num,
-        "converged": True,
-        "rivals": [],
-        "num_particles": draws,
-        "gradients": gradients,
-        "objective": objective,
-        "estimators": {},
-        "variances": {},
-        "steps": steps,
-    }

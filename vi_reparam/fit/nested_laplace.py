@@ -7,6 +7,7 @@ under the mixture of all rounds' proposals.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,21 +22,22 @@ from vi_reparam.fit.weighted_mixture import Mixture
 from vi_reparam.gaussians import skew
 from vi_reparam.guides.nested_laplace import MOST_GLOBALS, MOST_LOCALS, NestedLaplace
 from vi_reparam.guides.structured import Structured
-from vi_reparam.numerics.special import LOG_2PI
-from vi_reparam.posterior.psis import pareto_smooth
+from vi_reparam.posterior.weights import Weights
 from vi_reparam.programs.layout import Part
 from vi_reparam.programs.nested_laplace import DF, bent, halves, mixed
-from vi_reparam.sites.totals import total_log_prob
 
 MOST_ROUNDS = 12
 ENOUGH, KHAT = 2.0, 0.5
 """Effective draws, in rounds, and k-hat, at which no further round is needed."""
 
+FLAT = 0.6
+"""Part of all draws that is effective, from which on k-hat does not matter."""
+
 MOST_SPREAD = 0.7
 """Standard deviation of the others' log weights above which they are not nearly normal, and one round is enough."""
 
-PROPOSED, WIDER = 4, 1.1
-"""Degrees of freedom of a proposal, and how much wider it is than what is known."""
+HOPELESS = 1.5
+"""The same, at the mode, where no round is worth it."""
 
 MOVED = 0.1
 """Part by which the others' curvature changes as a latent moves by one sd, for it to be a global."""
@@ -58,6 +60,7 @@ class Fit(NamedTuple):
         params: of its guide, NumPy arrays by name.
         gradients: of log p that it took.
         rounds: of sampling; `num_draws`: in each.
+        evidence: nothing beside what the guide's own weights say.
     """
 
     family: NestedLaplace
@@ -65,6 +68,7 @@ class Fit(NamedTuple):
     gradients: int
     rounds: int
     num_draws: int
+    evidence: None = None
 
 
 def why_not(guided: Any, data: Data) -> str:
@@ -88,8 +92,11 @@ def runs_at_once(guided: Any, data: Data) -> bool:
     return bool(backend.engine.runs_at_once(density, data))
 
 
-def fitted(guided: Any, data: Data, seed: int) -> Fit:
+def fitted(guided: Any, data: Data, seed: int, begin: Callable[[], Any]) -> Fit:
     """Fit, from several starts.
+
+    Args:
+        begin: gives a posterior to begin at, which is not needed here.
 
     Raises:
         SiteError: if there are too many globals, or nothing beside them.
@@ -112,6 +119,11 @@ def fitted(guided: Any, data: Data, seed: int) -> Fit:
         spread[own] = np.sqrt((root**2).sum(1))
         spread[other] = np.sqrt(found.widths**2 + ((found.slopes @ root) ** 2).sum(1))
         moved = names if chosen.globals or known is not None else _globals(guided, data, slopes, mean, spread, rng)
+        if found.spread > HOPELESS:
+            raise SiteError(
+                f"{family!r}: given these globals, the other latents are far from normal (their log weights vary by "
+                f"{found.spread:.1f}): use vr.Structured()"
+            )
         if moved == names:
             return _sampled(target, family, found, rng)
         names, known, starts = moved, names, mean[None]
@@ -189,22 +201,24 @@ def _sampled(target: Marginal, family: NestedLaplace, begun: Peaks, rng: np.rand
     drawn, ends, masses, rounds = [], [], [], 0
     for rounds in range(1, MOST_ROUNDS + 1):
         proposals.append(known)
-        own = _draw(known, target.num_draws, rng)
+        own = weighted_mixture.propose(known, target.num_draws, rng)
         seen = target(own, slopes[0] + own @ slopes[1].T)
         for rows, new in ((drawn, own), (ends, seen.at), (masses, seen.log_m)):
             rows.append(new)
         z, modes, heights = np.concatenate(drawn), np.concatenate(ends), np.concatenate(masses)
-        log_q = np.logaddexp.reduce([_log_prob(p, z) for p in proposals], axis=0) - math.log(rounds)
+        densities = np.stack([weighted_mixture.proposed_log_prob(p, z) for p in proposals], axis=1)
+        known_weights = Weights(heights, weighted_mixture.log_sums(densities) - math.log(rounds))
         if not np.isfinite(heights).any():
             text = (
                 f"{family!r}: the density is not finite at any of {len(z):,} draws of the globals; use vr.Structured()"
             )
             raise NonFiniteError(text, step=0, sites={}, params={}, losses=np.zeros(0))
-        smoothed, khat = pareto_smooth(heights - log_q)
-        weights = _normalized(smoothed)
-        done = khat < KHAT and 1.0 / (weights**2).sum() >= ENOUGH * target.num_draws
+        weights = known_weights.normalized()
+        effective = 1.0 / (weights**2).sum()
+        flat = effective >= FLAT * len(z)  # then what the largest ones say of a tail is nothing
+        done = (flat or known_weights.khat < KHAT) and effective >= ENOUGH * target.num_draws
         if not done:
-            weights = _tempered(heights - log_q, max(4.0 * z.shape[1], 20.0) + 10.0)
+            weights = weighted_mixture.tempered(known_weights.log, max(4.0 * z.shape[1], 20.0) + 10.0)
         slopes = _regressed(z, modes, weights)
         typical = np.median(seen.spreads, axis=1)
         if done or rounds == MOST_ROUNDS or typical[-1] > MOST_SPREAD:
@@ -223,8 +237,7 @@ def _sampled(target: Marginal, family: NestedLaplace, begun: Peaks, rng: np.rand
         "turns": np.ones(turns),
         **target.colouring._asdict(),
     }
-    evidence = float(np.logaddexp.reduce(smoothed)) - math.log(len(z))
-    params["tail"] = np.asarray(_tail(target, params, evidence, rng))
+    params["tail"] = np.asarray(_tail(target, params, known_weights.log_evidence()[0], rng))
     return Fit(family, params, target.gradients, rounds, target.num_draws)
 
 
@@ -268,36 +281,3 @@ def _tail(target: Marginal, params: dict[str, Any], evidence: float, rng: np.ran
     g, log_q = target.call(far, {**params, "tail": TAIL}, noise)
     log_m = target(g, params["place"] + g @ params["slopes"].T).log_m
     return TAIL if TAIL * float(np.mean(log_q - (log_m - evidence))) < NEXT_TO_NOTHING else 0.0
-
-
-def _draw(known: Mixture, num: int, rng: np.random.Generator) -> np.ndarray:
-    """Draws of Student-t's at the components. Shape ``[num, G]``."""
-    chosen = rng.choice(len(known.log_weight), size=num, p=np.exp(known.log_weight))
-    noise = (
-        rng.normal(size=(num, known.center.shape[1])) * np.sqrt(PROPOSED / rng.chisquare(PROPOSED, size=num))[:, None]
-    )
-    return known.center[chosen] + WIDER * np.einsum("nij,nj->ni", known.root[chosen], noise)
-
-
-def _log_prob(known: Mixture, z: np.ndarray) -> np.ndarray:
-    """Their log density. Shape ``[N]``."""
-    squares, scores = known.standardized(z)
-    size = z.shape[1]
-    norm = math.lgamma(0.5 * (PROPOSED + size)) - math.lgamma(0.5 * PROPOSED) - 0.5 * size * math.log(PROPOSED)
-    norm -= 0.5 * size * (LOG_2PI - math.log(2.0)) + size * math.log(WIDER)
-    terms = scores + norm - 0.5 * (PROPOSED + size) * np.log1p(squares / (WIDER**2 * PROPOSED))
-    return np.logaddexp.reduce(terms, axis=1)
-
-
-def _normalized(log_weights: np.ndarray) -> np.ndarray:
-    weights = np.exp(log_weights - log_weights.max())
-    return weights / weights.sum()
-
-
-def _tempered(log_weights: np.ndarray, least: float) -> np.ndarray:
-    """Weights to the highest power, at most one, at which so many draws are effective."""
-    for power in 0.8 ** np.arange(40):
-        weights = _normalized(power * np.maximum(log_weights, -1e300))
-        if 1.0 / (weights**2).sum() >= min(least, 0.5 * len(log_weights)):
-            break
-    return weights

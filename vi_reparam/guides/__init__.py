@@ -1,5 +1,6 @@
 """Guide families as plain specifications."""
 
+from vi_reparam.guides.adaptive_mixture import AdaptiveMixture
 from vi_reparam.guides.base import GuideFamily
 from vi_reparam.guides.escalate import Escalate
 from vi_reparam.guides.flow import Flow
@@ -14,6 +15,7 @@ from vi_reparam.guides.structured import Structured
 
 __all__ = [
     "SDE",
+    "AdaptiveMixture",
     "Escalate",
     "Flow",
     "FullRank",

@@ -8,6 +8,7 @@ from typing import Any
 from vi_reparam.checks import check_integer, is_above
 from vi_reparam.errors import ArgumentError
 from vi_reparam.gaussians.pathfinder import LARGEST
+from vi_reparam.guides.adaptive_mixture import MOST_COORDINATES, AdaptiveMixture
 from vi_reparam.guides.base import GuideFamily
 from vi_reparam.guides.flow import Flow
 from vi_reparam.guides.gaussian import FullRank, LowRank
@@ -29,6 +30,7 @@ OWN: tuple[GuideFamily, ...] = (
     Structured(globals=Flow()),
     Mixture(),
     Mixture(num_components=6),
+    AdaptiveMixture(),
     Flow(),
     Flow(kind="coupling"),
     SDE(),
@@ -43,9 +45,10 @@ NUM_GRADIENTS = 2_000_000
 class Escalate(GuideFamily):
     """Try families of growing richness, and stop when the diagnostics are good or no more is gained.
 
-    `MeanField` (where correlations leave it a chance), `FullRank` or, in many dimensions, `LowRank`,
-    then `Flow`, then `SDE`. Where latents have priors that depend on others, `Structured` comes first. Where the search
-    finds separate modes, `Mixture` does. `posterior.tried` says what was tried, and `posterior.why` why it ended.
+    `MeanField` (where correlations leave it a chance), `FullRank` or, in many dimensions, `LowRank`, then `Flow`, then
+    `SDE`; up to 12 coordinates `AdaptiveMixture` before these. Where latents have priors that depend on others,
+    `NestedLaplace` and `Structured` come first. Where the search finds separate modes, `Mixture` does. `posterior.tried` says what was
+    tried, and `posterior.why` why it ended.
 
     The budget is counted, so that one seed gives one posterior on every machine, unless seconds are given.
 
@@ -103,13 +106,14 @@ class Escalate(GuideFamily):
         is_nested = size <= MOST_GLOBALS + MOST_LOCALS and num_globals > 0 and num_locals > 0
         nested = [NestedLaplace()] if is_nested and not subsampled else []
         if size <= LARGEST:
-            bent = Flow() if size > 1 else Mixture(num_components=6)  # a flow of one coordinate cannot bend it
+            bent = [Flow() if size > 1 else Mixture(num_components=6)]  # a flow of one coordinate cannot bend it
+            bent = [AdaptiveMixture()] * (size <= MOST_COORDINATES and not subsampled) + bent
             if hierarchical:
                 between = [Structured(globals=Flow())] if num_globals > 1 else []
-                return [Structured(), *nested, FullRank(), MeanField(), *between, bent, SDE()]
-            return [FullRank(), MeanField(), *nested, bent, SDE()]
+                return [*nested, Structured(), FullRank(), MeanField(), *between, *bent, SDE()]
+            return [FullRank(), MeanField(), *nested, *bent, SDE()]
         if hierarchical:
-            return [Structured(), *nested, *([Structured(globals=Flow())] if num_globals > 1 else []), MeanField()]
+            return [*nested, Structured(), *([Structured(globals=Flow())] if num_globals > 1 else []), MeanField()]
         return [
             MeanField(),
             *([LowRank(rank=8)] if size <= LARGEST_LOW_RANK else []),

@@ -15,6 +15,9 @@ correct."""
 GOOD_GAP_EACH = 1e-3
 """Nats for each of many latents, where that is more: spread over so many, they show nowhere."""
 
+SERVES = 0.3
+"""Of the same shift, where a verdict would still be fair."""
+
 GOOD_MISSED = 0.02
 """Part of the mass."""
 
@@ -60,11 +63,20 @@ class Attempt:
         fits = self.khat < GOOD_KHAT and self.gap < gap and self.shift < GOOD_SHIFT
         return fits and self.missed < GOOD_MISSED
 
+    @property
+    def serves(self) -> bool:
+        """Whether what is left to correct is small: a k-hat that is lower still counts for less."""
+        return self.khat < GOOD_KHAT and self.shift < SERVES and self.missed < GOOD_MISSED
+
     def is_better_than(self, other: Attempt) -> bool:
-        """By the ELBO where the errors tell them apart, else by k-hat."""
+        """By the ELBO where the errors tell them apart, else the one that is good or serves, else by k-hat."""
         apart = 3.0 * math.hypot(self.error, other.error)
         if abs(self.elbo - other.elbo) > max(apart, WORTH, GOOD_GAP_EACH * self.num_latents):
             return self.elbo > other.elbo
+        if self.is_good != other.is_good:
+            return self.is_good
+        if self.serves != other.serves:
+            return self.serves
         return not math.isnan(self.khat) and not self.khat >= other.khat
 
     def plain(self) -> dict[str, Any]:

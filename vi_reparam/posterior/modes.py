@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from vi_reparam.posterior import copies
 from vi_reparam.posterior.picks import with_log_weight
 from vi_reparam.posterior.weights import Weights
 
@@ -24,8 +25,21 @@ NUM_UPDATES = 200
 WEIGHT_SEED = 2  # not that of the figures
 
 
-def missed_modes(posterior: Posterior, places: Sequence[Place], guide: Any) -> list[float]:
-    """By how many nats each place that no draw is near is below the mass of the others, or the draws' own ELBO.
+class Missed(NamedTuple):
+    """Of the modes that no draw is near.
+
+    Attributes:
+        behind: by how many nats each is below the mass of the others, or the draws' own ELBO.
+        moved: by how much they would move a mean, in the draws' sds, and the logarithm of an sd. A rare mode moves the
+            latter if it is far.
+    """
+
+    behind: list[float]
+    moved: tuple[float, float]
+
+
+def missed_modes(posterior: Posterior, places: Sequence[Place], guide: Any) -> Missed:
+    """Which places no draw is near, and what they would change.
 
     Each draw belongs to the place whose Gaussian, times its mass, is the highest there.
 
@@ -34,7 +48,7 @@ def missed_modes(posterior: Posterior, places: Sequence[Place], guide: Any) -> l
         guide: a `JointGuide` of the model, which knows how its latents are laid out.
     """
     if len(places) < 2:
-        return []
+        return Missed([], (0.0, 0.0))
     ops = posterior.backend.ops
     draws = vectors(posterior, posterior.draws(NUM_LOOKED_AT), guide)
     heights, masses = [], np.array([place.bound - 2.0 * place.error for place in places])
@@ -47,10 +61,25 @@ def missed_modes(posterior: Posterior, places: Sequence[Place], guide: Any) -> l
     whole = max(known, whole) if math.isfinite(known) else whole
     is_missed = held < SCARCE * np.exp(masses - whole)
     if is_missed.all() or not is_missed.any():
-        return []
+        return Missed([], (0.0, 0.0))
     there = float(np.logaddexp.reduce(masses[~is_missed]))  # Gaussians hold less than the mass of a bent place
     there = max(known, there) if math.isfinite(known) else there
-    return [there - float(mass) for mass in masses[is_missed]]
+    behind = [there - float(mass) for mass in masses[is_missed]]
+    centers = np.array([ops.to_numpy(place.frame.center) for place in places])[is_missed]
+    return Missed(behind, moved_by(centers - draws.mean(0), np.array(behind), draws.std(0)))
+
+
+def moved_by(ways: np.ndarray, behind: np.ndarray, spread: np.ndarray) -> tuple[float, float]:
+    """By how much modes that lie these ways off move a mean, in sds, and the logarithm of an sd, at the most.
+
+    Args:
+        ways: shape ``[K, D]``; `behind`: nats by which each holds less mass, shape ``[K]``.
+        spread: sds without them, shape ``[D]``.
+    """
+    mass = np.exp(-behind)
+    share, far = mass / (1.0 + mass.sum()), ways / np.maximum(spread, np.finfo(float).tiny)
+    mean = share @ far
+    return float(np.abs(mean).max()), float(0.5 * np.log1p(np.maximum(share @ far**2 - mean**2, 0.0)).max())
 
 
 def vectors(posterior: Posterior, values: dict[str, Any], guide: Any) -> np.ndarray:
@@ -94,3 +123,13 @@ def fit_weights(posterior: Posterior) -> None:
         belongs = np.exp(joint - np.logaddexp.reduce(joint, axis=1, keepdims=True))
         log_weight = np.log(np.maximum(importance @ belongs, math.ulp(0.0)))
     posterior.set_param(name, ops.asarray(log_weight - np.logaddexp.reduce(log_weight)))
+
+
+def figures_of(record: dict[str, Any]) -> dict[str, Any]:
+    """What a verdict takes from a fit's record of modes."""
+    return {
+        "rivals": tuple(record.get("rivals") or ()),
+        "far": tuple(record.get("far") or (0.0, 0.0)),
+        "crowded": int(record.get("crowded") or 0),
+        "copies": copies.advice(record.get("copies") or {}),
+    }

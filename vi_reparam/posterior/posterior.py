@@ -360,7 +360,7 @@ class Posterior(Predicting, Showing, Trusting):
             drift=loss_drift(self.losses.tolist()),
             num_nan_losses=int((~np.isfinite(self.losses)).sum()),
             points=self._points(),
-            rivals=tuple(self.record.get("rivals") or ()),
+            **modes.figures_of(self.record),
             runaway=self._runaway(),
             interrupted=str(self.record.get("interrupted") or ""),
             refined=Refinement(*(self.record["refined"][n] for n in ("rhat", "effective_draws")))
@@ -401,13 +401,12 @@ class Posterior(Predicting, Showing, Trusting):
 
     def attempt(self, *, seconds: float) -> Attempt:
         """This fit's figures, for `Escalate`."""
-        weights, moved = self._first[0], max(self._shifts)
+        weights, moved = self._first[0], max(*self._shifts, *self.record.get("far", ()))
         elbo, error = weights.elbo()
-        gap = weights.log_evidence()[0] - elbo
+        gap, spent = weights.log_evidence()[0] - elbo, int(self.record.get("gradients", 0))
         steps, missed = int(self.record["num_steps"]), missed_share(self.record["rivals"])
         size = sum(site.size for site in self.scorer.sites.latents.values())
         figures = (elbo, error, weights.khat, gap, moved, missed, steps, seconds)
-        spent = int(self.record.get("gradients", 0))
         return Attempt(str(self.record["family"]), *figures, num_latents=size, gradients=spent)
 
     def update(self, *args: Any, fresh_sites: Collection[str] = (), **kwargs: Any) -> Self:

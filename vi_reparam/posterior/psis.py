@@ -41,8 +41,7 @@ def pareto_smooth(log_weights: np.ndarray, rounding: float = 0.0) -> tuple[np.nd
         return log_weights, float("inf")
     with np.errstate(all="ignore"):
         smoothed, khat = psislw(log_weights)
-    lowest = int(np.argmin(np.where(finite, log_weights, np.inf)))  # of no tail: it says what they were divided by
-    return smoothed + (log_weights[lowest] - smoothed[lowest]), khat
+    return smoothed + log_weights.max(), khat  # exact, however low the lowest one is
 
 
 def psislw(log_weights: np.ndarray) -> tuple[np.ndarray, float]:

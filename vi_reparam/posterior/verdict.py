@@ -57,6 +57,9 @@ class Figures:
         drift: `loss_drift` of the fit's losses.
         num_nan_losses: how many losses are not finite.
         rivals: nats by which other modes, found on the way, are below this one.
+        far: the most that these would move a mean, in sds, and the logarithm of an sd.
+        crowded: how many modes were found, where the search holds no more; else 0.
+        copies: which modes say the same, and what to do about it; empty where none do.
         points: latents that the guide puts at one place, which has no density.
         runaway: latents whose draws lie beyond `RUNAWAY`.
         interrupted: what was left undone, in words; empty for a fit that ended by itself.
@@ -80,6 +83,9 @@ class Figures:
     num_nan_losses: int = 0
     points: tuple[str, ...] = ()
     rivals: tuple[float, ...] = ()
+    far: tuple[float, float] = (0.0, 0.0)
+    crowded: int = 0
+    copies: str = ""
     runaway: tuple[str, ...] = ()
     interrupted: str = ""
     unseen: str = ""
@@ -153,7 +159,8 @@ class Verdict:
     Attributes:
         grade: "good", "fair" or "poor".
         figures: what it was built from.
-        reasons: one sentence for each fault found, the worst first; empty where there is none.
+        reasons: one sentence for each fault found, the worst first, and what modes have in common; empty where there is
+            neither.
     """
 
     grade: Grade
@@ -213,7 +220,8 @@ def judge(figures: Figures) -> Verdict:
         return _judge_refined(figures, figures.refined)
     poor, fair = _faults(figures), _weaknesses(figures)
     grade: Grade = "poor" if poor else "fair" if fair else "good"
-    return Verdict(grade=grade, figures=figures, reasons=(*poor, *fair))
+    told = [figures.copies] if figures.copies else []  # true of a good fit too
+    return Verdict(grade=grade, figures=figures, reasons=(*poor, *fair, *told))
 
 
 def _judge_refined(f: Figures, refined: Refinement) -> Verdict:
@@ -255,9 +263,23 @@ def _faults(f: Figures) -> list[str]:
         found.append(_high_khat(f))
     if f.khat < KHAT_USABLE and _is_far(f):
         found.append(_shifted(f))
+    if f.crowded:
+        found.append(
+            f"{f.crowded} modes were found, and the search holds no more: there may be others, whose mass is lacking "
+            "here; write the model so that it has fewer (latents in order, signs fixed)"
+        )
     if f.missed > MAX_MISSED:
         found.append(_missed(f))
+    elif f.far[0] > USABLE_MEAN or f.far[1] > USABLE_SD:
+        found.append(_far(f))
     return found
+
+
+def _far(f: Figures) -> str:
+    return (
+        f"a mode was found with about {100.0 * f.missed:.1g}% of the mass, no draw is near, and it is so far away that "
+        f"it moves a mean by up to {f.far[0]:.2f} sd and an sd by {100.0 * math.expm1(f.far[1]):.0f}%: use vr.Mixture()"
+    )
 
 
 def _is_far(f: Figures) -> bool:
@@ -315,7 +337,8 @@ def _weaknesses(f: Figures) -> list[str]:
         found.append(_shifted(f))
     elif f.khat < KHAT_USABLE and gap > MAX_GAP:  # above, the evidence itself is not known
         found.append(f"the ELBO is {gap:.3g} nats below the log evidence: about the KL divergence that is left")
-    if f.missed <= MAX_MISSED and (missed := _missed(f)):
+    shows, ruins = f.far[0] > GOOD_MEAN or f.far[1] > GOOD_SD, f.far[0] > USABLE_MEAN or f.far[1] > USABLE_SD
+    if f.missed <= MAX_MISSED and not ruins and (missed := _far(f) if shows else _missed(f)):
         found.append(missed)
     if f.drift is not None and not f.drift.is_settled:
         found.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,6 +10,15 @@ from typing import Any
 import numpy as np
 
 from vi_reparam.posterior import psis
+
+SUSPECT_SD, OUTERMOST = 0.1, 0.005
+LONG_TAIL, NO_VARIANCE = 0.35, 0.45
+"""Pareto shapes: where a sample's variance has no standard error, so that two may differ by it alone; and where there
+is hardly one.
+"""
+
+LEAST_LEFT = 0.05
+"""Of one minus a k-hat: from one on, the mass beyond the largest weight is infinite."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +66,16 @@ class Weights:
         return weights / weights.sum()
 
     def log_evidence(self) -> tuple[float, float]:
-        """Log of the mean smoothed weight and its standard error by the delta method, in nats."""
+        """Log of the mean smoothed weight and its standard error, in nats.
+
+        The error is that of the delta method, and what a tail of shape k-hat holds beyond the largest weight.
+        """
         if not self.are_usable:
             return float("nan") if np.isnan(self.khat) else float("-inf"), float("nan")
         largest = self.smoothed[0].max()
         mean, error = mean_and_error(np.exp(self.smoothed[0] - largest))
-        return float(largest + np.log(mean)), error / mean
+        beyond = 1.0 / (len(self.log) * max(1.0 - self.khat, LEAST_LEFT)) if self.khat > 0.0 else 0.0
+        return float(largest + np.log(mean)), float(np.hypot(error, beyond) / mean)
 
 
 @dataclass(frozen=True)
@@ -87,11 +101,40 @@ def mean_and_error_of_rows(x: np.ndarray) -> Estimate:
 
 
 def shifts(x: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """By column, how far weights move the mean, in its standard deviations, and the logarithm of one of these."""
+    """By column, how far weights move the mean, in its standard deviations, and the logarithm of one of these.
+
+    A column with a tail as long as a Cauchy's, or a long one with the weights and without, is judged between its outer
+    quantiles: its standard deviation is that of the few largest draws, or there is none.
+    """
+    mean, sd = _shifts(x, weights)
+    for i in np.flatnonzero(sd > SUSPECT_SD):
+        tail, own = _tail_of(_resampled(x[:, i], weights)), _tail_of(x[:, i])
+        if tail > NO_VARIANCE or min(tail, own) > LONG_TAIL:
+            low, high = np.quantile(_resampled(x[:, i], weights), [OUTERMOST, 1.0 - OUTERMOST])
+            (mean[i],), (sd[i],) = _shifts(np.clip(x[:, i : i + 1], low, high), weights)
+    return mean, sd
+
+
+def _shifts(x: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mean = weights @ x
     spread = np.sqrt(weights @ (x - mean) ** 2)
     with np.errstate(all="ignore"):
         return np.abs(x.mean(axis=0) - mean) / spread, np.abs(np.log(x.std(axis=0) / spread))
+
+
+def _resampled(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """As many draws, sorted, each as often as its weight says."""
+    order = np.argsort(x)
+    places = (np.arange(len(x)) + 0.5) / len(x)
+    return x[order][np.minimum(np.searchsorted(np.cumsum(weights[order]), places), len(x) - 1)]
+
+
+def _tail_of(x: np.ndarray) -> float:
+    """Pareto shape of the distances from the median: from 1/2 on there is no variance."""
+    size = np.sort(np.abs(x - np.median(x)))
+    length = min(len(x) // 5, math.ceil(3.0 * math.sqrt(len(x))))
+    tail = size[len(x) - length :] - size[len(x) - length - 1]
+    return psis.fit_pareto(tail)[0] if tail[0] > 0.0 else -math.inf
 
 
 def weighted_mean_and_error(x: np.ndarray, weights: np.ndarray) -> Estimate:

@@ -250,6 +250,8 @@ class StructuredGuide(JointGuide):
         structure, split = self.latents.structure(*data.call), self.split(*data.call)
         if structure.params or structure.mutable or len(split.locals) > MOST_SITES:  # parameters are not known yet
             return [{}]
+        if not split.num_globals:  # the paths are those of globals
+            return [{}]
         return [self.named(params) for params in StructuredSearch(self.backend, self).run(data, key)]
 
     def has_noise_to_match(self, data: Data) -> bool:

@@ -12,6 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.overrides import TorchFunctionMode
 
+from vi_reparam_pyro.lanes import dirichlets
 from vi_reparam_pyro.lanes.seeding import seeded
 
 Array = Any
@@ -335,5 +336,5 @@ class drawing(Messenger):  # noqa: N801  (handlers are lower case in Pyro)
         # distributions of ours draw by keys
         ours = hasattr(msg["fn"], "estimator")
         if _LEVELS and msg["value"] is None and not msg["is_observed"] and not msg["done"] and not ours:
-            with host_noise():
+            with host_noise(), dirichlets.in_lanes(noise_of):
                 msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"])
