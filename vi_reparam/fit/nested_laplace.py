@@ -25,6 +25,7 @@ from vi_reparam.guides.structured import Structured
 from vi_reparam.posterior.weights import Weights
 from vi_reparam.programs.layout import Part
 from vi_reparam.programs.nested_laplace import DF, bent, halves, mixed
+from vi_reparam.sites.totals import total_log_prob
 
 MOST_ROUNDS = 12
 ENOUGH, KHAT = 2.0, 0.5

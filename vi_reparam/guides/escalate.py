@@ -47,8 +47,8 @@ class Escalate(GuideFamily):
 
     `MeanField` (where correlations leave it a chance), `FullRank` or, in many dimensions, `LowRank`, then `Flow`, then
     `SDE`; up to 12 coordinates `AdaptiveMixture` before these. Where latents have priors that depend on others,
-    `NestedLaplace` and `Structured` come first. Where the search finds separate modes, `Mixture` does. `posterior.tried` says what was
-    tried, and `posterior.why` why it ended.
+    `NestedLaplace` and `Structured` come first. Where the search finds separate modes, `Mixture` does.
+    `posterior.tried` says what was tried, and `posterior.why` why it ended.
 
     The budget is counted, so that one seed gives one posterior on every machine, unless seconds are given.
 
