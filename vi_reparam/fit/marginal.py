@@ -22,6 +22,9 @@ FEWEST_DRAWS, MOST_DRAWS = 256, 1_024
 """Of the globals in a round; `ROUND`: numbers of the runs of the model behind its second derivatives, about."""
 
 ROUND = 200_000_000
+FACTORS = 30
+"""Numbers of a factorization that take as long as one of a run of the model."""
+
 BUDGET, AT_ONCE = 8_000_000, 64
 """Numbers that the runs behind all second derivatives of one call may hold, and globals in it at the most."""
 
@@ -104,7 +107,7 @@ class Marginal:
         self.colouring = colouring
         self.guide, self.data, self.ops = guide, data, guide.backend.ops
         self.num, self.size = halves(guide.layout(*data.call), guide.family.globals).sizes
-        cost = len(colouring.seeds) * max(scalars, self.size)
+        cost = len(colouring.seeds) * max(scalars, self.size) + self.size**3 // FACTORS
         half = rng.normal(size=(NUM_LOCAL_DRAWS // 2, self.size))
         self._noise = np.concatenate([half, -half])
         self.num_draws = int(np.clip(ROUND // cost, FEWEST_DRAWS, MOST_DRAWS))

@@ -87,6 +87,7 @@ class Escalate(GuideFamily):
         hierarchical: bool = False,
         num_globals: int = 0,
         num_locals: int = 0,
+        is_chained: bool = False,
     ) -> list[GuideFamily]:
         """The families to try for a model.
 
@@ -96,6 +97,7 @@ class Escalate(GuideFamily):
             subsampled: whether it sees minibatches.
             hierarchical: whether `vr.Structured` knows more of it than that its latents are many.
             num_globals: coordinates that it draws together; `num_locals`: the others.
+            is_chained: whether some of the others are long vectors, such as random walks.
         """
         if self.families is not None:
             joint = size is not None and not estimators
@@ -113,7 +115,8 @@ class Escalate(GuideFamily):
                 return [*nested, Structured(), FullRank(), MeanField(), *between, *bent, SDE()]
             return [FullRank(), MeanField(), *nested, *bent, SDE()]
         if hierarchical:
-            return [*nested, Structured(), *([Structured(globals=Flow())] if num_globals > 1 else []), MeanField()]
+            first = [*nested, Structured()] if is_chained else [Structured(), *nested]
+            return [*first, *([Structured(globals=Flow())] if num_globals > 1 else []), MeanField()]
         return [
             MeanField(),
             *([LowRank(rank=8)] if size <= LARGEST_LOW_RANK else []),

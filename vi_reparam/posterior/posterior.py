@@ -41,7 +41,7 @@ from vi_reparam.posterior.weights import Estimate, Weights, mean_and_error_of_ro
 from vi_reparam.sde.latent import Steps
 from vi_reparam.sde.solver import Adams
 
-NUM_WEIGHTS, NUM_ONE_BY_ONE = 20_000, 2_000
+NUM_WEIGHTS, NUM_COSTLY, NUM_ONE_BY_ONE = 20_000, 4_000, 2_000
 NUM_EXPECTATION = 4_000
 MIN_WEIGHTS = 1_000
 WEIGHT_BUDGET = 1e8  # scalars drawn and scored for the default number of weights
@@ -188,7 +188,7 @@ class Posterior(Predicting, Showing, Trusting):
     def default_num_weights(self) -> int:
         """How many log weights the figures rest on: 20,000, fewer where a draw is very large or runs by itself."""
         rows = (self.record.get("batches") or {}).get("num_rows", 1)
-        most = NUM_WEIGHTS if self.scorer.at_once else NUM_ONE_BY_ONE
+        most = (NUM_COSTLY if self.scorer.copies > 1 else NUM_WEIGHTS) if self.scorer.at_once else NUM_ONE_BY_ONE
         return int(np.clip(WEIGHT_BUDGET / max(self.scorer.numbers, rows), MIN_WEIGHTS, most))
 
     @cached_property

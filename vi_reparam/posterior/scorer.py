@@ -87,7 +87,8 @@ class Scorer:
         self.params = backend.ops.tree_map(self._array, dict(params))
         self._first = args, kwargs, dict(self.params)
         self.data, self.sites, self._mark = self._look()
-        self.numbers = self.sites.scalars * (1 if copies is None else copies(*self.data.call))
+        self.copies = 1 if copies is None else copies(*self.data.call)
+        self.numbers = self.sites.scalars * self.copies
 
         def arrays(*inputs: Any) -> tuple:
             scored = self.pair.score(*inputs)

@@ -14,7 +14,7 @@ from vi_reparam.backend.cache import Cache
 from vi_reparam.backend.host import Host
 from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.backend.tracer import PlateInfo, Record
-from vi_reparam.errors import ArgumentError, SiteError, first_line, short
+from vi_reparam.errors import ArgumentError, SiteError, ViReparamError, first_line, short
 from vi_reparam.sites.supports import is_carried
 from vi_reparam.sites.totals import mask_of
 from vi_reparam.sites.wrappers import innermost
@@ -168,6 +168,8 @@ class Latents:
         """
         try:
             yield
+        except ViReparamError:
+            raise
         except (ValueError, TypeError, RuntimeError) as error:
             for name, site in sites.items():
                 if site.shape != (fitted := self._shapes.get(name, site.shape)):
