@@ -46,8 +46,8 @@ MOVED = 0.1
 STEP = 0.1
 """In standard deviations, between slopes whose difference is that curvature."""
 
-TAIL, NEXT_TO_NOTHING = 0.01, 0.02
-"""Part of the draws that makes wide tails, and nats that these may cost."""
+TAILS, NEXT_TO_NOTHING = (0.01, 0.005, 0.002, 0.0), 0.02
+"""Parts of the draws that make wide tails, and nats that these may cost."""
 
 NUM_BENT, GRID = 4_000, 12.0
 """Draws behind the one-sided tails, and how far out these are tabled."""
@@ -279,6 +279,10 @@ def _tail(target: Marginal, params: dict[str, Any], evidence: float, rng: np.ran
 
         return ops.vmap(one)(noise)
 
-    g, log_q = target.call(far, {**params, "tail": TAIL}, noise)
+    g = target.call(far, {**params, "tail": 0.0}, noise)[0]
     log_m = target(g, params["place"] + g @ params["slopes"].T).log_m
-    return TAIL if TAIL * float(np.mean(log_q - (log_m - evidence))) < NEXT_TO_NOTHING else 0.0
+    for part in TAILS:
+        log_q = target.call(far, {**params, "tail": part}, noise)[1]
+        if part * float(np.mean(log_q - (log_m - evidence))) < NEXT_TO_NOTHING:
+            return part
+    return 0.0

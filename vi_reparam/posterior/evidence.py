@@ -22,6 +22,7 @@ DF = 5
 WIDE = 1.2
 NUM_DRAWS, NUM_MATCHED = 16_000, 4_000
 WIDE_SEED = 3
+WIDE_TAILS = "NestedLaplace() with wide tails"
 HALF = 0.5
 """Part of the draws that comes from far out, of a mixture with wide tails."""
 
@@ -75,6 +76,14 @@ def vouched(posterior: Posterior) -> Posterior:
     return posterior
 
 
+def from_further_out(record: dict[str, Any], elbo: float) -> tuple[float, float] | None:
+    """k-hat and the gap to the evidence by `by_wide_tails`, where a fit has them."""
+    known = record.get("surest")
+    if not known or known["family"] != WIDE_TAILS:
+        return None
+    return known["khat"], known["log_evidence"] + 2.0 * known["error"] - elbo
+
+
 def by_wide_tails(posterior: Posterior) -> dict[str, Any] | None:
     """Importance sampling from the same `NestedLaplace`, half of whose globals come from far out.
 
@@ -90,7 +99,7 @@ def by_wide_tails(posterior: Posterior) -> dict[str, Any] | None:
     known = other.weights(posterior.default_num_weights, WIDE_SEED)
     value, error = known.log_evidence()
     return {
-        "family": "NestedLaplace() with wide tails",
+        "family": WIDE_TAILS,
         "khat": float(known.khat),
         "log_evidence": value,
         "error": error,

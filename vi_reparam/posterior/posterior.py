@@ -14,7 +14,7 @@ import numpy as np
 from vi_reparam.backend.ops import Args
 from vi_reparam.errors import ArgumentError, short
 from vi_reparam.guides import SDE
-from vi_reparam.posterior import bridge, modes, passes, storage, tail
+from vi_reparam.posterior import bridge, evidence, modes, passes, storage, tail
 from vi_reparam.posterior.attempt import Attempt
 from vi_reparam.posterior.controls import controlled_mean_and_error, controls_of
 from vi_reparam.posterior.passes import require_all_rows
@@ -403,10 +403,11 @@ class Posterior(Predicting, Showing, Trusting):
         """This fit's figures, for `Escalate`."""
         weights, moved = self._first[0], max(*self._shifts, *self.record.get("far", ()))
         elbo, error = weights.elbo()
-        gap, spent = weights.log_evidence()[0] - elbo, int(self.record.get("gradients", 0))
+        khat, gap = evidence.from_further_out(self.record, elbo) or (weights.khat, weights.log_evidence()[0] - elbo)
+        spent = int(self.record.get("gradients", 0))
         steps, missed = int(self.record["num_steps"]), missed_share(self.record["rivals"])
         size = sum(site.size for site in self.scorer.sites.latents.values())
-        figures = (elbo, error, weights.khat, gap, moved, missed, steps, seconds)
+        figures = (elbo, error, khat, gap, moved, missed, steps, seconds)
         return Attempt(str(self.record["family"]), *figures, num_latents=size, gradients=spent)
 
     def update(self, *args: Any, fresh_sites: Collection[str] = (), **kwargs: Any) -> Self:

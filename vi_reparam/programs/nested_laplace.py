@@ -19,7 +19,7 @@ SHARES = (1.0, 0.5, 0.2, 0.05, 0.0)
 
 ROUNDING = 1e-7
 
-DF = 8
+DF = 16
 """Degrees of freedom of the tails of the globals, of which many are logarithms: fewer would reach where no model is."""
 
 NO_GRADIENT = (
