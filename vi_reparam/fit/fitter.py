@@ -230,7 +230,6 @@ class Fitter:
         try:
             self._doubt(data)
             self._begin(data)
-            self._refuse_flat(data)
             found = self.engine.check(task, data, start, key, known=data.form in self._checked.entries)
         except ViReparamError:
             raise
@@ -245,19 +244,17 @@ class Fitter:
         return found
 
     def _begin(self, data: Data) -> None:
+        masked = False
         for part in getattr(self.guided.base_guide, "parts", [self.guided.base_guide]):
             try:
                 if hasattr(part, "latents"):
                     part.latents.begin(*data.call)
+                    masked |= any(site.is_masked for site in part.latents.sites(*data.call).values())
             except ViReparamError:
                 raise
             except Exception:  # the check that follows says what is wrong, or the first step does
                 return
-
-    def _refuse_flat(self, data: Data) -> None:
-        parts = getattr(self.guided.base_guide, "parts", [self.guided.base_guide])
-        known = [part.latents.sites(*data.call) for part in parts if hasattr(part, "latents")]
-        if any(site.is_masked for sites in known for site in sites.values()):
+        if masked:
             refuse_flat(self.guided.backend, self.guided.model, data, (self.guided.base_guide, refuse_flat))
 
     def _doubt(self, data: Data) -> None:

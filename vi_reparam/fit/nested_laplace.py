@@ -49,6 +49,9 @@ STEP = 0.1
 TAILS, NEXT_TO_NOTHING = (0.01, 0.005, 0.002, 0.0), 0.02
 """Parts of the draws that make wide tails, and nats that these may cost."""
 
+WIDENED, FURTHEST = 0.04, 300.0
+"""Part that they may add to the variance of a positive global; unconstrained units that are told apart."""
+
 NUM_BENT, GRID = 4_000, 12.0
 """Draws behind the one-sided tails, and how far out these are tabled."""
 
@@ -238,7 +241,7 @@ def _sampled(target: Marginal, family: NestedLaplace, begun: Peaks, rng: np.rand
         "turns": np.ones(turns),
         **target.colouring._asdict(),
     }
-    params["tail"] = np.asarray(_tail(target, params, known_weights.log_evidence()[0], rng))
+    params["tail"] = np.asarray(_tail(target, params, known_weights.log_evidence()[0], z, weights, rng))
     return Fit(family, params, target.gradients, rounds, target.num_draws)
 
 
@@ -266,8 +269,19 @@ def _straightened(
     return {"loc": loc, "scale": scale, "bend": bend}, straight
 
 
-def _tail(target: Marginal, params: dict[str, Any], evidence: float, rng: np.random.Generator) -> float:
-    """The part of the draws that makes wide tails, so that few weights are large; 0 where it would lower the bound."""
+def _tail(
+    target: Marginal,
+    params: dict[str, Any],
+    evidence: float,
+    z: np.ndarray,
+    weights: np.ndarray,
+    rng: np.random.Generator,
+) -> float:
+    """The part of the draws that makes wide tails, so that few weights are large; 0 where it would cost too much.
+
+    Args:
+        z: draws of the globals with their normalized `weights`.
+    """
     ops, num = target.ops, target.num_draws
     noise = rng.normal(size=(num, target.num)) * np.sqrt(DF / rng.chisquare(DF, size=(num, 1)))
 
@@ -280,9 +294,14 @@ def _tail(target: Marginal, params: dict[str, Any], evidence: float, rng: np.ran
         return ops.vmap(one)(noise)
 
     g = target.call(far, {**params, "tail": 0.0}, noise)[0]
+    middle = weights @ z
+    with np.errstate(over="ignore"):  # of positive latents g is the logarithm, and few draws may decide their sds
+        near, away = (np.exp(np.clip(rows - middle, -FURTHEST, FURTHEST)) for rows in (z, g))
+    mean = weights @ near
+    added = ((away - mean) ** 2).mean(0) / (weights @ (near - mean) ** 2)
     log_m = target(g, params["place"] + g @ params["slopes"].T).log_m
     for part in TAILS:
         log_q = target.call(far, {**params, "tail": part}, noise)[1]
-        if part * float(np.mean(log_q - (log_m - evidence))) < NEXT_TO_NOTHING:
+        if part * float(np.mean(log_q - (log_m - evidence))) < NEXT_TO_NOTHING and part * added.max() < WIDENED:
             return part
     return 0.0

@@ -113,7 +113,7 @@ class Escalate(GuideFamily):
             if hierarchical:
                 between = [Structured(globals=Flow())] if num_globals > 1 else []
                 return [*nested, Structured(), FullRank(), MeanField(), *between, *bent, SDE()]
-            return [FullRank(), MeanField(), *nested, *bent, SDE()]
+            return [*nested, FullRank(), MeanField(), *bent, SDE()]
         if hierarchical:
             first = [*nested, Structured()] if is_chained else [Structured(), *nested]
             return [*first, *([Structured(globals=Flow())] if num_globals > 1 else []), MeanField()]
