@@ -201,7 +201,7 @@ def _climb(
             why = kept[0].record["interrupted"] = f"the search was interrupted at {family!r}"
             break
         except (NonFiniteError, SiteError) as error:
-            if isinstance(error, SiteError) and kept is None:
+            if isinstance(error, SiteError) and kept is None and family.takes_steps:
                 raise
             failure = error
             attempts.append(Attempt(repr(family), note=f"failed: {error}"))
