@@ -6,7 +6,7 @@ from test_both_backends import mean_field, number, unfitted
 from test_nothing_silent import OPTIONS, X, line, masked_by_handler
 from test_what_people_give import refused
 
-from vi_reparam.fit import escalation, nested_laplace
+from vi_reparam.fit import escalation, marginal
 
 FIRST, SECOND = np.array([2.0, 5.0, 9.0]), np.array([20.0, 31.0, 40.0])
 
@@ -164,17 +164,17 @@ def test_a_ladder_with_a_family_without_steps_has_a_checkpoint(b, tmp_path):
 
 def test_draws_without_a_density_are_no_reading(b, monkeypatch):
     def nowhere(self, g, x):
-        return np.full(len(g), -np.inf), x, np.ones((1, len(g)))
+        return marginal.Looks(np.full(len(g), -np.inf), x, np.ones((1, len(g))), np.ones_like(x))
 
     def fails(self, g, x):
         raise ValueError("two shapes that differ")
 
     guided = b.vr.guide(b.vr.NestedLaplace())(groups(b))
     for wrong, words in (
-        (nowhere, "the density is not finite at any of .* draws of the globals; use"),
+        (nowhere, "log p of the model is not finite at any of 16 starts"),
         (fails, r"failed on model \(two shapes that differ\): use vr\.Structured\(\)"),
     ):
-        monkeypatch.setattr(nested_laplace.Target, "__call__", wrong)
+        monkeypatch.setattr(marginal.Marginal, "__call__", wrong)
         refused(b, words, lambda: guided.fit(b.array(X[:3]), progress=False))
 
 

@@ -75,7 +75,8 @@ def fit_pareto(x: np.ndarray) -> tuple[float, float]:
     b = 1.0 / x[-1] + (1.0 - np.sqrt(grid / (np.arange(grid) + 0.5))) / (3.0 * x[int(num / 4 + 0.5) - 1])
     k = np.log1p(-b[:, None] * x).mean(axis=1)
     log_likelihood = num * (np.log(-b / k) - k - 1.0)
-    weights = 1.0 / np.exp(log_likelihood - log_likelihood[:, None]).sum(axis=1)
+    with np.errstate(over="ignore"):  # a weight of zero
+        weights = 1.0 / np.exp(log_likelihood - log_likelihood[:, None]).sum(axis=1)
     kept = weights >= 10.0 * np.finfo(float).eps
     mean = float((b[kept] * weights[kept]).sum() / weights[kept].sum())
     shape = float(np.log1p(-mean * x).mean())
