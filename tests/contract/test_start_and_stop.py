@@ -7,13 +7,15 @@ import pytest
 from harness import BACKENDS, ops_or_skip
 from scipy.integrate import quad
 
+from vi_reparam.errors import SiteError
 from vi_reparam.fit.convergence import BLOCK, SHARES, Convergence
-from vi_reparam.fit.escalation import Budget, mean_field_loss, why_stop
+from vi_reparam.fit.escalation import Budget, _climb, mean_field_loss, why_stop
 from vi_reparam.gaussians import path_gradient as path
 from vi_reparam.gaussians import pathfinder as search
 from vi_reparam.gaussians.bases import Diagonal, Full, LowRank
 from vi_reparam.gaussians.preconditioner import Preconditioner
 from vi_reparam.gaussians.tails import widen
+from vi_reparam.guides import FullRank, NestedLaplace
 from vi_reparam.posterior.attempt import Attempt
 
 MIX = np.array([[1.0, 0.9, 0.0], [0.0, 0.5, 0.7], [0.3, 0.0, 0.6]])
@@ -180,6 +182,35 @@ def test_when_to_stop():
     assert "5 gradients, and 2 of Escalate's" in why_stop([bad], 5.0, Budget(2.0))
     assert "the clock ended it" in why_stop([bad], 5.0, Budget(10.0, seconds=2.0, pace=1.0))
     assert "gained nothing" in why_stop([bad, bad, bad, _attempt(elbo=-1.001, khat=0.95)], 1.0, Budget(10.0))
+
+
+class Fitted:
+    """What a ladder asks of a posterior."""
+
+    def __init__(self):
+        self.record = {}
+
+    def attempt(self, *, seconds):
+        return _attempt(seconds=seconds)
+
+
+def test_a_first_family_without_steps_may_not_suit():
+    """It is noted, and the next one is fitted; the refusal of a family that takes steps is the model's."""
+
+    def fit(family):
+        if family != good:
+            raise SiteError("it does not suit")
+        return Fitted()
+
+    def climb(*ladder):
+        return _climb(ladder, fit, lambda family: "", lambda family: 1, gradients=100, seconds=math.inf)
+
+    good = FullRank()
+    tried = climb(NestedLaplace(), good).record["tried"]
+    assert [row["note"] for row in tried] == ["failed: it does not suit", ""]
+    good = NestedLaplace()
+    with pytest.raises(SiteError, match="does not suit"):
+        climb(FullRank(), good)
 
 
 @pytest.mark.parametrize(
