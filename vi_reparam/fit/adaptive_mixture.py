@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from vi_reparam.backend.data import Data
 from vi_reparam.errors import NonFiniteError
 from vi_reparam.fit import weighted_mixture
+from vi_reparam.fit.marginal import beginnings
+from vi_reparam.fit.sampled import Fit, why_not_of
 from vi_reparam.fit.weighted_mixture import Mixture
 from vi_reparam.guides.adaptive_mixture import MOST_COORDINATES, AdaptiveMixture
 from vi_reparam.guides.gaussian import FullRank
@@ -39,34 +41,9 @@ AT_ONCE = 4_000_000
 """Numbers that the model's runs may hold at once."""
 
 
-class Fit(NamedTuple):
-    """What is found.
-
-    Attributes:
-        family: as it was asked for.
-        params: of its guide, NumPy arrays by name.
-        gradients: runs of the model that it took, which cost no more.
-        rounds: of sampling; `num_draws`: in each.
-        evidence: what the weights of all rounds say of it, as `verdict.Surest`.
-    """
-
-    family: AdaptiveMixture
-    params: dict[str, np.ndarray]
-    gradients: int
-    rounds: int
-    num_draws: int
-    evidence: dict[str, Any]
-
-
 def why_not(guided: Any, data: Data) -> str:
-    """Why a model cannot be fitted so; empty where it can. Nothing is computed."""
-    guide = guided.for_family(FullRank()).base_guide
-    structure, size = guide.latents.structure(*data.call), guide.layout(*data.call).size
-    if structure.params or structure.mutable:
-        return "the model has parameters of its own, which AdaptiveMixture() does not learn"
-    if structure.subsampled:
-        return "the model sees minibatches, and AdaptiveMixture() all data at each draw"
-    return "" if size <= MOST_COORDINATES else f"{size:,} latents are too many for AdaptiveMixture()"
+    """As `why_not_of`."""
+    return why_not_of(guided.for_family(FullRank()).base_guide, data, AdaptiveMixture.__name__, MOST_COORDINATES)
 
 
 def fitted(guided: Any, data: Data, seed: int, begin: Callable[[], Any]) -> Fit:
@@ -150,15 +127,10 @@ def _scored(guide: Any, data: Data, scalars: int) -> Any:
 
 def _first(guide: Any, start: Any, data: Data, seed: int) -> Mixture:
     """The start's draws, the modes of the search, and the prior as far as it is known: a third of the draws each."""
-    ops, engine = guide.backend.ops, guide.backend.engine
+    ops = guide.backend.ops
     drawn = vectors(start, start.draws(NUM_START, seed=seed), guide)
-
-    def prior(args: Any, kwargs: Any, key: Any) -> Any:
-        return guide.searcher.starts(ops, guide.layout(args, kwargs), args, kwargs, key, 2 * NUM_PRIOR)
-
-    key = engine.key(seed)
-    before = np.asarray(ops.to_numpy(engine.call(prior, data, key, name=(guide, "prior"))), np.float64)
-    places = guide.searcher.run(data, key)
+    before, _ = beginnings(guide, data, seed, 2 * NUM_PRIOR)
+    places = guide.searcher.run(data, guide.backend.engine.key(seed))
     bounds = np.array([place.bound for place in places])
     own = np.exp(np.maximum(bounds - bounds.max(initial=-np.inf), math.log(0.05)))
     parts = [(np.log(1.0 / 3.0), *_gaussian(drawn)), (np.log(1.0 / 3.0), *_gaussian(before))]

@@ -20,6 +20,9 @@ NUM_LOOKED = 2
 WORTH_IT = 0.7
 """Directions, as a part of all columns, above which all columns are looked at."""
 
+QUANTILES = (0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
+"""Of the numbers of entries a column, above which a column is looked at alone."""
+
 
 class Colouring(NamedTuple):
     """Directions whose products give all second derivatives.
@@ -60,17 +63,12 @@ def of_pattern(known: np.ndarray) -> Colouring:
     size = len(known)
     degrees = known.sum(0)
     tried = [_coloured(known, degrees > most) for most in sorted({int(d) for d in np.quantile(degrees, QUANTILES)})]
-    colours = min(tried, key=lambda found: found[1].max())
-    alone, own = colours
+    alone, own = min(tried, key=lambda found: found[1].max())
     num = int(own.max()) + 1
     if num > WORTH_IT * size:
         return Colouring(np.eye(size), np.ones((size, size)))
     seeds = (own[None] == np.arange(num)[:, None]).astype(float)
     return Colouring(seeds, np.where(alone[:, None], alone[None], known | alone[None]).astype(float))
-
-
-QUANTILES = (0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
-"""Of the numbers of entries a column, above which a column is looked at alone."""
 
 
 def _coloured(known: np.ndarray, alone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

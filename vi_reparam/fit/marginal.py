@@ -171,7 +171,7 @@ class Marginal:
         return by_parts(run, rows, self._count)
 
 
-def beginnings(guide: Any, data: Data, seed: int) -> tuple[np.ndarray, int]:
+def beginnings(guide: Any, data: Data, seed: int, num: int = NUM_STARTS) -> tuple[np.ndarray, int]:
     """Vectors of all latents to begin at, shape ``[N, D]``, and how many numbers a run of the model holds."""
     ops, tracer = guide.backend.ops, guide.backend.tracer
 
@@ -179,11 +179,11 @@ def beginnings(guide: Any, data: Data, seed: int) -> tuple[np.ndarray, int]:
         layout = guide.layout(args, kwargs)
         records = tracer.run(guide.model, args, kwargs, key, alone=True)
         held = sum(math.prod(r.value.shape) for r in records.values() if r.kind in ("sample", "deterministic"))
-        starts = guide.searcher.starts(ops, layout, args, kwargs, key, NUM_STARTS)
+        starts = guide.searcher.starts(ops, layout, args, kwargs, key, num)
         return starts, ops.asarray(float(held), starts.dtype)
 
     engine = guide.backend.engine
-    starts, held = engine.call(run, data, engine.key(seed), name=(guide, "beginnings"))
+    starts, held = engine.call(run, data, engine.key(seed), name=(guide, "beginnings", num))
     return np.asarray(ops.to_numpy(starts), np.float64), int(ops.to_numpy(held))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from vi_reparam.fit import weighted_mixture
 from vi_reparam.fit.colouring import of_pattern, pattern
 from vi_reparam.fit.marginal import Marginal, Peaks, beginnings, peaks
 from vi_reparam.fit.matching import slopes_of
+from vi_reparam.fit.sampled import Fit, why_not_of
 from vi_reparam.fit.weighted_mixture import Mixture
 from vi_reparam.gaussians import skew
 from vi_reparam.guides.nested_laplace import MOST_GLOBALS, MOST_LOCALS, NestedLaplace
@@ -46,7 +47,7 @@ MOVED = 0.1
 STEP = 0.1
 """In standard deviations, between slopes whose difference is that curvature."""
 
-TAILS, NEXT_TO_NOTHING = (0.01, 0.005, 0.002, 0.0), 0.02
+TAILS, NEXT_TO_NOTHING = (0.01, 0.005, 0.002), 0.02
 """Parts of the draws that make wide tails, and nats that these may cost."""
 
 WIDENED, FURTHEST = 0.04, 300.0
@@ -56,34 +57,10 @@ NUM_BENT, GRID = 4_000, 12.0
 """Draws behind the one-sided tails, and how far out these are tabled."""
 
 
-class Fit(NamedTuple):
-    """What is found.
-
-    Attributes:
-        family: with the globals' names.
-        params: of its guide, NumPy arrays by name.
-        gradients: of log p that it took.
-        rounds: of sampling; `num_draws`: in each.
-        evidence: nothing beside what the guide's own weights say.
-    """
-
-    family: NestedLaplace
-    params: dict[str, np.ndarray]
-    gradients: int
-    rounds: int
-    num_draws: int
-    evidence: None = None
-
-
 def why_not(guided: Any, data: Data) -> str:
-    """Why a model cannot be fitted so; empty where it can. Nothing is computed."""
+    """As `why_not_of`."""
     guide = guided.for_family(NestedLaplace()).base_guide
-    structure, size = guide.latents.structure(*data.call), guide.layout(*data.call).size
-    if structure.params or structure.mutable:
-        return "the model has parameters of its own, which NestedLaplace() does not learn"
-    if structure.subsampled:
-        return "the model sees minibatches, and NestedLaplace() all data at each draw"
-    return "" if size <= MOST_GLOBALS + MOST_LOCALS else f"{size:,} latents are too many for NestedLaplace()"
+    return why_not_of(guide, data, NestedLaplace.__name__, MOST_GLOBALS + MOST_LOCALS)
 
 
 def runs_at_once(guided: Any, data: Data) -> bool:
