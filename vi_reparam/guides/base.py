@@ -37,7 +37,8 @@ class GuideFamily(abc.ABC):
     def __repr__(self) -> str:
         """As one would write it: options at their defaults are left out."""
         shown = []
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+        # A user's own family need not be a dataclass.
+        for field in dataclasses.fields(self) if dataclasses.is_dataclass(self) else ():
             made = field.default_factory
             default = field.default if made is dataclasses.MISSING else made()
             if (value := getattr(self, field.name)) != default:
