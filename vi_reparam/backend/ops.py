@@ -140,11 +140,20 @@ class Ops(Protocol):
     def jacobian(self, fn: Callable[[Array], Any], *, has_aux: bool = False) -> Callable[[Array], Any]:
         """The Jacobian of a function of a vector; with `has_aux`, `fn` gives (value, aux), and this (Jacobian, aux)."""
 
+    def once(self, x: Array) -> Array:
+        """The same array, of which a compiler sees that it is to be computed once, though many values use it."""
+
+    def products(self, slope: Callable[[Array], Array], x: Array, seeds: Array) -> tuple[Array, Array]:
+        """Rows of `seeds` times the derivative of a slope at a vector, a symmetric matrix; and the slope itself.
+
+        Shapes ``[C, L]`` and ``[L]``.
+        """
+
     def cholesky(self, a: Array) -> Array:
         """The lower triangular root of a matrix, shape ``[N, N]``; not finite where it has none. Nothing is raised."""
 
     def solve_triangular(self, a: Array, b: Array, *, lower: bool) -> Array:
-        """x with a x = b, of a triangular matrix, shape ``[N, N]``, and a vector, shape ``[N]``."""
+        """x with a x = b, of a triangular matrix, shape ``[N, N]``, and a vector or matrix, shape ``[N, ...]``."""
 
     def compiled(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """`fn` as one program, traced once for all its uses, where the framework traces; itself elsewhere."""

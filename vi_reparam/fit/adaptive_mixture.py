@@ -14,7 +14,6 @@ import numpy as np
 from vi_reparam.backend.data import Data
 from vi_reparam.errors import NonFiniteError
 from vi_reparam.fit import weighted_mixture
-from vi_reparam.fit.marginal import beginnings
 from vi_reparam.fit.sampled import Fit, why_not_of
 from vi_reparam.fit.weighted_mixture import Mixture
 from vi_reparam.guides.adaptive_mixture import MOST_COORDINATES, AdaptiveMixture
@@ -129,8 +128,8 @@ def _first(guide: Any, start: Any, data: Data, seed: int) -> Mixture:
     """The start's draws, the modes of the search, and the prior as far as it is known: a third of the draws each."""
     ops = guide.backend.ops
     drawn = vectors(start, start.draws(NUM_START, seed=seed), guide)
-    before, _ = beginnings(guide, data, seed, 2 * NUM_PRIOR)
     places = guide.searcher.run(data, guide.backend.engine.key(seed))
+    before = np.asarray(guide.searcher.starts(data, seed, 2 * NUM_PRIOR), np.float64)
     bounds = np.array([place.bound for place in places])
     own = np.exp(np.maximum(bounds - bounds.max(initial=-np.inf), math.log(0.05)))
     parts = [(np.log(1.0 / 3.0), *_gaussian(drawn)), (np.log(1.0 / 3.0), *_gaussian(before))]

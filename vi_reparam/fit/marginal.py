@@ -12,19 +12,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vi_reparam.backend.data import Data
-from vi_reparam.fit.colouring import Colouring
+from vi_reparam.fit.colouring import cost_of
 from vi_reparam.fit.weighted_mixture import Mixture
 from vi_reparam.posterior.parts import by_parts
-from vi_reparam.programs.nested_laplace import climb, density_at, halves
+from vi_reparam.gaussians import arrow
+from vi_reparam.programs.curvature import Curvature
+from vi_reparam.programs.nested_laplace import climb, halves
 from vi_reparam.programs.searcher import no_start
 
 FEWEST_DRAWS, MOST_DRAWS = 256, 1_024
 """Of the globals in a round; `ROUND`: numbers of the runs of the model behind its second derivatives, about."""
 
 ROUND = 200_000_000
-FACTORS = 30
-"""Numbers of a factorization that take as long as one of a run of the model."""
-
 BUDGET, AT_ONCE = 8_000_000, 64
 """Numbers that the runs behind all second derivatives of one call may hold, and globals in it at the most."""
 
@@ -35,8 +34,8 @@ MOST_TURNS = 12
 CLOSE = 1e-3
 """Twice the nats that a Newton step still promises where it is the last one."""
 
-NUM_STARTS, NUM_PATHS, MOST_CLIMBS = 16, 3, 30
-"""Places that are looked at, those of them from which a path climbs, and its steps."""
+NUM_PATHS, MOST_CLIMBS = 3, 30
+"""Places from which a path climbs, and its steps."""
 
 APART = 0.3
 """Of two differences' places at the start, in unconstrained units."""
@@ -95,7 +94,7 @@ class Marginal:
     Args:
         guide: a `NestedLaplaceGuide` whose globals are named.
         scalars: numbers in a run of the model.
-        colouring: of the others' second derivatives.
+        form: of the others' second derivatives.
         rng: of the noise of the others, which is the same at all globals.
 
     Attributes:
@@ -103,15 +102,16 @@ class Marginal:
         gradients: of log p taken so far.
     """
 
-    def __init__(self, guide: Any, data: Data, scalars: int, colouring: Colouring, rng: np.random.Generator) -> None:
-        self.colouring = colouring
+    def __init__(self, guide: Any, data: Data, scalars: int, form: Curvature, rng: np.random.Generator) -> None:
+        self.form = form
         self.guide, self.data, self.ops = guide, data, guide.backend.ops
         self.num, self.size = halves(guide.layout(*data.call), guide.family.globals).sizes
-        cost = len(colouring.seeds) * max(scalars, self.size) + self.size**3 // FACTORS
+        cost, (num, size, border) = cost_of(form, scalars), form.sizes
+        held = (len(form.seeds) + NUM_LOCAL_DRAWS) * max(scalars, self.size) + (num * size + border) * (4 * size + border)
         half = rng.normal(size=(NUM_LOCAL_DRAWS // 2, self.size))
         self._noise = np.concatenate([half, -half])
         self.num_draws = int(np.clip(ROUND // cost, FEWEST_DRAWS, MOST_DRAWS))
-        self._count = int(np.clip(BUDGET // (cost + self.size**2), 1, AT_ONCE))
+        self._count = int(np.clip(BUDGET // held, 1, AT_ONCE))
         self.gradients = 0
 
     def __call__(self, g: np.ndarray, x: np.ndarray) -> Looks:
@@ -146,7 +146,7 @@ class Marginal:
         guide, ops = self.guide, self.ops
         num = self.num
 
-        def look(args: Any, kwargs: Any, rows: Any, noise: Any, seeds: Any, mask: Any) -> Any:
+        def look(args: Any, kwargs: Any, rows: Any, noise: Any, *form: Any) -> Any:
             layout = guide.layout(args, kwargs)
             log_p, parts = ops.compiled(guide.log_joint(layout, {}, args, kwargs)), halves(layout, guide.family.globals)
 
@@ -154,9 +154,10 @@ class Marginal:
                 def height(x: Any) -> Any:
                     return log_p(parts.join(ops, layout, row[:num], x))
 
-                found = climb(ops, height, row[num:], seeds, mask)
-                ways = ops.vmap(lambda n: ops.solve_triangular(found.root.T, n, lower=False))(noise)
-                weights = ops.vmap(height)(found.at[None] + ways) - density_at(ops, found.root, noise)
+                shape = Curvature(*form)
+                found = climb(ops, height, row[num:], shape)
+                ways = ops.vmap(lambda n: shape.ways(ops, found.root, n))(noise)
+                weights = ops.vmap(height)(found.at[None] + ways) - arrow.log_density(ops, found.root, noise)
                 top = ops.xp.max(weights)
                 mean = ops.xp.mean(ops.xp.exp(weights - top))
                 widths = ops.xp.sqrt(ops.xp.mean(ways * ways, axis=0))
@@ -165,26 +166,10 @@ class Marginal:
             return ops.vmap(one)(rows)
 
         def run(part: np.ndarray) -> tuple[np.ndarray, ...]:
-            return self.call(look, part, self._noise, *self.colouring)
+            return self.call(look, part, self._noise, *self.form)
 
-        self.gradients += len(rows) * (len(self.colouring.seeds) + 1)
+        self.gradients += len(rows) * (len(self.form.seeds) + 1)
         return by_parts(run, rows, self._count)
-
-
-def beginnings(guide: Any, data: Data, seed: int, num: int = NUM_STARTS) -> tuple[np.ndarray, int]:
-    """Vectors of all latents to begin at, shape ``[N, D]``, and how many numbers a run of the model holds."""
-    ops, tracer = guide.backend.ops, guide.backend.tracer
-
-    def run(args: Any, kwargs: Any, key: Any) -> Any:
-        layout = guide.layout(args, kwargs)
-        records = tracer.run(guide.model, args, kwargs, key, alone=True)
-        held = sum(math.prod(r.value.shape) for r in records.values() if r.kind in ("sample", "deterministic"))
-        starts = guide.searcher.starts(ops, layout, args, kwargs, key, num)
-        return starts, ops.asarray(float(held), starts.dtype)
-
-    engine = guide.backend.engine
-    starts, held = engine.call(run, data, engine.key(seed), name=(guide, "beginnings", num))
-    return np.asarray(ops.to_numpy(starts), np.float64), int(ops.to_numpy(held))
 
 
 def peaks(target: Marginal, g: np.ndarray, x: np.ndarray) -> Peaks:

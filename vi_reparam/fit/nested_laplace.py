@@ -16,7 +16,7 @@ from vi_reparam.backend.data import Data
 from vi_reparam.errors import NonFiniteError, SiteError
 from vi_reparam.fit import weighted_mixture
 from vi_reparam.fit.colouring import of_pattern, pattern
-from vi_reparam.fit.marginal import Marginal, Peaks, beginnings, peaks
+from vi_reparam.fit.marginal import Marginal, Peaks, peaks
 from vi_reparam.fit.matching import slopes_of
 from vi_reparam.fit.sampled import Fit, why_not_of
 from vi_reparam.fit.weighted_mixture import Mixture
@@ -27,6 +27,9 @@ from vi_reparam.posterior.weights import Weights
 from vi_reparam.programs.layout import Part
 from vi_reparam.programs.nested_laplace import DF, bent, halves, mixed
 from vi_reparam.sites.totals import total_log_prob
+
+NUM_STARTS = 16
+"""Places that are looked at, where there was no search."""
 
 MOST_ROUNDS = 12
 ENOUGH, KHAT = 2.0, 0.5
@@ -84,9 +87,10 @@ def fitted(guided: Any, data: Data, seed: int, begin: Callable[[], Any]) -> Fit:
         NonFiniteError: if log p is not finite at any start.
     """
     rng = np.random.default_rng(abs(seed))
-    chosen = guided.family if isinstance(guided.family, NestedLaplace) else NestedLaplace()
-    guide = guided.for_family(chosen).base_guide
-    starts, scalars = beginnings(guide, data, seed)
+    chosen = guided.family
+    guide, ops = guided.base_guide, guided.backend.ops
+    starts = np.asarray(guide.searcher.starts(data, seed, NUM_STARTS), np.float64)
+    scalars = starts.shape[1] + sum(math.prod(x.shape) for x in ops.tree_leaves(data.call) if hasattr(x, "dtype"))
     names, known = chosen.globals or _likely(guided, data), None
     slopes = slopes_of(guided.for_family(Structured()).base_guide, data)
     entries = pattern(slopes, starts)
@@ -125,7 +129,7 @@ def _target(
             f"not (1 to {MOST_LOCALS}): name other globals" + (f"; it has no {sorted(lacking)}" if lacking else "")
         )
     own, other = parts.indices()
-    return Marginal(guide, data, scalars, of_pattern(entries[np.ix_(other, other)]), rng), own, other
+    return Marginal(guide, data, scalars, of_pattern(entries[np.ix_(other, other)], scalars), rng), own, other
 
 
 def _free(guided: Any, data: Data) -> list[Part]:
@@ -216,7 +220,7 @@ def _sampled(target: Marginal, family: NestedLaplace, begun: Peaks, rng: np.rand
         "place": slopes[0],
         "slopes": slopes[1],
         "turns": np.ones(turns),
-        **target.colouring._asdict(),
+        **target.form._asdict(),
     }
     params["tail"] = np.asarray(_tail(target, params, known_weights.log_evidence()[0], z, weights, rng))
     return Fit(family, params, target.gradients, rounds, target.num_draws)

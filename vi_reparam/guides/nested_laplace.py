@@ -9,7 +9,7 @@ from typing import ClassVar
 from vi_reparam.errors import ArgumentError, SiteError
 from vi_reparam.guides.joint import JointFamily
 
-MOST_GLOBALS, MOST_LOCALS = 24, 512
+MOST_GLOBALS, MOST_LOCALS = 24, 4_096
 """Coordinates: of those that are drawn by importance sampling, and of those whose matrix of curvature is made."""
 
 

@@ -44,7 +44,7 @@ from vi_reparam.sde.solver import Adams
 NUM_WEIGHTS, NUM_COSTLY, NUM_ONE_BY_ONE = 20_000, 4_000, 2_000
 NUM_EXPECTATION = 4_000
 MIN_WEIGHTS = 1_000
-WEIGHT_BUDGET = 1e8  # scalars drawn and scored for the default number of weights
+WEIGHT_BUDGET, COSTLY_BUDGET = 1e8, 1e9  # scalars drawn and scored for the default number of weights
 NUM_LOOKED_AT = 20
 
 
@@ -188,8 +188,10 @@ class Posterior(Predicting, Showing, Trusting):
     def default_num_weights(self) -> int:
         """How many log weights the figures rest on: 20,000, fewer where a draw is very large or runs by itself."""
         rows = (self.record.get("batches") or {}).get("num_rows", 1)
-        most = (NUM_COSTLY if self.scorer.copies > 1 else NUM_WEIGHTS) if self.scorer.at_once else NUM_ONE_BY_ONE
-        return int(np.clip(WEIGHT_BUDGET / max(self.scorer.numbers, rows), MIN_WEIGHTS, most))
+        costly = self.scorer.copies > 1
+        most = (NUM_COSTLY if costly else NUM_WEIGHTS) if self.scorer.at_once else NUM_ONE_BY_ONE
+        budget = COSTLY_BUDGET if costly else WEIGHT_BUDGET
+        return int(np.clip(budget / max(self.scorer.numbers, rows), MIN_WEIGHTS, most))
 
     @cached_property
     def _first(self) -> tuple[Weights, dict[str, np.ndarray]]:

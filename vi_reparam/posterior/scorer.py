@@ -80,14 +80,14 @@ class Scorer:
         params: Mapping,
         args: Args,
         kwargs: Kwargs,
-        copies: Callable[[Args, Kwargs], int] | None = None,
+        copies: Callable[[Mapping], int] | None = None,
     ) -> None:
         self.backend = backend
         self.pair = Pair(backend, model, guide)
         self.params = backend.ops.tree_map(self._array, dict(params))
         self._first = args, kwargs, dict(self.params)
         self.data, self.sites, self._mark = self._look()
-        self.copies = 1 if copies is None else copies(*self.data.call)
+        self.copies = 1 if copies is None else copies(self.params)
         self.numbers = self.sites.scalars * self.copies
 
         def arrays(*inputs: Any) -> tuple:
@@ -170,7 +170,7 @@ class Scorer:
         return found
 
 
-def copies_of(guided: Any) -> Callable[[Args, Kwargs], int] | None:
+def copies_of(guided: Any) -> Callable[[Mapping], int] | None:
     """How many runs of the model a draw of its guide holds, where the guide says so."""
     return getattr(getattr(guided, "base_guide", None), "copies", None)
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean, variance
 from typing import Literal
 
+from vi_reparam.posterior.attempt import GOOD_GAP_EACH
+
 Grade = Literal["good", "fair", "poor"]
 
 KHAT_GOOD = 0.5
@@ -100,6 +102,11 @@ class Figures:
         gap, error = self.surest.log_evidence - self.elbo, math.hypot(self.surest.error, self.elbo_error)
         missed = gap < -4.0 * error - 1e-3  # that family missed some of the mass
         return math.inf if missed else gap + 2.0 * error
+
+    @property
+    def is_vouched(self) -> bool:
+        """Whether another family's good weights say that the draws are right, though their own are heavy."""
+        return self.known_gap < max(SMALL_GAP, GOOD_GAP_EACH * self.num_latents)
 
     @property
     def missed(self) -> float:
@@ -259,9 +266,9 @@ def _faults(f: Figures) -> list[str]:
             f"draws of {list(f.runaway)} lie beyond {RUNAWAY:.0e}: the posterior may be improper, a density without a "
             "finite integral, to which no guide can be fitted; give these latents proper priors, or bounds"
         )
-    elif not f.khat < KHAT_USABLE and not f.num_nan and not f.known_gap < SMALL_GAP:
+    elif not f.khat < KHAT_USABLE and not f.num_nan and not f.is_vouched:
         found.append(_high_khat(f))
-    if f.khat < KHAT_USABLE and _is_far(f):
+    if (f.khat < KHAT_USABLE or f.is_vouched) and _is_far(f):
         found.append(_shifted(f))
     if f.crowded:
         found.append(
@@ -322,7 +329,7 @@ def _high_khat(f: Figures) -> str:
 
 def _weaknesses(f: Figures) -> list[str]:
     found = [f"{f.interrupted}: fit again to its end, or go on from its checkpoint"] if f.interrupted else []
-    if not f.khat < KHAT_USABLE and f.known_gap < SMALL_GAP and f.surest is not None:
+    if not f.khat < KHAT_USABLE and f.is_vouched and f.surest is not None:
         found.append(
             f"k-hat is {f.khat:.2f}, so do not reweight these draws; the draws themselves are right: their ELBO is "
             f"within {max(f.known_gap, 0.001):.2g} nats of the log evidence that {f.surest.family} gives (k-hat "

@@ -190,7 +190,7 @@ class JointGuide(abc.ABC):
         """
         return [{}]
 
-    def copies(self, args: Any, kwargs: Any) -> int:
+    def copies(self, params: Params) -> int:
         """Runs of the model that a draw holds at once."""
         return 1
 

@@ -7,9 +7,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from vi_reparam.errors import SiteError
+from vi_reparam.gaussians import arrow
+from vi_reparam.gaussians.arrow import Arrow
 from vi_reparam.gaussians.skew import skew
-from vi_reparam.numerics.special import LOG_2PI, log_sum_exp
+from vi_reparam.numerics.special import log_sum_exp
 from vi_reparam.programs import mixture
+from vi_reparam.programs.curvature import Curvature
 from vi_reparam.programs.joint import Array, Draws, JointGuide, Key, Layout, Params
 from vi_reparam.programs.layout import Part
 from vi_reparam.programs.vector import Vector
@@ -66,8 +69,9 @@ class NestedLaplaceGuide(JointGuide):
 
     kind = "laplace"
 
-    def copies(self, args: Any, kwargs: Any) -> int:
-        return max(halves(self.layout(args, kwargs), self.family.globals or ()).sizes[1], 1)
+    def copies(self, params: Params) -> int:
+        seeds, band, corner = (params[f"{self.prefix}_{name}"].shape for name in ("seeds", "band", "rows"))
+        return max(seeds[0] + 4 * band[1] + corner[0] - band[0] * band[1], 1)
 
     def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> Any:
         ops, xp, dtype = self.ops, self.ops.xp, self.ops.float_dtype()
@@ -76,7 +80,7 @@ class NestedLaplaceGuide(JointGuide):
         parts = halves(layout, self.family.globals)
         num, size = parts.sizes
         own = self._params(layout, parts, self.start(layout, args, kwargs))
-        known = mixed(ops, own)
+        known, form = mixed(ops, own), Curvature(own["seeds"], own["rows"], own["band"])
         upper = xp.cumulative_sum(xp.exp(own["log_weight"]))
         upper = upper / upper[-1]
         lower = xp.concat([xp.zeros_like(upper[:1]), upper[:-1]])
@@ -94,18 +98,18 @@ class NestedLaplaceGuide(JointGuide):
             y = xp.where(choice[1:] <= own["tail"], far, chosen @ known.centers + root @ n)
             g, log_q = bent(ops, own, known, y)
             begun = own["place"] + own["slopes"] @ g
-            g, begun, log_q = (ops.refuse_gradient(NO_GRADIENT, x) for x in (g, begun, log_q))
+            g, begun, log_q = (ops.refuse_gradient(NO_GRADIENT, ops.once(x)) for x in (g, begun, log_q))
 
             def height(x: Array) -> Array:
                 return log_p(parts.join(ops, layout, g, x))
 
-            def turn(state: tuple[Array, Array], share: Array) -> tuple[tuple[Array, Array], Array]:
-                found = climb(ops, height, state[0], own["seeds"], own["mask"])
+            def turn(state: tuple[Array, Any], share: Array) -> tuple[tuple[Array, Any], Array]:
+                found = climb(ops, height, state[0], form)
                 return (found.at, found.root), share
 
-            (x, root), _ = ops.scan(turn, (begun, xp.eye(size, dtype=dtype)), own["turns"])
-            value = parts.join(ops, layout, g, x + ops.solve_triangular(root.T, ways, lower=False))
-            return Vector(value, log_q + density_at(ops, root, ways))
+            (x, root), _ = ops.scan(turn, (begun, form.none(ops, begun)), own["turns"])
+            value = ops.once(parts.join(ops, layout, g, x + form.ways(ops, root, ways)))
+            return Vector(value, log_q + arrow.log_density(ops, root, ways))
 
         return self.vector(layout, noise, draw, features)
 
@@ -129,7 +133,8 @@ class NestedLaplaceGuide(JointGuide):
             "slopes": self.param("slopes", lambda _: xp.zeros((size, num), dtype=dtype)),
             "tail": self.tail(),
             "seeds": self.param("seeds", lambda _: xp.eye(size, dtype=dtype)),
-            "mask": self.param("mask", lambda _: xp.ones((size, size), dtype=dtype)),
+            "rows": self.param("rows", lambda _: xp.arange(size, dtype=dtype)),
+            "band": self.param("band", lambda _: xp.zeros((0, 1, 2), dtype=dtype)),
             "turns": self.param("turns", lambda _: xp.ones(2, dtype=dtype)),
         }
 
@@ -142,12 +147,12 @@ class Climb(NamedTuple):
 
     Attributes:
         at: where it ends, shape ``[L]``.
-        root: of the precision where it began, lower triangular, shape ``[L, L]``.
+        root: of the precision where it began.
         gain: twice the nats that the step promised; zero where it kept the promise exactly, and no other is needed.
     """
 
     at: Array
-    root: Array
+    root: Arrow
     gain: Array
 
 
@@ -191,28 +196,18 @@ def _cut(noise: Array, num: int, size: int) -> tuple[Array, Array, Array]:
     return noise[:num], noise[num : num + size], noise[num + size :]
 
 
-def climb(ops: Any, height: Callable[[Array], Array], x: Array, seeds: Array, mask: Array) -> Climb:
+def climb(ops: Any, height: Callable[[Array], Array], x: Array, form: Curvature) -> Climb:
     """A Newton step up a log density, cut short where that ends higher.
 
     Args:
         height: the log density; `x`: where to begin, shape ``[L]``.
-        seeds: directions in which its slope is differentiated, shape ``[C, L]``; `mask`: which products are entries of
-            the matrix, as `fit.colouring` says.
+        form: of its second derivatives.
     """
-    xp, slope = ops.xp, ops.grad(height)
-
-    def along(way: Array) -> tuple[Array, Array]:
-        found = slope(x + way @ seeds)
-        return found, found
-
-    products, rise = ops.jacobian(along, has_aux=True)(xp.zeros_like(seeds[:, 0]))
-    hessian = products
-    if seeds.shape[0] < x.shape[0]:
-        hessian = mask * (products @ seeds)
-        hessian = hessian + (1.0 - mask) * hessian.T
-    root = _root(ops, -0.5 * (hessian + hessian.T))
-    half = ops.solve_triangular(root, rise, lower=True)
-    way = ops.solve_triangular(root.T, half, lower=False)
+    xp = ops.xp
+    precision, slope = form.look(ops, ops.grad(height), x)
+    root, order = arrow.sure_factor(ops, precision), form.order(ops)
+    half = arrow.rise(ops, root, order.sort(ops, slope))
+    way = order.back(ops, arrow.fall(ops, root, half))
     way = xp.where(xp.isfinite(way), way, xp.zeros_like(way))
     shares = xp.asarray(SHARES, dtype=x.dtype)[:, None]
     trials = x[None] + shares * way[None]
@@ -222,21 +217,3 @@ def climb(ops: Any, height: Callable[[Array], Array], x: Array, seeds: Array, ma
     gain = xp.sum(half * half)
     quadratic = xp.abs(heights[0] - heights[-1] - 0.5 * gain) < ROUNDING * (1.0 + gain)
     return Climb(xp.take(trials, best, axis=0)[0], root, xp.where(quadratic, xp.zeros_like(gain), gain))
-
-
-def _root(ops: Any, precision: Array) -> Array:
-    """The Cholesky factor of a precision; where it has none, of a diagonal one that outweighs all of its rows."""
-    xp = ops.xp
-    precision = xp.where(xp.isfinite(precision), precision, xp.zeros_like(precision))
-    root = ops.cholesky(precision)
-    rows = xp.sum(xp.abs(precision), axis=1)
-    heavy = xp.sqrt(rows + 1e-6 * (1.0 + xp.max(rows)))
-    eye = xp.eye(rows.shape[0], dtype=rows.dtype)
-    return xp.where(xp.all(xp.isfinite(root)), root, heavy[:, None] * eye)
-
-
-def density_at(ops: Any, root: Array, noise: Array) -> Array:
-    """Log density of the normal with this root of its precision, at the draw of this noise, shape ``[..., L]``."""
-    xp = ops.xp
-    log_det = xp.sum(xp.log(xp.linalg.diagonal(root)))
-    return log_det - 0.5 * xp.sum(noise * noise, axis=-1) - 0.5 * root.shape[0] * LOG_2PI

@@ -57,6 +57,7 @@ class Searcher:
         self.backend = backend
         self.guide = guide
         self._last: tuple[Data, list[Place]] | None = None
+        self._starts: tuple[Data, Any] | None = None
         self._one_by_one = False
 
     def run(self, data: Data, key: Any) -> list[Place]:
@@ -72,6 +73,18 @@ class Searcher:
     def known(self, data: Data) -> list[Place]:
         """The places of the last run, where it was of these data; nothing is searched."""
         return self._last[1] if self._last is not None and self._last[0] is data else []
+
+    def starts(self, data: Data, seed: int, num: int) -> Any:
+        """Vectors to begin at, NumPy's, shape ``[N, D]``: those of the last search of these data, else `num` new ones."""
+        if self._starts is None or self._starts[0] is not data:
+            ops, engine = self.backend.ops, self.backend.engine
+
+            def beginnings(args: Any, kwargs: Any, key: Any) -> Array:
+                return self._begin(ops, self.guide.layout(args, kwargs), args, kwargs, key, num)
+
+            found = engine.call(beginnings, data, engine.key(seed), name=(self, "beginnings", num))
+            self._starts = data, ops.to_numpy(found)
+        return self._starts[1]
 
     def _search(self, data: Data, key: Any) -> list[Place]:
         ops = self.backend.ops
@@ -99,6 +112,8 @@ class Searcher:
             again, own_key = ops.asarray(turn > 0, bool), ops.fold_in(key, turn)
             state = self.backend.engine.call(paths, data, own_key, known, again, name=self)
             found = {name: ops.to_numpy(value) for name, value in state.items()}
+            if not turn:
+                self._starts = data, found["starts"]
             if not any(math.isfinite(value) for value in found["value"]):
                 raise no_start(len(found["value"]), found["value"])
             before, chosen = len(chosen), pathfinder.places_apart(found["bound"], found["distances"])
@@ -142,7 +157,7 @@ class Searcher:
         start_key, pool_key, noise_key = ops.split(key, 3)
         slow = isinstance(runs, OneByOne)
         most = STARTS if slow else pathfinder.num_starts(layout.size, scalars)
-        starts = self.starts(runs, layout, args, kwargs, start_key, most)
+        starts = self._begin(runs, layout, args, kwargs, start_key, most)
         noise = ops.normal(noise_key, (DRAWS if slow else pathfinder.NUM_DRAWS, layout.size), starts.dtype)
         if not slow:
             per_path = pathfinder.num_tried(layout.size, scalars)
@@ -159,9 +174,10 @@ class Searcher:
         # where no path moves, the next step would be the same one
         found = ops.while_loop(lambda s: (s[0] < pathfinder.NUM_ITERATIONS) & s[1], step, begun)[2]
         both = {name: xp.concat([known[name], found[name]]) for name in known}
-        return {**both, "value": found["value"], "distances": pathfinder.distances(ops, both["center"], both["root"])}
+        distances = pathfinder.distances(ops, both["center"], both["root"])
+        return {**both, "value": found["value"], "starts": starts, "distances": distances}
 
-    def starts(self, runs: Any, layout: Layout, args: Any, kwargs: Any, key: Any, most: int) -> Array:
+    def _begin(self, runs: Any, layout: Layout, args: Any, kwargs: Any, key: Any, most: int) -> Array:
         """A sensible vector, draws of the prior, and vectors near the origin. Shape ``[most, D]``."""
         ops, tracer = self.backend.ops, self.backend.tracer
         first, draws = self.guide.start_and_draws(layout, args, kwargs)

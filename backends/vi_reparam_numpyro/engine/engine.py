@@ -138,7 +138,11 @@ class JaxEngine:
         join = data.join
 
         def compile_it() -> Any:
-            traced = jax.jit(lambda arrays, *inputs: fn(*join(arrays), *inputs))
+            def called(arrays: Any, *inputs: Any) -> Any:
+                return fn(*join(arrays), *inputs)
+
+            called.__name__ = getattr(fn, "__name__", "called")  # what JAX's logs and profiles say
+            traced = jax.jit(called)
             return traced, jit_once(traced, numbers)
 
         traced, compiled = compile_it() if name is None else self.calls.get((name, data.form), compile_it)

@@ -30,8 +30,10 @@ def _solution(lower: bool) -> Any:
 
     @solve.def_vmap
     def _(axis_size: int, batched: list[bool], a: Any, b: Any) -> tuple[Any, bool]:
-        if not batched[0]:
-            return jax.lax.map(lambda row: solve(a, row), b), True
+        if not batched[0]:  # one solution of many columns
+            rows = jnp.moveaxis(b, 0, -1)
+            found = solve(a, rows.reshape(rows.shape[0], -1)).reshape(rows.shape)
+            return jnp.moveaxis(found, -1, 0), True
         if not batched[1]:
             return jax.lax.map(lambda matrix: solve(matrix, b), a), True
         return jax.lax.map(lambda pair: solve(*pair), (a, b)), True
@@ -55,15 +57,15 @@ def _in_blocks(a: Any) -> Any:
     size, columns = a.shape[-1], []
     for start in range(0, size, BLOCK):
         root = _cholesky(a[:BLOCK, :BLOCK])
-        inverse = jax.vmap(lambda way, root=root: _SOLUTIONS[True](root, way))(jnp.eye(root.shape[0], dtype=a.dtype))
-        below = a[BLOCK:, :BLOCK] @ inverse
+        inverse = _SOLUTIONS[True](root, jnp.eye(root.shape[0], dtype=a.dtype))
+        below = a[BLOCK:, :BLOCK] @ inverse.T
         a = a[BLOCK:, BLOCK:] - below @ below.T
         columns.append(jnp.concatenate([jnp.zeros((start, root.shape[0]), a.dtype), root, below]))
     return jnp.concatenate(columns, axis=1)
 
 
 def solve_triangular(a: Any, b: Any, *, lower: bool) -> Any:
-    """As `jax.scipy.linalg.solve_triangular`, of one matrix and one vector."""
+    """As `jax.scipy.linalg.solve_triangular`, of one matrix."""
     if jax.default_backend() == "cpu":
         return _SOLUTIONS[lower](a, b)
     return jax.scipy.linalg.solve_triangular(a, b, lower=lower)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.random import threefry_2x32
 
+from vi_reparam_numpyro.ops.once import once
+
 Array = Any
 
 # sqrt(2) erfinv(x) / x, fitted in 0.4 w - 1 on 0 < w < 5 and in the scaled square root of w on 5 < w < 22.5.
@@ -119,7 +121,7 @@ def normal(key: Any, shape: tuple[int, ...], dtype: Any) -> Array:
     """Standard normals, one word each (two in float64)."""
     if dtype == jnp.float64:
         x = ((_double_words(key, shape) >> 12).astype(dtype) + 0.5) * 2.0**-51 - 1.0
-        return math.sqrt(2.0) * lax.erf_inv(x)
+        return once(math.sqrt(2.0) * lax.erf_inv(x))
     return normal_of(words(key, shape)).astype(dtype)
 
 

@@ -16,6 +16,7 @@ from jax.scipy import special
 from vi_reparam.backend.data import leaf_form
 from vi_reparam.errors import ArgumentError
 from vi_reparam_numpyro.ops import matrices, noise
+from vi_reparam_numpyro.ops.once import once
 from vi_reparam_numpyro.ops.refusal import refuse_gradient
 from vi_reparam_numpyro.ops.retry import retry
 
@@ -117,13 +118,20 @@ class JaxOps:
         return jax.vmap(fn, in_axes)
 
     def many(self, fn: Any, key: Any, num: int) -> Any:
-        return jax.vmap(fn)(jax.random.split(_plain(key), num))
+        return jax.tree.map(once, jax.vmap(fn)(jax.random.split(_plain(key), num)))
+
+    def once(self, x: Any) -> Any:
+        return once(x)
 
     def grad(self, fn: Any) -> Any:
         return jax.grad(fn)
 
     def jacobian(self, fn: Any, *, has_aux: bool = False) -> Any:
         return jax.jacfwd(fn, has_aux=has_aux)
+
+    def products(self, slope: Any, x: Any, seeds: Any) -> tuple[Any, Any]:
+        found, along = jax.linearize(slope, x)
+        return jax.vmap(along)(seeds), found
 
     def cholesky(self, a: Any) -> Any:
         return matrices.cholesky(a)

@@ -202,11 +202,23 @@ class TorchOps:
 
         return matrix
 
+    def once(self, x: Any) -> Any:
+        return x
+
+    def products(self, slope: Any, x: Any, seeds: Any) -> tuple[Any, Any]:
+        def both(x: Any) -> tuple[Any, Any]:
+            found = slope(x)
+            return seeds @ found, found
+
+        return self.jacobian(both, has_aux=True)(x)
+
     def cholesky(self, a: Any) -> Any:
         root, failed = torch.linalg.cholesky_ex(a)
         return torch.where(failed == 0, root, torch.full_like(root, torch.nan))
 
     def solve_triangular(self, a: Any, b: Any, *, lower: bool) -> Any:
+        if b.ndim == 2:
+            return torch.linalg.solve_triangular(a, b, upper=not lower)
         return torch.linalg.solve_triangular(a, b[:, None], upper=not lower)[:, 0]
 
     def compiled(self, fn: Any) -> Any:
