@@ -270,7 +270,8 @@ class Guided:
             mapping, objective = ({}, None) if joint else (self.estimators, self._given_objective)
             made = type(self)(self.model, family, estimators=mapping, objective=objective)
             made.name = self.name
-            others = [g.base_guide for f, g in self._families.items() if isinstance(f, JointFamily)]
+            known = [(self.family, self), *self._families.items()]
+            others = [g.base_guide for f, g in known if isinstance(f, JointFamily)]
             if joint and others:  # traced and searched once
                 made.base_guide.share(others[0])
             self._families[family] = made

@@ -179,7 +179,7 @@ def beginnings(guide: Any, data: Data, seed: int, num: int = NUM_STARTS) -> tupl
         layout = guide.layout(args, kwargs)
         records = tracer.run(guide.model, args, kwargs, key, alone=True)
         held = sum(math.prod(r.value.shape) for r in records.values() if r.kind in ("sample", "deterministic"))
-        starts = guide.searcher.starts(ops, layout, args, kwargs, key, num)
+        starts, _ = guide.searcher.starts(ops, layout, args, kwargs, key, num)
         return starts, ops.asarray(float(held), starts.dtype)
 
     engine = guide.backend.engine
