@@ -176,6 +176,7 @@ def _attempt(**changes):
 def test_when_to_stop():
     assert "is good" in why_stop([_attempt()], 1.0, Budget(10.0))
     assert not _attempt(gap=0.1).is_good and _attempt(gap=0.1, num_latents=400).is_good
+    assert _attempt(gap=0.09, sampled=True).is_good and not _attempt(gap=0.09, khat=0.6, sampled=True).is_good
     bad = _attempt(khat=0.9)
     assert why_stop([bad], 1.0, Budget(10.0)) == ""
     assert "no richer family" in why_stop([bad], None, Budget(10.0))

@@ -23,9 +23,9 @@ from vi_reparam.posterior.parts import by_parts
 from vi_reparam.posterior.weights import Weights
 
 NUM_DRAWS = 4_096
-"""Of a round; `NUM_START` and `NUM_PRIOR`: of what the first proposal is made of."""
+"""Of a round; `NUM_START` and `NUM_NEAR`, about the origin: of what the first proposal is made of."""
 
-NUM_START, NUM_PRIOR = 1_000, 128
+NUM_START, NUM_NEAR = 1_000, 128
 LEAST_ROUNDS, MOST_ROUNDS = 3, 10
 ENOUGH, KHAT = 1.0, 0.5
 """Effective draws, in rounds, and k-hat, at which no further round is needed."""
@@ -58,7 +58,7 @@ def fitted(guided: Any, data: Data, seed: int, begin: Callable[[], Any]) -> Fit:
     guide = guided.for_family(FullRank()).base_guide
     start = begin()
     score = _scored(guide, data, start.scorer.sites.scalars)
-    first = _first(guide, start, data, seed)
+    first = _first(guide, start, data, seed, rng)
     proposals = [first]
     z, heights = np.zeros((0, first.center.shape[1])), np.zeros(0)
     densities = np.zeros((0, 0))  # of each draw under each proposal
@@ -124,18 +124,26 @@ def _scored(guide: Any, data: Data, scalars: int) -> Any:
     return heights
 
 
-def _first(guide: Any, start: Any, data: Data, seed: int) -> Mixture:
+def _first(guide: Any, start: Any, data: Data, seed: int, rng: np.random.Generator) -> Mixture:
     """The start's draws, the modes of the search, and the prior as far as it is known: a third of the draws each."""
     ops = guide.backend.ops
-    drawn = vectors(start, start.draws(NUM_START, seed=seed), guide)
+
+    def on_host(frame: Any) -> tuple[np.ndarray, np.ndarray]:
+        center, root = (np.asarray(ops.to_numpy(x), np.float64) for x in (frame.center, frame.root))
+        return center, root
+
     places = guide.searcher.run(data, guide.backend.engine.key(seed))
-    before = np.asarray(guide.searcher.starts(data, seed, 2 * NUM_PRIOR), np.float64)
+    if start.guided.family == FullRank():  # known without a draw
+        known = on_host(guide.location(start.params))
+    else:
+        known = _gaussian(vectors(start, start.draws(NUM_START, seed=seed), guide))
+    prior = np.asarray(guide.searcher.prior, np.float64)
+    before = np.concatenate([prior, rng.uniform(-2.0, 2.0, size=(NUM_NEAR, prior.shape[1]))])
     bounds = np.array([place.bound for place in places])
     own = np.exp(np.maximum(bounds - bounds.max(initial=-np.inf), math.log(0.05)))
-    parts = [(np.log(1.0 / 3.0), *_gaussian(drawn)), (np.log(1.0 / 3.0), *_gaussian(before))]
+    parts = [(math.log(1.0 / 3.0), *known), (math.log(1.0 / 3.0), *_gaussian(before))]
     for place, share in zip(places, own / max(own.sum(), 1e-300), strict=True):
-        center, root = (np.asarray(ops.to_numpy(x), np.float64) for x in (place.frame.center, place.frame.root))
-        parts.append((math.log(share / 3.0), center, root))
+        parts.append((math.log(share / 3.0), *on_host(place.frame)))
     log_weight, centers, roots = (np.array(column) for column in zip(*parts, strict=True))
     return Mixture(log_weight - np.logaddexp.reduce(log_weight), centers, roots)
 

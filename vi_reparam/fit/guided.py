@@ -270,9 +270,10 @@ class Guided:
             mapping, objective = ({}, None) if joint else (self.estimators, self._given_objective)
             made = type(self)(self.model, family, estimators=mapping, objective=objective)
             made.name = self.name
-            others = (g for g in (self, *self._families.values()) if isinstance(g.family, JointFamily))
-            if joint and (other := next(others, None)):  # traced and searched once
-                made.base_guide.share(other.base_guide)
+            known = [(self.family, self), *self._families.items()]
+            others = [g.base_guide for f, g in known if isinstance(f, JointFamily)]
+            if joint and others:  # traced and searched once
+                made.base_guide.share(others[0])
             self._families[family] = made
         return self._families[family]
 

@@ -14,6 +14,7 @@ from vi_reparam.fit import adaptive_mixture, nested_laplace
 from vi_reparam.fit.options import Options
 from vi_reparam.guides import AdaptiveMixture, FullRank, GuideFamily, NestedLaplace, Structured
 from vi_reparam.posterior.evidence import vouched
+from vi_reparam.posterior.tail import fit_tail
 from vi_reparam.programs.rows import NOT_AT_ONCE
 
 SAMPLERS: dict[type[GuideFamily], Any] = {NestedLaplace: nested_laplace, AdaptiveMixture: adaptive_mixture}
@@ -60,7 +61,10 @@ def run_sampler(fitter: Any, data: Data, options: Options, begun: float, stream:
     own = type(fitter)(guided.for_family(found.family))
     params = {name: ops.asarray(value) for name, value in found.params.items()}
     params = own.guided.start_at(data, engine.key(0), own.guided.base_guide.named(params))
-    return vouched(own.posterior_of(data, params, np.zeros(0), record, options, begun, finish=found.family.has_tail))
+    posterior = own.posterior_of(data, params, np.zeros(0), record, options, begun, finish=False)
+    if found.family.has_tail:  # weights of components are those of the draws
+        fit_tail(posterior)
+    return vouched(posterior)
 
 
 def _start_of(fitter: Any, data: Data, seed: Any) -> Any:

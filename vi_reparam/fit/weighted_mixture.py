@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-NUM_UPDATES = 60
+NUM_UPDATES, LITTLE = 60, 2e-4
+"""Of EM, at the most, and the gain in nats a draw at which it ends."""
+
 TRIED, MOST = (1, 2, 3, 4, 6, 9, 13, 20), 6
 """Numbers of components, of which the one with the highest likelihood of draws left out is taken; the largest one
 unless told."""
@@ -39,9 +41,10 @@ class Mixture(NamedTuple):
         """Of vectors, shape ``[N, D]``: squared lengths in each component's scales, shape ``[N, K]``; log weights less
         log volumes, shape ``[K]``.
         """
-        ways = [np.linalg.solve(root, (z - center).T) for center, root in zip(self.center, self.root, strict=True)]
+        back = np.linalg.inv(self.root)
+        ways = back @ (z.T - self.center[:, :, None])
         volumes = np.log(np.einsum("kii->ki", self.root)).sum(1)
-        return np.stack([(way * way).sum(0) for way in ways], axis=1), self.log_weight - volumes
+        return np.einsum("kdn,kdn->nk", ways, ways), self.log_weight - volumes
 
     def log_probs(self, z: np.ndarray) -> np.ndarray:
         """Log weight plus log density of each component. Shape ``[N, K]``."""
@@ -117,18 +120,21 @@ def of_draws(z: np.ndarray, weights: np.ndarray, num: int, rng: np.random.Genera
     made = Mixture(
         np.full(num, -np.log(num)), mean + (chosen - mean) * (num > 1), np.stack([_root(covariance + least)] * num)
     )
+    before = -math.inf
     for _ in range(NUM_UPDATES if num > 1 else 1):
         each = made.log_probs(z)
-        belongs = weights[:, None] * np.exp(each - log_sums(each)[:, None])
-        total = np.maximum(belongs.sum(0), 1e-12)
-        center = (belongs.T @ z) / total[:, None]
-        roots = []
-        for k in range(num):
-            way = z - center[k]
-            roots.append(_root((belongs[:, k : k + 1] * way).T @ way / total[k] + least))
-        made = Mixture(np.log(total / total.sum()), center, np.stack(roots))
+        both = log_sums(each)
+        after = float(weights @ both)
+        if after - before < LITTLE:
+            break
+        before, belongs = after, weights * np.exp(each - both[:, None]).T
+        total = np.maximum(belongs.sum(1), 1e-12)
+        center = (belongs @ z) / total[:, None]
+        way = z.T - center[:, :, None]
+        covariances = (belongs[:, None] * way) @ way.transpose(0, 2, 1) / total[:, None, None]
+        made = Mixture(np.log(total / total.sum()), center, _root(covariances + least))
     return made
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
-    return np.linalg.cholesky(0.5 * (covariance + covariance.T))
+    return np.linalg.cholesky(0.5 * (covariance + np.swapaxes(covariance, -1, -2)))

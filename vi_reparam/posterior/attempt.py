@@ -15,6 +15,10 @@ correct."""
 GOOD_GAP_EACH = 1e-3
 """Nats for each of many latents, where that is more: spread over so many, they show nowhere."""
 
+SURE_KHAT, SURE_GAP = 0.5, 0.1
+"""Of what was fitted to weighted draws: below both its verdict is good, and a richer family's steps take longer than
+all before."""
+
 SERVES = 0.3
 """Of the same shift, where a verdict would still be fair."""
 
@@ -41,6 +45,7 @@ class Attempt:
         note: why it was not fitted, or failed.
         num_latents: that it draws.
         gradients: of log p that its steps took, from all starts.
+        sampled: whether it was fitted without steps, to weighted draws of the posterior.
     """
 
     family: str
@@ -55,11 +60,14 @@ class Attempt:
     note: str = ""
     num_latents: int = 0
     gradients: int = 0
+    sampled: bool = False
 
     @property
     def is_good(self) -> bool:
         """Whether the weights find nothing left to correct."""
         gap = max(GOOD_GAP, GOOD_GAP_EACH * self.num_latents)
+        if self.sampled and self.khat < SURE_KHAT:
+            gap = max(gap, SURE_GAP)
         fits = self.khat < GOOD_KHAT and self.gap < gap and self.shift < GOOD_SHIFT
         return fits and self.missed < GOOD_MISSED
 

@@ -410,7 +410,8 @@ class Posterior(Predicting, Showing, Trusting):
         steps, missed = int(self.record["num_steps"]), missed_share(self.record["rivals"])
         size = sum(site.size for site in self.scorer.sites.latents.values())
         figures = (elbo, error, khat, gap, moved, missed, steps, seconds)
-        return Attempt(str(self.record["family"]), *figures, num_latents=size, gradients=spent)
+        more = {"num_latents": size, "gradients": spent, "sampled": "sampled" in self.record}
+        return Attempt(str(self.record["family"]), *figures, **more)
 
     def update(self, *args: Any, fresh_sites: Collection[str] = (), **kwargs: Any) -> Self:
         """The posterior given new data too: this guide is the prior of a new fit to them alone.

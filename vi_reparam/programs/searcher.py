@@ -51,6 +51,10 @@ class Searcher:
 
     Args:
         guide: a `JointGuide`, whose latents are searched.
+
+    Attributes:
+        prior: draws of the prior that the last search began from and others, shape ``[N, D]``, on the host; None where
+            nothing was searched.
     """
 
     def __init__(self, backend: Backend, guide: Any) -> None:
@@ -58,6 +62,7 @@ class Searcher:
         self.guide = guide
         self._last: tuple[Data, list[Place]] | None = None
         self._starts: tuple[Data, Any] | None = None
+        self.prior: Array | None = None
         self._one_by_one = False
 
     def run(self, data: Data, key: Any) -> list[Place]:
@@ -80,7 +85,7 @@ class Searcher:
             ops, engine = self.backend.ops, self.backend.engine
 
             def beginnings(args: Any, kwargs: Any, key: Any) -> Array:
-                return self._begin(ops, self.guide.layout(args, kwargs), args, kwargs, key, num)
+                return self._begin(ops, self.guide.layout(args, kwargs), args, kwargs, key, num)[0]
 
             found = engine.call(beginnings, data, engine.key(seed), name=(self, "beginnings", num))
             self._starts = data, ops.to_numpy(found)
@@ -113,7 +118,7 @@ class Searcher:
             state = self.backend.engine.call(paths, data, own_key, known, again, name=self)
             found = {name: ops.to_numpy(value) for name, value in state.items()}
             if not turn:
-                self._starts = data, found["starts"]
+                self._starts, self.prior = (data, found.pop("starts")), found.pop("prior")
             if not any(math.isfinite(value) for value in found["value"]):
                 raise no_start(len(found["value"]), found["value"])
             before, chosen = len(chosen), pathfinder.places_apart(found["bound"], found["distances"])
@@ -157,7 +162,7 @@ class Searcher:
         start_key, pool_key, noise_key = ops.split(key, 3)
         slow = isinstance(runs, OneByOne)
         most = STARTS if slow else pathfinder.num_starts(layout.size, scalars)
-        starts = self._begin(runs, layout, args, kwargs, start_key, most)
+        starts, prior = self._begin(runs, layout, args, kwargs, start_key, most)
         noise = ops.normal(noise_key, (DRAWS if slow else pathfinder.NUM_DRAWS, layout.size), starts.dtype)
         if not slow:
             per_path = pathfinder.num_tried(layout.size, scalars)
@@ -175,10 +180,10 @@ class Searcher:
         found = ops.while_loop(lambda s: (s[0] < pathfinder.NUM_ITERATIONS) & s[1], step, begun)[2]
         both = {name: xp.concat([known[name], found[name]]) for name in known}
         distances = pathfinder.distances(ops, both["center"], both["root"])
-        return {**both, "value": found["value"], "starts": starts, "distances": distances}
+        return {**both, "value": found["value"], "distances": distances, "starts": starts, "prior": prior}
 
-    def _begin(self, runs: Any, layout: Layout, args: Any, kwargs: Any, key: Any, most: int) -> Array:
-        """A sensible vector, draws of the prior, and vectors near the origin. Shape ``[most, D]``."""
+    def _begin(self, runs: Any, layout: Layout, args: Any, kwargs: Any, key: Any, most: int) -> tuple[Array, Array]:
+        """A sensible vector, draws of the prior, and vectors near the origin, shape ``[most, D]``; all these draws."""
         ops, tracer = self.backend.ops, self.backend.tracer
         first, draws = self.guide.start_and_draws(layout, args, kwargs)
         prior_key, near_key = ops.split(key, 2)
@@ -190,11 +195,11 @@ class Searcher:
 
         shapes = {part.site.name: part.site.shape for part in layout.parts}
         if {n: tuple(draws[n].shape[1:]) for n in shapes if n in draws} == shapes:  # drawn already: a model less
-            prior = runs.vmap(layout.pack)({n: draws[n][:num] for n in shapes})
+            prior = runs.vmap(layout.pack)({n: draws[n] for n in shapes})
         else:
             prior = runs.many(draw, prior_key, num)
         near = 4.0 * ops.uniform(near_key, (most - 1 - num, layout.size), first.dtype) - 2.0
-        return ops.xp.concat([first[None], prior, near])
+        return ops.xp.concat([first[None], prior[:num], near]), prior
 
 
 def nothing_known(size: int) -> dict[str, Any]:

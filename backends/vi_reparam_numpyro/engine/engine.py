@@ -62,6 +62,10 @@ _RUNS: Any = SimpleNamespace(ops=ops, tracer=tracer)
 """What a run asks of a backend."""
 
 
+UNSTEADY = re.compile(r" at 0x\w+|\n *_:\S+ = random_seed\S* \S+")
+"""What a program's text may have or not: addresses, and keys that nothing reads, which a cached trace leaves out."""
+
+
 @one_at_a_time
 class JaxEngine:
     """`vi_reparam.backend.engine.Engine` for JAX."""
@@ -321,7 +325,7 @@ def _traced(program: Callable[..., Any], data: Data, inputs: tuple[Any, ...], al
             raise
         return data  # what is wrong with the arguments is reported by the check that follows
     refuse_out_of_bounds(_name(program) if alone else "the model", closed, data.arrays)
-    seen = hashlib.blake2b(re.sub(r" at 0x\w+", "", str(closed.jaxpr)).encode())
+    seen = hashlib.blake2b(UNSTEADY.sub("", str(closed.jaxpr)).encode())
     for value in closed.consts:
         keyed = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
         seen.update(np.ascontiguousarray(random.key_data(value) if keyed else value).tobytes())
