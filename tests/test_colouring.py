@@ -1,9 +1,11 @@
-"""Second derivatives of few products, and of a matrix that is factored in blocks."""
+"""Second derivatives of few products, as an arrow that is factored in blocks."""
 
 import numpy as np
 import pytest
 
-from vi_reparam.fit.colouring import of_pattern, pattern
+from vi_reparam.fit.colouring import _full, of_pattern, pattern
+from vi_reparam.gaussians import arrow
+from vi_reparam.programs.curvature import Curvature
 
 
 def walk(size):
@@ -17,22 +19,61 @@ def groups(size):
     return known
 
 
-@pytest.mark.parametrize(("known", "most"), [(walk(40), 3), (groups(20), 3), (np.eye(30, dtype=bool), 1)])
-def test_few_products_give_all_entries(known, most):
-    rng = np.random.default_rng(0)
-    matrix = rng.normal(size=known.shape)
-    matrix = (matrix + matrix.T) * known
-    seeds, mask = of_pattern(known)
-    assert len(seeds) <= most
-    assert (seeds.sum(0) == 1.0).all()
-    found = mask * (matrix @ seeds.T @ seeds)
-    np.testing.assert_allclose(found + (1.0 - mask) * found.T, matrix)
+def precision(known, rng):
+    """A positive definite matrix with these entries, its rows in any order."""
+    order = rng.permutation(len(known))
+    matrix = np.where(known, rng.normal(size=known.shape), 0.0)
+    matrix = matrix + matrix.T
+    matrix += (1.0 + np.abs(matrix).sum(1).max()) * np.eye(len(known))
+    return matrix[np.ix_(order, order)], known[np.ix_(order, order)]
 
 
-def test_a_full_matrix_is_looked_at_column_by_column():
-    seeds, mask = of_pattern(np.ones((9, 9), dtype=bool))
-    np.testing.assert_array_equal(seeds, np.eye(9))
-    assert mask.all()
+CASES = {
+    "a walk": (walk(40), 3),
+    "a longer walk": (walk(300), 3),
+    "groups and one of all": (groups(20), 3),
+    "many groups and one of all": (groups(100), 3),
+    "none": (np.eye(70, dtype=bool), 1),
+    "all": (np.ones((50, 50), dtype=bool), 50),
+    "one": (np.ones((1, 1), dtype=bool), 1),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("full", [False, True], ids=["arrow", "full"])
+def test_few_products_give_a_factor(vr, case, full):
+    ops, rng = vr.ops, np.random.default_rng(0)
+    matrix, known = precision(CASES[case][0], rng)
+    form = _full(len(known)) if full else of_pattern(known, scalars=1_000)
+    assert full or len(form.seeds) <= CASES[case][1]
+    held, x, noise = ops.asarray(matrix), rng.normal(size=(3, len(matrix))), rng.normal(size=(3, len(matrix)))
+
+    def solved(x, noise):
+        own = Curvature(*(ops.asarray(part) for part in form))
+        found, slope = own.look(ops, lambda z: -held @ z, x)
+        root, order = arrow.sure_factor(ops, found), own.order(ops)
+        half = arrow.rise(ops, root, order.sort(ops, -slope))
+        way = own.ways(ops, root, noise)
+        return order.back(ops, arrow.fall(ops, root, half)), arrow.log_density(ops, root, noise), way
+
+    same, log_q, ways = map(ops.to_numpy, ops.compiled(ops.vmap(solved))(ops.asarray(x), ops.asarray(noise)))
+    np.testing.assert_allclose(same, x, atol=1e-10)  # the precision times x, solved
+    lengths = np.einsum("ni,ij,nj->n", ways, matrix, ways)
+    np.testing.assert_allclose(lengths, (noise**2).sum(1))
+    exact = 0.5 * (np.linalg.slogdet(matrix)[1] - len(matrix) * np.log(2.0 * np.pi) - lengths)
+    np.testing.assert_allclose(log_q, exact)
+
+
+@pytest.mark.parametrize("case", ["a longer walk", "all"])
+def test_a_matrix_without_a_factor_gives_a_diagonal_one(vr, case):
+    ops = vr.ops
+    known = CASES[case][0]
+    form = Curvature(*(ops.asarray(part) for part in of_pattern(known)))
+    found, _ = form.look(ops, lambda z: z, ops.asarray(np.ones(len(known))))  # its negative is minus one
+    root = arrow.sure_factor(ops, found)
+    ways = ops.to_numpy(form.ways(ops, root, ops.asarray(np.ones(len(known)))))
+    assert (ways > 0.5).all() and (ways < 1.0).all()
+    assert np.isfinite(ops.to_numpy(arrow.log_det(ops, root)))
 
 
 def test_the_pattern_is_that_of_the_slopes():
@@ -46,6 +87,12 @@ def test_the_pattern_is_that_of_the_slopes():
     places[0, 3] = np.nan
     np.testing.assert_array_equal(pattern(slopes, places), walk(12))
     assert pattern(slopes, np.full((2, 12), np.nan)).all()
+    far = np.where(np.arange(12) == 3, 40.0, np.zeros((2, 12)))
+
+    def overflows(z):  # where the fourth is above 40.05
+        return np.where(z[:, 3:4] > 40.05, np.nan, slopes(z))
+
+    np.testing.assert_array_equal(pattern(overflows, far), walk(12))  # by smaller differences
 
 
 @pytest.mark.parametrize("size", [1, 5, 32, 33, 70])

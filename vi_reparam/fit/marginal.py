@@ -6,7 +6,6 @@ by one compiled program.
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +13,8 @@ import numpy as np
 from vi_reparam.backend.data import Data
 from vi_reparam.fit.colouring import cost_of
 from vi_reparam.fit.weighted_mixture import Mixture
-from vi_reparam.posterior.parts import by_parts
 from vi_reparam.gaussians import arrow
+from vi_reparam.posterior.parts import by_parts
 from vi_reparam.programs.curvature import Curvature
 from vi_reparam.programs.nested_laplace import climb, halves
 from vi_reparam.programs.searcher import no_start

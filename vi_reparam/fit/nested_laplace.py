@@ -41,8 +41,8 @@ FLAT = 0.6
 MOST_SPREAD = 0.7
 """Standard deviation of the others' log weights above which they are not nearly normal, and one round is enough."""
 
-HOPELESS = 1.5
-"""The same, at the mode, where no round is worth it."""
+NEARLY_NORMAL, HOPELESS = 0.25, 1.5
+"""The same, at the mode: below which no other global is needed, and above which no round is worth it."""
 
 MOVED = 0.1
 """Part by which the others' curvature changes as a latent moves by one sd, for it to be a global."""
@@ -89,7 +89,7 @@ def fitted(guided: Any, data: Data, seed: int, begin: Callable[[], Any]) -> Fit:
     rng = np.random.default_rng(abs(seed))
     chosen = guided.family
     guide, ops = guided.base_guide, guided.backend.ops
-    starts = np.asarray(guide.searcher.starts(data, seed, NUM_STARTS), np.float64)
+    starts = np.asarray(guide.searcher.beginnings(data, seed, NUM_STARTS), np.float64)
     scalars = starts.shape[1] + sum(math.prod(x.shape) for x in ops.tree_leaves(data.call) if hasattr(x, "dtype"))
     names, known = chosen.globals or _likely(guided, data), None
     slopes = slopes_of(guided.for_family(Structured()).base_guide, data)
@@ -103,7 +103,8 @@ def fitted(guided: Any, data: Data, seed: int, begin: Callable[[], Any]) -> Fit:
         mean[own], mean[other] = found.best, found.others
         spread[own] = np.sqrt((root**2).sum(1))
         spread[other] = np.sqrt(found.widths**2 + ((found.slopes @ root) ** 2).sum(1))
-        moved = names if chosen.globals or known is not None else _globals(guided, data, slopes, mean, spread, rng)
+        is_chosen = chosen.globals or known is not None or found.spread < NEARLY_NORMAL
+        moved = names if is_chosen else _globals(guided, data, slopes, mean, spread, rng)
         if found.spread > HOPELESS:
             raise SiteError(
                 f"{family!r}: given these globals, the other latents are far from normal (their log weights vary by "

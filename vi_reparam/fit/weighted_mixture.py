@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-NUM_UPDATES, LITTLE = 60, 2e-4
+NUM_UPDATES, LITTLE = 60, 1e-5
 """Of EM, at the most, and the gain in nats a draw at which it ends."""
 
 TRIED, MOST = (1, 2, 3, 4, 6, 9, 13, 20), 6

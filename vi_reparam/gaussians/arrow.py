@@ -82,7 +82,7 @@ def sure_factor(ops: Ops, a: Arrow) -> Arrow:
     bands, ends = (xp.sqrt(part + 1e-6 * (1.0 + most)) for part in (bands, ends))
     eye = xp.eye(size, dtype=a.own.dtype)
     corner = xp.eye(a.corner.shape[0], dtype=a.own.dtype) * ends[:, None]
-    heavy = Arrow(eye / bands[:, :, None], xp.zeros_like(a.below), xp.zeros_like(a.border), corner)
+    heavy = Arrow(eye[None] / bands[:, :, None], xp.zeros_like(a.below), xp.zeros_like(a.border), corner)
     return Arrow(*(xp.where(fine, found, other) for found, other in zip(root, heavy, strict=True)))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.gaussians import arrow
@@ -62,7 +62,7 @@ class Curvature(NamedTuple):
         own = self.band[:, :, size:] * (blocks @ xp.matrix_transpose(seeds))
         own = 0.5 * (own + xp.matrix_transpose(own))
         lacking = xp.reshape(xp.astype(order.rows[: num * size] == x.shape[0], x.dtype), (num, size))
-        own = own + lacking[:, :, None] * xp.eye(size, dtype=x.dtype)
+        own = own + lacking[:, :, None] * xp.eye(size, dtype=x.dtype)[None]
         border_rows = xp.permute_dims(xp.reshape(edge[:, : num * size], (border, num, size)), (1, 0, 2))
         return Arrow(own, below, border_rows, corner), rise
 

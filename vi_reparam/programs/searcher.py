@@ -79,15 +79,15 @@ class Searcher:
         """The places of the last run, where it was of these data; nothing is searched."""
         return self._last[1] if self._last is not None and self._last[0] is data else []
 
-    def starts(self, data: Data, seed: int, num: int) -> Any:
-        """Vectors to begin at, NumPy's, shape ``[N, D]``: those of the last search of these data, else `num` new ones."""
+    def beginnings(self, data: Data, seed: int, num: int) -> Any:
+        """Vectors to begin at, on the host, shape ``[N, D]``: the last search's, if of these data, or `num` others."""
         if self._starts is None or self._starts[0] is not data:
             ops, engine = self.backend.ops, self.backend.engine
 
-            def beginnings(args: Any, kwargs: Any, key: Any) -> Array:
-                return self._begin(ops, self.guide.layout(args, kwargs), args, kwargs, key, num)[0]
+            def drawn(args: Any, kwargs: Any, key: Any) -> Array:
+                return self.starts(ops, self.guide.layout(args, kwargs), args, kwargs, key, num)[0]
 
-            found = engine.call(beginnings, data, engine.key(seed), name=(self, "beginnings", num))
+            found = engine.call(drawn, data, engine.key(seed), name=(self, "beginnings", num))
             self._starts = data, ops.to_numpy(found)
         return self._starts[1]
 
@@ -162,7 +162,7 @@ class Searcher:
         start_key, pool_key, noise_key = ops.split(key, 3)
         slow = isinstance(runs, OneByOne)
         most = STARTS if slow else pathfinder.num_starts(layout.size, scalars)
-        starts, prior = self._begin(runs, layout, args, kwargs, start_key, most)
+        starts, prior = self.starts(runs, layout, args, kwargs, start_key, most)
         noise = ops.normal(noise_key, (DRAWS if slow else pathfinder.NUM_DRAWS, layout.size), starts.dtype)
         if not slow:
             per_path = pathfinder.num_tried(layout.size, scalars)
@@ -182,7 +182,7 @@ class Searcher:
         distances = pathfinder.distances(ops, both["center"], both["root"])
         return {**both, "value": found["value"], "distances": distances, "starts": starts, "prior": prior}
 
-    def _begin(self, runs: Any, layout: Layout, args: Any, kwargs: Any, key: Any, most: int) -> tuple[Array, Array]:
+    def starts(self, runs: Any, layout: Layout, args: Any, kwargs: Any, key: Any, most: int) -> tuple[Array, Array]:
         """A sensible vector, draws of the prior, and vectors near the origin, shape ``[most, D]``; all these draws."""
         ops, tracer = self.backend.ops, self.backend.tracer
         first, draws = self.guide.start_and_draws(layout, args, kwargs)

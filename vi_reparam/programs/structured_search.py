@@ -143,7 +143,7 @@ class Paths:
         self.conditionals = Conditionals(guide.backend, guide.model, split, args, kwargs, {})
         self.log_p = self.ops.compiled(guide.log_joint(split.layout, {}, args, kwargs))
         start_key, own_key, local_key = self.ops.split(key, 3)
-        starts = Searcher(guide.backend, guide).starts(runs, split.layout, args, kwargs, start_key, NUM_PATHS)
+        starts, _ = Searcher(guide.backend, guide).starts(runs, split.layout, args, kwargs, start_key, NUM_PATHS)
         dtype = starts.dtype
         own = [self.ops.xp.astype(at, dtype)[None] for at in given]
         self.starts = self.ops.xp.concat([starts[: NUM_PATHS - len(own)], *own])
