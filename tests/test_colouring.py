@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from vi_reparam.fit.colouring import _full, of_pattern, pattern
-from vi_reparam.gaussians import arrow
+from vi_reparam.fit.colouring import Pattern, full, of_pattern, pattern
 from vi_reparam.programs.curvature import Curvature
 
 
@@ -39,41 +38,59 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("full", [False, True], ids=["arrow", "full"])
-def test_few_products_give_a_factor(vr, case, full):
-    ops, rng = vr.ops, np.random.default_rng(0)
-    matrix, known = precision(CASES[case][0], rng)
-    form = _full(len(known)) if full else of_pattern(known, scalars=1_000)
-    assert full or len(form.seeds) <= CASES[case][1]
-    held, x, noise = ops.asarray(matrix), rng.normal(size=(3, len(matrix))), rng.normal(size=(3, len(matrix)))
+def looked(ops, form, matrix, x, noise):
+    """The matrix times each x solved, log densities of its draws, and the draws."""
+    held = ops.asarray(matrix)
 
-    def solved(x, noise):
+    def one(x, noise):
         own = Curvature(*(ops.asarray(part) for part in form))
-        found, slope = own.look(ops, lambda z: -held @ z, x)
-        root, order = arrow.sure_factor(ops, found), own.order(ops)
-        half = arrow.rise(ops, root, order.sort(ops, -slope))
-        way = own.ways(ops, root, noise)
-        return order.back(ops, arrow.fall(ops, root, half)), arrow.log_density(ops, root, noise), way
+        root, slope = own.look(ops, lambda z: -held @ z, x)
+        way, _ = own.step(ops, root, -slope)
+        return way, root.log_density(ops, noise), own.ways(ops, root, noise)
 
-    same, log_q, ways = map(ops.to_numpy, ops.compiled(ops.vmap(solved))(ops.asarray(x), ops.asarray(noise)))
-    np.testing.assert_allclose(same, x, atol=1e-10)  # the precision times x, solved
+    return map(ops.to_numpy, ops.compiled(ops.vmap(one))(ops.asarray(x), ops.asarray(noise)))
+
+
+def is_exact(ops, form, matrix):
+    rng = np.random.default_rng(1)
+    x, noise = rng.normal(size=(2, 3, len(matrix)))
+    same, log_q, ways = looked(ops, form, matrix, x, noise)
+    np.testing.assert_allclose(same, x, atol=1e-9)
     lengths = np.einsum("ni,ij,nj->n", ways, matrix, ways)
     np.testing.assert_allclose(lengths, (noise**2).sum(1))
     exact = 0.5 * (np.linalg.slogdet(matrix)[1] - len(matrix) * np.log(2.0 * np.pi) - lengths)
     np.testing.assert_allclose(log_q, exact)
 
 
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("whole", [False, True], ids=["arrow", "full"])
+def test_few_products_give_a_factor(vr, case, whole):
+    matrix, known = precision(CASES[case][0], np.random.default_rng(0))
+    form = full(len(known)) if whole else of_pattern(Pattern(known, np.zeros(len(known))), scalars=1_000)
+    assert whole or len(form.seeds) <= CASES[case][1]
+    is_exact(vr.ops, form, matrix)
+
+
+@pytest.mark.parametrize("case", ["a longer walk", "many groups and one of all"])
+def test_a_soft_sum_leaves_the_zeros(vr, case):
+    """What ``Normal(0, 0.1)`` of the sum of half of the latents adds to each pair of these."""
+    matrix, known = precision(CASES[case][0], np.random.default_rng(0))
+    half = np.arange(len(matrix)) % 2 == 0
+    both = matrix + 100.0 * np.outer(half, half)
+    found = pattern(lambda z: -z @ both, np.random.default_rng(2).normal(size=(2, len(matrix))))
+    np.testing.assert_allclose(found.shared, 10.0 * half, rtol=1e-6)
+    np.testing.assert_array_equal(found.known, known)
+    form = of_pattern(found, scalars=1_000)
+    assert len(form.seeds) <= CASES[case][1]
+    is_exact(vr.ops, form, both)
+
+
 @pytest.mark.parametrize("case", ["a longer walk", "all"])
 def test_a_matrix_without_a_factor_gives_a_diagonal_one(vr, case):
-    ops = vr.ops
-    known = CASES[case][0]
-    form = Curvature(*(ops.asarray(part) for part in of_pattern(known)))
-    found, _ = form.look(ops, lambda z: z, ops.asarray(np.ones(len(known))))  # its negative is minus one
-    root = arrow.sure_factor(ops, found)
-    ways = ops.to_numpy(form.ways(ops, root, ops.asarray(np.ones(len(known)))))
-    assert (ways > 0.5).all() and (ways < 1.0).all()
-    assert np.isfinite(ops.to_numpy(arrow.log_det(ops, root)))
+    known, ops = CASES[case][0], vr.ops
+    form, ones = of_pattern(Pattern(known, np.zeros(len(known)))), np.ones((1, len(known)))
+    way, log_q, ways = looked(ops, form, -np.eye(len(known)), ones, ones)
+    assert (ways > 0.5).all() and (ways < 1.0).all() and np.isfinite(way).all() and np.isfinite(log_q).all()
 
 
 def test_the_pattern_is_that_of_the_slopes():
@@ -85,14 +102,14 @@ def test_the_pattern_is_that_of_the_slopes():
 
     places = np.random.default_rng(0).normal(size=(4, 12))
     places[0, 3] = np.nan
-    np.testing.assert_array_equal(pattern(slopes, places), walk(12))
-    assert pattern(slopes, np.full((2, 12), np.nan)).all()
+    np.testing.assert_array_equal(pattern(slopes, places).known, walk(12))
+    assert pattern(slopes, np.full((2, 12), np.nan)).known.all()
     far = np.where(np.arange(12) == 3, 40.0, np.zeros((2, 12)))
 
     def overflows(z):  # where the fourth is above 40.05
         return np.where(z[:, 3:4] > 40.05, np.nan, slopes(z))
 
-    np.testing.assert_array_equal(pattern(overflows, far), walk(12))  # by smaller differences
+    np.testing.assert_array_equal(pattern(overflows, far).known, walk(12))  # by smaller differences
 
 
 @pytest.mark.parametrize("size", [1, 5, 32, 33, 70])

@@ -91,8 +91,8 @@ def test_what_it_cannot_do_is_refused(fitted):
         vr.guide(nested())(model).start(Y)
     with pytest.raises(vr.ArgumentError, match="it is no part"):
         vr.Sites({"row": nested(), "*": vr.MeanField()})
-    with pytest.raises(vr.SiteError, match="covers at most 512 coordinates"):
-        nested().check_size(1_000)
+    with pytest.raises(vr.SiteError, match="covers at most 4096 coordinates"):
+        nested().check_size(5_000)
     guided = posterior.guided
     with pytest.raises(vr.GradientError, match="no gradient goes through its draws"):
         slope_of_a_draw(vr, guided)

@@ -7,7 +7,9 @@ most others know of are looked at alone. The others are ordered so that those th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -28,45 +30,89 @@ QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 BLOCKS = (8, 16, 32)
 """Fewest rows of a block that are tried."""
 
+FEWEST_SHARED, NEARLY_ALL, SAME = 64, 0.8, 1e-6
+"""Latents whose pairs have one number in common, part of the pairs that have it, and how near they must be."""
+
 FACTORS, BLOCK = 30, 2_000
 """Numbers of a factorization that take as long as one of a run of the model, and such numbers for a block more."""
 
 
-def pattern(slopes: Callable[[np.ndarray], np.ndarray], places: np.ndarray) -> np.ndarray:
-    """Which second derivatives are not zero. Shape ``[D, D]``.
+class Pattern(NamedTuple):
+    """What is known of second derivatives.
+
+    Attributes:
+        known: which of them are not zero, beside those of `shared`. Shape ``[D, D]``.
+        shared: a vector whose outer product with itself their negative holds everywhere; or zeros. Shape ``[D]``.
+    """
+
+    known: np.ndarray
+    shared: np.ndarray
+
+    def of(self, places: list[int]) -> Pattern:
+        """Of some coordinates."""
+        return Pattern(self.known[np.ix_(places, places)], self.shared[places])
+
+
+def pattern(slopes: Callable[[np.ndarray], np.ndarray], places: np.ndarray) -> Pattern:
+    """Which second derivatives are not zero.
 
     Args:
         slopes: first derivatives at vectors, both of shape ``[N, D]``.
         places: of which the first ones where they are finite are looked at, shape ``[N, D]``.
     """
     size = places.shape[1]
-    known, looked = np.eye(size, dtype=bool), np.zeros(size, dtype=int)
+    known, looked, shared = np.eye(size, dtype=bool), np.zeros(size, dtype=int), None
     for step in STEPS:
         ways = step * np.eye(size)
         for place in places:
             rows = np.concatenate([place + ways, place - ways])
             (found,) = by_parts(lambda part: (slopes(part),), rows, min(AT_ONCE, len(rows)))
             fine = np.isfinite(found[:size]).all(1) & np.isfinite(found[size:]).all(1)
-            known[fine] |= (found[:size] != found[size:])[fine]
+            precision = (found[size:] - found[:size]) / (2.0 * step)
+            if fine.all():
+                before, shared = shared, _shared(precision)
+                if before is not None and not np.allclose(before, shared, rtol=SAME):
+                    shared = np.zeros(size)  # it moves
+                precision[np.abs(precision - np.outer(shared, shared)) < SAME * shared.max() ** 2] = 0.0
+            known[fine] |= (precision != 0.0)[fine]
             looked += fine
             if looked.min() >= NUM_LOOKED:
-                return known | known.T
+                return Pattern(known | known.T, shared)
     known[looked < NUM_LOOKED] = True
-    return known | known.T
+    return Pattern(known | known.T, np.zeros(size))
 
 
-def of_pattern(known: np.ndarray, scalars: int = 1) -> Curvature:
+def _shared(precision: np.ndarray) -> np.ndarray:
+    """The square root of the number that nearly all pairs of many latents have in common, or zeros."""
+    size = len(precision)
+    off = precision[(precision > 0.0) & ~np.eye(size, dtype=bool)]
+    if len(off) < FEWEST_SHARED**2:
+        return np.zeros(size)
+    values, counts = np.unique(off.astype(np.float32), return_counts=True)
+    most = values[counts.argmax()]
+    hit = np.abs(precision - most) < SAME * most
+    members = hit.sum(0) > 0.5 * hit.sum(0).max()
+    inside = hit[np.ix_(members, members)]
+    if members.sum() < FEWEST_SHARED or inside.mean() < NEARLY_ALL:
+        return np.zeros(size)
+    return members * math.sqrt(float(np.median(precision[hit])))
+
+
+def of_pattern(pattern: Pattern, scalars: int = 1) -> Curvature:
     """What costs least, of a symmetric pattern.
 
     Args:
         scalars: numbers in a run of the model.
     """
+    known, shared = pattern
     size, degrees = len(known), known.sum(0)
-    tried = [_full(size)]
+    tried = [full(size)]
     for most in sorted({int(d) for d in np.quantile(degrees, QUANTILES)}):
         alone = np.flatnonzero(degrees > most)
         tried += _arrows(known, np.flatnonzero(degrees <= most), alone)
-    return min(tried, key=lambda found: cost_of(found, scalars))
+    found = min(tried, key=lambda found: cost_of(found, scalars))
+    has_zeros = found.sizes[2] < size and shared.any()
+    return found._replace(shared=shared[None]) if has_zeros else found
 
 
 def cost_of(found: Curvature, scalars: int) -> int:
@@ -77,8 +123,9 @@ def cost_of(found: Curvature, scalars: int) -> int:
     return int(products * max(scalars, length) + factor / FACTORS + BLOCK * num)
 
 
-def _full(size: int) -> Curvature:
-    return Curvature(np.eye(size), np.arange(float(size)), np.zeros((0, 1, 2)))
+def full(size: int) -> Curvature:
+    """Of a matrix without zeros."""
+    return Curvature(np.eye(size), np.arange(float(size)), np.zeros((0, 1, 2)), np.zeros((0, size)))
 
 
 def _arrows(known: np.ndarray, rest: np.ndarray, alone: np.ndarray) -> list[Curvature]:
@@ -112,7 +159,7 @@ def _arrow(inner: np.ndarray, rest: np.ndarray, alone: np.ndarray, seeds: np.nda
         block = own[:, first : (k + 1) * size]
         start = 0 if k else size
         near[k, : len(own), start : start + block.shape[1]] = block
-    return Curvature(seeds, rows.astype(float), near)
+    return Curvature(seeds, rows.astype(float), near, np.zeros((0, seeds.shape[1])))
 
 
 def _coloured(inner: np.ndarray) -> np.ndarray:

@@ -13,7 +13,6 @@ import numpy as np
 from vi_reparam.backend.data import Data
 from vi_reparam.fit.colouring import cost_of
 from vi_reparam.fit.weighted_mixture import Mixture
-from vi_reparam.gaussians import arrow
 from vi_reparam.posterior.parts import by_parts
 from vi_reparam.programs.curvature import Curvature
 from vi_reparam.programs.nested_laplace import climb, halves
@@ -158,7 +157,7 @@ class Marginal:
                 shape = Curvature(*form)
                 found = climb(ops, height, row[num:], shape)
                 ways = ops.vmap(lambda n: shape.ways(ops, found.root, n))(noise)
-                weights = ops.vmap(height)(found.at[None] + ways) - arrow.log_density(ops, found.root, noise)
+                weights = ops.vmap(height)(found.at[None] + ways) - found.root.log_density(ops, noise)
                 top = ops.xp.max(weights)
                 mean = ops.xp.mean(ops.xp.exp(weights - top))
                 widths = ops.xp.sqrt(ops.xp.mean(ways * ways, axis=0))

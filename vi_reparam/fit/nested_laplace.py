@@ -15,13 +15,13 @@ import numpy as np
 from vi_reparam.backend.data import Data
 from vi_reparam.errors import NonFiniteError, SiteError
 from vi_reparam.fit import weighted_mixture
-from vi_reparam.fit.colouring import of_pattern, pattern
+from vi_reparam.fit.colouring import Pattern, of_pattern, pattern
 from vi_reparam.fit.marginal import Marginal, Peaks, peaks
 from vi_reparam.fit.matching import slopes_of
 from vi_reparam.fit.sampled import Fit, why_not_of
 from vi_reparam.fit.weighted_mixture import Mixture
 from vi_reparam.gaussians import skew
-from vi_reparam.guides.nested_laplace import MOST_GLOBALS, MOST_LOCALS, NestedLaplace
+from vi_reparam.guides.nested_laplace import MOST_GLOBALS, MOST_LOCALS, MOST_TIED, NestedLaplace
 from vi_reparam.guides.structured import Structured
 from vi_reparam.posterior.weights import Weights
 from vi_reparam.programs.layout import Part
@@ -103,8 +103,12 @@ def fitted(guided: Any, data: Data, seed: int, begin: Callable[[], Any]) -> Fit:
         mean[own], mean[other] = found.best, found.others
         spread[own] = np.sqrt((root**2).sum(1))
         spread[other] = np.sqrt(found.widths**2 + ((found.slopes @ root) ** 2).sum(1))
-        is_chosen = chosen.globals or known is not None or found.spread < NEARLY_NORMAL
-        moved = names if is_chosen else _globals(guided, data, slopes, mean, spread, rng)
+        are_enough = found.spread < NEARLY_NORMAL and len(names) < len(_free(guided, data))
+        moved = (
+            names
+            if chosen.globals or known is not None or are_enough
+            else _globals(guided, data, slopes, mean, spread, rng)
+        )
         if found.spread > HOPELESS:
             raise SiteError(
                 f"{family!r}: given these globals, the other latents are far from normal (their log weights vary by "
@@ -116,7 +120,7 @@ def fitted(guided: Any, data: Data, seed: int, begin: Callable[[], Any]) -> Fit:
 
 
 def _target(
-    guided: Any, family: NestedLaplace, data: Data, scalars: int, entries: np.ndarray, rng: np.random.Generator
+    guided: Any, family: NestedLaplace, data: Data, scalars: int, entries: Pattern, rng: np.random.Generator
 ) -> tuple[Marginal, list[int], list[int]]:
     """The globals' marginal density, and the places of both halves' coordinates."""
     guide, names = guided.for_family(family).base_guide, family.globals or ()
@@ -130,7 +134,13 @@ def _target(
             f"not (1 to {MOST_LOCALS}): name other globals" + (f"; it has no {sorted(lacking)}" if lacking else "")
         )
     own, other = parts.indices()
-    return Marginal(guide, data, scalars, of_pattern(entries[np.ix_(other, other)], scalars), rng), own, other
+    form = of_pattern(entries.of(other), scalars)
+    if form.sizes[2] > MOST_TIED:
+        raise SiteError(
+            f"{family!r}: {form.sizes[2]:,} of {size:,} latents know of most others (at most {MOST_TIED:,}), so that a "
+            "draw would take too long: use vr.Structured()"
+        )
+    return Marginal(guide, data, scalars, form, rng), own, other
 
 
 def _free(guided: Any, data: Data) -> list[Part]:

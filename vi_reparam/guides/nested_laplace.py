@@ -9,8 +9,8 @@ from typing import ClassVar
 from vi_reparam.errors import ArgumentError, SiteError
 from vi_reparam.guides.joint import JointFamily
 
-MOST_GLOBALS, MOST_LOCALS = 24, 4_096
-"""Coordinates: of those that are drawn by importance sampling, and of those whose matrix of curvature is made."""
+MOST_GLOBALS, MOST_LOCALS, MOST_TIED = 24, 4_096, 1_024
+"""Coordinates: of those that are drawn by importance sampling, of the others, and of those that know of most others."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -21,9 +21,11 @@ class NestedLaplace(JointFamily):
     Martino and Chopin 2009). So crossed effects, Gaussian processes, state spaces and regressions whose noise is normal
     come out exactly given the globals, and those with counts nearly. The mixture is fitted by adaptive importance
     sampling of the globals' marginal posterior (Cappé et al. 2008; Cornuet et al. 2012), without any step: `fit` takes
-    no `num_steps`, `optimizer` or `num_particles`. The start is a fit of `Structured`.
+    no `num_steps`, `optimizer` or `num_particles`.
 
-    A draw costs a few matrices of second derivatives of all latents but the globals, of which there may be 512.
+    A draw costs a few matrices of second derivatives of all latents but the globals. Where each knows of few others, as
+    in groups, walks and on maps, only the entries that are not zero are computed, and there may be 4,096 latents;
+    else 1,024.
 
     Args:
         globals: names of the latents that the mixture draws, at most 24 coordinates; None to choose them: latents

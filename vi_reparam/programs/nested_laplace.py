@@ -7,12 +7,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from vi_reparam.errors import SiteError
-from vi_reparam.gaussians import arrow
-from vi_reparam.gaussians.arrow import Arrow
 from vi_reparam.gaussians.skew import skew
 from vi_reparam.numerics.special import log_sum_exp
 from vi_reparam.programs import mixture
-from vi_reparam.programs.curvature import Curvature
+from vi_reparam.programs.curvature import Curvature, Root
 from vi_reparam.programs.joint import Array, Draws, JointGuide, Key, Layout, Params
 from vi_reparam.programs.layout import Part
 from vi_reparam.programs.vector import Vector
@@ -80,7 +78,7 @@ class NestedLaplaceGuide(JointGuide):
         parts = halves(layout, self.family.globals)
         num, size = parts.sizes
         own = self._params(layout, parts, self.start(layout, args, kwargs))
-        known, form = mixed(ops, own), Curvature(own["seeds"], own["rows"], own["band"])
+        known, form = mixed(ops, own), Curvature(*(own[name] for name in Curvature._fields))
         upper = xp.cumulative_sum(xp.exp(own["log_weight"]))
         upper = upper / upper[-1]
         lower = xp.concat([xp.zeros_like(upper[:1]), upper[:-1]])
@@ -109,7 +107,7 @@ class NestedLaplaceGuide(JointGuide):
 
             (x, root), _ = ops.scan(turn, (begun, form.none(ops, begun)), own["turns"])
             value = ops.once(parts.join(ops, layout, g, x + form.ways(ops, root, ways)))
-            return Vector(value, log_q + arrow.log_density(ops, root, ways))
+            return Vector(value, log_q + root.log_density(ops, ways))
 
         return self.vector(layout, noise, draw, features)
 
@@ -135,6 +133,7 @@ class NestedLaplaceGuide(JointGuide):
             "seeds": self.param("seeds", lambda _: xp.eye(size, dtype=dtype)),
             "rows": self.param("rows", lambda _: xp.arange(size, dtype=dtype)),
             "band": self.param("band", lambda _: xp.zeros((0, 1, 2), dtype=dtype)),
+            "shared": self.param("shared", lambda _: xp.zeros((0, size), dtype=dtype)),
             "turns": self.param("turns", lambda _: xp.ones(2, dtype=dtype)),
         }
 
@@ -152,7 +151,7 @@ class Climb(NamedTuple):
     """
 
     at: Array
-    root: Arrow
+    root: Root
     gain: Array
 
 
@@ -204,16 +203,13 @@ def climb(ops: Any, height: Callable[[Array], Array], x: Array, form: Curvature)
         form: of its second derivatives.
     """
     xp = ops.xp
-    precision, slope = form.look(ops, ops.grad(height), x)
-    root, order = arrow.sure_factor(ops, precision), form.order(ops)
-    half = arrow.rise(ops, root, order.sort(ops, slope))
-    way = order.back(ops, arrow.fall(ops, root, half))
+    root, slope = form.look(ops, ops.grad(height), x)
+    way, gain = form.step(ops, root, slope)
     way = xp.where(xp.isfinite(way), way, xp.zeros_like(way))
     shares = xp.asarray(SHARES, dtype=x.dtype)[:, None]
     trials = x[None] + shares * way[None]
     heights = ops.vmap(height)(trials)
     heights = xp.where(xp.isfinite(heights), heights, xp.full_like(heights, -math.inf))
     best = xp.reshape(xp.argmax(heights), (1,))  # taken, not indexed: it may be a lane's own
-    gain = xp.sum(half * half)
     quadratic = xp.abs(heights[0] - heights[-1] - 0.5 * gain) < ROUNDING * (1.0 + gain)
     return Climb(xp.take(trials, best, axis=0)[0], root, xp.where(quadratic, xp.zeros_like(gain), gain))
