@@ -29,7 +29,7 @@ NUM_LOCAL_DRAWS = 8
 """Behind a marginal density."""
 
 MOST_TURNS = 12
-CLOSE = 1e-3
+CLOSE = 1e-2
 """Twice the nats that a Newton step still promises where it is the last one."""
 
 NUM_PATHS, MOST_CLIMBS = 3, 30

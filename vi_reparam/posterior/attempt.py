@@ -12,8 +12,9 @@ GOOD_SHIFT = 0.075
 """Nats below the log evidence, and standard deviations, half of what would make a verdict fair: what weights may still
 correct."""
 
-GOOD_GAP_EACH = 1e-3
-"""Nats for each of many latents, where that is more: spread over so many, they show nowhere."""
+GOOD_GAP_EACH, MANY, GOOD_SHIFT_OF_MANY = 1e-3, 512, 0.1
+"""Nats for each of many latents, where that is more: spread over so many, they show nowhere. Of more than `MANY` the
+largest shift is partly chance, and a verdict is good up to here."""
 
 SURE_KHAT, SURE_GAP = 0.5, 0.1
 """Of what was fitted to weighted draws: below both its verdict is good, and a richer family's steps take longer than
@@ -68,7 +69,8 @@ class Attempt:
         gap = max(GOOD_GAP, GOOD_GAP_EACH * self.num_latents)
         if self.sampled and self.khat < SURE_KHAT:
             gap = max(gap, SURE_GAP)
-        fits = self.khat < GOOD_KHAT and self.gap < gap and self.shift < GOOD_SHIFT
+        shift = GOOD_SHIFT if self.num_latents <= MANY else GOOD_SHIFT_OF_MANY
+        fits = self.khat < GOOD_KHAT and self.gap < gap and self.shift < shift
         return fits and self.missed < GOOD_MISSED
 
     @property
