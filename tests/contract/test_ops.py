@@ -24,6 +24,11 @@ def test_the_same_in_every_backend(backend):
     np.testing.assert_allclose(ops.to_numpy(ops.jacobian(slope)(x)), [[6.0, 0.0], [0.0, 12.0]])
     np.testing.assert_allclose(ops.to_numpy(ops.vmap(slope)(ones)), 3.0 * np.ones((3, 2)))
     assert tuple(ops.vmap(ops.jacobian(slope))(ones).shape) == (3, 2, 2)
+    products, same = ops.products(slope, x, ops.asarray(np.asarray([[1.0, 1.0]])))
+    np.testing.assert_allclose(ops.to_numpy(products), [[6.0, 12.0]])
+    np.testing.assert_allclose(ops.to_numpy(same), [3.0, 12.0])
+    for values in (np.ones(()), np.arange(5.0), np.arange(6.0).reshape(2, 3), np.ones((0, 2))):
+        np.testing.assert_array_equal(ops.to_numpy(ops.once(ops.asarray(values))), values)
     both = ops.vmap(lambda row, y: row["x"] + y, (0, None))({"x": ones}, x)
     np.testing.assert_allclose(ops.to_numpy(both), [[2.0, 3.0]] * 3)
 
