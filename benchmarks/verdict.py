@@ -43,10 +43,8 @@ def state_of(off: float, ratio: float) -> str:
     return "right" if off <= 0.1 and ratio <= np.log(1.15) else "between"
 
 
-def fit(vr: Any, target: Target, seed: int) -> dict[str, Any]:
-    family = None if target.family is None else target.family(vr)
+def fit(vr: Any, target: Target, guided: Any, seed: int) -> dict[str, Any]:
     options = {k: v(vr) if callable(v) else v for k, v in target.options.items()}
-    guided = vr.guide(family)(target.model(vr.host))
     begun = time.perf_counter()
     posterior = guided.fit(seed=seed, progress=False, **options)
     fitted = time.perf_counter()
@@ -109,9 +107,11 @@ def main() -> None:
     for target in (verdict_attacks if options.attacks else verdict_targets).targets():
         if wanted and not any(part in target.name or part in target.kind for part in wanted):
             continue
-        for seed in range(options.seeds):
+        family = None if target.family is None else target.family(vr)
+        guided = vr.guide(family)(target.model(vr.host))
+        for seed in range(options.seeds):  # compiled with the first
             try:
-                row = fit(vr, target, seed)
+                row = fit(vr, target, guided, seed)
             except vr.ViReparamError as error:
                 row = {"target": target.name, "kind": target.kind, "seed": seed, "grade": "refused", "state": "refused"}
                 row["error"] = str(error)[:200]

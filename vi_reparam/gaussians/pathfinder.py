@@ -120,6 +120,9 @@ def _triangular(xp: Any, factor: Array) -> Array:
 APART = 4.0
 """Standard deviations between places that are counted as two."""
 
+SMALL = 12
+"""Coordinates up to which a narrow place within a wide one is counted too: `vr.AdaptiveMixture` serves there."""
+
 WORSE = 10.0
 """A place whose bound is lower by more than this many nats is not kept."""
 
@@ -132,6 +135,10 @@ VALLEY = 1.0
 
 NUM_STOPS = 13
 """Points on the way between two places."""
+
+FEW, MOST_TRIED, POINTS = 4, 2_048, 250_000
+"""Coordinates up to which a narrow mode can be met by chance, and points of which one becomes a start there: the most of
+them, and of the numbers that a run of the model at each holds."""
 
 INFLATIONS = (1.0, 2.0, 3.5, 6.0)
 """How much wider than what is known the points lie among which other modes are looked for."""
@@ -151,7 +158,8 @@ def num_starts(size: int, scalars: int) -> int:
 
 def num_tried(size: int, scalars: int) -> int:
     """Points of which one becomes a start: more where they fill the space. `scalars`: as in `num_starts`."""
-    return 256 if size <= 8 and scalars < MANY // 10 else 64
+    least = 256 if size <= 8 and scalars < MANY // 10 else 64
+    return max(least, min(MOST_TRIED, POINTS // scalars)) if size <= FEW else least
 
 
 def unlike(ops: Ops, values: Callable[[Array], Array], known: State, noise: Array, num: int) -> Array:
@@ -168,7 +176,7 @@ def unlike(ops: Ops, values: Callable[[Array], Array], known: State, noise: Arra
     xp = ops.xp
     center, root = known["center"], known["root"]
     size, count = noise.shape[1], noise.shape[0]
-    widths = ops.asarray([INFLATIONS[i % len(INFLATIONS)] for i in range(count)], noise.dtype)
+    widths = xp.take(ops.asarray(list(INFLATIONS), noise.dtype), xp.arange(count) % len(INFLATIONS))
     index = xp.arange(count) // len(INFLATIONS) % center.shape[0]
     wide = noise * widths[:, None]
     places = xp.astype(index[None] == xp.arange(center.shape[0])[:, None], noise.dtype)
@@ -184,12 +192,22 @@ def unlike(ops: Ops, values: Callable[[Array], Array], known: State, noise: Arra
 
 
 def distances(ops: Ops, centers: Array, roots: Array) -> Array:
-    """Between Gaussians, each pair in the deviations of its mean covariance. Shape ``[S, S]``."""
+    """Between Gaussians, each pair in the deviations of its mean covariance. Shape ``[S, S]``.
+
+    Up to `SMALL` coordinates, by Bhattacharyya's distance: that between equal covariances which overlap as little.
+    """
     xp = ops.xp
     covariances = roots @ xp.permute_dims(roots, (0, 2, 1))
     common = 0.5 * (covariances[:, None] + covariances[None])
     moves = centers[:, None] - centers[None]
-    return xp.sqrt(xp.sum(moves * xp.linalg.solve(common, moves[..., None])[..., 0], axis=-1))
+    square = xp.sum(moves * xp.linalg.solve(common, moves[..., None])[..., 0], axis=-1)
+    if centers.shape[1] > SMALL:
+        return xp.sqrt(square)
+    own = xp.sum(xp.log(xp.abs(xp.linalg.diagonal(roots))), axis=-1)
+    root = xp.linalg.cholesky(common)
+    both = 2.0 * xp.sum(xp.log(xp.linalg.diagonal(root)), axis=-1)
+    wider = both - own[:, None] - own[None]
+    return xp.sqrt(square + 4.0 * xp.where(wider > 0.0, wider, xp.zeros_like(wider)))
 
 
 def places_apart(bounds: Any, distances: Any) -> list[int]:

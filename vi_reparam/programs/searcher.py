@@ -168,9 +168,7 @@ class Searcher:
         distances = pathfinder.distances(ops, both["center"], both["root"])
         return {**both, "value": found["value"], "distances": distances, "prior": prior}
 
-    def starts(
-        self, runs: Any, layout: Layout, args: Any, kwargs: Any, key: Any, most: int
-    ) -> tuple[Array, Array]:
+    def starts(self, runs: Any, layout: Layout, args: Any, kwargs: Any, key: Any, most: int) -> tuple[Array, Array]:
         """A sensible vector, draws of the prior, and vectors near the origin, shape ``[most, D]``; all these draws."""
         ops, tracer = self.backend.ops, self.backend.tracer
         first, draws = self.guide.start_and_draws(layout, args, kwargs)
