@@ -2,13 +2,12 @@
 
 python benchmarks/trust.py --data FOLDER [--models garch eight] [--parts posteriors regressions calibration]
 
-`posteriors`: of the default fit of ten posteriors with known means and evidence: the log evidence and its z, the largest
-error of a mean after `expectation(weighted=True)`, and of `refine`'s draws that of a mean, in reference sds, and of a
-log sd, with its R-hat; seconds and CPU seconds of `refine`, and of NumPyro's NUTS from an empty program (1,000 and 1,000).
-`regressions`: five with conjugate priors, whose evidence and moments have closed forms (two of Radiata pine's, Williams
-1959, priors as Friel and Pettitt's 2008): z of the log evidence, and the variance of the means by control variates, as
-part of that by weights alone. `calibration`: ranks of an exact family and of a narrow one, and seconds of 200 fits as a
-multiple of one's.
+`posteriors`: of the default fit of ten posteriors with known means and evidence: the log evidence and its error, the
+largest error of a mean after `expectation(weighted=True)`, and of the draws of `refine` that of a mean, in reference
+sds, and of a log sd, with R-hat; seconds and CPU seconds of `refine`, and of NumPyro's NUTS (1,000 and 1,000).
+`regressions`: five with conjugate priors, whose evidence has a closed form (two of Radiata pine, Williams 1959, priors
+about Friel and Pettitt's of 2008): the log evidence, and the variance of means by control variates, as part of that by
+weights alone. `calibration`: of an exact family and of a narrow one, and seconds of 200 fits as a multiple of one's.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ from scipy.special import gammaln
 import vi_reparam_numpyro as vr
 
 RESULTS = Path(__file__).parent / "results" / "trust.json"
+COMMAND = "python benchmarks/trust.py --data FOLDER"
 NUM_DRAWS = 4_000
 
 PINE = """

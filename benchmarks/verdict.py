@@ -1,6 +1,6 @@
 """Does a wrong posterior ever pass, and is a right one ever called poor? Sixty posteriors with known means and sds.
 
-python benchmarks/verdict.py [--backend pyro] [--seeds 4] [--only label,ring] [--attacks] [--results FILE]
+python benchmarks/verdict.py [--backend pyro] [--seeds 4] [--first 0] [--only label,ring] [--attacks] [--results FILE]
 
 A fit is wrong where a mean is more than 0.5 sd off or an sd outside of 0.67 to 1.5 of the truth, and right where all
 are within 0.1 sd and 15%. Printed: how many of each were called good, fair and poor. `--attacks` takes posteriors of
@@ -88,6 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", default="numpyro", choices=["numpyro", "pyro"])
     parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--first", type=int, default=0, help="of the seeds")
     parser.add_argument("--only", default="", help="parts of names or kinds, with commas between")
     parser.add_argument("--attacks", action="store_true", help="those of verdict_attacks.py")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -109,7 +110,7 @@ def main() -> None:
             continue
         family = None if target.family is None else target.family(vr)
         guided = vr.guide(family)(target.model(vr.host))
-        for seed in range(options.seeds):  # compiled with the first
+        for seed in range(options.first, options.first + options.seeds):  # compiled with the first
             try:
                 row = fit(vr, target, guided, seed)
             except vr.ViReparamError as error:
@@ -117,10 +118,10 @@ def main() -> None:
                 row["error"] = str(error)[:200]
             print(json.dumps(row), flush=True)
             rows.append(row)
-        if not wanted:
-            known = json.loads(options.results.read_text()) if options.results.exists() else {}
-            known[name] = rows
-            options.results.write_text(json.dumps({"command": "python benchmarks/verdict.py", **known}, indent=1))
+        known = json.loads(options.results.read_text()) if options.results.exists() else {}
+        new = {(r["target"], r["seed"]) for r in rows}
+        known[name] = [r for r in known.get(name, []) if (r["target"], r["seed"]) not in new] + rows
+        options.results.write_text(json.dumps({"command": "python benchmarks/verdict.py", **known}, indent=1) + "\n")
     print(table(rows))
 
 

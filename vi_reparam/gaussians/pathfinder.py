@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vi_reparam.backend.ops import Array, Ops
-from vi_reparam.numerics.special import LOG_2PI, log_sum_exp
+from vi_reparam.numerics.special import LOG_2PI
 
 State = dict[str, Array]
 
@@ -137,8 +137,8 @@ NUM_STOPS = 13
 """Points on the way between two places."""
 
 FEW, MOST_TRIED, POINTS = 4, 2_048, 250_000
-"""Coordinates up to which a narrow mode can be met by chance, and points of which one becomes a start there: the most of
-them, and of the numbers that a run of the model at each holds."""
+"""Coordinates up to which a narrow mode can be met by chance, and points of which one becomes a start there: at the
+most, and times the numbers in a run of the model."""
 
 INFLATIONS = (1.0, 2.0, 3.5, 6.0)
 """How much wider than what is known the points lie among which other modes are looked for."""
@@ -179,13 +179,11 @@ def unlike(ops: Ops, values: Callable[[Array], Array], known: State, noise: Arra
     widths = xp.take(ops.asarray(list(INFLATIONS), noise.dtype), xp.arange(count) % len(INFLATIONS))
     index = xp.arange(count) // len(INFLATIONS) % center.shape[0]
     wide = noise * widths[:, None]
-    places = xp.astype(index[None] == xp.arange(center.shape[0])[:, None], noise.dtype)
-    moved = xp.sum((wide[None] @ xp.permute_dims(root, (0, 2, 1))) * places[:, :, None], axis=0)
-    points = xp.take(center, index, axis=0) + moved
+    points = xp.take(center, index, axis=0) + xp.sum(xp.take(root, index, axis=0) * wide[:, None, :], axis=-1)
     x = (points[None] - center[:, None]) @ xp.permute_dims(xp.linalg.inv(root), (0, 2, 1))
     square, log_det = xp.sum(x * x, axis=-1), xp.sum(xp.log(xp.abs(xp.linalg.diagonal(root))), axis=-1)
-    each = [-0.5 * square / s**2 - size * math.log(s) - log_det[:, None] for s in INFLATIONS]
-    ratio = values(points) - log_sum_exp(ops, xp.concat(each), axis=0)
+    each = [xp.max(-0.5 * square / s**2 - size * math.log(s) - log_det[:, None], axis=0) for s in INFLATIONS]
+    ratio = values(points) - xp.max(xp.stack(each), axis=0)
     ratio = xp.where(xp.isfinite(ratio), ratio, xp.full_like(ratio, -math.inf))
     best = xp.argmax(xp.reshape(ratio, (num, -1)), axis=1) + xp.arange(num) * (count // num)
     return xp.take(points, best, axis=0)
