@@ -71,8 +71,12 @@ def test_a_narrow_place_beside_a_wide_one_is_another(backend):
     centers = ops.asarray(np.array([[0.0, 0.0], [3.0, 0.0], [3.0, 0.0]]))
     roots = ops.asarray(np.stack([np.eye(2), 0.1 * np.eye(2), np.eye(2)]))
     found = np.asarray(search.distances(ops, centers, roots))
-    np.testing.assert_allclose(found[0], [0.0, 3.0 / np.sqrt(0.505), 3.0])
+    narrow = np.sqrt(9.0 / 0.505 + 8.0 * np.log(5.05))
+    np.testing.assert_allclose(found[0], [0.0, narrow, 3.0])
     np.testing.assert_allclose(found, found.T)
+    size = search.SMALL + 1  # widths alone set nothing apart here
+    eyes = ops.asarray(np.stack([np.eye(size), 0.1 * np.eye(size)]))
+    assert np.asarray(search.distances(ops, ops.asarray(np.zeros((2, size))), eyes)).max() == 0.0
 
 
 @pytest.mark.parametrize("h", [0.0, 0.02, 0.3])
