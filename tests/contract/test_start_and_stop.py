@@ -71,12 +71,13 @@ def test_a_narrow_place_beside_a_wide_one_is_another(backend):
     centers = ops.asarray(np.array([[0.0, 0.0], [3.0, 0.0], [3.0, 0.0]]))
     roots = ops.asarray(np.stack([np.eye(2), 0.1 * np.eye(2), np.eye(2)]))
     found = np.asarray(search.distances(ops, centers, roots))
-    narrow = np.sqrt(9.0 / 0.505 + 8.0 * np.log(5.05))
-    np.testing.assert_allclose(found[0], [0.0, narrow, 3.0])
+    np.testing.assert_allclose(found[0], [0.0, 3.0 / np.sqrt(0.505), 3.0])
     np.testing.assert_allclose(found, found.T)
-    size = search.SMALL + 1  # widths alone set nothing apart here
-    eyes = ops.asarray(np.stack([np.eye(size), 0.1 * np.eye(size)]))
-    assert np.asarray(search.distances(ops, ops.asarray(np.zeros((2, size))), eyes)).max() == 0.0
+    widened = search.with_widths(found, np.asarray(roots))
+    np.testing.assert_allclose(widened[0], [0.0, np.sqrt(9.0 / 0.505 + 8.0 * np.log(5.05)), 3.0], atol=1e-12)
+    np.testing.assert_allclose(widened, widened.T, atol=1e-12)
+    many = np.stack([np.eye(search.SMALL + 1), 0.1 * np.eye(search.SMALL + 1)])
+    assert search.with_widths(np.zeros((2, 2)), many).max() == 0.0  # widths alone set nothing apart here
 
 
 @pytest.mark.parametrize("h", [0.0, 0.02, 0.3])

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.numerics.special import LOG_2PI
 
@@ -190,22 +192,30 @@ def unlike(ops: Ops, values: Callable[[Array], Array], known: State, noise: Arra
 
 
 def distances(ops: Ops, centers: Array, roots: Array) -> Array:
-    """Between Gaussians, each pair in the deviations of its mean covariance. Shape ``[S, S]``.
-
-    Up to `SMALL` coordinates, by Bhattacharyya's distance: that between equal covariances which overlap as little.
-    """
+    """Between Gaussians, each pair in the deviations of its mean covariance. Shape ``[S, S]``."""
     xp = ops.xp
     covariances = roots @ xp.permute_dims(roots, (0, 2, 1))
     common = 0.5 * (covariances[:, None] + covariances[None])
     moves = centers[:, None] - centers[None]
-    square = xp.sum(moves * xp.linalg.solve(common, moves[..., None])[..., 0], axis=-1)
-    if centers.shape[1] > SMALL:
-        return xp.sqrt(square)
-    own = xp.sum(xp.log(xp.abs(xp.linalg.diagonal(roots))), axis=-1)
-    root = xp.linalg.cholesky(common)
-    both = 2.0 * xp.sum(xp.log(xp.linalg.diagonal(root)), axis=-1)
-    wider = both - own[:, None] - own[None]
-    return xp.sqrt(square + 4.0 * xp.where(wider > 0.0, wider, xp.zeros_like(wider)))
+    return xp.sqrt(xp.sum(moves * xp.linalg.solve(common, moves[..., None])[..., 0], axis=-1))
+
+
+def with_widths(distances: np.ndarray, roots: np.ndarray) -> np.ndarray:
+    """Up to `SMALL` coordinates, the distances of Gaussians of equal covariance that overlap as little as these.
+
+    By Bhattacharyya's distance, which sets a narrow one within a wide one apart too. On the host: two factorizations of
+    many matrices that XLA runs side by side wait for each other forever where it has two threads.
+
+    Args:
+        distances: shape ``[S, S]``; `roots`: of the covariances, triangular, shape ``[S, D, D]``.
+    """
+    if roots.shape[-1] > SMALL:
+        return distances
+    roots = np.asarray(roots, np.float64)
+    covariances = roots @ np.swapaxes(roots, 1, 2)
+    both = np.linalg.slogdet(0.5 * (covariances[:, None] + covariances[None]))[1]
+    own = np.log(np.abs(np.diagonal(roots, axis1=1, axis2=2))).sum(1)
+    return np.sqrt(distances**2 + 4.0 * np.maximum(both - own[:, None] - own[None], 0.0))
 
 
 def places_apart(bounds: Any, distances: Any) -> list[int]:
