@@ -499,6 +499,7 @@ def targets() -> list[Target]:
     nine = [[6 * i, 6 * j] for i in (-1, 0, 1) for j in (-1, 0, 1)]
     far = np.zeros((2, 5))
     far[1, :2] = 20.0 / math.sqrt(2.0)
+    needle = np.array([[0.0, 0.0, 0.0], [2.5, 1.0, 0.0]])
     narrow = np.zeros((2, 3))
     narrow[1, 0] = 5.0
     return [
@@ -510,6 +511,9 @@ def targets() -> list[Target]:
         with_evidence(
             mixture("narrow beside wide in 3", "narrow beside wide", [0.5, 0.5], narrow, [1.0, 0.15], 5), 5.0
         ),
+        with_evidence(mixture("needle in 3", "narrow beside wide", [0.5, 0.5], needle, [1.0, 0.05], 5), 5.0),
+        with_evidence(mixture("needle within", "narrow beside wide", [0.5, 0.5], 0.6 * needle, [1.0, 0.05], 5), 5.0),
+        with_evidence(mixture("rare needle", "narrow beside wide", [0.9, 0.1], needle, [1.0, 0.05], 5), 5.0),
         with_evidence(
             mixture("nine unequal modes", "many modes", np.arange(1, 10), nine, np.linspace(0.3, 1.0, 9), 7), 7.0
         ),

@@ -56,6 +56,29 @@ def test_what_no_climb_sees_is_found(fitted):
     assert fitted.verdict.grade == "good" and fitted.record["steps"] == "rounds of importance sampling"
 
 
+@pytest.mark.parametrize("center", [[2.5, 1.0, 0.0], [1.5, 0.6, 0.0]])
+def test_a_needle_beside_a_wide_mode_is_found(module_vr, center):
+    """A twentieth as wide in three dimensions, with half of the mass: a few points in a hundred thousand meet it."""
+    vr = module_vr
+    h, xp = vr.host, vr.ops.xp
+
+    def model():
+        x = h.sample("x", h.dist.Normal(h.array(np.zeros(3)), PRIOR).to_event(1))
+        needle = -0.5 * xp.sum((x - h.array(np.array(center))) ** 2) / 0.05**2 - 3.0 * math.log(0.05)
+        wide = -0.5 * xp.sum(x * x)
+        top = xp.where(needle > wide, needle, wide)
+        both = top + xp.log(xp.exp(needle - top) + xp.exp(wide - top))
+        h.factor("both", both + 0.5 * xp.sum(x * x) / PRIOR**2)
+
+    posterior = vr.guide(model).fit(progress=False)
+    value, error = posterior.log_evidence()
+    assert abs(value - math.log(2.0) + 3.0 * math.log(PRIOR)) < 4.0 * error + 1e-4
+    x = np.asarray(posterior.draws(20_000, seed=1)["x"])
+    sd = np.sqrt(0.5 * (1.0 + 0.05**2) + 0.25 * np.array(center) ** 2)
+    assert (np.abs(x.mean(0) - 0.5 * np.array(center)) < 4.0 * sd / math.sqrt(4_000)).all()
+    assert posterior.verdict.grade == "good"
+
+
 def test_it_is_stored(fitted, module_vr, tmp_path):
     vr = module_vr
     fitted.save(tmp_path / "posterior.npz")

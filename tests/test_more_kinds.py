@@ -109,6 +109,20 @@ def test_a_model_that_changed_since_its_fit_is_told(b, recwarn):
     assert len(str(told[0].message)) <= 300
 
 
+def test_a_second_fit_of_a_scan_within_bounds_is_of_the_same_model(recwarn):
+    backend = pytest.importorskip("vi_reparam_numpyro")
+    jax, numpyro = pytest.importorskip("jax"), pytest.importorskip("numpyro")
+
+    def walk(y):
+        slope = numpyro.sample("slope", numpyro.distributions.Uniform(0.0, 1.0))
+        numpyro.factor("y", jax.lax.scan(lambda at, now: (at - (now - slope * at) ** 2, None), 0.1, y)[0])
+
+    guided = backend.guide(backend.FullRank())(walk)
+    for seed in range(2):
+        guided.fit(np.ones(5), num_steps=5, seed=seed, progress=False).elbo(20)
+    assert not recwarn.list
+
+
 # The fitted guide.
 
 

@@ -108,6 +108,8 @@ def test_what_vouches_for_heavy_weights(modes):
     assert vouched.grade == "fair" and "do not reweight" in str(vouched)
     off = Surest("FullRank()", 0.2, figures.elbo + 0.5, 0.001)
     assert judge(type(figures)(**{**changed, "surest": off})).grade == "poor"
+    more = figures.elbo + 0.4  # a draw has met what that family missed
+    assert judge(type(figures)(**{**changed, "surest": sure, "raw_evidence": more})).grade == "poor"
 
 
 def test_a_valley_tells_two_modes_from_one(module_vr):

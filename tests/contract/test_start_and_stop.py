@@ -73,6 +73,11 @@ def test_a_narrow_place_beside_a_wide_one_is_another(backend):
     found = np.asarray(search.distances(ops, centers, roots))
     np.testing.assert_allclose(found[0], [0.0, 3.0 / np.sqrt(0.505), 3.0])
     np.testing.assert_allclose(found, found.T)
+    widened = search.with_widths(found, np.asarray(roots))
+    np.testing.assert_allclose(widened[0], [0.0, np.sqrt(9.0 / 0.505 + 8.0 * np.log(5.05)), 3.0], atol=1e-12)
+    np.testing.assert_allclose(widened, widened.T, atol=1e-12)
+    many = np.stack([np.eye(search.SMALL + 1), 0.1 * np.eye(search.SMALL + 1)])
+    assert search.with_widths(np.zeros((2, 2)), many).max() == 0.0  # widths alone set nothing apart here
 
 
 @pytest.mark.parametrize("h", [0.0, 0.02, 0.3])

@@ -19,7 +19,7 @@ from vi_reparam.fit import nested_laplace
 from vi_reparam.fit.forgotten import warn_of_forgotten
 from vi_reparam.fit.options import Options
 from vi_reparam.fit.samplers import sampler_of
-from vi_reparam.gaussians.pathfinder import MOST_PLACES
+from vi_reparam.gaussians.pathfinder import MOST_PLACES, SMALL
 from vi_reparam.guides.base import GuideFamily
 from vi_reparam.guides.escalate import NUM_GRADIENTS, cost_of
 from vi_reparam.guides.gaussian import FullRank
@@ -102,6 +102,7 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
     if any(matters(guided.backend.ops, modes[0], mode) for mode in modes[1:]):
         ladder = spec.with_modes(ladder)
     alike = copies(joint, data, modes) if len(modes) > 1 else {}
+    apart = places if shape.size is not None and shape.size <= SMALL else modes
 
     def fit(family: GuideFamily) -> Any:
         own = f"{file}.{type(family).__name__}" if file is not None and len(ladder) > 1 else file
@@ -116,7 +117,7 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
         if posterior is None or not (enough or posterior.attempt(seconds=0.0).is_good):
             posterior = fitter.run(data, replace(options, checkpoint=own if family.takes_steps else None))
         posteriors[family] = posterior
-        missed = missed_modes(posterior, modes, joint)
+        missed = missed_modes(posterior, apart, joint)
         posterior.record["rivals"] = missed.behind or posterior.record["rivals"] * (not places)
         posterior.record["far"] = missed.moved
         if len(modes) > 1:

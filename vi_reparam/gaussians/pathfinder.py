@@ -11,8 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from vi_reparam.backend.ops import Array, Ops
-from vi_reparam.numerics.special import LOG_2PI, log_sum_exp
+from vi_reparam.numerics.special import LOG_2PI
 
 State = dict[str, Array]
 
@@ -120,6 +122,9 @@ def _triangular(xp: Any, factor: Array) -> Array:
 APART = 4.0
 """Standard deviations between places that are counted as two."""
 
+SMALL = 12
+"""Coordinates up to which a narrow place within a wide one is counted too: `vr.AdaptiveMixture` serves there."""
+
 WORSE = 10.0
 """A place whose bound is lower by more than this many nats is not kept."""
 
@@ -132,6 +137,10 @@ VALLEY = 1.0
 
 NUM_STOPS = 13
 """Points on the way between two places."""
+
+FEW, MOST_TRIED, POINTS = 4, 2_048, 250_000
+"""Coordinates up to which a narrow mode can be met by chance, and points of which one becomes a start there: at the
+most, and times the numbers in a run of the model."""
 
 INFLATIONS = (1.0, 2.0, 3.5, 6.0)
 """How much wider than what is known the points lie among which other modes are looked for."""
@@ -151,7 +160,8 @@ def num_starts(size: int, scalars: int) -> int:
 
 def num_tried(size: int, scalars: int) -> int:
     """Points of which one becomes a start: more where they fill the space. `scalars`: as in `num_starts`."""
-    return 256 if size <= 8 and scalars < MANY // 10 else 64
+    least = 256 if size <= 8 and scalars < MANY // 10 else 64
+    return max(least, min(MOST_TRIED, POINTS // scalars)) if size <= FEW else least
 
 
 def unlike(ops: Ops, values: Callable[[Array], Array], known: State, noise: Array, num: int) -> Array:
@@ -168,16 +178,14 @@ def unlike(ops: Ops, values: Callable[[Array], Array], known: State, noise: Arra
     xp = ops.xp
     center, root = known["center"], known["root"]
     size, count = noise.shape[1], noise.shape[0]
-    widths = ops.asarray([INFLATIONS[i % len(INFLATIONS)] for i in range(count)], noise.dtype)
+    widths = xp.take(ops.asarray(list(INFLATIONS), noise.dtype), xp.arange(count) % len(INFLATIONS))
     index = xp.arange(count) // len(INFLATIONS) % center.shape[0]
     wide = noise * widths[:, None]
-    places = xp.astype(index[None] == xp.arange(center.shape[0])[:, None], noise.dtype)
-    moved = xp.sum((wide[None] @ xp.permute_dims(root, (0, 2, 1))) * places[:, :, None], axis=0)
-    points = xp.take(center, index, axis=0) + moved
+    points = xp.take(center, index, axis=0) + xp.sum(xp.take(root, index, axis=0) * wide[:, None, :], axis=-1)
     x = (points[None] - center[:, None]) @ xp.permute_dims(xp.linalg.inv(root), (0, 2, 1))
     square, log_det = xp.sum(x * x, axis=-1), xp.sum(xp.log(xp.abs(xp.linalg.diagonal(root))), axis=-1)
-    each = [-0.5 * square / s**2 - size * math.log(s) - log_det[:, None] for s in INFLATIONS]
-    ratio = values(points) - log_sum_exp(ops, xp.concat(each), axis=0)
+    each = [xp.max(-0.5 * square / s**2 - size * math.log(s) - log_det[:, None], axis=0) for s in INFLATIONS]
+    ratio = values(points) - xp.max(xp.stack(each), axis=0)
     ratio = xp.where(xp.isfinite(ratio), ratio, xp.full_like(ratio, -math.inf))
     best = xp.argmax(xp.reshape(ratio, (num, -1)), axis=1) + xp.arange(num) * (count // num)
     return xp.take(points, best, axis=0)
@@ -190,6 +198,24 @@ def distances(ops: Ops, centers: Array, roots: Array) -> Array:
     common = 0.5 * (covariances[:, None] + covariances[None])
     moves = centers[:, None] - centers[None]
     return xp.sqrt(xp.sum(moves * xp.linalg.solve(common, moves[..., None])[..., 0], axis=-1))
+
+
+def with_widths(distances: np.ndarray, roots: np.ndarray) -> np.ndarray:
+    """Up to `SMALL` coordinates, the distances of Gaussians of equal covariance that overlap as little as these.
+
+    By Bhattacharyya's distance, which sets a narrow one within a wide one apart too. On the host: two factorizations of
+    many matrices that XLA runs side by side wait for each other forever where it has two threads.
+
+    Args:
+        distances: shape ``[S, S]``; `roots`: of the covariances, triangular, shape ``[S, D, D]``.
+    """
+    if roots.shape[-1] > SMALL:
+        return distances
+    roots = np.asarray(roots, np.float64)
+    covariances = roots @ np.swapaxes(roots, 1, 2)
+    both = np.linalg.slogdet(0.5 * (covariances[:, None] + covariances[None]))[1]
+    own = np.log(np.abs(np.diagonal(roots, axis1=1, axis2=2))).sum(1)
+    return np.sqrt(distances**2 + 4.0 * np.maximum(both - own[:, None] - own[None], 0.0))
 
 
 def places_apart(bounds: Any, distances: Any) -> list[int]:

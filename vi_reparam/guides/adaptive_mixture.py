@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from vi_reparam.errors import SiteError
+from vi_reparam.gaussians.pathfinder import SMALL
 from vi_reparam.guides.mixture import Mixture
 
-MOST_COORDINATES = 12
+MOST_COORDINATES = SMALL
 """Above, importance sampling from what is known at the start finds too little."""
 
 

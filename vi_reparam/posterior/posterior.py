@@ -368,6 +368,7 @@ class Posterior(Predicting, Showing, Trusting):
             refined=Refinement(*(self.record["refined"][n] for n in ("rhat", "effective_draws")))
             if "refined" in self.record
             else None,
+            raw_evidence=self._first[0].raw_evidence,
             surest=Surest(**self.record["surest"]) if self.record.get("surest") else None,
             unseen=passes.READ_ONCE if self.record.get("batches") and np.isnan(log_weights).all() else "",
         )

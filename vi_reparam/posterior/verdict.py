@@ -65,6 +65,7 @@ class Figures:
         points: latents that the guide puts at one place, which has no density.
         runaway: latents whose draws lie beyond `RUNAWAY`.
         interrupted: what was left undone, in words; empty for a fit that ended by itself.
+        raw_evidence: log of the mean weight without Pareto smoothing.
         refined: of draws that were refined; None for a guide's own.
         unseen: why there are no weights, in words; empty where there are.
         surest: of another family, fitted on the way, whose weights have the lowest k-hat; None for none.
@@ -92,6 +93,7 @@ class Figures:
     interrupted: str = ""
     unseen: str = ""
     surest: Surest | None = None
+    raw_evidence: float = -math.inf
     refined: Refinement | None = None
 
     @property
@@ -100,7 +102,8 @@ class Figures:
         if self.surest is None or not self.surest.khat < KHAT_USABLE:
             return math.inf
         gap, error = self.surest.log_evidence - self.elbo, math.hypot(self.surest.error, self.elbo_error)
-        missed = gap < -4.0 * error - 1e-3  # that family missed some of the mass
+        beyond = self.raw_evidence - self.surest.log_evidence
+        missed = gap < -4.0 * error - 1e-3 or beyond > SMALL_GAP + 2.0 * error  # that family missed some of the mass
         return math.inf if missed else gap + 2.0 * error
 
     @property

@@ -65,6 +65,14 @@ class Weights:
         weights = np.exp(self.smoothed[0] - self.smoothed[0].max())
         return weights / weights.sum()
 
+    @property
+    def raw_evidence(self) -> float:
+        """Log of the mean weight as it is; -inf where no weight is finite."""
+        found = self.log[np.isfinite(self.log)]
+        if not len(found):
+            return -math.inf
+        return float(found.max() + np.log(np.exp(found - found.max()).sum() / len(self.log)))
+
     def log_evidence(self) -> tuple[float, float]:
         """Log of the mean smoothed weight and its standard error, in nats.
 

@@ -121,7 +121,8 @@ class Searcher:
                 self._starts, self.prior = (data, found.pop("starts")), found.pop("prior")
             if not any(math.isfinite(value) for value in found["value"]):
                 raise no_start(len(found["value"]), found["value"])
-            before, chosen = len(chosen), pathfinder.places_apart(found["bound"], found["distances"])
+            distances = pathfinder.with_widths(found["distances"], found["root"])
+            before, chosen = len(chosen), pathfinder.places_apart(found["bound"], distances)
             idle = idle + 1 if len(chosen) == before else 0
             if idle == IDLE_TURNS or self._one_by_one:
                 break
