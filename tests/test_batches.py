@@ -300,7 +300,10 @@ def test_an_iterator_that_ends_is_named(vr):
 
 A, B = (X[:200], Y[:200]), (X[200:400], Y[200:400])
 OTHER_FORMS = {
-    "fewer arrays": ([A, B[:1]], r"rows float64 of shape \(\), and the first one had float64 of shape \(\), float64 of"),
+    "fewer arrays": (
+        [A, B[:1]],
+        r"rows float64 of shape \(\), and the first one had float64 of shape \(\), float64 of",
+    ),
     "columns": ([A, (B[0][:, None], B[1])], r"rows float64 of shape \(1,\), .*: give batches of one form"),
     "fractions after whole numbers": ([(A[0].astype(int), A[1]), B], "first one had int64 of shape"),
     "other names": ([{"x": A[0], "y": A[1]}, {"x": B[0], "z": B[1]}], "'z': float64 .* first one had 'x': "),

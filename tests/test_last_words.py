@@ -58,9 +58,9 @@ MET = {
         "its bounds have a row for each element of plate 'n', of which a run sees a part; give all rows one support",
     ),
     "a solver of the steps": (
-        lambda b: unfitted(b, b.vr.guide(b.vr.SDE(num_steps=2))(lambda: b.host.sample("x", b.dist.Normal(0.0, 1.0)))).draws(
-            3, solver="euler"
-        ),
+        lambda b: unfitted(
+            b, b.vr.guide(b.vr.SDE(num_steps=2))(lambda: b.host.sample("x", b.dist.Normal(0.0, 1.0)))
+        ).draws(3, solver="euler"),
         r"solver='euler': expected one such as Adams\(order=2, corrector=3\)",
     ),
     "a score of a family that is the host's": (
@@ -143,7 +143,9 @@ def test_the_words_of_a_fork(monkeypatch):
     from vi_reparam_numpyro.engine import forked
 
     monkeypatch.setattr(forked, "_FORKED", [True])
-    check_words("numpyro", lambda vr: vr.guide(lambda: None).fit(), "this process was forked after JAX had started, and")
+    check_words(
+        "numpyro", lambda vr: vr.guide(lambda: None).fit(), "this process was forked after JAX had started, and"
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
@@ -154,7 +156,9 @@ def test_the_words_of_a_trace_by_torch():
         made = vr.annotate(vr.host.dist.Gamma(torch.ones(()), torch.ones(())), vr.Rejection())
         return torch.jit.trace(lambda x: x + made.rsample(), torch.ones(()))
 
-    check_words("pyro", traced, r"cannot be traced by torch\.jit, which would freeze its rejection loop; use vr\.ELBO\(\)")
+    check_words(
+        "pyro", traced, r"cannot be traced by torch\.jit, which would freeze its rejection loop; use vr\.ELBO\(\)"
+    )
 
 
 def test_the_words_of_two_devices():
@@ -164,5 +168,7 @@ def test_the_words_of_two_devices():
 
     with FakeTensorMode():
         x, y = (torch.empty(3, device="meta"), torch.empty(3, device="xla"))
-    with pytest.raises(ArgumentError, match="the arguments are on several devices, meta and .*: move all of them to one"):
+    with pytest.raises(
+        ArgumentError, match="the arguments are on several devices, meta and .*: move all of them to one"
+    ):
         device_of((x, y))
