@@ -2,7 +2,6 @@
 
 import types
 
-import numpy as np
 import pytest
 from test_both_backends import mean_field, unfitted
 from test_cli import folder, run  # noqa: F401
@@ -164,11 +163,12 @@ def test_the_words_of_a_trace_by_torch():
 def test_the_words_of_two_devices():
     torch = pytest.importorskip("torch")
     from torch._subclasses.fake_tensor import FakeTensorMode
+
     from vi_reparam_pyro.ops.home import device_of
 
     with FakeTensorMode():
         x, y = (torch.empty(3, device="meta"), torch.empty(3, device="xla"))
     with pytest.raises(
-        ArgumentError, match="the arguments are on several devices, meta and .*: move all of them to one"
+        ArgumentError, match=r"the arguments are on several devices, meta and .*: move all of them to one"
     ):
         device_of((x, y))

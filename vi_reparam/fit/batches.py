@@ -229,8 +229,8 @@ class Batches:
         )
         if names != named or not fit:
             raise ArgumentError(
-                f"a batch has rows {_described(form)[:100]}, and the first one had {_described(self._form)[:100]}: give "
-                "batches of one form"
+                f"a batch has rows {_described(form)[:100]}, and the first one had {_described(self._form)[:100]}: "
+                "give batches of one form"
             )
         return tuple(x.astype(dtype, copy=False) for x, (_, dtype) in zip(rows, first, strict=True))
 
