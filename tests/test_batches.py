@@ -298,6 +298,38 @@ def test_an_iterator_that_ends_is_named(vr):
         vr.guide(vr.MeanField())(line(vr)).fit(source, progress=False, num_steps=50)
 
 
+A, B = (X[:200], Y[:200]), (X[200:400], Y[200:400])
+OTHER_FORMS = {
+    "fewer arrays": (
+        [A, B[:1]],
+        r"rows float64 of shape \(\), and the first one had float64 of shape \(\), float64 of",
+    ),
+    "columns": ([A, (B[0][:, None], B[1])], r"rows float64 of shape \(1,\), .*: give batches of one form"),
+    "fractions after whole numbers": ([(A[0].astype(int), A[1]), B], "first one had int64 of shape"),
+    "other names": ([{"x": A[0], "y": A[1]}, {"x": B[0], "z": B[1]}], "'z': float64 .* first one had 'x': "),
+    "no names": ([{"x": A[0], "y": A[1]}, B], "first one had 'x': float64"),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_FORMS)
+def test_batches_of_several_forms_are_refused(vr, what):
+    parts, words = OTHER_FORMS[what]
+    source = batches(lambda: iter(parts), num_rows=400, batch_size=100)
+    with pytest.raises(ArgumentError, match=words) as caught:
+        vr.guide(vr.MeanField())(line(vr)).fit(source, progress=False, num_steps=8)
+    assert len(str(caught.value)) <= 300 and "\n" not in str(caught.value)
+
+
+def test_rows_are_told_by_their_names_whatever_their_order():
+    """Batches that are joined were joined in the order of each: half of x was y."""
+    rows = [{"x": A[0], "y": A[1]}, {"y": B[1], "x": B[0].astype(np.float32)}]
+    source = batches(lambda: iter(rows), num_rows=400, batch_size=400)
+    args, named = source.call(next(source.steps(0, 0)))
+    assert not args and {name: array.dtype for name, array in named.items()} == {"x": X.dtype, "y": Y.dtype}
+    np.testing.assert_allclose(named["x"], X[:400], rtol=1e-6)
+    np.testing.assert_array_equal(named["y"], Y[:400])
+
+
 def test_a_pass_gives_each_row_once_whatever_cuts_it():
     for source in (
         batches(X, batch_size=300),

@@ -164,7 +164,7 @@ FED = {
     ),
     "a frame": (
         lambda b: mean_field(b, without_data(b).model).fit(pytest.importorskip("pandas").DataFrame({"a": Y})),
-        r"argument 0 is a pandas DataFrame: give an array, x\.to_numpy\(\), or its columns",
+        r"argument 0 is a .*: give an array, x\.to_numpy\(\), or its columns",
     ),
 }
 

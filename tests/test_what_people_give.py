@@ -356,7 +356,10 @@ WRONG = {
         "predict: argument 0 holds 3 NaN or infinite values of 6, and .*: drop those rows",
     ),
     "infinite": (lambda p: p.predict(NAN * np.inf), "predict: argument 0 holds 6 NaN"),
-    "a column": (lambda p: p.predict(X[:, None]), r"site 'y' has shape \(6, 6\).*\(6,\) in the fit.*x\.ravel\(\)"),
+    "a column": (
+        lambda p: p.predict(X[:, None]),
+        r"'y' has shape \(6, 6\).*\(6,\) in the fit: .* as many dimensions as the fit's, such as x\.ravel\(\)",
+    ),
     "two lengths": (
         lambda p: p.predict(X, Y[:4]),
         r"predict: the model could not run on arguments of shapes \(\(6,\), \(4,\)\)",

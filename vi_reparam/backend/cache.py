@@ -14,13 +14,10 @@ class Cache(Generic[V]):
 
     Args:
         size: entries that it keeps.
-
-    Attributes:
-        forgotten: how many it let go.
     """
 
     def __init__(self, size: int) -> None:
-        self.size, self.forgotten = size, 0
+        self.size = size
         self.entries: OrderedDict[Hashable, V] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], V]) -> V:
@@ -29,6 +26,5 @@ class Cache(Generic[V]):
             self.entries[key] = make()
             while len(self.entries) > self.size:
                 self.entries.popitem(last=False)
-                self.forgotten += 1
         self.entries.move_to_end(key)
         return self.entries[key]

@@ -15,7 +15,7 @@ import vi_reparam
 from vi_reparam.backend import disk_cache, registry
 from vi_reparam.backend.ops import Args
 from vi_reparam.commands.inputs import TABLES, read_data, read_options
-from vi_reparam.errors import ArgumentError, BackendError
+from vi_reparam.errors import ArgumentError, BackendError, first_line
 
 
 @dataclass
@@ -52,8 +52,9 @@ def imported(target: str) -> Any:
         sys.path.insert(0, os.getcwd())
     try:
         found = importlib.import_module(module)
-    except Exception as error:  # a user's module may fail in any way
-        raise ArgumentError(f"cannot import {module!r}: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # a user's module may fail in any way
+        said = f"{type(error).__name__}: {first_line(error)}"
+        raise ArgumentError(f"cannot import {module!r}: {said[:200]}") from error
     if not hasattr(found, attribute):
         raise ArgumentError(f"module {module!r} has no attribute {attribute!r}")
     guided = getattr(found, attribute)

@@ -87,7 +87,7 @@ def _foreign(value: Any, where: str) -> np.ndarray:
     if hasattr(value, "__next__"):
         raise ArgumentError(
             f"{where} is a {type(value).__name__}, which gives its values once: give an array of all of them; for "
-            "minibatches, a plate with subsample_size="
+            "batches of them, vr.batches(...)"
         )
     if isinstance(value, np.ma.MaskedArray):
         if np.ma.getmaskarray(value).any():

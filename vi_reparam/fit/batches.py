@@ -67,6 +67,7 @@ class Batches:
         self.plate = plate
         self._arrays: tuple[Any, ...] | None = None
         self._passes: Callable[[], Iterator[Any]] | None = None
+        self._form: tuple[tuple[str, ...] | None, list[Any]] | None = None  # of a row of the first batch
         self._given = batch_size
         parts = None if isinstance(source, list) else _parts(source)
         if parts is not None and all(hasattr(x, "shape") and hasattr(x, "__getitem__") for x in parts[1]):
@@ -213,15 +214,37 @@ class Batches:
                 f"a batch is a {type(batch).__name__}: expected an array, or a tuple, list or dict of arrays, "
                 "with a row for each element"
             )
-        self.names = parts[0]
-        rows = tuple(np.asarray(_in_memory(part)) for part in parts[1])
+        names, given = parts
+        if names is not None and self.names is not None and set(names) == set(self.names):  # a dict in another order
+            names, given = self.names, tuple(batch[name] for name in self.names)
+        rows = tuple(np.asarray(_in_memory(part)) for part in given)
         _num_rows(rows)
-        return rows
+        form = names, [(x.shape[1:], x.dtype) for x in rows]
+        if self._form is None:
+            self.names, self._form = names, form
+        own, (named, first) = form[1], self._form
+        fit = len(own) == len(first) and all(
+            shape == other and np.can_cast(dtype, kept, "same_kind")
+            for (shape, dtype), (other, kept) in zip(own, first, strict=True)
+        )
+        if names != named or not fit:
+            raise ArgumentError(
+                f"a batch has rows {_described(form)[:100]}, and the first one had {_described(self._form)[:100]}: "
+                "give batches of one form"
+            )
+        return tuple(x.astype(dtype, copy=False) for x, (_, dtype) in zip(rows, first, strict=True))
 
     def _skipped(self, rows: Iterator[Rows], num: int) -> Iterator[Rows]:
         for _ in range(num):
             next(rows)
         return rows
+
+
+def _described(form: Any) -> str:
+    """Names, shapes and types of a row's arrays."""
+    names, arrays = form
+    told = [f"{dtype} of shape {shape}" for shape, dtype in arrays]
+    return ", ".join(told if names is None else [f"{n!r}: {text}" for n, text in zip(names, told, strict=True)])
 
 
 def _parts(thing: Any) -> tuple[tuple[str, ...] | None, tuple[Any, ...]] | None:

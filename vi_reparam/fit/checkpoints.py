@@ -106,7 +106,7 @@ def probe(path: Any) -> None:
     try:
         if Path(path).exists() and not Path(path).is_file():  # a folder, or a pipe, which would wait for ever
             raise ArgumentError(f"{refused}: expected the path of a file")
-        with npz.partial(Path(path)) as (_, name):
+        with npz.partial(Path(os.path.realpath(path))) as (_, name):
             pass
         name.unlink()
     except ArgumentError:

@@ -77,7 +77,7 @@ def pattern(slopes: Callable[[np.ndarray], np.ndarray], places: np.ndarray) -> P
             known[fine] |= (precision != 0.0)[fine]
             looked += fine
             if looked.min() >= NUM_LOOKED:
-                return Pattern(known | known.T, shared)
+                return Pattern(known | known.T, np.zeros(size) if shared is None else shared)
     known[looked < NUM_LOOKED] = True
     return Pattern(known | known.T, np.zeros(size))
 

@@ -264,8 +264,8 @@ class Fitter:
         said, guided = "; ".join(data.doubts)[:150], self.guided
         try:
             _, numbers = program_of(guided.backend, guided.model, data)
-        except Exception:
-            numbers = {}
+        except Exception:  # the check that follows says why
+            return
         numbers = numbers or {"": [0.0, math.nan]}  # it could not run
         bad = [f" of site {name!r}" if name else "" for name, (_, term) in numbers.items() if not math.isfinite(term)]
         if bad:

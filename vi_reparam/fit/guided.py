@@ -263,6 +263,11 @@ class Guided:
         """Fits this guide, and keeps what it measured."""
         return Fitter(self)
 
+    @property
+    def _fitter(self) -> Fitter:
+        """Its name in scripts that look at what is kept."""
+        return self.fitter
+
     def for_family(self, family: GuideFamily) -> Self:
         """The same model with one family of the ladder."""
         if family not in self._families:

@@ -22,6 +22,7 @@ FREE, TIMES = 100_000_000, 20
 
 def write(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write arrays to a file, which appears under its name when it is whole."""
+    path = Path(os.path.realpath(path))  # a link stays one
     with partial(path) as (file, name):
         np.savez(file, allow_pickle=False, **arrays)
         file.flush()

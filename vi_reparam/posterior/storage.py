@@ -204,7 +204,7 @@ def _read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
         raise ArgumentError(
             f"cannot read {path}: {error.strerror or 'not an npz file'}; give a saved posterior"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # damage and malice show in many ways
         raise ArgumentError(f"{path} is not a saved posterior, or is damaged; save it again with .save") from error
     return metadata, arrays
 

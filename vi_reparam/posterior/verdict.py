@@ -112,6 +112,11 @@ class Figures:
         return self.known_gap < max(SMALL_GAP, GOOD_GAP_EACH * self.num_latents)
 
     @property
+    def is_surely_right(self) -> bool:
+        """The same, so nearly that what is left shows nowhere."""
+        return self.surest is not None and self.surest.khat < KHAT_GOOD and self.known_gap < TINY_GAP
+
+    @property
     def missed(self) -> float:
         """Part of the mass that is in modes which the draws miss."""
         return missed_share(self.rivals)
@@ -231,6 +236,8 @@ def judge(figures: Figures) -> Verdict:
     poor, fair = _faults(figures), _weaknesses(figures)
     grade: Grade = "poor" if poor else "fair" if fair else "good"
     told = [figures.copies] if figures.copies else []  # true of a good fit too
+    if figures.is_surely_right and not figures.khat < KHAT_USABLE:
+        told.append(_vouched(figures))
     return Verdict(grade=grade, figures=figures, reasons=(*poor, *fair, *told))
 
 
@@ -292,6 +299,14 @@ def _far(f: Figures) -> str:
     )
 
 
+def _vouched(f: Figures) -> str:
+    family, khat = ("", math.nan) if f.surest is None else (f.surest.family, f.surest.khat)
+    return (
+        f"k-hat is {f.khat:.2f}, so do not reweight these draws; the draws themselves are right: their ELBO is within "
+        f"{max(f.known_gap, 0.001):.2g} nats of the log evidence that {family} gives (k-hat {khat:.2f})"
+    )
+
+
 def _is_far(f: Figures) -> bool:
     return f.mean_shift > USABLE_MEAN or f.sd_shift > USABLE_SD
 
@@ -332,12 +347,8 @@ def _high_khat(f: Figures) -> str:
 
 def _weaknesses(f: Figures) -> list[str]:
     found = [f"{f.interrupted}: fit again to its end, or go on from its checkpoint"] if f.interrupted else []
-    if not f.khat < KHAT_USABLE and f.is_vouched and f.surest is not None:
-        found.append(
-            f"k-hat is {f.khat:.2f}, so do not reweight these draws; the draws themselves are right: their ELBO is "
-            f"within {max(f.known_gap, 0.001):.2g} nats of the log evidence that {f.surest.family} gives (k-hat "
-            f"{f.surest.khat:.2f})"
-        )
+    if f.is_vouched and not f.is_surely_right and not f.khat < KHAT_USABLE:
+        found.append(_vouched(f))
     if KHAT_GOOD <= f.khat < KHAT_USABLE and f.log_evidence - f.elbo > TINY_GAP:
         found.append(f"k-hat is between {KHAT_GOOD} and {KHAT_USABLE}: usable, best with importance weights")
     if f.elbo_error > MAX_ELBO_ERROR:

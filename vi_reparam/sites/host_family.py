@@ -33,7 +33,7 @@ class HostFamily(Family):
         self.reader = reader
         self.distribution = distribution
         self.name = type(distribution).__name__  # type: ignore[misc]
-        self.event_dim = distribution.event_dim  # type: ignore[misc]
+        self.event_dim = len(distribution.event_shape)  # type: ignore[misc]  # torch's own bases have no `event_dim`
         differentiable = distribution.has_rsample and not is_discrete(distribution)
         self.kinds = frozenset({"score_function"} | ({"pathwise"} if differentiable else set()))  # type: ignore[misc]
 

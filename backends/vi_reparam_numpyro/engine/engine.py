@@ -55,7 +55,10 @@ LONG = 5_000
 """Steps from which on all of XLA's optimization pays."""
 
 PROGRAMS, CALLS, CALLS_OF_DATA = 16, 32, 32
-"""Compiled fits and calls that are kept, tens of megabytes each, and those kept with one call's data."""
+"""Compiled fits and calls that are kept, 10 to 20 MB each, and those kept with one call's data."""
+
+RELEASE = 128
+"""Compiled fits and calls after which JAX lets go of all that it traced, of which it keeps some 4 MB for each."""
 
 
 _RUNS: Any = SimpleNamespace(ops=ops, tracer=tracer)
@@ -85,6 +88,7 @@ class JaxEngine:
         self.calls: Cache[Any] = Cache(CALLS)
         self._draws: Cache[dict[str, DrawInfo]] = Cache(PROGRAMS)
         self._of_data: weakref.WeakKeyDictionary[Data, Cache[Any]] = weakref.WeakKeyDictionary()
+        self._compiled = 0  # since the last release
         self._readers: deque[Any] = deque(maxlen=CALLS)  # models that read their data
 
     def key(self, seed: Any) -> Any:
@@ -99,6 +103,9 @@ class JaxEngine:
 
     def data(self, args: tuple, kwargs: Mapping, model: Any = None, *, inputs: tuple = (), finite: bool = True) -> Data:
         refuse_fork()
+        if self._compiled >= RELEASE:  # here no call runs; what is kept is compiled again when it is used
+            self._compiled = 0
+            jax.clear_caches()
         args, kwargs = as_arrays(args, dict(kwargs))
         if model is not None and finite:
             refuse_tracing(args, kwargs)
@@ -142,6 +149,8 @@ class JaxEngine:
         join = data.join
 
         def compile_it() -> Any:
+            self._compiled += 1
+
             def called(arrays: Any, *inputs: Any) -> Any:
                 return fn(*join(arrays), *inputs)
 
@@ -175,6 +184,7 @@ class JaxEngine:
             return in_chunks(lambda one: fn(one, args, kwargs, *inputs), key, num, size, first)
 
         def compile_it() -> Any:
+            self._compiled += 1
             return jit_once(all_of_them, data.call, size=size)
 
         if name is None:
@@ -230,11 +240,9 @@ class JaxEngine:
         case = _Same(task.model), _Same(task.guide), *how
         long = not watched and num_steps >= LONG
         made = functools.partial(Program, task, data, optimizer, watched, long=long)
-        program = self.programs.get((*case, data.form, watched, long), made)
-        if self.programs.forgotten >= PROGRAMS:  # JAX keeps what it traced for them, some 15 MB for each
-            self.programs.forgotten = 0
-            jax.clear_caches()
-        return program
+        key = *case, data.form, watched, long
+        self._compiled += key not in self.programs.entries
+        return self.programs.get(key, made)
 
     def gradients(
         self, task: Task, data: Data, params: Params, key: Any, num: int

@@ -56,7 +56,9 @@ class PyroReader:
 
     def draw(self, distribution: Any, key: int) -> Array:
         with host_noise():  # torch's own state, which the key of the run seeds
-            return distribution()
+            if callable(distribution):
+                return distribution()
+            return distribution.rsample() if distribution.has_rsample else distribution.sample()  # a base, torch's own
 
 
 reader = PyroReader()
