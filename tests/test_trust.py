@@ -104,8 +104,12 @@ def test_what_vouches_for_heavy_weights(modes):
     changed = {**vars(figures), "khat": 0.9, "surest": None}
     assert judge(type(figures)(**changed)).grade == "poor"
     sure = Surest("FullRank()", 0.2, figures.elbo + 0.01, 0.001)
-    vouched = judge(type(figures)(**{**changed, "surest": sure}))
-    assert vouched.grade == "fair" and "do not reweight" in str(vouched)
+    for gap, grade in ((0.01, "good"), (0.08, "fair")):
+        own = Surest("FullRank()", 0.2, figures.elbo + gap, 0.001)
+        vouched = judge(type(figures)(**{**changed, "surest": own}))
+        assert vouched.grade == grade and "do not reweight" in str(vouched)
+    unsure = Surest("FullRank()", 0.6, figures.elbo + 0.01, 0.001)
+    assert judge(type(figures)(**{**changed, "surest": unsure})).grade == "fair"
     off = Surest("FullRank()", 0.2, figures.elbo + 0.5, 0.001)
     assert judge(type(figures)(**{**changed, "surest": off})).grade == "poor"
     more = figures.elbo + 0.4  # a draw has met what that family missed

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.numerics.special import LOG_2PI
 
@@ -200,22 +198,23 @@ def distances(ops: Ops, centers: Array, roots: Array) -> Array:
     return xp.sqrt(xp.sum(moves * xp.linalg.solve(common, moves[..., None])[..., 0], axis=-1))
 
 
-def with_widths(distances: np.ndarray, roots: np.ndarray) -> np.ndarray:
+def with_widths(distances: Any, roots: Any) -> Any:
     """Up to `SMALL` coordinates, the distances of Gaussians of equal covariance that overlap as little as these.
 
     By Bhattacharyya's distance, which sets a narrow one within a wide one apart too. On the host: two factorizations of
     many matrices that XLA runs side by side wait for each other forever where it has two threads.
 
     Args:
-        distances: shape ``[S, S]``; `roots`: of the covariances, triangular, shape ``[S, D, D]``.
+        distances: NumPy's, shape ``[S, S]``; `roots`: of the covariances, triangular, shape ``[S, D, D]``.
     """
     if roots.shape[-1] > SMALL:
         return distances
-    roots = np.asarray(roots, np.float64)
-    covariances = roots @ np.swapaxes(roots, 1, 2)
-    both = np.linalg.slogdet(0.5 * (covariances[:, None] + covariances[None]))[1]
-    own = np.log(np.abs(np.diagonal(roots, axis1=1, axis2=2))).sum(1)
-    return np.sqrt(distances**2 + 4.0 * np.maximum(both - own[:, None] - own[None], 0.0))
+    xp = roots.__array_namespace__()
+    roots = xp.asarray(roots, dtype=xp.float64)
+    covariances = roots @ xp.swapaxes(roots, 1, 2)
+    both = xp.linalg.slogdet(0.5 * (covariances[:, None] + covariances[None]))[1]
+    own = xp.log(xp.abs(xp.diagonal(roots, axis1=1, axis2=2))).sum(1)
+    return xp.sqrt(distances**2 + 4.0 * xp.maximum(both - own[:, None] - own[None], 0.0))
 
 
 def places_apart(bounds: Any, distances: Any) -> list[int]:
