@@ -30,7 +30,7 @@ from vi_reparam.posterior.attempt import GOOD_GAP, GOOD_MISSED, GOOD_SHIFT, Atte
 from vi_reparam.posterior.copies import copies
 from vi_reparam.posterior.evidence import by_student_t
 from vi_reparam.posterior.modes import missed_modes, moved_by
-from vi_reparam.posterior.verdict import KHAT_USABLE, NEGLIGIBLE_MODE
+from vi_reparam.posterior.verdict import KHAT_GOOD, KHAT_USABLE, NEGLIGIBLE_MODE
 
 HOPELESS = GOOD_GAP
 """Nats that a mean field must lose to correlations for it not to be tried: it would not be good."""
@@ -149,7 +149,8 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
     gradients = ONE_BY_ONE if slow and spec.gradients == NUM_GRADIENTS else spec.gradients
     best = _climb(ladder, fit, skip_reason, cost, gradients=gradients, seconds=spec.budget or math.inf)
     if shape.size is not None and not best.khat < KHAT_USABLE and "interrupted" not in best.record:
-        known, own = best.record.get("surest"), by_student_t(best, joint)
+        known = best.record.get("surest")
+        own = None if known and known["khat"] < KHAT_GOOD else by_student_t(best, joint)
         if own is not None and not (known is not None and known["khat"] <= own["khat"]):
             best.record["surest"] = own
     engine.settle(best)  # networks train in place, and later families went on with them

@@ -19,6 +19,10 @@ from vi_reparam.guides.nested_laplace import MOST_GLOBALS, MOST_LOCALS, NestedLa
 from vi_reparam.guides.sde import SDE
 from vi_reparam.guides.structured import Structured
 
+NESTED_FIRST = 512
+"""Coordinates up to which `NestedLaplace` comes before `Structured`: of more, few are normal enough given globals,
+all together."""
+
 LARGEST_LOW_RANK = 10_000
 LARGEST_FLOW = 1_000
 
@@ -115,7 +119,7 @@ class Escalate(GuideFamily):
                 return [*nested, Structured(), FullRank(), MeanField(), *between, *bent, SDE()]
             return [*nested, FullRank(), MeanField(), *bent, SDE()]
         if hierarchical:
-            first = [*nested, Structured()] if is_chained else [Structured(), *nested]
+            first = [*nested, Structured()] if is_chained or size <= NESTED_FIRST else [Structured(), *nested]
             return [*first, *([Structured(globals=Flow())] if num_globals > 1 else []), MeanField()]
         return [
             MeanField(),

@@ -93,10 +93,12 @@ def by_wide_tails(posterior: Posterior) -> dict[str, Any] | None:
     name = next((name for name in posterior.params if name == "laplace_tail"), None)
     if name is None or not posterior.scorer.at_once:
         return None
-    own = {**posterior.params, name: 0.0 * posterior.params[name] + HALF}
-    fields = {"args": posterior.args, "kwargs": posterior.kwargs, "losses": posterior.losses, "record": {}}
-    other = type(posterior)(posterior.guided, own, seed=posterior.seed, **fields)
-    known = other.weights(posterior.default_num_weights, WIDE_SEED)
+    own = posterior.params[name]
+    posterior.set_param(name, 0.0 * own + HALF)  # by the program that is compiled
+    try:
+        known = posterior.weights(posterior.default_num_weights, WIDE_SEED)
+    finally:
+        posterior.set_param(name, own)
     value, error = known.log_evidence()
     return {
         "family": WIDE_TAILS,

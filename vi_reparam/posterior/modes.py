@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -50,7 +50,7 @@ def missed_modes(posterior: Posterior, places: Sequence[Place], guide: Any) -> M
     if len(places) < 2:
         return Missed([], (0.0, 0.0))
     ops = posterior.backend.ops
-    draws = vectors(posterior, posterior.draws(NUM_LOOKED_AT), guide)
+    draws = vectors(posterior, _some_draws(posterior, NUM_LOOKED_AT), guide)
     heights, masses = [], np.array([place.bound - 2.0 * place.error for place in places])
     for place, mass in zip(places, masses, strict=True):
         root = ops.to_numpy(place.frame.root)
@@ -69,6 +69,15 @@ def missed_modes(posterior: Posterior, places: Sequence[Place], guide: Any) -> M
     return Missed(behind, moved_by(centers - draws.mean(0), np.array(behind), draws.std(0)))
 
 
+def _some_draws(posterior: Posterior, num: int) -> Mapping[str, Any]:
+    """Those behind the figures, where these hold whole sites: no other program is compiled. Else new ones."""
+    known, sites = posterior._first[1], posterior.scorer.sites.latents
+    if all(known[n].shape[1] == site.size and len(known[n]) >= num for n, site in sites.items()):
+        asarray = posterior.backend.ops.asarray
+        return {n: asarray(known[n][:num].reshape(num, *site.shape)) for n, site in sites.items()}
+    return posterior.draws(num)
+
+
 def moved_by(ways: np.ndarray, behind: np.ndarray, spread: np.ndarray) -> tuple[float, float]:
     """By how much modes that lie these ways off move a mean, in sds, and the logarithm of an sd, at the most.
 
@@ -82,7 +91,7 @@ def moved_by(ways: np.ndarray, behind: np.ndarray, spread: np.ndarray) -> tuple[
     return float(np.abs(mean).max()), float(0.5 * np.log1p(np.maximum(share @ far**2 - mean**2, 0.0)).max())
 
 
-def vectors(posterior: Posterior, values: dict[str, Any], guide: Any) -> np.ndarray:
+def vectors(posterior: Posterior, values: Mapping[str, Any], guide: Any) -> np.ndarray:
     """Draws by site as vectors of unconstrained coordinates. Shape ``[N, D]``."""
     ops, data = posterior.backend.ops, posterior.scorer.data
 

@@ -381,7 +381,8 @@ class Posterior(Predicting, Showing, Trusting):
 
     def _runaway(self) -> tuple[str, ...]:
         """Latents with draws beyond `RUNAWAY`; looked for where the weights are no good."""
-        if self.khat < KHAT_USABLE:
+        known = self.record.get("surest")
+        if self.khat < KHAT_USABLE or (known and known["khat"] < KHAT_USABLE):
             return ()
         draws = self.draws(NUM_LOOKED_AT)
         near = {n: (np.abs(self._float64(draws[n])) < RUNAWAY).all() for n in self.scorer.sites.latents}
