@@ -464,7 +464,8 @@ REFUSED = {
 @pytest.mark.parametrize("what", REFUSED)
 def test_refusals_are_the_same_and_in_one_line(both, what):
     (kind, text), (other_kind, other_text) = (refusal(b, REFUSED[what]) for b in both)
-    assert (kind, text) == (other_kind, other_text)
+    own, other = (re.sub(r"refuses them \(.*\)", "", words) for words in (text, other_text))  # the framework's words
+    assert (kind, own) == (other_kind, other)
     assert kind in {"ArgumentError", "SiteError", "GradientError", "NonFiniteError"}
     assert "\n" not in text
 

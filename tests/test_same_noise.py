@@ -150,7 +150,8 @@ def test_the_search_finds_the_same_places(monkeypatch):
     from vi_reparam.programs.searcher import Searcher
 
     def starts(self, runs, layout, args, kwargs, key, most):  # the frameworks draw the prior each in its own way
-        return self.backend.ops.asarray(2.0 * waves((most, layout.size), 0))
+        found = self.backend.ops.asarray(2.0 * waves((most, layout.size), 0))
+        return found, found
 
     Fixed(monkeypatch)
     monkeypatch.setattr(Searcher, "starts", starts)
