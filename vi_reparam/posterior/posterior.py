@@ -412,7 +412,7 @@ class Posterior(Predicting, Showing, Trusting):
         steps, missed = int(self.record["num_steps"]), missed_share(self.record["rivals"])
         size = sum(site.size for site in self.scorer.sites.latents.values())
         figures = (elbo, error, khat, gap, moved, missed, steps, seconds)
-        more = {"num_latents": size, "gradients": spent, "sampled": "sampled" in self.record}
+        more = {"num_latents": size, "gradients": spent, "sampled": self.record["objective"] == "importance sampling"}
         return Attempt(str(self.record["family"]), *figures, **more)
 
     def update(self, *args: Any, fresh_sites: Collection[str] = (), **kwargs: Any) -> Self:
