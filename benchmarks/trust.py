@@ -170,9 +170,7 @@ def main() -> None:
     def keep(part: str, row: dict[str, Any], key: str) -> None:
         print(json.dumps(row), flush=True)
         known[part] = [*(r for r in known.get(part, []) if r[key] != row[key]), row]
-        RESULTS.write_text(
-            json.dumps({"command": "python benchmarks/trust.py --data FOLDER", **known}, indent=1) + "\n"
-        )
+        RESULTS.write_text(json.dumps({"command": COMMAND, **known}, indent=1) + "\n")
 
     if "regressions" in options.parts:
         for name, given in regressions().items():

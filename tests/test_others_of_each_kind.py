@@ -12,7 +12,7 @@ import pytest
 from test_both_backends import mean_field, number
 from test_cli import folder, run  # noqa: F401
 from test_cut_off import FEW, STEPS, Y, check, files, head_of, mean, press, saved  # noqa: F401
-from test_threads_and_memory import OPTIONS, X, in_threads, level, slope
+from test_threads_and_memory import OPTIONS, X, in_threads, level, releases, slope
 from test_what_people_give import refused
 
 from vi_reparam import checks
@@ -218,10 +218,7 @@ def test_predictions_of_many_sizes_let_go(b, monkeypatch):
     """NumPyro kept 4 MB of each new size for good."""
     if b.name != "numpyro":
         pytest.skip("nothing is compiled")
-    module = __import__("vi_reparam_numpyro.engine.engine", fromlist=["engine"])
-    cleared, clear = [], module.jax.clear_caches
-    monkeypatch.setattr(module, "RELEASE", 3)
-    monkeypatch.setattr(module.jax, "clear_caches", lambda: cleared.append(clear()))
+    cleared = releases(monkeypatch, 3)
     posterior = mean_field(b, slope(b)).fit(b.array(X), y=b.array(X), num_steps=2, num_particles=1, progress=False)
     drawn = [number(posterior.predict(b.array(X[:n]), num_draws=2)["y"]) for n in (1, 2, 3, 4, 5, 1)]
     assert cleared

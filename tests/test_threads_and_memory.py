@@ -132,6 +132,15 @@ def test_a_forked_process_works_or_is_refused_in_one_line(b, what):
         assert len(said) <= 300 and "\n" not in said
 
 
+def releases(monkeypatch, after):
+    """A list that grows each time JAX lets go of what it traced, which it does after so many compilations."""
+    module = __import__("vi_reparam_numpyro.engine.engine", fromlist=["engine"])
+    found, clear = [], module.jax.clear_caches
+    monkeypatch.setattr(module, "RELEASE", after)
+    monkeypatch.setattr(module.jax, "clear_caches", lambda: found.append(clear()))
+    return found
+
+
 @SLOW
 def test_what_was_compiled_for_old_shapes_is_forgotten(b, monkeypatch):
     module = __import__(f"vi_reparam_{b.name}.engine.engine", fromlist=["Program"])
@@ -146,9 +155,7 @@ def test_what_was_compiled_for_old_shapes_is_forgotten(b, monkeypatch):
     cleared = []
     if b.name == "numpyro":
         monkeypatch.setattr(b.vr.Guided.backend.engine, "programs", Cache(2))
-        monkeypatch.setattr(module, "RELEASE", 8)
-        clear = module.jax.clear_caches
-        monkeypatch.setattr(module.jax, "clear_caches", lambda: cleared.append(clear()))
+        cleared = releases(monkeypatch, 8)
     guided = mean_field(b, slope(b))
     for size in (3, 4, 5, 6, 7):
         guided.fit(b.array(X[:size]), y=b.array(X[:size]), num_steps=2, num_particles=1, progress=False)

@@ -104,10 +104,8 @@ class Marginal:
         self.form = form
         self.guide, self.data, self.ops = guide, data, guide.backend.ops
         self.num, self.size = halves(guide.layout(*data.call), guide.family.globals).sizes
-        cost, (num, size, border) = cost_of(form, scalars), form.sizes
-        held = (len(form.seeds) + NUM_LOCAL_DRAWS) * max(scalars, self.size) + (num * size + border) * (
-            4 * size + border
-        )
+        cost = cost_of(form, scalars)
+        held = (len(form.seeds) + NUM_LOCAL_DRAWS) * max(scalars, self.size) + len(form.rows) * form.width
         half = rng.normal(size=(NUM_LOCAL_DRAWS // 2, self.size))
         self._noise = np.concatenate([half, -half])
         self.num_draws = int(np.clip(ROUND // cost, FEWEST_DRAWS, MOST_DRAWS))

@@ -236,8 +236,8 @@ def judge(figures: Figures) -> Verdict:
     poor, fair = _faults(figures), _weaknesses(figures)
     grade: Grade = "poor" if poor else "fair" if fair else "good"
     told = [figures.copies] if figures.copies else []  # true of a good fit too
-    if figures.is_surely_right and not figures.khat < KHAT_USABLE:
-        told.append(_vouched(figures))
+    if figures.is_surely_right:
+        told += _vouched(figures)
     return Verdict(grade=grade, figures=figures, reasons=(*poor, *fair, *told))
 
 
@@ -299,12 +299,14 @@ def _far(f: Figures) -> str:
     )
 
 
-def _vouched(f: Figures) -> str:
-    family, khat = ("", math.nan) if f.surest is None else (f.surest.family, f.surest.khat)
-    return (
+def _vouched(f: Figures) -> list[str]:
+    if f.khat < KHAT_USABLE or f.surest is None or not f.is_vouched:
+        return []
+    return [
         f"k-hat is {f.khat:.2f}, so do not reweight these draws; the draws themselves are right: their ELBO is within "
-        f"{max(f.known_gap, 0.001):.2g} nats of the log evidence that {family} gives (k-hat {khat:.2f})"
-    )
+        f"{max(f.known_gap, 0.001):.2g} nats of the log evidence that {f.surest.family} gives (k-hat "
+        f"{f.surest.khat:.2f})"
+    ]
 
 
 def _is_far(f: Figures) -> bool:
@@ -347,8 +349,8 @@ def _high_khat(f: Figures) -> str:
 
 def _weaknesses(f: Figures) -> list[str]:
     found = [f"{f.interrupted}: fit again to its end, or go on from its checkpoint"] if f.interrupted else []
-    if f.is_vouched and not f.is_surely_right and not f.khat < KHAT_USABLE:
-        found.append(_vouched(f))
+    if not f.is_surely_right:
+        found += _vouched(f)
     if KHAT_GOOD <= f.khat < KHAT_USABLE and f.log_evidence - f.elbo > TINY_GAP:
         found.append(f"k-hat is between {KHAT_GOOD} and {KHAT_USABLE}: usable, best with importance weights")
     if f.elbo_error > MAX_ELBO_ERROR:

@@ -62,6 +62,12 @@ class Curvature(NamedTuple):
         num, size = self.band.shape[:2]
         return num, size, self.rows.shape[0] - num * size
 
+    @property
+    def width(self) -> int:
+        """Numbers of the matrix and its root that are held for each row."""
+        _, size, border = self.sizes
+        return 4 * size + border
+
     def order(self, ops: Ops) -> Order:
         """Of the rows."""
         xp = ops.xp

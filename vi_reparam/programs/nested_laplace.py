@@ -68,8 +68,8 @@ class NestedLaplaceGuide(JointGuide):
     kind = "laplace"
 
     def copies(self, params: Params) -> int:
-        seeds, band, corner = (params[f"{self.prefix}_{name}"].shape for name in ("seeds", "band", "rows"))
-        return max(seeds[0] + 4 * band[1] + corner[0] - band[0] * band[1], 1)
+        form = Curvature(*(params[f"{self.prefix}_{name}"] for name in Curvature._fields))
+        return max(form.seeds.shape[0] + form.width, 1)
 
     def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> Any:
         ops, xp, dtype = self.ops, self.ops.xp, self.ops.float_dtype()
