@@ -15,6 +15,7 @@ from vi_reparam.fit.colouring import cost_of
 from vi_reparam.fit.weighted_mixture import Mixture
 from vi_reparam.posterior.parts import by_parts
 from vi_reparam.programs.curvature import Curvature
+from vi_reparam.programs.leaning import lean
 from vi_reparam.programs.nested_laplace import climb, halves
 from vi_reparam.programs.searcher import no_start
 
@@ -27,6 +28,12 @@ BUDGET, AT_ONCE = 8_000_000, 64
 
 NUM_LOCAL_DRAWS = 8
 """Behind a marginal density."""
+
+NUM_PROBES = 4
+"""Behind the others' mean."""
+
+NOTHING = 0.01
+"""Standard deviation of log weights that a mean or a bend must save."""
 
 MOST_TURNS = 12
 CLOSE = 1e-2
@@ -97,6 +104,7 @@ class Marginal:
 
     Attributes:
         num_draws: in a round.
+        probes: noise behind the others' mean, shape ``[P, L]``; `lean`: whether they are bent, as in `leaning.lean`.
         gradients: of log p taken so far.
     """
 
@@ -108,6 +116,8 @@ class Marginal:
         held = (len(form.seeds) + NUM_LOCAL_DRAWS) * max(scalars, self.size) + len(form.rows) * form.width
         half = rng.normal(size=(NUM_LOCAL_DRAWS // 2, self.size))
         self._noise = np.concatenate([half, -half])
+        self.probes = np.where(rng.uniform(size=(NUM_PROBES, self.size)) < 0.5, -1.0, 1.0)
+        self.lean = 1.0
         self.num_draws = int(np.clip(ROUND // cost, FEWEST_DRAWS, MOST_DRAWS))
         self._count = int(np.clip(BUDGET // held, 1, AT_ONCE))
         self.gradients = 0
@@ -144,7 +154,7 @@ class Marginal:
         guide, ops = self.guide, self.ops
         num = self.num
 
-        def look(args: Any, kwargs: Any, rows: Any, noise: Any, *form: Any) -> Any:
+        def look(args: Any, kwargs: Any, rows: Any, noise: Any, probes: Any, much: Any, *form: Any) -> Any:
             layout = guide.layout(args, kwargs)
             log_p, parts = ops.compiled(guide.log_joint(layout, {}, args, kwargs)), halves(layout, guide.family.globals)
 
@@ -154,8 +164,9 @@ class Marginal:
 
                 shape = Curvature(*form)
                 found = climb(ops, height, row[num:], shape)
-                ways = ops.vmap(lambda n: shape.ways(ops, found.root, n))(noise)
-                weights = ops.vmap(height)(found.at[None] + ways) - found.root.log_density(ops, noise)
+                others = lean(ops, height, found.at, found.root, shape, probes, much)
+                trials, log_q = ops.vmap(lambda n: others.draw(ops, n))(noise)
+                weights, ways = ops.vmap(height)(trials) - log_q, trials - others.mean[None]
                 top = ops.xp.max(weights)
                 mean = ops.xp.mean(ops.xp.exp(weights - top))
                 widths = ops.xp.sqrt(ops.xp.mean(ways * ways, axis=0))
@@ -164,9 +175,9 @@ class Marginal:
             return ops.vmap(one)(rows)
 
         def run(part: np.ndarray) -> tuple[np.ndarray, ...]:
-            return self.call(look, part, self._noise, *self.form)
+            return self.call(look, part, self._noise, self.probes, np.asarray(self.lean), *self.form)
 
-        self.gradients += len(rows) * (len(self.form.seeds) + 1)
+        self.gradients += len(rows) * (len(self.form.seeds) + 1 + 2 * NUM_PROBES)
         return by_parts(run, rows, self._count)
 
 
@@ -221,8 +232,20 @@ def peaks(target: Marginal, g: np.ndarray, x: np.ndarray) -> Peaks:
     log_weight = masses - np.logaddexp.reduce(masses)
     known = Mixture(log_weight, np.stack([c for _, c, _ in kept]), np.stack([r for _, _, r in kept]))
     i = order[0]
-    last = target(g[i : i + 1], x[i : i + 1])
+    last = _leaning(target, g[i : i + 1], x[i : i + 1])
     return Peaks(known, g[i], last.at[0], near.turns[i].T, last.widths[0], float(last.spreads[-1, 0]))
+
+
+def _leaning(target: Marginal, g: np.ndarray, x: np.ndarray) -> Looks:
+    """Choose how the others lean, by what leaves the least of their log weights at these globals; what is seen then."""
+    probes = target.probes
+    tried = []
+    for own, much in ((0.0 * probes, 0.0), (probes, 0.0), (probes, 1.0)):
+        target.probes, target.lean = own, much
+        tried.append((target(g, x), own, much))
+    least = min(float(seen.spreads[-1, 0]) for seen, _, _ in tried)
+    seen, target.probes, target.lean = next(row for row in tried if not row[0].spreads[-1, 0] > least + NOTHING)
+    return seen
 
 
 class Surroundings(NamedTuple):

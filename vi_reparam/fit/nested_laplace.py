@@ -231,6 +231,8 @@ def _sampled(target: Marginal, family: NestedLaplace, begun: Peaks, rng: np.rand
         "place": slopes[0],
         "slopes": slopes[1],
         "turns": np.ones(turns),
+        "probes": target.probes[target.probes.any(1)],
+        "lean": np.asarray(target.lean),
         **target.form._asdict(),
     }
     params["tail"] = np.asarray(_tail(target, params, known_weights.log_evidence()[0], z, weights, rng))

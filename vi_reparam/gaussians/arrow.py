@@ -130,6 +130,13 @@ def log_det(ops: Ops, root: Arrow) -> Array:
     return xp.sum(xp.log(xp.linalg.diagonal(root.corner))) - xp.sum(inverses)
 
 
+def sds(ops: Ops, root: Arrow) -> Array:
+    """Of each row given all later ones, the standard deviation: the inverse of the root's diagonal."""
+    xp = ops.xp
+    inverses = xp.reshape(xp.linalg.diagonal(root.own), (-1,))
+    return xp.concat([inverses, 1.0 / xp.linalg.diagonal(root.corner)])
+
+
 def log_density(ops: Ops, root: Arrow, noise: Array) -> Array:
     """Of the normal with this root of its precision, at the draw of this noise, shape ``[..., L]``."""
     return log_det(ops, root) - 0.5 * ops.xp.sum(noise * noise, axis=-1) - 0.5 * noise.shape[-1] * LOG_2PI

@@ -19,7 +19,7 @@ from vi_reparam.guides.nested_laplace import MOST_GLOBALS, MOST_LOCALS, NestedLa
 from vi_reparam.guides.sde import SDE
 from vi_reparam.guides.structured import Structured
 
-NESTED_FIRST = 512
+NESTED_FIRST = 5_000
 """Coordinates up to which `NestedLaplace` comes before `Structured`: of more, few are normal enough given globals,
 all together."""
 

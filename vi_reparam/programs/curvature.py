@@ -97,6 +97,16 @@ class Curvature(NamedTuple):
         way = order.back(ops, arrow.fall(ops, root.arrow, root.half(ops, half)))
         return way, ops.xp.sum(half * half)
 
+    def sds(self, ops: Ops, root: Root) -> Array:
+        """Of each latent given all later ones, shape ``[L]``; zero for those of a border, whose own third derivatives
+        no mean slope tells, unless all are there.
+        """
+        xp, (num, size, _) = ops.xp, self.sizes
+        found = arrow.sds(ops, root.arrow)
+        if num:
+            found = xp.concat([found[: num * size], xp.zeros_like(found[num * size :])])
+        return self.order(ops).back(ops, found)
+
     def ways(self, ops: Ops, root: Root, noise: Array) -> Array:
         """The draw of the normal with this precision that noise makes, about zero; both of shape ``[L]``."""
         order = self.order(ops)

@@ -13,6 +13,7 @@ from vi_reparam.programs import mixture
 from vi_reparam.programs.curvature import Curvature, Root
 from vi_reparam.programs.joint import Array, Draws, JointGuide, Key, Layout, Params
 from vi_reparam.programs.layout import Part
+from vi_reparam.programs.leaning import lean
 from vi_reparam.programs.vector import Vector
 
 SHARES = (1.0, 0.5, 0.2, 0.05, 0.0)
@@ -63,7 +64,7 @@ def halves(layout: Layout, names: tuple[str, ...]) -> Halves:
 
 
 class NestedLaplaceGuide(JointGuide):
-    """Draws the globals, climbs to the others' mode given them, and draws these from the normal there."""
+    """Draws the globals, climbs to the others' mode given them, and draws these from about the normal there."""
 
     kind = "laplace"
 
@@ -106,13 +107,15 @@ class NestedLaplaceGuide(JointGuide):
                 return (found.at, found.root), share
 
             (x, root), _ = ops.scan(turn, (begun, form.none(ops, begun)), own["turns"])
-            value = ops.once(parts.join(ops, layout, g, x + form.ways(ops, root, ways)))
-            return Vector(value, log_q + root.log_density(ops, ways))
+            others = lean(ops, height, x, root, form, own["probes"], own["lean"])
+            value, log_others = others.draw(ops, ways)
+            return Vector(ops.once(parts.join(ops, layout, g, value)), log_q + log_others)
 
         return self.vector(layout, noise, draw, features)
 
     def _params(self, layout: Layout, parts: Halves, start: Callable[[], Array]) -> Params:
-        """None of them is moved by a gradient; the length of `turns` is the number of Newton steps."""
+        """None of them is moved by a gradient; the length of `turns` is the number of Newton steps, and `probes` and
+        `lean` are those of `leaning.lean`."""
         xp, dtype, (num, size) = self.ops.xp, self.ops.float_dtype(), parts.sizes
 
         def at(half: int) -> Array:
@@ -135,6 +138,8 @@ class NestedLaplaceGuide(JointGuide):
             "band": self.param("band", lambda _: xp.zeros((0, 1, 2), dtype=dtype)),
             "shared": self.param("shared", lambda _: xp.zeros((0, size), dtype=dtype)),
             "turns": self.param("turns", lambda _: xp.ones(2, dtype=dtype)),
+            "probes": self.param("probes", lambda _: xp.zeros((0, size), dtype=dtype)),
+            "lean": self.param("lean", lambda _: xp.zeros((), dtype=dtype)),
         }
 
     def matched(self, layout: Layout, draws: Draws) -> Params:
