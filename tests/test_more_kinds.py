@@ -184,7 +184,7 @@ def test_a_disk_that_stays_full_is_told_once(b, tmp_path, monkeypatch, recwarn):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    for name, value in (("SAVE_EVERY", 0.0), ("FIRST_CHUNK", 2), ("LOOK_EVERY", 1e-9)):
+    for name, value in (("SAVE_EVERY", 0.0), ("LOOK_EVERY", 1e-9)):
         monkeypatch.setattr(loop, name, value)
     monkeypatch.setattr(npz.np, "savez", full)
     mean_field(b).fit(1.0, checkpoint=tmp_path / "fit", num_steps=12, num_particles=1, progress=False)

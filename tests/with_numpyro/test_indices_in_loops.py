@@ -83,3 +83,21 @@ def test_an_index_that_is_searched_for_is_looked_at():
     guided.backend.engine.data((np.array([0, 4, 1]),), {}, guided.model)
     with pytest.raises(vr.ViReparamError, match="index 5 is out of bounds for an array of size 5"):
         guided.backend.engine.data((np.array([0, 6, 1]),), {}, guided.model)
+
+
+def lkj(y):
+    z = numpyro.sample("z", dist.LKJCholesky(3, 1.0))
+    numpyro.sample("y", dist.Normal(z.sum(), 1.0), obs=y[0])
+
+
+def where_seen(y):
+    rows = jnp.nonzero(y > 0.0, size=2)[0]
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    numpyro.sample("y", dist.Normal(z, 1.0).expand([2]).to_event(1), obs=y[rows])
+
+
+@pytest.mark.parametrize("model", [lkj, where_seen])
+def test_what_nonzero_leaves_out_is_no_update_of_the_model(model, recwarn):
+    """A correlation matrix was fitted with three warnings, for its indices are found so."""
+    vr.guide(vr.MeanField())(model).fit(np.array([1.0, 0.0, 2.0]), num_steps=1, num_particles=1, progress=False)
+    assert not [one for one in recwarn.list if "left out" in str(one.message)]

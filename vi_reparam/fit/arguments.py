@@ -123,5 +123,6 @@ def _array(array: np.ndarray, where: str) -> np.ndarray:
 
 def not_finite(name: str, array: np.ndarray) -> list[str]:
     """What is to be said of NaN or infinite values in an argument; nothing where there are none."""
-    bad = int(array.size - np.isfinite(array).sum()) if np.issubdtype(array.dtype, np.floating) else 0
+    is_number = array.dtype.kind == "f" or (array.dtype.kind == "V" and array.dtype.type is not np.void)  # bfloat16
+    bad = int(array.size - np.isfinite(array).sum()) if is_number else 0
     return [f"argument {name} holds {bad} NaN or infinite values of {array.size}"] if bad else []

@@ -104,6 +104,9 @@ class Fitter:
         signature = None
         if options.checkpoint is not None:
             program, numbers = program_of(self.guided.backend, self.guided.model, data)
+            if family is None:
+                sites, more = program_of(self.guided.backend, self.guided.base_guide, data)
+                program, numbers = f"{program}; guide: {sites}", {**numbers, **{f"{n} of the guide": x for n, x in more.items()}}
             signature = FitSignature(
                 model=self.guided.name,
                 program=program,
@@ -228,20 +231,22 @@ class Fitter:
         """As `check`; the first parameters, where they were needed."""
         start = functools.partial(self.guided.start_at, data)
         try:
-            self._doubt(data)
+            self.doubt(data)
             self._begin(data)
             found = self.engine.check(task, data, start, key, known=data.form in self._checked.entries)
         except ViReparamError:
             raise
         except Exception as error:
-            if data.doubts:
-                said = f"{'; '.join(data.doubts)[:120]}, and {self.guided.name[:40]} refuses them"
-                raise ArgumentError(
-                    f"{said} ({first_line(error)[:70]}): drop them, or mask numbers in their place"
-                ) from error
-            raise could_not_run(self.guided.name, data.shapes(self.ops), error) from error
+            raise self.why_not(data, error) from error
         self._checked.get(data.form, lambda: True)
         return found
+
+    def why_not(self, data: Data, error: Exception) -> ArgumentError:
+        """The refusal of data on which the model failed."""
+        if not data.doubts:
+            return could_not_run(self.guided.name, data.shapes(self.ops), error)
+        said = f"{'; '.join(data.doubts)[:120]}, and {self.guided.name[:40]} refuses them"
+        return ArgumentError(f"{said} ({first_line(error)[:70]}): drop them, or mask numbers in their place")
 
     def _begin(self, data: Data) -> None:
         masked = False
@@ -257,15 +262,12 @@ class Fitter:
         if masked:
             refuse_flat(self.guided.backend, self.guided.model, data, (self.guided.base_guide, refuse_flat))
 
-    def _doubt(self, data: Data) -> None:
+    def doubt(self, data: Data) -> None:
         """Data that are not finite are right only where the model masks them: its density is finite then."""
         if not data.doubts:
             return
         said, guided = "; ".join(data.doubts)[:150], self.guided
-        try:
-            _, numbers = program_of(guided.backend, guided.model, data)
-        except Exception:  # the check that follows says why
-            return
+        _, numbers = program_of(guided.backend, guided.model, data)
         numbers = numbers or {"": [0.0, math.nan]}  # it could not run
         bad = [f" of site {name!r}" if name else "" for name, (_, term) in numbers.items() if not math.isfinite(term)]
         if bad:

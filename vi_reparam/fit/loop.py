@@ -20,8 +20,11 @@ from vi_reparam.fit.interrupts import interrupts
 Course = Convergence | None
 Save = Callable[[Any, int], None]
 
-FIRST_CHUNK, CHUNK = 32, 1024
-"""Steps before the first look at the clock, and the most between two looks."""
+CHUNK = 1024
+"""The most steps between two looks at the clock; the first comes after one, which may take long."""
+
+SHOWN = 32
+"""Steps of one batch each between two changes of the bar's words."""
 
 LOOK_EVERY = 0.5
 """Seconds between two looks, about."""
@@ -81,7 +84,7 @@ def run_steps(
         KeyboardInterrupt: for Ctrl-C before any step is done, or pressed twice.
         NonFiniteError: for a NaN or an infinity, with its step and site.
     """
-    total, chunk, saved = len(losses), FIRST_CHUNK, time.perf_counter()
+    total, chunk, saved = len(losses), 1, time.perf_counter()
     bar = tqdm(total=total, initial=done, disable=not progress, desc=f"fit {name}: compiling")
     with bar, interrupts() as interrupted:
         while done < total and not (course is not None and course.finished):
@@ -105,7 +108,7 @@ def run_steps(
             bar.update(len(values))
             if course is not None and (done % BLOCK == 0 or done == total):
                 state = _look(program, state, course, losses[done - ((done - 1) % BLOCK + 1) : done])
-            if fed is None or done % FIRST_CHUNK == 1:
+            if fed is None or done % SHOWN == 1:
                 note = "" if course is None else f", {course}"
                 bar.set_description(f"fit {name}", refresh=False)
                 bar.set_postfix_str(f"ELBO {-np.mean(losses[max(0, done - 100) : done]):.4g}{note}", refresh=False)

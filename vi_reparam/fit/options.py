@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,8 @@ class Options:
             value = getattr(self, name)
             if isinstance(value, np.integer):
                 object.__setattr__(self, name, int(value))
+        if isinstance(self.checkpoint, str | os.PathLike):  # the program may go to another folder meanwhile
+            object.__setattr__(self, "checkpoint", os.path.join(os.getcwd(), self.checkpoint))
 
     def check(self, engine: Engine) -> None:
         """Refuse options that cannot be used.

@@ -186,11 +186,12 @@ def fit_batches(guided: Any, args: Args, kwargs: Mapping[str, Any], options: Opt
     stream = Stream(guided, batches, tuple(rest), kwargs, options.seed)
     why = ""
     try:
+        guided.fitter.doubt(stream.pilot)
         plate = plate_of(guided.backend, guided.model, stream)
     except ViReparamError:
         raise
     except Exception as error:
-        raise could_not_run(guided.name, stream.first.shapes(guided.backend.ops), error) from error
+        raise guided.fitter.why_not(stream.pilot, error) from error
     warn_of_forgotten(guided.backend, guided.model, stream.first)
     if isinstance(guided.family, Escalate):
         family = _family(guided, stream.first)

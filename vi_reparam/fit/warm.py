@@ -9,7 +9,7 @@ import numpy as np
 
 from vi_reparam.backend.backend import Backend
 from vi_reparam.backend.data import Data
-from vi_reparam.backend.ops import Array
+from vi_reparam.backend.ops import Array, Ops
 from vi_reparam.errors import ArgumentError, SiteError, short
 from vi_reparam.programs.latents import Site, bijection
 
@@ -77,12 +77,22 @@ def _checked(backend: Backend, name: str, value: Any, sites: Mapping[str, Site])
         raise ArgumentError(f"fit(init=): {name!r} has shape {tuple(array.shape)}; the site has {site.shape}")
     array = ops.xp.broadcast_to(array, site.shape)
     if not site.support.is_discrete and site.kind != "sphere":
-        flat = ops.to_numpy(bijection(backend.host, site.support).inv(array))
-        if not np.isfinite(flat).all():
+        if not _is_inside(ops, bijection(backend.host, site.support), array):
             raise ArgumentError(
                 f"fit(init=): {name!r} is outside of its support {site.support!r}, or at its edge"[:300]
             )
     return array
+
+
+def _is_inside(ops: Ops, transform: Any, value: Array) -> bool:
+    """Whether a value comes back from the reals, and from no end of them: some inverses clip what they are given."""
+    flat = transform.inv(value)
+    back, low, high = (ops.to_numpy(transform(x)) for x in (flat, 0.0 * flat - np.inf, 0.0 * flat + np.inf))
+    given, within = ops.to_numpy(value), 100.0 * np.finfo(back.dtype).eps
+    tiny = 2.0 * np.finfo(back.dtype).tiny
+    at_end = np.isclose(given, low, within, tiny) | np.isclose(given, high, within, tiny)
+    at_end &= low != high  # as the zeros of a triangular matrix
+    return bool(np.isfinite(ops.to_numpy(flat)).all() and np.allclose(back, given, 1e-3, 1e-3) and not at_end.any())
 
 
 def _means(backend: Backend, posterior: Any, sites: Mapping[str, Site]) -> dict[str, Array]:

@@ -23,7 +23,7 @@ def program_of(
     """The sites of a model in words, and numbers that tell its priors and its likelihood from others.
 
     Args:
-        params: values of its own parameters; their first ones unless given.
+        params: values of its own parameters; their first ones unless given, which are among the numbers then.
     """
     ops, tracer = backend.ops, backend.tracer
 
@@ -31,11 +31,13 @@ def program_of(
         return tracer.run(model, args, kwargs, key, params=params, partial=True, alone=True)
 
     def numbers(args: Any, kwargs: Any, key: Any) -> dict[str, list[Any]]:
-        found = {n: r for n, r in run(args, kwargs, key).items() if r.kind == "sample"}
-        return {
-            n: [ops.xp.sum(ops.asarray(r.value) * 1.0), ops.xp.sum(scaled(r, ops.asarray(r.log_prob())))]
-            for n, r in found.items()
-        }
+        found = run(args, kwargs, key).items()
+        starts = {n: [total(r.value), 0.0] for n, r in found if r.kind == "param" and params is None}
+        draws = {n: [total(r.value), total(scaled(r, ops.asarray(r.log_prob())))] for n, r in found if r.kind == "sample"}
+        return {**starts, **draws}
+
+    def total(value: Any) -> Any:
+        return sum(ops.xp.sum(ops.asarray(leaf) * 1.0) for leaf in ops.tree_leaves(value))
 
     sites = []
     for name, record in tracer.shapes(lambda key: run(*data.call, key)).items():
@@ -70,5 +72,6 @@ def what_differs(theirs: Any, ours: Any) -> str:
     """What differs, in words: of long texts and numbers, the first part that does."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         names = [n for n in {**ours, **theirs} if n not in ours or n not in theirs or not _close(theirs[n], ours[n])]
-        return f"at site {names[0]!r} are others (another prior, likelihood, network or data)"
-    return f"is {short(theirs)}, this one's {short(ours)}"
+        return f"at site {names[0]!r} are others (another prior, likelihood, start, network or data)"
+    both = short(theirs), short(ours)
+    return f"is {both[0]}, this one's {both[1]}" if both[0] != both[1] else f"is another than {both[1]}"
