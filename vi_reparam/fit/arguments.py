@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array as arrays
+import warnings
 from collections.abc import Callable
 from numbers import Number
 from typing import Any
@@ -13,18 +14,28 @@ from vi_reparam.backend.data import Call
 from vi_reparam.errors import ArgumentError, first_line
 
 
-def taken(args: Any, kwargs: Any, is_own: Callable[[Any], bool]) -> Call:
+RESOLUTION = 1e-3
+"""Steps between numbers, as a part of the range that they take, above which something of them is lost."""
+
+
+def taken(args: Any, kwargs: Any, is_own: Callable[[Any], bool], kept: Callable[[np.dtype], Any]) -> Call:
     """A call's arguments: series, lists of numbers and other libraries' arrays as NumPy's, which a framework takes.
 
     A list of numbers is data, and becomes an array; a tuple stays one.
 
     Args:
         is_own: whether a value is the framework's own, which is left as it is.
+        kept: the kind of number that the framework makes of one.
 
     Raises:
         ArgumentError: naming the argument, for what is no array of numbers: frames, text, objects, complex numbers,
-            dates, generators, masked arrays.
+            dates, generators, masked arrays; for numbers that the framework would change.
     """
+
+    def whole(value: Any, where: str) -> np.ndarray:
+        array = _array(value, where)
+        _look_at_range(array, np.dtype(kept(array.dtype)), where)
+        return array
 
     def walk(value: Any, where: str) -> Any:
         kind = type(value)
@@ -33,7 +44,7 @@ def taken(args: Any, kwargs: Any, is_own: Callable[[Any], bool]) -> Call:
         if kind is dict:
             return {key: walk(part, f"{where}[{key!r}]") for key, part in value.items()}
         if kind is list and value and _is_rectangle(value):
-            return _array(np.asarray(value), where)
+            return whole(np.asarray(value), where)
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             names: Any = value._fields  # type: ignore[attr-defined]
             return kind(*(walk(part, f"{where}.{name}") for name, part in zip(names, value, strict=True)))
@@ -42,9 +53,9 @@ def taken(args: Any, kwargs: Any, is_own: Callable[[Any], bool]) -> Call:
         if kind in (list, tuple):
             return kind(walk(part, f"{where}[{i}]") for i, part in enumerate(value))
         if isinstance(value, np.generic | complex):
-            _array(np.asarray(value), where)
+            whole(np.asarray(value), where)
             return value
-        return _array(_foreign(value, where), where) if _is_data(value) else value
+        return whole(_foreign(value, where), where) if _is_data(value) else value
 
     return tuple(walk(x, f"argument {i}") for i, x in enumerate(args)), {
         name: walk(x, f"argument {name!r}") for name, x in kwargs.items()
@@ -109,7 +120,7 @@ def _foreign(value: Any, where: str) -> np.ndarray:
 
 def _array(array: np.ndarray, where: str) -> np.ndarray:
     """An array of numbers of a kind that frameworks know."""
-    if array.dtype.type is np.void:
+    if array.dtype.names or array.dtype.type is np.void:
         raise ArgumentError(f"{where} is a structured array: give its columns, {{'a': x['a'], ...}}")
     kind = "U" if array.dtype.kind == "O" and any(isinstance(x, str) for x in array.flat) else array.dtype.kind
     if kind in _ADVICE:
@@ -121,8 +132,29 @@ def _array(array: np.ndarray, where: str) -> np.ndarray:
     return array
 
 
+def _look_at_range(array: np.ndarray, kept: np.dtype, where: str) -> None:
+    """Refuse numbers that a narrower kind does not hold, and warn of those that it does not tell apart."""
+    if array.dtype.kind not in "iuf" or kept.kind not in "iuf" or kept == array.dtype or not array.size:
+        return
+    whole, finite = kept.kind in "iu", array[np.isfinite(array)]
+    low, high = (finite.min(), finite.max()) if finite.size else (array.dtype.type(0), array.dtype.type(0))
+    limits = np.iinfo(kept) if whole else np.finfo(kept)
+    if not (int(limits.min) <= int(low) and int(high) <= int(limits.max)):
+        worst = low if int(low) < int(limits.min) else high
+        raise ArgumentError(
+            f"{where} holds {worst:{'d' if whole else '.3g'}}, which {kept} does not: give other units, or differences "
+            "from the first, or work in double precision"
+        )
+    if not whole and 0.0 < high - low < np.finfo(kept).eps * max(abs(low), abs(high)) / RESOLUTION:
+        warnings.warn(
+            f"{where} varies by little beside its mean, and {kept} does not tell all of its numbers apart: give "
+            "differences from the mean, or work in double precision",
+            stacklevel=7,
+        )
+
+
 def not_finite(name: str, array: np.ndarray) -> list[str]:
     """What is to be said of NaN or infinite values in an argument; nothing where there are none."""
-    is_number = array.dtype.kind == "f" or (array.dtype.kind == "V" and array.dtype.type is not np.void)  # bfloat16
+    is_number = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
     bad = int(array.size - np.isfinite(array).sum()) if is_number else 0
     return [f"argument {name} holds {bad} NaN or infinite values of {array.size}"] if bad else []

@@ -6,7 +6,7 @@ import functools
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, ValuesView
 from dataclasses import replace
 from numbers import Integral
 from typing import Any
@@ -39,6 +39,9 @@ from vi_reparam.programs.searcher import Place
 
 PARTICLE = 100
 """Numbers of a step that a particle takes at the least."""
+
+PLAIN = (tuple, list, set, frozenset, range, ValuesView)
+"""What people may have for an array."""
 
 Values = Mapping[str, Array]
 """Parameters by name, constrained."""
@@ -244,7 +247,9 @@ class Fitter:
     def why_not(self, data: Data, error: Exception) -> ArgumentError:
         """The refusal of data on which the model failed."""
         if not data.doubts:
-            return could_not_run(self.guided.name, data.shapes(self.ops), error)
+            refusal = could_not_run(self.guided.name, data.shapes(self.ops), error)
+            plain = any(isinstance(x, PLAIN) for x in (*data.args, *data.kwargs.values()))
+            return ArgumentError(f"{str(refusal)[:230]}; give data as arrays, np.asarray([*x])") if plain else refusal
         said = f"{'; '.join(data.doubts)[:120]}, and {self.guided.name[:40]} refuses them"
         return ArgumentError(f"{said} ({first_line(error)[:70]}): drop them, or mask numbers in their place")
 

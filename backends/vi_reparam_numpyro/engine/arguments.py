@@ -21,7 +21,7 @@ Array = Any
 
 def as_arrays(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """As `taken`."""
-    return taken(args, kwargs, lambda value: isinstance(value, jax.Array))
+    return taken(args, kwargs, lambda value: isinstance(value, jax.Array), jax.dtypes.canonicalize_dtype)
 
 
 def refuse_tracing(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -25,7 +25,13 @@ def is_array(leaf: Any) -> bool:
 
 def as_arrays(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """As `taken`."""
-    return taken(args, kwargs, _is_own)
+    return taken(args, kwargs, _is_own, _kept)
+
+
+def _kept(dtype: np.dtype) -> Any:
+    """What `as_tensors` makes of it."""
+    default = str(torch.get_default_dtype()).removeprefix("torch.")
+    return {"f": default, "i": np.int64, "u": np.int64}.get(dtype.kind, dtype)
 
 
 def _is_own(value: Any) -> bool:
