@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import sys
@@ -178,18 +179,29 @@ def backends(*, as_json: AsJson = False) -> None:
 
 
 def _refuse(message: str) -> int:
-    """One line on standard error; the exit code of bad input."""
-    print(f"vi-reparam: {' '.join(message.split())}", file=sys.stderr)
+    """One line on standard error, if there is something to say; the exit code of bad input."""
+    if message:
+        print(f"vi-reparam: {' '.join(message.split())}", file=sys.stderr)
     return 2
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exits with 2 and one line for bad input."""
     os.environ.setdefault("MPLBACKEND", "Agg")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal of ASCII alone
     try:
         code = app(args=arguments, standalone_mode=False)
+        if sys.stdout is not None:  # closed by whoever called it
+            sys.stdout.flush()
     except ViReparamError as error:
         code = _refuse(str(error))
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk
+        code = _refuse(f"cannot write: {error.strerror or error}")
+        sys.stdout = None  # type: ignore[assignment]  (what it still holds would fail again)
     except typer.Abort:
         code = 130
     except Exception as error:

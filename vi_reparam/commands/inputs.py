@@ -54,20 +54,21 @@ def read_data(path: Path) -> dict[str, Any]:
     """
     import numpy as np
 
+    ending = path.suffix.lower()
     try:
-        if path.suffix == ".npz":
+        if ending == ".npz":
             return npz.read(path)
-        if path.suffix == ".json":
-            content = json.loads(path.read_text())
+        if ending == ".json":
+            content = json.loads(path.read_text("utf-8-sig"), object_pairs_hook=_once)
             if not isinstance(content, dict):
                 raise ArgumentError(f"--data {path}: expected a JSON object of keyword arguments")
             return {
                 name: np.asarray(_filled(item)) if isinstance(item, list) else item for name, item in content.items()
             }
-        if path.suffix in TABLES:
+        if ending in TABLES:
             import pandas as pd
 
-            table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+            table = pd.read_csv(path) if ending == ".csv" else pd.read_parquet(path)
             return {str(name): table[name].to_numpy() for name in table.columns}
     except ViReparamError:
         raise
@@ -80,6 +81,13 @@ def read_data(path: Path) -> dict[str, Any]:
 
 TABLES = (".csv", ".parquet")
 """Endings of files of which a model takes the columns that it names."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("two of its entries have one name")
+    return found
 
 
 def _filled(item: Any) -> Any:

@@ -83,15 +83,18 @@ def make_job(
         vr, guided = package_of(backend), imported(target)
         signature = inspect.signature(getattr(guided, "model", guided))
         taken = signature.parameters.values()
-        if data is not None and data.suffix in TABLES and all(p.kind is not p.VAR_KEYWORD for p in taken):
+        if data is not None and data.suffix.lower() in TABLES and all(p.kind is not p.VAR_KEYWORD for p in taken):
             others = [name for name in kwargs if name not in signature.parameters]
-            if others:
-                print(f"vi-reparam: {target} does not name the columns {', '.join(others)[:200]}", file=sys.stderr)
             kwargs = {name: column for name, column in kwargs.items() if name not in others}
+        else:
+            others = []
         try:
             signature.bind(**kwargs)
         except TypeError as error:
-            raise ArgumentError(f"{target} does not take this data: {error}; see --data") from error
+            unread = f", and the file has {', '.join(others)[:100]}" if others else ""
+            raise ArgumentError(f"{target} does not take this data: {error}{unread}; see --data") from error
+        if others:
+            print(f"vi-reparam: {target} does not name the columns {', '.join(others)[:200]}", file=sys.stderr)
         estimators = [vi_reparam.Auto(), vi_reparam.ScoreFunction()]
         return Job(target.partition(":")[2], vr, guided, (), kwargs, given, estimators)
     if data is not None:

@@ -122,6 +122,8 @@ def _array(array: np.ndarray, where: str) -> np.ndarray:
     """An array of numbers of a kind that frameworks know."""
     if array.dtype.names or array.dtype.type is np.void:
         raise ArgumentError(f"{where} is a structured array: give its columns, {{'a': x['a'], ...}}")
+    if array.dtype.kind == "O" and not array.size:
+        raise ArgumentError(f"{where} is empty, and of no kind: give at least one number, or np.zeros(0)")
     kind = "U" if array.dtype.kind == "O" and any(isinstance(x, str) for x in array.flat) else array.dtype.kind
     if kind in _ADVICE:
         raise ArgumentError(f"{where} is an array {_ADVICE[kind]}")
