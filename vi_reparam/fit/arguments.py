@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import array as arrays
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, ItemsView, KeysView, ValuesView
 from numbers import Number
 from typing import Any
 
@@ -12,7 +12,6 @@ import numpy as np
 
 from vi_reparam.backend.data import Call
 from vi_reparam.errors import ArgumentError, first_line
-
 
 RESOLUTION = 1e-3
 """Steps between numbers, as a part of the range that they take, above which something of them is lost."""
@@ -52,6 +51,8 @@ def taken(args: Any, kwargs: Any, is_own: Callable[[Any], bool], kept: Callable[
             raise ArgumentError(f"{where} is a list with None in it: give np.nan for what is missing, or leave it out")
         if kind in (list, tuple):
             return kind(walk(part, f"{where}[{i}]") for i, part in enumerate(value))
+        if isinstance(value, ValuesView | KeysView | ItemsView):
+            raise ArgumentError(f"{where} is a {kind.__name__}: give data as an array, np.asarray([*x])")
         if isinstance(value, np.generic | complex):
             whole(np.asarray(value), where)
             return value

@@ -193,13 +193,14 @@ def _climb(
         why = why_stop(attempts, cost(family), left) if kept else ""
         if why:
             break
-        started = time.perf_counter()
+        started, posterior = time.perf_counter(), None
         try:
             posterior = fit(family)
             attempt = posterior.attempt(seconds=time.perf_counter() - started)
         except KeyboardInterrupt:
-            if kept is None:
+            if kept is None and posterior is None:
                 raise
+            kept = kept or (posterior, Attempt(repr(family), note="interrupted"))
             why = kept[0].record["interrupted"] = f"the search was interrupted at {family!r}"
             break
         except (NonFiniteError, SiteError) as error:

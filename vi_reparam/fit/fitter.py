@@ -6,7 +6,7 @@ import functools
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence, ValuesView
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from typing import Any
@@ -40,7 +40,7 @@ from vi_reparam.programs.searcher import Place
 PARTICLE = 100
 """Numbers of a step that a particle takes at the least."""
 
-PLAIN = (tuple, list, set, frozenset, range, ValuesView)
+PLAIN = (tuple, list, set, frozenset, range)
 """What people may have for an array."""
 
 Values = Mapping[str, Array]
@@ -108,8 +108,9 @@ class Fitter:
         if options.checkpoint is not None:
             program, numbers = program_of(self.guided.backend, self.guided.model, data)
             if family is None:
-                sites, more = program_of(self.guided.backend, self.guided.base_guide, data)
-                program, numbers = f"{program}; guide: {sites}", {**numbers, **{f"{n} of the guide": x for n, x in more.items()}}
+                sites, own = program_of(self.guided.backend, self.guided.base_guide, data)
+                program += f"; guide: {sites}"
+                numbers |= {f"{name} of the guide": pair for name, pair in own.items()}
             signature = FitSignature(
                 model=self.guided.name,
                 program=program,
@@ -172,9 +173,14 @@ class Fitter:
         record |= {"family": repr(self.guided.family), "versions": self.engine.versions()}
         seed = int(options.seed) if isinstance(options.seed, Integral) else 0
         fields = {"args": data.args, "kwargs": data.kwargs, "losses": losses, "record": record}
-        posterior = self.guided.posterior_type(self.shown, params, seed=seed, **fields)
-        if finish:
-            posterior.finish()
+        make = functools.partial(self.guided.posterior_type, self.shown, seed=seed, **fields)
+        posterior = make(dict(params))
+        try:
+            if finish:
+                posterior.finish()
+        except KeyboardInterrupt:  # what was fitted is whole, and a tail that was tried is not
+            posterior = make(params)
+            posterior.record["interrupted"] = "the fit was interrupted after its steps, before its tails were fitted"
         posterior.record["seconds"] = time.perf_counter() - begun
         return posterior
 

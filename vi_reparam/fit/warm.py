@@ -76,11 +76,10 @@ def _checked(backend: Backend, name: str, value: Any, sites: Mapping[str, Site])
     if array.ndim and tuple(array.shape) != site.shape:
         raise ArgumentError(f"fit(init=): {name!r} has shape {tuple(array.shape)}; the site has {site.shape}")
     array = ops.xp.broadcast_to(array, site.shape)
-    if not site.support.is_discrete and site.kind != "sphere":
-        if not _is_inside(ops, bijection(backend.host, site.support), array):
-            raise ArgumentError(
-                f"fit(init=): {name!r} is outside of its support {site.support!r}, or at its edge"[:300]
-            )
+    if site.support.is_discrete or site.kind == "sphere":
+        return array
+    if not _is_inside(ops, bijection(backend.host, site.support), array):
+        raise ArgumentError(f"fit(init=): {name!r} is outside of its support {site.support!r}, or at its edge"[:300])
     return array
 
 

@@ -31,10 +31,10 @@ def program_of(
         return tracer.run(model, args, kwargs, key, params=params, partial=True, alone=True)
 
     def numbers(args: Any, kwargs: Any, key: Any) -> dict[str, list[Any]]:
-        found = run(args, kwargs, key).items()
-        starts = {n: [total(r.value), 0.0] for n, r in found if r.kind == "param" and params is None}
-        draws = {n: [total(r.value), total(scaled(r, ops.asarray(r.log_prob())))] for n, r in found if r.kind == "sample"}
-        return {**starts, **draws}
+        kinds = {"sample"} | ({"param"} if params is None else set())
+        found = {n: r for n, r in run(args, kwargs, key).items() if r.kind in kinds}
+        terms = {n: total(scaled(r, ops.asarray(r.log_prob()))) for n, r in found.items() if r.kind == "sample"}
+        return {n: [total(r.value), terms.get(n, 0.0)] for n, r in found.items()}
 
     def total(value: Any) -> Any:
         return sum(ops.xp.sum(ops.asarray(leaf) * 1.0) for leaf in ops.tree_leaves(value))
