@@ -203,7 +203,7 @@ def test_data_of_jax_numpy_that_are_read_in_python_are_told():
             seen = y[~jnp.isnan(y)]
             b.host.sample("y", b.dist.Normal(mu, 1.0).expand([len(seen)]).to_event(1), obs=seen)
 
-        words = r"reads in Python a draw, a parameter, or what jax\.numpy made of its data .*use numpy on data"
+        words = r"reads in Python a draw, a parameter, or what jax\.numpy, and not numpy, made of its data"
         refused(b, words, lambda: mean_field(b, model).fit(b.array(Y), **FEW))
 
 
