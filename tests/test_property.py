@@ -97,7 +97,7 @@ def holds(b, drawn, folder):
 
     def same(one, other):
         np.testing.assert_array_equal(one.losses, other.losses)
-        draws, others = one.draws(3), other.draws(3)
+        draws, others = one.draws(20), other.draws(20)
         assert draws.keys() == others.keys()
         for name, value in draws.items():
             np.testing.assert_array_equal(number(value), number(others[name]))
@@ -146,8 +146,9 @@ def law(backend, examples):
 @pytest.mark.filterwarnings("ignore:.*NaN or infinite|.*reads its data in Python")
 @pytest.mark.parametrize(
     ("backend", "examples"),
-    [("numpyro", 2), ("pyro", 3), *(pytest.param(name, 60, marks=pytest.mark.slow) for name in NAMES)],
+    [("numpyro", 2), ("pyro", 3), *(pytest.param(name, 200, marks=pytest.mark.slow) for name in NAMES)],
 )
-def test_a_fit_and_all_that_follows_agree(backend, examples):
+def test_a_fit_and_all_that_follows_agree(backend, examples, few_weights):
+    """In NumPyro an example takes 11 seconds of a core, for some 95 programs, and in Pyro 2."""
     pytest.importorskip({"numpyro": "jax", "pyro": "torch"}[backend])
     law(backend, examples)
