@@ -152,7 +152,7 @@ def _look_at_range(array: np.ndarray, kept: np.dtype, where: str) -> None:
         warnings.warn(
             f"{where} varies by little beside its mean, and {kept} does not tell all of its numbers apart: give "
             "differences from the mean, or work in double precision",
-            stacklevel=7,
+            stacklevel=11,
         )
 
 

@@ -140,7 +140,7 @@ class JaxEngine:
         warnings.warn(
             f"{_name(model)} reads its data in Python ({first_line(error)}), so the data are compiled into the step, "
             "and every new data set compiles again; use jnp.where or shapes instead of values to avoid it",
-            stacklevel=4,
+            stacklevel=6,
         )
 
     def call(self, fn: Callable[..., Any], data: Data, *inputs: Any, name: Hashable = None) -> Any:
