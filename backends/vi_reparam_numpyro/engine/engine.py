@@ -126,9 +126,9 @@ class JaxEngine:
             made = _traced(model, made, inputs, finite)
         except self.reads_values as error:
             raise ArgumentError(
-                f"{_name(model)[:40]} reads in Python a draw, a parameter, or what jax.numpy, and not numpy, made of its "
-                f"data ({first_line(error)[:50]}): every run must have the same sites; choose by jnp.where or a mixture, "
-                "or give plates a fixed size and mask the rest"
+                f"{_name(model)[:40]} reads in Python a draw, a parameter, or what jax.numpy, and not numpy, made of "
+                f"its data ({first_line(error)[:50]}): every run must have the same sites; choose by jnp.where or a "
+                "mixture, or give plates a fixed size and mask the rest"
             ) from None
         if finite and not known:
             self._note_reading(model, why)
