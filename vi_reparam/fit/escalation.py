@@ -64,6 +64,8 @@ def why_stop(attempts: Sequence[Attempt], next_cost: float | None, left: Budget)
     fitted = [a for a in attempts if a.steps]
     if fitted and fitted[-1].is_good:
         return f"{fitted[-1].family} is good: the importance weights find nothing left to correct"
+    if fitted and fitted[-1].is_nearly_good:
+        return f"{fitted[-1].family} is nearly good: steps of another family would leave more for weights to correct"
     if next_cost is None:
         return "no richer family is left to try"
     if next_cost > left.gradients:

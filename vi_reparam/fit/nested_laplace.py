@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vi_reparam.backend.data import Data
 from vi_reparam.errors import NonFiniteError, SiteError
-from vi_reparam.fit import weighted_mixture
+from vi_reparam.fit import sharpening, weighted_mixture
 from vi_reparam.fit.colouring import Pattern, of_pattern, pattern
 from vi_reparam.fit.marginal import Marginal, Peaks, peaks
 from vi_reparam.fit.matching import slopes_of
@@ -25,15 +25,16 @@ from vi_reparam.guides.nested_laplace import MOST_GLOBALS, MOST_LOCALS, MOST_TIE
 from vi_reparam.guides.structured import Structured
 from vi_reparam.posterior.weights import Weights
 from vi_reparam.programs.layout import Part
-from vi_reparam.programs.nested_laplace import DF, bent, halves, mixed
+from vi_reparam.programs.mixture import WIDE
+from vi_reparam.programs.nested_laplace import DF, halves
 from vi_reparam.sites.totals import total_log_prob
 
 NUM_STARTS = 16
 """Places that are looked at, where there was no search."""
 
-MOST_ROUNDS = 12
-ENOUGH, KHAT = 2.0, 0.5
-"""Effective draws, in rounds, and k-hat, at which no further round is needed."""
+MOST_ROUNDS = 16
+ENOUGH, KHAT = 1_000, 0.5
+"""Effective draws and k-hat at which no further round is needed."""
 
 FLAT = 0.6
 """Part of all draws that is effective, from which on k-hat does not matter."""
@@ -50,14 +51,17 @@ MOVED = 0.1
 STEP = 0.1
 """In standard deviations, between slopes whose difference is that curvature."""
 
-TAILS, NEXT_TO_NOTHING = (0.01, 0.005, 0.002), 0.02
-"""Parts of the draws that make wide tails, and nats that these may cost."""
+TAILS, NEXT_TO_NOTHING = (0.0, 0.002, 0.005, 0.01, 0.02), 0.005
+"""Parts of the draws that may make wide tails, and what the weights' mean square may lose to the widest ones."""
 
 WIDENED, FURTHEST = 0.04, 300.0
 """Part that they may add to the variance of a positive global; unconstrained units that are told apart."""
 
-NUM_BENT, GRID = 4_000, 12.0
-"""Draws behind the one-sided tails, and how far out these are tabled."""
+ALONE, LONE = 9.0, 2.5e-5
+"""Sds at which one draw of thousands decides a sample's sd, and how often there may be one."""
+
+NUM_BENT, TABLE = 4_000, np.linspace(-12.0, 12.0, 2_001)
+"""Draws behind the one-sided tails, and where these are tabled."""
 
 
 def why_not(guided: Any, data: Data) -> str:
@@ -212,16 +216,18 @@ def _sampled(target: Marginal, family: NestedLaplace, begun: Peaks, rng: np.rand
         weights = known_weights.normalized()
         effective = 1.0 / (weights**2).sum()
         flat = effective >= FLAT * len(z)  # then what the largest ones say of a tail is nothing
-        done = (flat or known_weights.khat < KHAT) and effective >= ENOUGH * target.num_draws
+        done = (flat or known_weights.khat < KHAT) and effective >= ENOUGH
         if not done:
             weights = weighted_mixture.tempered(known_weights.log, max(4.0 * z.shape[1], 20.0) + 10.0)
         slopes = _regressed(z, modes, weights)
         typical = np.median(seen.spreads, axis=1)
         if done or rounds == MOST_ROUNDS or typical[-1] > MOST_SPREAD:
             break
-        known = weighted_mixture.best_of(z, weights, rng, most=3)
-    bends, straight = _straightened(target, z, weights, rng)
-    made = weighted_mixture.best_of(straight, weights, rng)
+        known = weighted_mixture.best_of(z, weights, rng, most=6)
+    bends, curves = _bends(target, z, weights, rng)
+    straight, log_rise = curves.back(z)
+    heights = heights - known_weights.log_evidence()[0] + log_rise
+    made = sharpening.best_of(straight, heights, weights, rng)
     turns = 1 + int(np.argmax(typical <= 1.1 * typical[-1] + 0.05))
     params = {
         **bends,
@@ -235,7 +241,7 @@ def _sampled(target: Marginal, family: NestedLaplace, begun: Peaks, rng: np.rand
         "lean": np.asarray(target.lean),
         **target.form._asdict(),
     }
-    params["tail"] = np.asarray(_tail(target, params, known_weights.log_evidence()[0], z, weights, rng))
+    params["tail"] = np.asarray(_tail(curves, made, z, heights, weights, rng))
     return Fit(family, params, target.gradients, rounds, target.num_draws)
 
 
@@ -247,55 +253,74 @@ def _regressed(g: np.ndarray, x: np.ndarray, weights: np.ndarray) -> tuple[np.nd
     return found[0], found[1:].T
 
 
-def _straightened(
+class Curves(NamedTuple):
+    """The one-sided tails of the globals, tabled.
+
+    Attributes:
+        loc: of each coordinate; `scale`: shape ``[G]``.
+        bent: where the grid goes, in these units, shape ``[G, M]``.
+    """
+
+    loc: np.ndarray
+    scale: np.ndarray
+    bent: np.ndarray
+
+    def back(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What globals were before their tails, shape ``[N, G]``, and the log determinant of the way from there."""
+        ways = (z - self.loc) / self.scale
+        y = np.stack([np.interp(way, curve, TABLE) for way, curve in zip(ways.T, self.bent, strict=True)], axis=1)
+        rises = np.gradient(self.bent, TABLE, axis=1)
+        steep = [np.interp(column, TABLE, rise) for column, rise in zip(y.T, rises, strict=True)]
+        return y, np.log(np.maximum(steep, 1e-300)).sum(0) + np.log(self.scale).sum()
+
+    def forth(self, y: np.ndarray) -> np.ndarray:
+        """Globals of what is before their tails."""
+        bent = [np.interp(column, TABLE, curve) for column, curve in zip(y.T, self.bent, strict=True)]
+        return self.loc + self.scale * np.stack(bent, axis=1)
+
+
+def _bends(
     target: Marginal, z: np.ndarray, weights: np.ndarray, rng: np.random.Generator
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """One-sided tails of each coordinate, as parameters, and the draws before these: nearer to normal ones."""
-    ops, grid = target.ops, np.linspace(-GRID, GRID, 2_001)
+) -> tuple[dict[str, np.ndarray], Curves]:
+    """One-sided tails of each coordinate, as parameters and tabled: before them the globals are nearer to normal."""
+    ops = target.ops
 
     def bends(args: Any, kwargs: Any, chosen: Any, grid: Any) -> Any:
         loc, scale, bend = skew.match(ops, chosen, ops.xp.ones_like(chosen[0]))
         return loc, scale, bend, ops.vmap(lambda y: skew.skew(ops, y + 0.0 * bend, bend)[0])(grid)
 
-    loc, scale, bend, curves = target.call(bends, z[rng.choice(len(z), size=NUM_BENT, p=weights)], grid)
-    ways = (z - loc) / scale
-    straight = np.stack([np.interp(way, curve, grid) for way, curve in zip(ways.T, curves.T, strict=True)], axis=1)
-    return {"loc": loc, "scale": scale, "bend": bend}, straight
+    loc, scale, bend, curves = target.call(bends, z[rng.choice(len(z), size=NUM_BENT, p=weights)], TABLE)
+    return {"loc": loc, "scale": scale, "bend": bend}, Curves(loc, scale, curves.T)
 
 
 def _tail(
-    target: Marginal,
-    params: dict[str, Any],
-    evidence: float,
+    curves: Curves,
+    made: weighted_mixture.Mixture,
     z: np.ndarray,
+    log_m: np.ndarray,
     weights: np.ndarray,
     rng: np.random.Generator,
 ) -> float:
-    """The part of the draws that makes wide tails, so that few weights are large; 0 where it would cost too much.
+    """The part of the draws that makes wide tails: the largest at which the weights vary about the least.
 
     Args:
-        z: draws of the globals with their normalized `weights`.
+        made: the mixture before the one-sided tails; `log_m`: log density there of draws `z` with these `weights`.
     """
-    ops, num = target.ops, target.num_draws
-    noise = rng.normal(size=(num, target.num)) * np.sqrt(DF / rng.chisquare(DF, size=(num, 1)))
-
-    def far(args: Any, kwargs: Any, own: Any, noise: Any) -> Any:
-        known = mixed(ops, own)
-
-        def one(n: Any) -> Any:
-            return bent(ops, own, known, known.far(n))
-
-        return ops.vmap(one)(noise)
-
-    g = target.call(far, {**params, "tail": 0.0}, noise)[0]
+    whole, y = made.whole, curves.back(z)[0]
+    noise = rng.normal(size=(NUM_BENT, z.shape[1])) * np.sqrt(DF / rng.chisquare(DF, size=(NUM_BENT, 1)))
+    away = curves.forth(whole.center + WIDE * noise @ whole.root[0].T)
     middle = weights @ z
     with np.errstate(over="ignore"):  # of positive latents g is the logarithm, and few draws may decide their sds
-        near, away = (np.exp(np.clip(rows - middle, -FURTHEST, FURTHEST)) for rows in (z, g))
+        near, far = (np.exp(np.clip(rows - middle, -FURTHEST, FURTHEST)) for rows in (z, away))
     mean = weights @ near
-    added = ((away - mean) ** 2).mean(0) / (weights @ (near - mean) ** 2)
-    log_m = target(g, params["place"] + g @ params["slopes"].T).log_m
+    squares_out = (far - mean) ** 2 / (weights @ (near - mean) ** 2)
+    added, lone = squares_out.mean(0).max(), (squares_out.max(1) > ALONE**2).mean()
+    inner = weighted_mixture.log_sums(made.log_probs(y))
+    outer = weighted_mixture.proposed_log_prob(whole, y, DF, WIDE)
+    squares = {}
     for part in TAILS:
-        log_q = target.call(far, {**params, "tail": part}, noise)[1]
-        if part * float(np.mean(log_q - (log_m - evidence))) < NEXT_TO_NOTHING and part * added.max() < WIDENED:
-            return part
-    return 0.0
+        if part * added < WIDENED and part * lone < LONE:
+            log_q = np.logaddexp(inner + math.log1p(-part), outer + math.log(max(part, 1e-300)))
+            squares[part] = float(weights @ np.exp(np.minimum(log_m - log_q, 700.0)))  # mean square of the weights
+    least = min(squares.values()) + NEXT_TO_NOTHING
+    return max(part for part, square in squares.items() if square <= least)

@@ -46,6 +46,15 @@ class Mixture(NamedTuple):
         volumes = np.log(np.einsum("kii->ki", self.root)).sum(1)
         return np.einsum("kdn,kdn->nk", ways, ways), self.log_weight - volumes
 
+    @property
+    def whole(self) -> Mixture:
+        """One Gaussian with the same mean and covariance."""
+        weights = np.exp(self.log_weight)[:, None]
+        center = (weights * self.center).sum(0)
+        columns = np.concatenate([self.root, (self.center - center)[:, :, None]], axis=2)
+        covariance = np.einsum("k,kij,klj->il", weights[:, 0], columns, columns)
+        return Mixture(np.zeros(1), center[None], np.linalg.cholesky(covariance)[None])
+
     def log_probs(self, z: np.ndarray) -> np.ndarray:
         """Log weight plus log density of each component. Shape ``[N, K]``."""
         squares, scores = self.standardized(z)
@@ -59,15 +68,15 @@ def propose(known: Mixture, num: int, rng: np.random.Generator) -> np.ndarray:
     return known.center[chosen] + WIDER * np.einsum("nij,nj->ni", known.root[chosen], noise)
 
 
-def proposed_log_prob(known: Mixture, z: np.ndarray) -> np.ndarray:
+def proposed_log_prob(known: Mixture, z: np.ndarray, df: int = DF, wider: float = WIDER) -> np.ndarray:
     """Their log density at vectors, shape ``[N, D]``. Shape ``[N]``."""
     if not len(z):
         return np.zeros(0)
     squares, scores = known.standardized(z)
     size = z.shape[1]
-    norm = math.lgamma(0.5 * (DF + size)) - math.lgamma(0.5 * DF) - 0.5 * size * math.log(DF * math.pi)
-    norm -= size * math.log(WIDER)
-    return log_sums(scores + norm - 0.5 * (DF + size) * np.log1p(squares / (WIDER**2 * DF)))
+    norm = math.lgamma(0.5 * (df + size)) - math.lgamma(0.5 * df) - 0.5 * size * math.log(df * math.pi)
+    norm -= size * math.log(wider)
+    return log_sums(scores + norm - 0.5 * (df + size) * np.log1p(squares / (wider**2 * df)))
 
 
 def tempered(log_weights: np.ndarray, least: float) -> np.ndarray:
@@ -116,6 +125,8 @@ def of_draws(z: np.ndarray, weights: np.ndarray, num: int, rng: np.random.Genera
     covariance = (weights[:, None] * (z - mean)).T @ (z - mean)
     spread = np.sqrt(np.maximum(np.diag(covariance), np.finfo(float).tiny))
     least = LEAST * covariance + 1e-12 * np.diag(spread**2)
+    size, effective = z.shape[1], 1.0 / (weights**2).sum()
+    before_all = (size + 2) * num ** (-2.0 / size) * covariance if num > 1 else np.zeros_like(covariance)
     chosen = z[rng.choice(len(z), size=num, p=weights)]
     made = Mixture(
         np.full(num, -np.log(num)), mean + (chosen - mean) * (num > 1), np.stack([_root(covariance + least)] * num)
@@ -131,7 +142,9 @@ def of_draws(z: np.ndarray, weights: np.ndarray, num: int, rng: np.random.Genera
         total = np.maximum(belongs.sum(1), 1e-12)
         center = (belongs @ z) / total[:, None]
         way = z.T - center[:, :, None]
-        covariances = (belongs[:, None] * way) @ way.transpose(0, 2, 1) / total[:, None, None]
+        seen, told = (effective * total)[:, None, None], size + 2 if num > 1 else 0
+        squares = (belongs[:, None] * way) @ way.transpose(0, 2, 1) / total[:, None, None]
+        covariances = (seen * squares + before_all) / (seen + told)
         made = Mixture(np.log(total / total.sum()), center, _root(covariances + least))
     return made
 

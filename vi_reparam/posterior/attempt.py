@@ -17,14 +17,30 @@ GOOD_GAP_EACH, MANY, GOOD_SHIFT_OF_MANY = 1e-3, 512, 0.1
 largest shift is partly chance, and a verdict is good up to here."""
 
 SURE_KHAT, SURE_GAP = 0.5, 0.1
-"""Of what was fitted to weighted draws: below both its verdict is good, and a richer family's steps take longer than
-all before."""
+"""Of what was fitted to weighted draws: below both, and the shift of many, its verdict is good, and a richer family's
+steps take longer than all before."""
+
+NUM_HARD = 128
+"""Latents above which no family of ours is dense."""
 
 SERVES = 0.3
 """Of the same shift, where a verdict would still be fair."""
 
 GOOD_MISSED = 0.02
 """Part of the mass."""
+
+TINY_GAP = 0.05
+"""Nats below which a k-hat between the two limits says nothing against the draws."""
+
+
+def are_even(gap: float, beyond: float) -> bool:
+    """Whether weights differ so little that k-hat says nothing: it knows their tail alone, however near one they are.
+
+    Args:
+        gap: log evidence minus ELBO, in nats; `beyond`: part of the mass that the tail holds beyond the largest weight.
+    """
+    return gap < TINY_GAP and beyond < GOOD_MISSED
+
 
 WORTH = 0.02
 """Nats that a richer family must gain, beyond the error, to be called a gain."""
@@ -47,6 +63,7 @@ class Attempt:
         num_latents: that it draws.
         gradients: of log p that its steps took, from all starts.
         sampled: whether it was fitted without steps, to weighted draws of the posterior.
+        beyond: part of the mass that the weights' tail holds beyond the largest one.
     """
 
     family: str
@@ -62,16 +79,23 @@ class Attempt:
     num_latents: int = 0
     gradients: int = 0
     sampled: bool = False
+    beyond: float = math.inf
 
     @property
     def is_good(self) -> bool:
         """Whether the weights find nothing left to correct."""
         gap = max(GOOD_GAP, GOOD_GAP_EACH * self.num_latents)
-        if self.sampled and self.khat < SURE_KHAT:
-            gap = max(gap, SURE_GAP)
         shift = GOOD_SHIFT if self.num_latents <= MANY else GOOD_SHIFT_OF_MANY
-        fits = self.khat < GOOD_KHAT and self.gap < gap and self.shift < shift
+        if self.sampled and self.khat < SURE_KHAT:
+            gap, shift = max(gap, SURE_GAP), GOOD_SHIFT_OF_MANY
+        is_known = self.khat < GOOD_KHAT or are_even(self.gap, self.beyond)
+        fits = is_known and self.gap < gap and self.shift < shift
         return fits and self.missed < GOOD_MISSED
+
+    @property
+    def is_nearly_good(self) -> bool:
+        """Whether it was fitted to weighted draws, of so many latents that steps would hardly come as near."""
+        return self.sampled and self.num_latents > NUM_HARD and self.serves and self.gap < SURE_GAP
 
     @property
     def serves(self) -> bool:

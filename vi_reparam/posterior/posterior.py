@@ -41,7 +41,7 @@ from vi_reparam.posterior.weights import Estimate, Weights, mean_and_error_of_ro
 from vi_reparam.sde.latent import Steps
 from vi_reparam.sde.solver import Adams
 
-NUM_WEIGHTS, NUM_COSTLY, NUM_ONE_BY_ONE = 20_000, 4_000, 2_000
+NUM_WEIGHTS, NUM_COSTLY, NUM_ONE_BY_ONE, MORE = 20_000, 4_000, 2_000, 4
 NUM_EXPECTATION = 4_000
 MIN_WEIGHTS = 1_000
 WEIGHT_BUDGET, COSTLY_BUDGET = 1e8, 1e9  # scalars drawn and scored for the default number of weights
@@ -195,8 +195,10 @@ class Posterior(Predicting, Showing, Trusting):
 
     @cached_property
     def _first(self) -> tuple[Weights, dict[str, np.ndarray]]:
-        ops = self.backend.ops
-        return self._score(self.default_num_weights, 0, float(ops.xp.finfo(ops.float_dtype()).eps))
+        ops, num = self.backend.ops, self.default_num_weights
+        found = self._score(num, 0, epsilon := float(ops.xp.finfo(ops.float_dtype()).eps))
+        is_costly = self.scorer.copies > 1 and self.scorer.at_once
+        return self._score(MORE * num, 0, epsilon) if found[0].are_few and is_costly else found
 
     def _score(self, num_draws: int, seed: Any, epsilon: float = 0.0) -> tuple[Weights, dict[str, np.ndarray]]:
         if self.record.get("batches"):
@@ -365,10 +367,9 @@ class Posterior(Predicting, Showing, Trusting):
             **modes.figures_of(self.record),
             runaway=self._runaway(),
             interrupted=str(self.record.get("interrupted") or ""),
-            refined=Refinement(*(self.record["refined"][n] for n in ("rhat", "effective_draws")))
-            if "refined" in self.record
-            else None,
+            refined=Refinement.of(self.record),
             raw_evidence=self._first[0].raw_evidence,
+            beyond=self._first[0].beyond,
             surest=Surest(**self.record["surest"]) if self.record.get("surest") else None,
             unseen=passes.READ_ONCE if self.record.get("batches") and np.isnan(log_weights).all() else "",
         )
@@ -408,11 +409,11 @@ class Posterior(Predicting, Showing, Trusting):
         weights, moved = self._first[0], max(*self._shifts, *self.record.get("far", ()))
         elbo, error = weights.elbo()
         khat, gap = evidence.from_further_out(self.record, elbo) or (weights.khat, weights.log_evidence()[0] - elbo)
-        spent = int(self.record.get("gradients", 0))
         steps, missed = int(self.record["num_steps"]), missed_share(self.record["rivals"])
         size = sum(site.size for site in self.scorer.sites.latents.values())
         figures = (elbo, error, khat, gap, moved, missed, steps, seconds)
-        more = {"num_latents": size, "gradients": spent, "sampled": self.record["objective"] == "importance sampling"}
+        more = {"num_latents": size, "gradients": int(self.record.get("gradients", 0)), "beyond": weights.beyond}
+        more["sampled"] = self.record["objective"] == "importance sampling"
         return Attempt(str(self.record["family"]), *figures, **more)
 
     def update(self, *args: Any, fresh_sites: Collection[str] = (), **kwargs: Any) -> Self:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
-from typing import Literal
+from typing import Any, Literal
 
-from vi_reparam.posterior.attempt import GOOD_GAP_EACH
+from vi_reparam.posterior.attempt import GOOD_GAP_EACH, TINY_GAP, are_even
 
 Grade = Literal["good", "fair", "poor"]
 
@@ -23,9 +23,6 @@ USABLE_MEAN, USABLE_SD = 0.4, 0.3
 """The same, of one that is called fair."""
 
 REPAIR = "use posterior.refine(), or posterior.expectation(..., weighted=True)"
-TINY_GAP = 0.05
-"""Nats below which a k-hat between the two limits says nothing against the draws."""
-
 SMALL_GAP = 0.1
 """Nats of KL divergence at which means are within about a tenth, and sds within about 15%, of the truth's sd."""
 
@@ -66,6 +63,7 @@ class Figures:
         runaway: latents whose draws lie beyond `RUNAWAY`.
         interrupted: what was left undone, in words; empty for a fit that ended by itself.
         raw_evidence: log of the mean weight without Pareto smoothing.
+        beyond: part of the mass that the weights' tail holds beyond the largest one.
         refined: of draws that were refined; None for a guide's own.
         unseen: why there are no weights, in words; empty where there are.
         surest: of another family, fitted on the way, whose weights have the lowest k-hat; None for none.
@@ -94,6 +92,7 @@ class Figures:
     unseen: str = ""
     surest: Surest | None = None
     raw_evidence: float = -math.inf
+    beyond: float = math.inf
     refined: Refinement | None = None
 
     @property
@@ -105,6 +104,16 @@ class Figures:
         beyond = self.raw_evidence - self.surest.log_evidence
         missed = gap < -4.0 * error - 1e-3 or beyond > SMALL_GAP + 2.0 * error  # that family missed some of the mass
         return math.inf if missed else gap + 2.0 * error
+
+    @property
+    def are_even(self) -> bool:
+        """Whether the weights differ so little that k-hat says nothing."""
+        return are_even(self.log_evidence - self.elbo, self.beyond)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the weights say how far the draws are off."""
+        return self.khat < KHAT_USABLE or self.are_even
 
     @property
     def is_vouched(self) -> bool:
@@ -132,6 +141,12 @@ class Refinement:
 
     rhat: float
     effective_draws: float
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Refinement | None:
+        """That of a posterior's record; None where it was not refined."""
+        known = record.get("refined")
+        return None if known is None else cls(known["rhat"], known["effective_draws"])
 
 
 @dataclass(frozen=True)
@@ -236,6 +251,11 @@ def judge(figures: Figures) -> Verdict:
     poor, fair = _faults(figures), _weaknesses(figures)
     grade: Grade = "poor" if poor else "fair" if fair else "good"
     told = [figures.copies] if figures.copies else []  # true of a good fit too
+    if figures.are_even and not figures.khat < KHAT_USABLE:
+        told.append(
+            f"k-hat is {figures.khat:.2f}, and says nothing here: it judges the tail of weights that are nearly equal, "
+            f"beyond whose largest {100.0 * figures.beyond:.1g}% of the mass are left"
+        )
     if figures.is_surely_right:
         told += _vouched(figures)
     return Verdict(grade=grade, figures=figures, reasons=(*poor, *fair, *told))
@@ -276,9 +296,9 @@ def _faults(f: Figures) -> list[str]:
             f"draws of {list(f.runaway)} lie beyond {RUNAWAY:.0e}: the posterior may be improper, a density without a "
             "finite integral, to which no guide can be fitted; give these latents proper priors, or bounds"
         )
-    elif not f.khat < KHAT_USABLE and not f.num_nan and not f.is_vouched:
+    elif not f.is_known and not f.num_nan and not f.is_vouched:
         found.append(_high_khat(f))
-    if (f.khat < KHAT_USABLE or f.is_vouched) and _is_far(f):
+    if (f.is_known or f.is_vouched) and _is_far(f):
         found.append(_shifted(f))
     if f.crowded:
         found.append(
@@ -300,7 +320,7 @@ def _far(f: Figures) -> str:
 
 
 def _vouched(f: Figures) -> list[str]:
-    if f.khat < KHAT_USABLE or f.surest is None or not f.is_vouched:
+    if f.is_known or f.surest is None or not f.is_vouched:
         return []
     return [
         f"k-hat is {f.khat:.2f}, so do not reweight these draws; the draws themselves are right: their ELBO is within "
@@ -356,7 +376,7 @@ def _weaknesses(f: Figures) -> list[str]:
     if f.elbo_error > MAX_ELBO_ERROR:
         found.append(f"the ELBO's standard error is above {MAX_ELBO_ERROR} nats")
     gap = f.log_evidence - f.elbo
-    if f.khat < KHAT_USABLE and not _is_far(f) and (f.mean_shift > GOOD_MEAN or f.sd_shift > GOOD_SD):
+    if f.is_known and not _is_far(f) and (f.mean_shift > GOOD_MEAN or f.sd_shift > GOOD_SD):
         found.append(_shifted(f))
     elif f.khat < KHAT_USABLE and gap > MAX_GAP:  # above, the evidence itself is not known
         found.append(f"the ELBO is {gap:.3g} nats below the log evidence: about the KL divergence that is left")

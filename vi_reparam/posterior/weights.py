@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 
 from vi_reparam.posterior import psis
+from vi_reparam.posterior.attempt import TINY_GAP, are_even
 
 SUSPECT_SD, OUTERMOST = 0.1, 0.005
 LONG_TAIL, NO_VARIANCE = 0.35, 0.45
 """Pareto shapes: where a sample's variance has no standard error, so that two may differ by it alone; and where there
 is hardly one.
 """
+
+LEAST_SURE = 0.5
+"""A k-hat below which no more weights are needed."""
 
 LEAST_LEFT = 0.05
 """Of one minus a k-hat: from one on, the mass beyond the largest weight is infinite."""
@@ -60,6 +64,12 @@ class Weights:
         """Whether a weighted mean exists."""
         return not np.isnan(self.khat) and bool(np.isfinite(self.smoothed[0]).any())
 
+    @property
+    def are_few(self) -> bool:
+        """Whether they are nearly even but for a tail that more of them would tell."""
+        gap = self.log_evidence()[0] - self.elbo()[0] if self.are_usable else math.inf
+        return self.khat >= LEAST_SURE and gap < TINY_GAP and not are_even(gap, self.beyond)
+
     def normalized(self) -> np.ndarray:
         """The smoothed weights, which sum to 1."""
         weights = np.exp(self.smoothed[0] - self.smoothed[0].max())
@@ -82,8 +92,15 @@ class Weights:
             return float("nan") if np.isnan(self.khat) else float("-inf"), float("nan")
         largest = self.smoothed[0].max()
         mean, error = mean_and_error(np.exp(self.smoothed[0] - largest))
-        beyond = 1.0 / (len(self.log) * max(1.0 - self.khat, LEAST_LEFT)) if self.khat > 0.0 else 0.0
-        return float(largest + np.log(mean)), float(np.hypot(error, beyond) / mean)
+        return float(largest + np.log(mean)), float(np.hypot(error / mean, self.beyond))
+
+    @property
+    def beyond(self) -> float:
+        """Part of the mass that a tail of shape k-hat holds beyond the largest weight."""
+        if not self.are_usable or self.khat <= 0.0:
+            return 0.0 if self.are_usable else math.inf
+        held = np.exp(self.smoothed[0] - self.smoothed[0].max()).sum()
+        return float(1.0 / (held * max(1.0 - self.khat, LEAST_LEFT)))
 
 
 @dataclass(frozen=True)

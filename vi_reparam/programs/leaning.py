@@ -49,7 +49,7 @@ def lean(
     Args:
         height: the log density.
         x: its mode, shape ``[L]``; `root`: of the precision there.
-        probes: noise of plus and minus one, of which the negatives are taken too, shape ``[P, L]``; none for the normal.
+        probes: noise of plus and minus one, whose negatives are taken too, shape ``[P, L]``; none for the normal.
         much: 1 to bend the latents too, 0 not to, shape ``[]``.
     """
     xp = ops.xp

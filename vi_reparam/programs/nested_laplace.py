@@ -115,7 +115,8 @@ class NestedLaplaceGuide(JointGuide):
 
     def _params(self, layout: Layout, parts: Halves, start: Callable[[], Array]) -> Params:
         """None of them is moved by a gradient; the length of `turns` is the number of Newton steps, and `probes` and
-        `lean` are those of `leaning.lean`."""
+        `lean` are those of `leaning.lean`.
+        """
         xp, dtype, (num, size) = self.ops.xp, self.ops.float_dtype(), parts.sizes
 
         def at(half: int) -> Array:
