@@ -285,7 +285,7 @@ def test_hyperparameters_of_many_groups_are_right_by_the_default(vr):
     model, y = groups(vr, 150, -0.5, 1.2)
     evidence, reference = groups_by_quadrature(y)
     posterior = vr.guide(model).fit(vr.host.array(y), progress=False)
-    assert posterior.record["family"] == "Structured()"
+    assert posterior.record["family"] == "NestedLaplace(globals=('tau',))"
     draws = posterior.draws(4_000, seed=1)
     for name, (mean, sd) in zip(("mu", "tau"), reference, strict=True):
         values = np.asarray(draws[name])

@@ -101,7 +101,7 @@ def test_refined_draws_are_exact(module_vr, narrow, tmp_path):
 
 def test_what_vouches_for_heavy_weights(modes):
     figures = modes.verdict.figures
-    changed = {**vars(figures), "khat": 0.9, "surest": None}
+    changed = {**vars(figures), "khat": 0.9, "beyond": 0.1, "surest": None}
     assert judge(type(figures)(**changed)).grade == "poor"
     sure = Surest("FullRank()", 0.2, figures.elbo + 0.01, 0.001)
     for gap, grade in ((0.01, "good"), (0.08, "fair")):

@@ -38,9 +38,6 @@ HOPELESS = GOOD_GAP
 FAR_BELOW = 5.0
 """Nats below the search's own Gaussian at which a match is no start."""
 
-LONG = 16
-"""Coordinates of a vector above which `vr.Structured` takes long to compile."""
-
 ONE_BY_ONE = 50_000
 """Gradients of log p for all families together, of a model that reads values in Python: each takes milliseconds."""
 
@@ -245,7 +242,6 @@ class Shape(NamedTuple):
         subsampled: whether it sees minibatches.
         hierarchical: whether `vr.Structured` knows more of it than that its latents are many.
         num_globals: coordinates that it draws together; `num_locals`: the others.
-        is_chained: whether some of the others are long vectors, such as random walks.
     """
 
     size: int | None = None
@@ -253,7 +249,6 @@ class Shape(NamedTuple):
     hierarchical: bool = False
     num_globals: int = 0
     num_locals: int = 0
-    is_chained: bool = False
 
 
 def shape_of(guided: Any, data: Data) -> Shape:
@@ -269,8 +264,7 @@ def shape_of(guided: Any, data: Data) -> Shape:
         return Shape()
     except Exception as error:
         raise could_not_run(guided.name, data.shapes(guided.backend.ops), error) from error
-    is_chained = any(part.site.event_dim and part.shape[-1] > LONG for part in split.locals)
-    return Shape(layout.size, subsampled, split.is_hierarchy, split.num_globals, split.num_locals, is_chained)
+    return Shape(layout.size, subsampled, split.is_hierarchy, split.num_globals, split.num_locals)
 
 
 def mean_field_loss(root: Any, inverse: Any) -> float:

@@ -19,10 +19,6 @@ from vi_reparam.guides.nested_laplace import MOST_GLOBALS, MOST_LOCALS, NestedLa
 from vi_reparam.guides.sde import SDE
 from vi_reparam.guides.structured import Structured
 
-NESTED_FIRST = 5_000
-"""Coordinates up to which `NestedLaplace` comes before `Structured`: of more, few are normal enough given globals,
-all together."""
-
 LARGEST_LOW_RANK = 10_000
 LARGEST_FLOW = 1_000
 
@@ -91,7 +87,6 @@ class Escalate(GuideFamily):
         hierarchical: bool = False,
         num_globals: int = 0,
         num_locals: int = 0,
-        is_chained: bool = False,
     ) -> list[GuideFamily]:
         """The families to try for a model.
 
@@ -101,7 +96,6 @@ class Escalate(GuideFamily):
             subsampled: whether it sees minibatches.
             hierarchical: whether `vr.Structured` knows more of it than that its latents are many.
             num_globals: coordinates that it draws together; `num_locals`: the others.
-            is_chained: whether some of the others are long vectors, such as random walks.
         """
         if self.families is not None:
             joint = size is not None and not estimators
@@ -119,8 +113,7 @@ class Escalate(GuideFamily):
                 return [*nested, Structured(), FullRank(), MeanField(), *between, *bent, SDE()]
             return [*nested, FullRank(), MeanField(), *bent, SDE()]
         if hierarchical:
-            first = [*nested, Structured()] if is_chained or size <= NESTED_FIRST else [Structured(), *nested]
-            return [*first, *([Structured(globals=Flow())] if num_globals > 1 else []), MeanField()]
+            return [*nested, Structured(), *([Structured(globals=Flow())] if num_globals > 1 else []), MeanField()]
         return [
             MeanField(),
             *([LowRank(rank=8)] if size <= LARGEST_LOW_RANK else []),
