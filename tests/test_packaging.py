@@ -99,3 +99,9 @@ def test_the_versions_of_python_are_those_that_are_said():
 def test_the_command_is_there_by_its_name():
     module, _, name = PROJECT["project"]["scripts"]["vi-reparam"].partition(":")
     assert callable(getattr(importlib.import_module(module), name))
+
+
+@pytest.mark.parametrize("backend", ["numpyro", "pyro"])
+def test_what_h5netcdf_no_longer_brings_is_asked_for(backend):
+    """Its newest release reads no file without h5py, and does not ask for it."""
+    assert {"h5netcdf", "h5py"} <= named(PROJECT["project"]["optional-dependencies"][backend])
