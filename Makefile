@@ -55,7 +55,8 @@ newest:
 	rm -rf .venv-newest
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --editable '.[all]' pytest hypothesis
-	.venv-newest/bin/python -m pytest tests/test_models.py tests/test_joint_laws.py tests/test_sequential.py tests/test_batches.py
+	.venv-newest/bin/python -m pytest tests/test_models.py tests/test_joint_laws.py tests/test_sequential.py tests/test_batches.py \
+		tests/with_numpyro/test_indices_in_loops.py tests/with_numpyro/test_scan_predictions.py
 
 # What goes to a package index, in dist/; the wheel is installed and imported in an environment of its own.
 dist:

@@ -4,6 +4,7 @@ import gc
 import os
 import select
 import threading
+import types
 import weakref
 
 import numpy as np
@@ -133,11 +134,15 @@ def test_a_forked_process_works_or_is_refused_in_one_line(b, what):
 
 
 def releases(monkeypatch, after):
-    """A list that grows each time JAX lets go of what it traced, which it does after so many compilations."""
+    """A list that grows each time JAX lets go of what it traced, which it does after so many compilations.
+
+    Its memory must go back to the system each time: 100 fits held 1.4 GB of which 1 GB were fragments.
+    """
     module = __import__("vi_reparam_numpyro.engine.engine", fromlist=["engine"])
     found, clear = [], module.jax.clear_caches
     monkeypatch.setattr(module, "RELEASE", after)
-    monkeypatch.setattr(module.jax, "clear_caches", lambda: found.append(clear()))
+    trimmed = types.SimpleNamespace(malloc_trim=lambda _: found.append(clear()))
+    monkeypatch.setattr(module.ctypes, "CDLL", lambda _: trimmed)
     return found
 
 

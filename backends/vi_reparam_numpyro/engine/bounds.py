@@ -86,6 +86,7 @@ def _gather(
 
 
 _COMPUTED_BY_JAX = {"while", "sort", "cumsum", "reduce_sum", "reduce_max", "reduce_min", "argmax", "argmin"}
+_COMPUTED_BY_JAX |= {"call_hi_primitive"}  # a search in JAX 0.12
 """Operations whose whole numbers are looked for too, each compiled."""
 
 _KNOWN = {**_SAME_IN_NUMPY, "broadcast_in_dim": _broadcast, "iota": _iota, "slice": _slice, "gather": _gather}
@@ -189,11 +190,12 @@ def _look_into(name: str, inner: Any, given: Sequence[Value | None]) -> list[Val
 
 def _look_at_steps(name: str, params: Mapping[str, Any], given: Sequence[Value | None]) -> None:
     """The steps of a loop at which some of its whole numbers are the least or the largest."""
-    first = params["num_consts"] + params["num_carry"]
-    fixed = [*given[: params["num_consts"]], *[None] * params["num_carry"]]
+    num_consts, num_carry = _sizes(params)
+    first = num_consts + num_carry
+    fixed = [*given[:num_consts], *[None] * num_carry]
     rows = [
         x if x is not None and np.issubdtype(v.aval.dtype, np.integer) else None
-        for x, v in zip(given[first:], params["jaxpr"].jaxpr.invars[first:], strict=True)
+        for x, v in zip(given[first:], _open(params["jaxpr"])[0].invars[first:], strict=True)
     ]
     steps = set[int]()
     for row in rows:
@@ -204,6 +206,14 @@ def _look_at_steps(name: str, params: Mapping[str, Any], given: Sequence[Value |
     for step in steps:
         now = [None if x is None else _once(lambda x, step=step: x[step], [x], {}) for x in rows]
         _look_into(name, params["jaxpr"], [*fixed, *now])
+
+
+def _sizes(params: Mapping[str, Any]) -> tuple[int, int]:
+    """How many of a loop's inputs are constants of it, and how many it carries."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()  # from JAX 0.12 on
+    return len(consts), len(carry)
 
 
 def _once(fn: Callable[..., Any], given: Sequence[Any], params: Mapping[str, Any]) -> Value:

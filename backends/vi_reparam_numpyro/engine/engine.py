@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
 import functools
+import gc
 import hashlib
 import re
 import time
@@ -105,7 +108,7 @@ class JaxEngine:
         refuse_fork()
         if self._compiled >= RELEASE:  # here no call runs; what is kept is compiled again when it is used
             self._compiled = 0
-            jax.clear_caches()
+            _release()
         args, kwargs = as_arrays(args, dict(kwargs))
         if model is not None and finite:
             refuse_tracing(args, kwargs)
@@ -339,6 +342,14 @@ def _traced(program: Callable[..., Any], data: Data, inputs: tuple[Any, ...], al
         keyed = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
         seen.update(np.ascontiguousarray(random.key_data(value) if keyed else value).tobytes())
     return dataclasses.replace(data, form=(data.form, seen.digest()))
+
+
+def _release() -> None:
+    """Let go of what JAX traced, and give its memory back: the C library keeps it in fragments that grow."""
+    jax.clear_caches()
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # of Linux alone
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _case(task: Task, data: Data) -> Hashable:
