@@ -191,11 +191,12 @@ def _look_into(name: str, inner: Any, given: Sequence[Value | None]) -> list[Val
 def _look_at_steps(name: str, params: Mapping[str, Any], given: Sequence[Value | None]) -> None:
     """The steps of a loop at which some of its whole numbers are the least or the largest."""
     num_consts, num_carry = _sizes(params)
+    inputs: Any = _open(params["jaxpr"])[0].invars
     first = num_consts + num_carry
     fixed = [*given[:num_consts], *[None] * num_carry]
     rows = [
         x if x is not None and np.issubdtype(v.aval.dtype, np.integer) else None
-        for x, v in zip(given[first:], _open(params["jaxpr"])[0].invars[first:], strict=True)
+        for x, v in zip(given[first:], inputs[first:], strict=True)
     ]
     steps = set[int]()
     for row in rows:
