@@ -42,10 +42,9 @@ from vi_reparam.sde.latent import Steps
 from vi_reparam.sde.solver import Adams
 
 NUM_WEIGHTS, NUM_COSTLY, NUM_ONE_BY_ONE, MORE = 20_000, 4_000, 2_000, 4
-NUM_EXPECTATION = 4_000
+NUM_EXPECTATION, NUM_LOOKED_AT = 4_000, 20
 MIN_WEIGHTS = 1_000
 WEIGHT_BUDGET, COSTLY_BUDGET = 1e8, 1e9  # scalars drawn and scored for the default number of weights
-NUM_LOOKED_AT = 20
 
 
 class Posterior(Predicting, Showing, Trusting):
