@@ -15,8 +15,8 @@ from vi_reparam.fit.weighted_mixture import Mixture, log_sums, of_draws
 TRIED = (1, 2, 3, 4, 6, 9)
 """Numbers of components, of which the one whose weights vary least on draws left out is taken."""
 
-DRAWS_EACH = 4
-"""Draws for each number of a mixture, at the least."""
+DRAWS_EACH, MOST_NUMBERS = 4, 150
+"""Draws for each number of a mixture, at the least; numbers that are moved together, for more take too long."""
 
 NUM_STEPS, LITTLE = 30, 1e-4
 """At the most, and the part of the squares at whose gain they end."""
@@ -24,8 +24,8 @@ NUM_STEPS, LITTLE = 30, 1e-4
 FIRST, DAMPER, HARDEST = 1e-2, 4.0, 8
 """The first damping, the factor between two, and how often it grows in a step."""
 
-FARTHEST = 1e-6
-"""Of the largest share, below which a draw has none."""
+FARTHEST, MOST_ROWS = 1e-6, 2_000
+"""Of the largest share, below which a draw has none; draws that are enough for any mixture."""
 
 
 def best_of(z: np.ndarray, log_m: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> Mixture:
@@ -44,10 +44,13 @@ def best_of(z: np.ndarray, log_m: np.ndarray, weights: np.ndarray, rng: np.rando
         if num > 1 and num * each * DRAWS_EACH > 1.0 / (weights**2).sum():
             break
         made = [of_draws(z[own], inside, num, rng) for own, inside, _ in halves]
-        nearer = [
-            sharpened(part, z[own], log_m[own], inside) for part, (own, inside, _) in zip(made, halves, strict=True)
-        ]
-        for parts, is_sharp in ((made, False), (nearer, True)):
+        tried = [(made, False)]
+        if num * each <= MOST_NUMBERS:
+            sharp = [
+                sharpened(part, z[own], log_m[own], inside) for part, (own, inside, _) in zip(made, halves, strict=True)
+            ]
+            tried.append((sharp, True))
+        for parts, is_sharp in tried:
             square = sum(
                 float(left @ np.exp(np.minimum(log_m[~own] - log_sums(part.log_probs(z[~own])), 700.0)))
                 for part, (own, _, left) in zip(parts, halves, strict=True)
@@ -67,7 +70,8 @@ def sharpened(made: Mixture, z: np.ndarray, log_m: np.ndarray, weights: np.ndarr
     """
     num, size = made.center.shape
     shares = np.sqrt(weights / weights.max())  # the tails count for more than their mass
-    near = shares > FARTHEST
+    near = np.flatnonzero(shares > FARTHEST)
+    near = near[:: 1 + len(near) // MOST_ROWS]
     z, log_m, shares = z[near], log_m[near], shares[near] / shares[near].sum()
     lower, diagonal = np.tril_indices(size), range(size)
     constant = 0.5 * size * np.log(2.0 * np.pi)
