@@ -104,7 +104,8 @@ class Marginal:
 
     Attributes:
         num_draws: in a round.
-        probes: noise behind the others' mean, shape ``[P, L]``; `lean`: whether they are bent, as in `leaning.lean`.
+        signs: noise that may be behind the others' mean, shape ``[P, L]``.
+        probes: these, or zeros; `lean`: whether the others are bent, as in `leaning.lean`.
         gradients: of log p taken so far.
     """
 
@@ -116,8 +117,8 @@ class Marginal:
         held = (len(form.seeds) + NUM_LOCAL_DRAWS) * max(scalars, self.size) + len(form.rows) * form.width
         half = rng.normal(size=(NUM_LOCAL_DRAWS // 2, self.size))
         self._noise = np.concatenate([half, -half])
-        self.probes = np.where(rng.uniform(size=(NUM_PROBES, self.size)) < 0.5, -1.0, 1.0)
-        self.lean = 1.0
+        self.signs = np.where(rng.uniform(size=(NUM_PROBES, self.size)) < 0.5, -1.0, 1.0)
+        self.probes, self.lean = 0.0 * self.signs, 0.0
         self.num_draws = int(np.clip(ROUND // cost, FEWEST_DRAWS, MOST_DRAWS))
         self._count = int(np.clip(BUDGET // held, 1, AT_ONCE))
         self.gradients = 0
@@ -197,6 +198,31 @@ def peaks(target: Marginal, g: np.ndarray, x: np.ndarray) -> Peaks:
     if not len(chosen):
         raise no_start(len(g), seen.log_m)
     g, x, m = g[chosen], seen.at[chosen], seen.log_m[chosen]
+    near = _climbed(target, g, x, m)
+    best = int(np.argmax(m))
+    _choose_leaning(target, g[best : best + 1], x[best : best + 1])
+    if target.probes.any():  # their modes are known now, without which no slope around them says a thing
+        seen = target(g, x)
+        x, m = seen.at, seen.log_m
+        near = _climbed(target, g, x, m)
+    kept: list[tuple[float, np.ndarray, np.ndarray]] = []
+    order = np.argsort(-m)
+    for i in order:
+        root = np.linalg.cholesky(near.covariance[i])
+        mass = float(m[i] + np.log(root.diagonal()).sum())
+        is_known = any(np.linalg.norm(np.linalg.solve(r, g[i] - c)) < 1.0 for _, c, r in kept)
+        if not is_known and (not kept or mass > kept[0][0] - FAR_BELOW):
+            kept.append((mass, g[i], root))
+    masses = np.array([mass for mass, _, _ in kept])
+    log_weight = masses - np.logaddexp.reduce(masses)
+    known = Mixture(log_weight, np.stack([c for _, c, _ in kept]), np.stack([r for _, _, r in kept]))
+    i = order[0]
+    last = target(g[i : i + 1], x[i : i + 1])
+    return Peaks(known, g[i], last.at[0], near.turns[i].T, last.widths[0], float(last.spreads[-1, 0]))
+
+
+def _climbed(target: Marginal, g: np.ndarray, x: np.ndarray, m: np.ndarray) -> Surroundings:
+    """Climb from places, in place, and what is around them at the end."""
     num, size = g.shape
     apart, open_ = np.full_like(g, APART), np.ones(num, dtype=bool)
     for _ in range(MOST_CLIMBS):
@@ -219,33 +245,17 @@ def peaks(target: Marginal, g: np.ndarray, x: np.ndarray) -> Peaks:
         apart[at] = wanted
         if not open_.any():
             break
-    near = _surroundings(target, g, x, m, apart)
-    kept: list[tuple[float, np.ndarray, np.ndarray]] = []
-    order = np.argsort(-m)
-    for i in order:
-        root = np.linalg.cholesky(near.covariance[i])
-        mass = float(m[i] + np.log(root.diagonal()).sum())
-        is_known = any(np.linalg.norm(np.linalg.solve(r, g[i] - c)) < 1.0 for _, c, r in kept)
-        if not is_known and (not kept or mass > kept[0][0] - FAR_BELOW):
-            kept.append((mass, g[i], root))
-    masses = np.array([mass for mass, _, _ in kept])
-    log_weight = masses - np.logaddexp.reduce(masses)
-    known = Mixture(log_weight, np.stack([c for _, c, _ in kept]), np.stack([r for _, _, r in kept]))
-    i = order[0]
-    last = _leaning(target, g[i : i + 1], x[i : i + 1])
-    return Peaks(known, g[i], last.at[0], near.turns[i].T, last.widths[0], float(last.spreads[-1, 0]))
+    return _surroundings(target, g, x, m, apart)
 
 
-def _leaning(target: Marginal, g: np.ndarray, x: np.ndarray) -> Looks:
-    """Choose how the others lean, by what leaves the least of their log weights at these globals; what is seen then."""
-    probes = target.probes
+def _choose_leaning(target: Marginal, g: np.ndarray, x: np.ndarray) -> None:
+    """Choose how the others lean, by what leaves the least of their log weights at these globals."""
     tried = []
-    for own, much in ((0.0 * probes, 0.0), (probes, 0.0), (probes, 1.0)):
+    for own, much in ((0.0 * target.signs, 0.0), (target.signs, 0.0), (target.signs, 1.0)):
         target.probes, target.lean = own, much
-        tried.append((target(g, x), own, much))
-    least = min(float(seen.spreads[-1, 0]) for seen, _, _ in tried)
-    seen, target.probes, target.lean = next(row for row in tried if not row[0].spreads[-1, 0] > least + NOTHING)
-    return seen
+        tried.append((float(target(g, x).spreads[-1, 0]), own, much))
+    least = min(spread for spread, _, _ in tried) + NOTHING
+    _, target.probes, target.lean = next(row for row in tried if not row[0] > least)
 
 
 class Surroundings(NamedTuple):
