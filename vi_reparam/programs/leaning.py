@@ -56,7 +56,7 @@ def lean(
     if not probes.shape[0]:
         return Leaning(form, root, x)
     ways = ops.vmap(lambda n: form.ways(ops, root, n))(probes)
-    slope = _finite(ops, xp.mean(ops.vmap(ops.grad(height))(xp.concat([x + ways, x - ways])), axis=0))
+    slope = _finite(ops, xp.mean(ops.vmap(ops.grad(height))(xp.concat([x[None] + ways, x[None] - ways])), axis=0))
     mean = x + _finite(ops, form.step(ops, root, slope)[0])
     own = form.sds(ops, root)
     skewness = much * _finite(ops, 2.0 * slope / xp.mean(ways * ways, axis=0) * own**3)
