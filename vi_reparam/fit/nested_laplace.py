@@ -241,7 +241,7 @@ def _sampled(target: Marginal, family: NestedLaplace, begun: Peaks, rng: np.rand
         "lean": np.asarray(target.lean),
         **target.form._asdict(),
     }
-    params["tail"] = np.asarray(_tail(curves, made, z, heights, weights, rng))
+    params["tail"] = np.asarray(_tail(curves, made, z, straight, heights, weights, rng))
     return Fit(family, params, target.gradients, rounds, target.num_draws)
 
 
@@ -297,6 +297,7 @@ def _tail(
     curves: Curves,
     made: weighted_mixture.Mixture,
     z: np.ndarray,
+    y: np.ndarray,
     log_m: np.ndarray,
     weights: np.ndarray,
     rng: np.random.Generator,
@@ -304,9 +305,10 @@ def _tail(
     """The part of the draws that makes wide tails: the largest at which the weights vary about the least.
 
     Args:
-        made: the mixture before the one-sided tails; `log_m`: log density there of draws `z` with these `weights`.
+        made: the mixture before the one-sided tails.
+        z: draws with these `weights`; `y`: before the tails; `log_m`: log density there.
     """
-    whole, y = made.whole, curves.back(z)[0]
+    whole = made.whole
     noise = rng.normal(size=(NUM_BENT, z.shape[1])) * np.sqrt(DF / rng.chisquare(DF, size=(NUM_BENT, 1)))
     away = curves.forth(whole.center + WIDE * noise @ whole.root[0].T)
     middle = weights @ z

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from vi_reparam.fit import weighted_mixture
 from vi_reparam.fit.weighted_mixture import Mixture, log_sums, of_draws
 
 TRIED = (1, 2, 3, 4, 6, 9)
@@ -118,5 +117,5 @@ def sharpened(made: Mixture, z: np.ndarray, log_m: np.ndarray, weights: np.ndarr
         if not before - value > LITTLE * before:
             break
     heights, center, roots = cut(at)
-    log_weight = heights - weighted_mixture.log_sums(heights[None])[0]
+    log_weight = heights - log_sums(heights[None])[0]
     return Mixture(log_weight, center, np.linalg.inv(roots))

@@ -126,7 +126,8 @@ def of_draws(z: np.ndarray, weights: np.ndarray, num: int, rng: np.random.Genera
     spread = np.sqrt(np.maximum(np.diag(covariance), np.finfo(float).tiny))
     least = LEAST * covariance + 1e-12 * np.diag(spread**2)
     size, effective = z.shape[1], 1.0 / (weights**2).sum()
-    before_all = (size + 2) * num ** (-2.0 / size) * covariance if num > 1 else np.zeros_like(covariance)
+    told = size + 2 if num > 1 else 0  # draws that a prior is worth (Fraley and Raftery 2007)
+    prior = told * num ** (-2.0 / size) * covariance
     chosen = z[rng.choice(len(z), size=num, p=weights)]
     made = Mixture(
         np.full(num, -np.log(num)), mean + (chosen - mean) * (num > 1), np.stack([_root(covariance + least)] * num)
@@ -142,9 +143,9 @@ def of_draws(z: np.ndarray, weights: np.ndarray, num: int, rng: np.random.Genera
         total = np.maximum(belongs.sum(1), 1e-12)
         center = (belongs @ z) / total[:, None]
         way = z.T - center[:, :, None]
-        seen, told = (effective * total)[:, None, None], size + 2 if num > 1 else 0
+        seen = (effective * total)[:, None, None]
         squares = (belongs[:, None] * way) @ way.transpose(0, 2, 1) / total[:, None, None]
-        covariances = (seen * squares + before_all) / (seen + told)
+        covariances = (seen * squares + prior) / (seen + told)
         made = Mixture(np.log(total / total.sum()), center, _root(covariances + least))
     return made
 

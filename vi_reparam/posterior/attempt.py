@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from vi_reparam.gaussians.pathfinder import LARGEST
+
 GOOD_KHAT = 0.7
 GOOD_GAP = 0.04
 GOOD_SHIFT = 0.075
@@ -19,9 +21,6 @@ largest shift is partly chance, and a verdict is good up to here."""
 SURE_KHAT, SURE_GAP = 0.5, 0.1
 """Of what was fitted to weighted draws: below both, and the shift of many, its verdict is good, and a richer family's
 steps take longer than all before."""
-
-NUM_HARD = 128
-"""Latents above which no family of ours is dense."""
 
 SERVES = 0.3
 """Of the same shift, where a verdict would still be fair."""
@@ -95,7 +94,7 @@ class Attempt:
     @property
     def is_nearly_good(self) -> bool:
         """Whether it was fitted to weighted draws, of so many latents that steps would hardly come as near."""
-        return self.sampled and self.num_latents > NUM_HARD and self.serves and self.gap < SURE_GAP
+        return self.sampled and self.num_latents > LARGEST and self.serves and self.gap < SURE_GAP
 
     @property
     def serves(self) -> bool:

@@ -11,15 +11,13 @@ import numpy as np
 
 from vi_reparam.posterior import psis
 from vi_reparam.posterior.attempt import TINY_GAP, are_even
+from vi_reparam.posterior.verdict import KHAT_GOOD
 
 SUSPECT_SD, OUTERMOST = 0.1, 0.005
 LONG_TAIL, NO_VARIANCE = 0.35, 0.45
 """Pareto shapes: where a sample's variance has no standard error, so that two may differ by it alone; and where there
 is hardly one.
 """
-
-LEAST_SURE = 0.5
-"""A k-hat below which no more weights are needed."""
 
 LEAST_LEFT = 0.05
 """Of one minus a k-hat: from one on, the mass beyond the largest weight is infinite."""
@@ -68,7 +66,7 @@ class Weights:
     def are_few(self) -> bool:
         """Whether they are nearly even but for a tail that more of them would tell."""
         gap = self.log_evidence()[0] - self.elbo()[0] if self.are_usable else math.inf
-        return self.khat >= LEAST_SURE and gap < TINY_GAP and not are_even(gap, self.beyond)
+        return self.khat >= KHAT_GOOD and gap < TINY_GAP and not are_even(gap, self.beyond)
 
     def normalized(self) -> np.ndarray:
         """The smoothed weights, which sum to 1."""
