@@ -1,18 +1,20 @@
 """Hierarchies by the default guide against NUTS: hyperparameters, locals, seconds.
 
-python benchmarks/hierarchies.py [--data FOLDER] [--only NAME ...] [--references FOLDER]
+python benchmarks/hierarchies.py [--data FOLDER] [--only NAME ...] [--references FOLDER] [--pyro]
 
 For each model: the largest error of a hyperparameter's mean in NUTS's standard deviations, the ratios of the standard
 deviations, the same of the locals, and seconds of both, compilation included. NUTS: two chains of 2,000 draws after
 1,000. `--data` is a folder with data of posteriordb (the names are in hierarchy_models.py); without it the simulated
-models run alone. `--references` keeps NUTS's draws.
+models run alone. `--references` keeps NUTS's draws. `--pyro`: the same models in Pyro, against NumPyro's NUTS.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from jax import random
 from numpyro.diagnostics import split_gelman_rubin
 from numpyro.infer import MCMC, NUTS
 
-import vi_reparam_numpyro as vr
+import vi_reparam_numpyro as vr_numpyro
 
 RESULTS = Path(__file__).parent / "results" / "hierarchies.json"
 
@@ -55,9 +57,10 @@ def kept(problem: Problem, file: Path | None) -> tuple[dict[str, np.ndarray], fl
     return own, rhat, seconds
 
 
-def row_of(problem: Problem, file: Path | None) -> dict[str, Any]:
-    """One line of the table."""
-    reference, rhat, nuts_seconds = kept(problem, file)
+def row_of(made: Callable[[Any], Problem], file: Path | None, vr: Any) -> dict[str, Any]:
+    """One line of the table; the model is made of a backend's host."""
+    reference, rhat, nuts_seconds = kept(made(vr_numpyro.host), file)
+    problem = made(vr.host)
     begun = time.perf_counter()
     posterior = vr.guide(problem.model).fit(problem.y, progress=False)
     seconds = time.perf_counter() - begun
@@ -79,18 +82,24 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--references", type=Path)
+    parser.add_argument("--pyro", action="store_true")
     options = parser.parse_args()
     numpyro.enable_x64()
+    vr = vr_numpyro
+    if options.pyro:
+        vr = importlib.import_module("vi_reparam_pyro")
+        importlib.import_module("torch").set_default_dtype(importlib.import_module("torch").float64)
     problems = dict(SIMULATED)
     if options.data is None:
         print("without --data FOLDER: the simulated models alone")
     else:
-        problems |= {name: lambda made=made: made(options.data) for name, made in REAL.items()}
+        problems |= {name: lambda host, made=made: made(host, options.data) for name, made in REAL.items()}
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in options.only or problems:
         file = options.references and options.references / f"{name}.npz"
-        rows[name] = row_of(problems[name](), file)
-        print(name, json.dumps(rows[name]), flush=True)
+        key = f"{name}/pyro" if options.pyro else name
+        rows[key] = row_of(problems[name], file, vr)
+        print(key, json.dumps(rows[key]), flush=True)
         RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
 
 

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from vi_reparam.backend.blas import one_thread
+
 C = TypeVar("C", bound=type)
 
 _LOCK = threading.RLock()
@@ -25,7 +27,7 @@ def one_at_a_time(kind: C) -> C:
 def _whole(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def locked(*args: Any, **kwargs: Any) -> Any:
-        with _LOCK:
+        with _LOCK, one_thread():
             return method(*args, **kwargs)
 
     return locked
@@ -36,7 +38,7 @@ def _by_parts(method: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[An
     def locked(*args: Any, **kwargs: Any) -> Iterator[Any]:
         parts = method(*args, **kwargs)
         while True:
-            with _LOCK:
+            with _LOCK, one_thread():
                 try:
                     part = next(parts)
                 except StopIteration:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from vi_reparam.backend.blas import one_thread
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.ops import Array
 from vi_reparam.errors import ArgumentError
@@ -230,7 +231,7 @@ class Guided:
             NonFiniteError: for a NaN or an infinity, with its step and site.
         """
         options = Options(num_steps, num_particles, optimizer, seed, progress, checkpoint, init, devices)
-        with self._fitting:  # fits of one model share what is known of it, and go one after the other
+        with self._fitting, one_thread():  # fits of one model share what is known of it, and go one after the other
             if batches_of(args, kwargs):
                 return fit_batches(self, args, kwargs, options)
             if isinstance(self.family, Escalate):

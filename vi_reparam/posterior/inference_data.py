@@ -83,7 +83,7 @@ def export(posterior: Any, options: Export) -> Any:
         return ops.tree_map(lambda x: x.reshape(*shape, *x.shape[1:]), found)
 
     pick = Groups(options.log_likelihood, options.log_prior)
-    groups = rows(lambda num, first: scorer.run(pick, num, key, first))
+    groups = rows(lambda num, first: scorer.run(pick, num, key, first=first))
     stats = groups["sample_stats"]
     if posterior.record.get("batches"):
         del stats["lp"]  # of the first batch

@@ -57,7 +57,7 @@ def missed_modes(posterior: Posterior, places: Sequence[Place], guide: Any) -> M
         x = np.linalg.solve(root, (draws - ops.to_numpy(place.frame.center)).T)
         heights.append(mass - 0.5 * (x**2).sum(0) - np.log(root.diagonal()).sum())
     held = np.bincount(np.argmax(heights, axis=0), minlength=len(places)) / len(draws)
-    known, whole = posterior.elbo()[0], float(np.logaddexp.reduce(masses))
+    known, whole = posterior._first[0].elbo()[0], float(np.logaddexp.reduce(masses))
     whole = max(known, whole) if math.isfinite(known) else whole
     is_missed = held < SCARCE * np.exp(masses - whole)
     if is_missed.all() or not is_missed.any():

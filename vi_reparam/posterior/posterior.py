@@ -197,12 +197,12 @@ class Posterior(Predicting, Showing, Trusting):
         ops, num = self.backend.ops, self.default_num_weights
         found = self._score(num, 0, epsilon := float(ops.xp.finfo(ops.float_dtype()).eps))
         is_costly = self.scorer.copies > 1 and self.scorer.at_once
-        return self._score(MORE * num, 0, epsilon) if found[0].are_few and is_costly else found
+        return self._score(num, 0, epsilon, times=MORE) if found[0].are_few and is_costly else found
 
-    def _score(self, num_draws: int, seed: Any, epsilon: float = 0.0) -> tuple[Weights, dict[str, np.ndarray]]:
+    def _score(self, num: int, seed: Any, epsilon: float = 0.0, times: int = 1) -> tuple[Weights, dict[str, Any]]:
         if self.record.get("batches"):
-            return passes.score(self, num_draws, seed, epsilon)
-        log_p, log_q, heads = self.scorer.run(densities, num_draws, self.backend.engine.key(seed))
+            return passes.score(self, num, seed, epsilon)
+        log_p, log_q, heads = self.scorer.run(densities, num, self.backend.engine.key(seed), times=times)
         weights = Weights(self._float64(log_p), self._float64(log_q), epsilon)
         return weights, {name: self.backend.ops.to_numpy(value) for name, value in heads.items()}
 
@@ -353,7 +353,7 @@ class Posterior(Predicting, Showing, Trusting):
         outside = int(np.isneginf(log_weights).sum())
         figures = Figures(
             self.khat,
-            *self.elbo(),
+            *self._first[0].elbo(),
             *self.log_evidence(),
             *self._shifts,
             num_weights=len(log_weights),

@@ -122,18 +122,21 @@ class Scorer:
             return self.backend.engine.codec.restore(np.asarray(value), np.asarray(value).dtype.name)
         return value
 
-    def run(self, pick: Callable[[Scored], Any], num_draws: int, key: Any, first: int = 0) -> Any:
+    def run(self, pick: Callable[[Scored], Any], num_draws: int, key: Any, *, first: int = 0, times: int = 1) -> Any:
         """What `pick` takes from each of `num_draws` scored draws, stacked; equal functions compile once.
 
         Args:
             key: the i-th draw depends on this key and i alone, not on `num_draws`.
             first: the i of the first draw.
+            times: how often so many, one after the other: one program, where more draws would be another one.
 
         Raises:
             One of the engine's `reads_values`: if `pick` reads a value in Python.
         """
-        pair = self.pair
-        return self.many(lambda *inputs: pick(pair.score(*inputs)), num_draws, key, name=pick, first=first)
+        pair, ops = self.pair, self.backend.ops
+        firsts = range(first, first + times * num_draws, num_draws)
+        parts = [self.many(lambda *i: pick(pair.score(*i)), num_draws, key, name=pick, first=own) for own in firsts]
+        return parts[0] if times == 1 else ops.tree_map(lambda *rows: ops.xp.concat(rows), *parts)
 
     def many(
         self, fn: Callable[..., Any], num: int, key: Any, *inputs: Any, name: Any, size: int = 0, first: int = 0
