@@ -117,12 +117,17 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
             and not posterior._first[0].elbo()[0] > modes[0].bound - FAR_BELOW
         ):
             enough = False  # the match was lost
-        if posterior is None or not (enough or posterior.attempt(seconds=0.0).is_good):
-            posterior = fitter.run(data, replace(options, checkpoint=own if family.takes_steps else None))
-        posteriors[family] = posterior
-        missed = missed_modes(posterior, apart, joint)
-        posterior.record["rivals"] = missed.behind or posterior.record["rivals"] * (not places)
-        posterior.record["far"] = missed.moved
+        try:
+            if posterior is None or not (enough or posterior.attempt(seconds=0.0).is_good):
+                posterior = fitter.run(data, replace(options, checkpoint=own if family.takes_steps else None))
+            posteriors[family] = posterior
+            missed = missed_modes(posterior, apart, joint)
+            posterior.record["rivals"] = missed.behind or posterior.record["rivals"] * (not places)
+            posterior.record["far"] = missed.moved
+        except KeyboardInterrupt:
+            if posterior is None:
+                raise
+            posterior.record["interrupted"] = "the fit was interrupted before its end"
         if len(modes) > 1:
             posterior.record["copies"] = alike
             posterior.record["crowded"] = len(modes) * (len(modes) >= MOST_PLACES)
@@ -153,7 +158,10 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
     best = _climb(ladder, fit, skip_reason, cost, gradients=gradients, seconds=spec.budget or math.inf)
     if shape.size is not None and not best.khat < KHAT_USABLE and "interrupted" not in best.record:
         known = best.record.get("surest")
-        own = None if known and known["khat"] < KHAT_GOOD else by_student_t(best, joint)
+        try:
+            own = None if known and known["khat"] < KHAT_GOOD else by_student_t(best, joint)
+        except KeyboardInterrupt:
+            own, best.record["interrupted"] = None, "the search was interrupted after its last family"
         if own is not None and not (known is not None and known["khat"] <= own["khat"]):
             best.record["surest"] = own
     engine.settle(best)  # networks train in place, and later families went on with them

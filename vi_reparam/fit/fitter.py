@@ -6,7 +6,7 @@ import functools
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from typing import Any
@@ -23,6 +23,7 @@ from vi_reparam.fit import checkpoints, matching
 from vi_reparam.fit.checkpoints import FitSignature, form_of
 from vi_reparam.fit.convergence import Convergence
 from vi_reparam.fit.forgotten import warn_of_forgotten
+from vi_reparam.fit.interrupts import interrupts
 from vi_reparam.fit.loop import Restart, run_steps
 from vi_reparam.fit.masked import refuse_flat
 from vi_reparam.fit.matching import as_params
@@ -133,35 +134,39 @@ class Fitter:
         if stream is not None:
             starts, data = [stream.placed(self.guided.base_guide, starts[0])], stream.fed
         program = engine.program(task, data, engine.optimizer(plan), num_steps=total, watched=watched)
-        for near in starts[:1] if options.checkpoint else starts:
-            values = self.guided.start_at(data, start_key, near) if start is None else {**start, **near}
-            if all(name.startswith("vr.") for name in values):
-                raise ArgumentError("there is nothing to fit: neither model nor guide has a parameter")
-            state = program.init(key, values, data)
-            by_losses, least = (False, 1.0) if family is None else (family.by_losses, family.least)
-            course = Convergence(total, by_losses, least) if watched else None
-            if self._cut_off:
-                runs = [Restart(program.params(state), np.zeros(0), course, program.execution, interrupted=True)]
-            else:
-                losses = np.full(total, np.nan)
-                runs.append(self._restart(program, state, losses, course, signature, options, stream))
-            if runs[-1].interrupted:
-                break
-        best, rivals = self._compare(runs)
-        record = {
-            "num_steps": len(best.losses),
-            "converged": None if best.course is None else best.course.converged,
-            "rivals": rivals,
-            "num_particles": task.objective.num_particles,
-            "gradients": task.objective.num_particles * sum(len(run.losses) for run in runs),
-            "objective": repr(task.objective),
-            "estimators": {n: repr(d.estimator) for n, d in engine.draws(task, data, best.params).items()},
-            "variances": variances,
-            "steps": best.execution,
-        }
+        with interrupts() as interrupted:  # also between the steps of one start and the next, and after them
+            for near in starts[:1] if options.checkpoint else starts:
+                values = self.guided.start_at(data, start_key, near) if start is None else {**start, **near}
+                if all(name.startswith("vr.") for name in values):
+                    raise ArgumentError("there is nothing to fit: neither model nor guide has a parameter")
+                state = program.init(key, values, data)
+                by_losses, least = (False, 1.0) if family is None else (family.by_losses, family.least)
+                course = Convergence(total, by_losses, least) if watched else None
+                if self._cut_off:
+                    runs = [Restart(program.params(state), np.zeros(0), course, program.execution, interrupted=True)]
+                else:
+                    losses = np.full(total, np.nan)
+                    call = signature, options, stream, interrupted
+                    runs.append(self._restart(program, state, losses, course, *call))
+                if runs[-1].interrupted:
+                    break
+            best, rivals = self._compare(runs)
+            record = {
+                "num_steps": len(best.losses),
+                "converged": None if best.course is None else best.course.converged,
+                "rivals": rivals,
+                "num_particles": task.objective.num_particles,
+                "gradients": task.objective.num_particles * sum(len(run.losses) for run in runs),
+                "objective": repr(task.objective),
+                "estimators": {n: repr(d.estimator) for n, d in engine.draws(task, data, best.params).items()},
+                "variances": variances,
+                "steps": best.execution,
+            }
         if runs[-1].interrupted:
             steps = f"{len(runs[-1].losses):,} of {'at most ' * watched}{total:,} steps"
             record["interrupted"] = self._cut_off or f"the fit was interrupted after {steps}"
+        elif interrupted():
+            record["interrupted"] = "the fit was interrupted after its steps"
         finish = final and family is not None and family.has_tail and "interrupted" not in record
         data = data if stream is None else stream.first
         return self.posterior_of(data, best.params, best.losses, record, options, begun, finish=finish)
@@ -359,6 +364,7 @@ class Fitter:
         signature: Any,
         options: Options,
         stream: Any,
+        interrupted: Callable[[], bool],
     ) -> Restart:
         """One fit from one start; the losses are to be filled in."""
         checkpoint, progress, done, name = options.checkpoint, options.progress, 0, self.guided.name
@@ -383,7 +389,7 @@ class Fitter:
                 told.add(why)
                 warnings.warn(f"the checkpoint could not be saved, and the fit goes on: {why}", stacklevel=2)
 
-        state, done, interrupted = run_steps(
+        state, done, cut = run_steps(
             program,
             state,
             losses,
@@ -392,9 +398,10 @@ class Fitter:
             course=course,
             progress=progress,
             save=save,
+            interrupted=interrupted,
             fed=None if stream is None else stream.steps(done),
         )
-        return Restart(program.params(state), losses[:done], course, program.execution, interrupted)
+        return Restart(program.params(state), losses[:done], course, program.execution, cut)
 
     def _compare(self, runs: list[Restart]) -> tuple[Restart, list[float]]:
         """The best of several runs, and by how many nats those that ended elsewhere are below it."""

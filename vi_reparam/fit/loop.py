@@ -15,7 +15,6 @@ from vi_reparam.backend.engine import Program
 from vi_reparam.backend.ops import Array
 from vi_reparam.errors import NonFiniteError
 from vi_reparam.fit.convergence import BLOCK, Convergence
-from vi_reparam.fit.interrupts import interrupts
 
 Course = Convergence | None
 Save = Callable[[Any, int], None]
@@ -67,6 +66,7 @@ def run_steps(
     course: Course,
     progress: bool,
     save: Save,
+    interrupted: Callable[[], bool],
     fed: Iterator[Data] | None = None,
 ) -> tuple[Any, int, bool]:
     """Go on from step `done` to the end.
@@ -75,6 +75,7 @@ def run_steps(
         losses: one for each step of the whole fit; those to come are filled in.
         course: decides when the fit ends by itself; None for one with a number of steps.
         save: writes a checkpoint of (state, steps done).
+        interrupted: whether Ctrl-C was pressed.
         fed: the data of each step to come; None for the same data at all.
 
     Returns:
@@ -86,7 +87,7 @@ def run_steps(
     """
     total, chunk, saved = len(losses), 1, time.perf_counter()
     bar = tqdm(total=total, initial=done, disable=not progress, desc=f"fit {name}: compiling")
-    with bar, interrupts() as interrupted:
+    with bar:
         while done < total and not (course is not None and course.finished):
             begun = time.perf_counter()
             limit = min(chunk, total - done)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from numbers import Integral
 from typing import Any
 
@@ -42,8 +41,21 @@ def run_sampler(fitter: Any, data: Data, options: Options, begun: float, stream:
     if why:
         raise SiteError(f"{why}: use vr.Structured()")
     seed = int(options.seed) if isinstance(options.seed, Integral) else 0
+    starts: list[Any] = []
+
+    def start() -> Any:
+        starts.append(_start_of(fitter, data, options.seed))
+        if "interrupted" in starts[0].record:
+            raise KeyboardInterrupt
+        return starts[0]
+
     try:
-        found = sampler.fitted(guided, data, seed, functools.partial(_start_of, fitter, data, options.seed))
+        found = sampler.fitted(guided, data, seed, start)
+    except KeyboardInterrupt:  # what it starts from is there
+        if not starts:
+            raise
+        starts[0].record["interrupted"] = f"the fit was interrupted before any draws of {family!r} were kept"
+        return starts[0]
     except np.linalg.LinAlgError as error:
         text = f"{family!r}: the draws have no covariance ({first_line(error)})"
         raise NonFiniteError(text, step=0, sites={}, params={}, losses=np.zeros(0)) from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +27,7 @@ def check_subsampling(backend: Backend, model: Any, data: Data) -> None:
     ops, tracer = backend.ops, backend.tracer
     records = tracer.shapes(lambda key: tracer.run(model, *data.call, key, alone=True))
     _refuse_crossed(records)
+    _refuse_wide(records)
     given = getattr(model, "batched_plate", None)  # of batches, whose rows come with them
     own = [r.plates[0] for name, r in records.items() if r.kind == "plate" and name != given]
     observed = {
@@ -73,3 +76,21 @@ def _refuse_crossed(records: Mapping[str, Record]) -> None:
                 f"site {name!r}: its data have shape {given} and its distribution {batch + event}, so that every datum "
                 f"would count at every mean, {both}: give data of the distribution's shape, such as x.reshape(-1)"
             )
+
+
+def _refuse_wide(records: Mapping[str, Record]) -> None:
+    """Refuse a mask or a scale with more elements than the site: each of these would count more than once."""
+    for name, record in records.items():
+        if record.kind != "sample":
+            continue
+        fn, value = record.distribution, tuple(getattr(record.value, "shape", ()))
+        batches = value[: len(value) - len(fn.event_shape)][::-1], tuple(fn.batch_shape)[::-1]
+        own = tuple(max(pair) for pair in itertools.zip_longest(*batches, fillvalue=1))[::-1]
+        for what, around in (("mask", record.mask), ("scale", record.scale)):
+            shape = tuple(getattr(around, "shape", ()))
+            wide = len(shape) > len(own) or any(n > m for n, m in zip(shape[::-1], own[::-1], strict=False))
+            if wide and math.prod(shape) > 1:
+                raise ArgumentError(
+                    f"site {name!r}: the {what} around it has shape {shape} and its log density {own}, so that a term "
+                    f"would count at every element of the {what}: give one of the density's shape, such as x.reshape(-1)"
+                )

@@ -13,6 +13,7 @@ from jax import lax, random
 from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jax.sharding import NamedSharding, PartitionSpec
+from numpyro.distributions.distribution import validation_enabled
 from numpyro.handlers import substitute
 from numpyro.infer import SVI
 
@@ -168,6 +169,7 @@ class Program:
         tree = jax.tree.unflatten(jax.tree.structure(plain), [jnp.asarray(arrays[path]) for path in paths])
         return State({**tree, "key": random.wrap_key_data(tree["key"])}, state.data, int(arrays["seen"]))
 
+    @validation_enabled(False)  # it would raise for a parameter out of its range, whose site is to be named
     def non_finite(self, state: State) -> dict[str, str]:
         objective, tree = self.task.objective, state.tree
         model, guide, values = self.task.model, self.task.guide, self.params(state)

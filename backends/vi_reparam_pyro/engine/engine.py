@@ -131,7 +131,12 @@ class TorchEngine:
             if "Expected parameter" not in str(error):
                 raise
             with without_validation():  # a NaN on the way: the first step will name its site
-                return self._checked(task, data, start, key)
+                params = self._checked(task, data, start, key)
+                with isolated(), using(dict(params)):
+                    costs = self._run(task, data).costs.values()
+            if all(bool(torch.isfinite(cost).all()) for cost in costs):
+                raise  # no step would
+            return params
 
     def _checked(self, task: Task, data: Data, start: Callable[[int], Params], key: int) -> Params:
         with isolated():

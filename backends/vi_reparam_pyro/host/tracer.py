@@ -27,7 +27,7 @@ from vi_reparam_pyro.host.handlers import is_subsample
 from vi_reparam_pyro.host.params import clean, isolated, using
 from vi_reparam_pyro.host.supports import Supports
 from vi_reparam_pyro.lanes.seeding import mix
-from vi_reparam_pyro.lanes.vmap import drawing, keyed
+from vi_reparam_pyro.lanes.vmap import drawing, keyed, without_validation
 from vi_reparam_pyro.ops.home import at_home
 from vi_reparam_pyro.ops.ops import ops
 
@@ -92,7 +92,7 @@ class PyroTracer:
         return _records(tracing)
 
     def shapes(self, fn: Callable[[int], T]) -> T:
-        with torch.no_grad(), isolated():
+        with torch.no_grad(), isolated(), without_validation():
             return fn(mix(0))
 
     def outer_params(self, program: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
