@@ -170,6 +170,41 @@ def test_missing_data_in_half_precision(b, kind):
     refused(b, words, lambda: mean_field(b, mean(b)).fit(y, **FEW))
 
 
+# Parameters out of their range, which a compiled program does not look at.
+
+BEYOND = {
+    "a scale below zero": lambda b, s: b.dist.Normal(b.array(0.0), -s),
+    "a scale of zero": lambda b, s: b.dist.Normal(b.array(0.0), 0.0 * s),
+    "a shape below zero": lambda b, s: b.dist.Gamma(-s, s),
+    "bounds in the wrong order": lambda b, s: b.dist.Uniform(s, 0.0 * s),
+    "no probabilities": lambda b, s: b.dist.Dirichlet(-s * b.array(np.ones(3))),
+}
+
+
+@pytest.mark.parametrize("what", BEYOND)
+def test_a_parameter_out_of_its_range_names_its_site(b, what):
+    """NumPyro's own error came in place of ours, while it was looked for the site."""
+
+    def model(s):
+        z = b.host.sample("z", BEYOND[what](b, s))
+        b.host.sample("y", b.dist.Normal(b.xp.sum(z), b.array(1.0)), obs=b.array(1.0))
+
+    refused(b, r"stopped at step 0: site 'z': ", lambda: mean_field(b, model).fit(b.array(2.0), **FEW))
+
+
+def test_a_matrix_that_is_not_symmetric_is_refused_before_the_fit():
+    """Its density is finite: Pyro's error came after the last step."""
+    with running("pyro", 64) as b:
+        normal = __import__("pyro.distributions", fromlist=["MultivariateNormal"]).MultivariateNormal
+
+        def model(covariance):
+            z = b.host.sample("z", b.dist.Normal(b.array(0.0), b.array(1.0)))
+            b.host.sample("y", normal(z * b.array(np.ones(2)), covariance), obs=b.array(Y[:2]))
+
+        words = "could not run on arguments of shapes .*: Expected parameter covariance_matrix"
+        refused(b, words, lambda: mean_field(b, model).fit(np.array([[1.0, 0.5], [0.2, 1.0]]), **FEW))
+
+
 # What people give.
 
 PLAIN = {"tuple": tuple, "range": lambda x: range(len(x)), "set": set, "values": lambda x: dict(enumerate(x)).values()}

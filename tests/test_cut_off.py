@@ -146,7 +146,11 @@ def test_ctrl_c_between_the_steps_and_the_posterior_gives_it(b, press, monkeypat
 LATE = {
     "in its modes": (escalation, "missed_modes", "the fit was interrupted before its end of FullRank()"),
     "in its last look": (escalation, "by_student_t", "the search was interrupted after its last family"),
-    "in a sampler": (adaptive_mixture, "fitted", "before any draws of AdaptiveMixture() were kept of AdaptiveMixture()"),
+    "in a sampler": (
+        adaptive_mixture,
+        "fitted",
+        "before any draws of AdaptiveMixture() were kept of AdaptiveMixture()",
+    ),
 }
 
 

@@ -92,5 +92,5 @@ def _refuse_wide(records: Mapping[str, Record]) -> None:
             if wide and math.prod(shape) > 1:
                 raise ArgumentError(
                     f"site {name!r}: the {what} around it has shape {shape} and its log density {own}, so that a term "
-                    f"would count at every element of the {what}: give one of the density's shape, such as x.reshape(-1)"
+                    f"would count at every element of the {what}: give one of the density's shape, as x.reshape(-1)"
                 )
