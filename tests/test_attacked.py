@@ -1,16 +1,19 @@
 """What further attacks found, and members of its kinds (README.md): in both backends."""
 
 import os
+import signal
 import sys
 
 import numpy as np
 import pytest
 from test_both_backends import mean_field, number, running, unfitted
 from test_cli import folder, run  # noqa: F401
-from test_cut_off import FEW, STEPS, Y, mean
+from test_cut_off import FEW, STEPS, Y, mean, press  # noqa: F401
 from test_nothing_silent import X, line
 from test_what_people_give import refused
 
+from vi_reparam.fit import adaptive_mixture, escalation
+from vi_reparam.fit.fitter import Fitter
 from vi_reparam.posterior.posterior import Posterior
 
 # Checkpoints of something else: guides by hand, and where parameters start.
@@ -265,6 +268,62 @@ def test_a_ladder_that_is_interrupted_in_its_first_verdict_gives_its_fit(b, monk
     assert len(cut.losses) == 150 and "interrupted at MeanField()" in cut.record["interrupted"]
 
 
+def test_ctrl_c_between_the_steps_and_the_posterior_gives_it(b, press, monkeypatch):  # noqa: F811
+    """It was lost, with all of its steps."""
+    guided = mean_field(b, mean(b))
+    whole = guided.fit(b.array(Y), **STEPS)
+    compare = Fitter._compare
+
+    def pressed(self, runs):
+        signal.raise_signal(signal.SIGINT)
+        return compare(self, runs)
+
+    press()
+    monkeypatch.setattr(Fitter, "_compare", pressed)
+    cut = guided.fit(b.array(Y), **STEPS)
+    np.testing.assert_array_equal(cut.losses, whole.losses)
+    assert cut.record["interrupted"] == "the fit was interrupted after its steps" and cut.verdict.grade != "good"
+
+
+LATE = {
+    "in its modes": (escalation, "missed_modes", "the fit was interrupted before its end of FullRank()"),
+    "in its last look": (escalation, "by_student_t", "the search was interrupted after its last family"),
+    "in a sampler": (
+        adaptive_mixture,
+        "fitted",
+        "before any draws of AdaptiveMixture() were kept of AdaptiveMixture()",
+    ),
+}
+
+
+@pytest.mark.parametrize("where", LATE)
+def test_a_ladder_that_is_interrupted_late_gives_what_it_has(b, monkeypatch, few_weights, where):
+    module, name, words = LATE[where]
+
+    def stopped(*given, **_):
+        if where == "in a sampler":
+            given[-1]()  # it starts from another fit
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, name, stopped)
+    monkeypatch.setattr(escalation, "KHAT_USABLE", -9.0)
+    families = (b.vr.AdaptiveMixture() if where == "in a sampler" else b.vr.FullRank(),)
+    posterior = b.vr.guide(b.vr.Escalate(families=families))(mean(b)).fit(b.array(Y), progress=False)
+    assert words in posterior.record["interrupted"] and posterior.verdict.grade != "good"
+    assert posterior.record["family"] == "FullRank()"
+
+
+def test_a_sampler_that_is_interrupted_gives_its_start(b, monkeypatch, few_weights):
+    def stopped(guided, data, seed, start):
+        start()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(adaptive_mixture, "fitted", stopped)
+    posterior = b.vr.guide(b.vr.AdaptiveMixture())(mean(b)).fit(b.array(Y), progress=False)
+    assert posterior.verdict.grade != "good"
+    assert any("before any draws of AdaptiveMixture() were kept" in reason for reason in posterior.verdict.reasons)
+
+
 def test_the_first_steps_do_not_keep_one_waiting(b, monkeypatch):
     """The clock is looked at after the first one: 32 of a slow model took half a minute."""
     program = __import__(f"vi_reparam_{b.name}.engine.program", fromlist=["Program"]).Program
@@ -277,6 +336,32 @@ def test_the_first_steps_do_not_keep_one_waiting(b, monkeypatch):
     monkeypatch.setattr(program, "advance", noted)
     mean_field(b, mean(b)).fit(b.array(Y), **STEPS)
     assert asked[0] == 1 and sum(asked) >= 150
+
+
+# Names.
+
+
+def test_the_name_of_a_site_is_text(b):
+    """NumPyro wrote a file that it could not read."""
+
+    def model(y):
+        mu = b.host.sample(3, b.dist.Normal(b.array(0.0), b.array(1.0)))
+        b.host.sample("y", b.dist.Normal(mu + 0.0 * y, b.array(1.0)).to_event(1), obs=y)
+
+    refused(b, "site 3: the name of a site is text, as '3'", lambda: mean_field(b, model).fit(b.array(Y), **FEW))
+
+
+def test_a_plate_of_two_sizes_is_refused(b):
+    """In NumPyro the first was taken to be as long as the second."""
+
+    def model(y):
+        with b.host.plate("n", 3):
+            u = b.host.sample("u", b.dist.Normal(b.array(0.0), b.array(1.0)))
+        with b.host.plate("n", 2):
+            b.host.sample("y", b.dist.Normal(b.xp.sum(u), b.array(1.0)), obs=y[:2])
+
+    words = "plate 'n' stands for 3 and 2 elements: give each its own name|Multiple sample sites named 'n'"
+    refused(b, words, lambda: mean_field(b, model).fit(b.array(Y), **FEW))
 
 
 # The command.

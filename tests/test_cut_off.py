@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from test_both_backends import mean_field, number
 
-from vi_reparam.fit import adaptive_mixture, checkpoints, escalation, loop
-from vi_reparam.fit.fitter import Fitter
+from vi_reparam.fit import checkpoints, loop
 from vi_reparam.posterior import npz
 
 Y = np.array([0.5, 1.5, -0.2])
@@ -124,62 +123,6 @@ def test_a_ladder_that_is_interrupted_keeps_the_best(b, press, few_weights):
     assert posterior.verdict.grade != "good"
     assert any("interrupted after" in reason and "FullRank()" in reason for reason in posterior.verdict.reasons)
     assert "interrupted" in posterior.why
-
-
-def test_ctrl_c_between_the_steps_and_the_posterior_gives_it(b, press, monkeypatch):
-    """It was lost, with all of its steps."""
-    guided = mean_field(b, mean(b))
-    whole = guided.fit(b.array(Y), **STEPS)
-    compare = Fitter._compare
-
-    def pressed(self, runs):
-        signal.raise_signal(signal.SIGINT)
-        return compare(self, runs)
-
-    press()
-    monkeypatch.setattr(Fitter, "_compare", pressed)
-    cut = guided.fit(b.array(Y), **STEPS)
-    np.testing.assert_array_equal(cut.losses, whole.losses)
-    assert cut.record["interrupted"] == "the fit was interrupted after its steps" and cut.verdict.grade != "good"
-
-
-LATE = {
-    "in its modes": (escalation, "missed_modes", "the fit was interrupted before its end of FullRank()"),
-    "in its last look": (escalation, "by_student_t", "the search was interrupted after its last family"),
-    "in a sampler": (
-        adaptive_mixture,
-        "fitted",
-        "before any draws of AdaptiveMixture() were kept of AdaptiveMixture()",
-    ),
-}
-
-
-@pytest.mark.parametrize("where", LATE)
-def test_a_ladder_that_is_interrupted_late_gives_what_it_has(b, monkeypatch, few_weights, where):
-    module, name, words = LATE[where]
-
-    def stopped(*given, **_):
-        if where == "in a sampler":
-            given[-1]()  # it starts from another fit
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(module, name, stopped)
-    monkeypatch.setattr(escalation, "KHAT_USABLE", -9.0)
-    families = (b.vr.AdaptiveMixture() if where == "in a sampler" else b.vr.FullRank(),)
-    posterior = b.vr.guide(b.vr.Escalate(families=families))(mean(b)).fit(b.array(Y), progress=False)
-    assert words in posterior.record["interrupted"] and posterior.verdict.grade != "good"
-    assert posterior.record["family"] == "FullRank()"
-
-
-def test_a_sampler_that_is_interrupted_gives_its_start(b, monkeypatch, few_weights):
-    def stopped(guided, data, seed, start):
-        start()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(adaptive_mixture, "fitted", stopped)
-    posterior = b.vr.guide(b.vr.AdaptiveMixture())(mean(b)).fit(b.array(Y), progress=False)
-    assert posterior.verdict.grade != "good"
-    assert any("before any draws of AdaptiveMixture() were kept" in reason for reason in posterior.verdict.reasons)
 
 
 def test_a_fit_in_another_thread_needs_no_signals(b):

@@ -368,6 +368,9 @@ WRONG = {
     "None": (lambda p: p.predict(None), "predict: the model could not run"),
     "text": (lambda p: p.predict(np.array(["a"])), "argument 0 is an array of text"),
     "a frame": (lambda p: p.predict(frame("pandas")()), "argument 0 is a pandas DataFrame"),
+    "no names": (lambda p: p.predict(X, return_sites=3), r"return_sites=3: expected names of sites, as \['mu'\]"),
+    "numbers": (lambda p: p.predict(X, fresh_sites=[0, "a"]), r"fresh_sites=\[0, 'a'\]: expected names of sites"),
+    "a prior of too many": (lambda p: p.guided.prior(2, X, Y, 1.0, 2.0), "could not run on arguments .*positional"),
 }
 
 

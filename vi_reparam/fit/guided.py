@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from vi_reparam.backend.blas import one_thread
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.ops import Array
-from vi_reparam.errors import ArgumentError
+from vi_reparam.errors import ArgumentError, ViReparamError
 from vi_reparam.estimators import Auto
 from vi_reparam.fit.escalation import escalate
 from vi_reparam.fit.fitter import Fitter
@@ -256,8 +256,13 @@ class Guided:
             SiteError: for a latent whose prior is improper, and cannot be drawn.
         """
         num_draws, engine = check_count("num_draws", num_draws), self.backend.engine
-        data = engine.data(args, kwargs, self.model)
-        return prior_draws(self.backend, self.model, data, num_draws, engine.key(seed))
+        data, key = engine.data(args, kwargs, self.model), engine.key(seed)
+        try:
+            return prior_draws(self.backend, self.model, data, num_draws, key)
+        except ViReparamError:
+            raise
+        except Exception as error:
+            raise self.fitter.why_not(data, error) from error
 
     @functools.cached_property
     def fitter(self) -> Fitter:

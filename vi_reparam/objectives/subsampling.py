@@ -26,6 +26,9 @@ def check_subsampling(backend: Backend, model: Any, data: Data) -> None:
     """
     ops, tracer = backend.ops, backend.tracer
     records = tracer.shapes(lambda key: tracer.run(model, *data.call, key, alone=True))
+    for name in records:
+        if not isinstance(name, str):  # no file has such names
+            raise ArgumentError(f"site {name!r}: the name of a site is text, as {str(name)!r}")
     _refuse_crossed(records)
     _refuse_wide(records)
     given = getattr(model, "batched_plate", None)  # of batches, whose rows come with them

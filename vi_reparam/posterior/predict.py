@@ -14,7 +14,7 @@ from vi_reparam.backend.host import Reader
 from vi_reparam.backend.ops import Args, Array, Kwargs
 from vi_reparam.backend.tracer import Record, Statement
 from vi_reparam.checks import check_memory
-from vi_reparam.errors import ArgumentError, SiteError, ViReparamError, could_not_run, first_line
+from vi_reparam.errors import ArgumentError, SiteError, ViReparamError, could_not_run, first_line, short
 from vi_reparam.posterior.scorer import Pair, Scorer, probed
 from vi_reparam.posterior.sites import Site, Sites, form
 from vi_reparam.sites.totals import masked
@@ -101,7 +101,7 @@ class Prediction:
     ) -> None:
         sites, fit = scorer.sites, scorer.data
         fresh = _known(fresh_sites, sites.latents, "fresh_sites", "a latent site of the model")
-        wanted = None if return_sites is None else _names(return_sites)
+        wanted = None if return_sites is None else _names(return_sites, "return_sites")
         self.scorer = scorer
         self._predictor = Predictor(scorer.pair, sites, fresh, resample=not log_likelihood)
         found: list[dict[str, Record]] = []
@@ -227,12 +227,15 @@ def _not_finite(doubts: Collection[str], what: str) -> ArgumentError:
 
 
 def _known(names: Collection[str], sites: Collection[str], option: str, what: str) -> frozenset[str]:
-    names = _names(names)
+    names = _names(names, option)
     unknown = sorted(names - set(sites))
     if unknown:
         raise ArgumentError(f"{option} names {', '.join(unknown)}, not {what}; there are: {', '.join(sorted(sites))}")
     return names
 
 
-def _names(names: Collection[str]) -> frozenset[str]:
-    return frozenset([names] if isinstance(names, str) else names)
+def _names(names: Collection[str], option: str) -> frozenset[str]:
+    found = frozenset([names] if isinstance(names, str) or not isinstance(names, Collection) else names)
+    if not all(isinstance(name, str) for name in found):
+        raise ArgumentError(f"{option}={short(names)}: expected names of sites, as ['mu']")
+    return found

@@ -17,6 +17,7 @@ from numpyro.primitives import Messenger
 
 from vi_reparam.backend.lock import one_at_a_time
 from vi_reparam.backend.tracer import Given, PlateInfo, Record, Statement, without_value
+from vi_reparam.errors import ArgumentError
 from vi_reparam.numerics.rows import spread
 from vi_reparam.sites.recorder import Recorder, recording
 from vi_reparam_numpyro.host.distributions import Estimated
@@ -227,6 +228,10 @@ def _plates(msg: Any, sizes: Mapping[str, Any]) -> tuple[PlateInfo, ...]:
     found = []
     for frame in msg.get("cond_indep_stack", ()):
         size, subsample_size = sizes.get(frame.name, (frame.size, frame.size))
+        if subsample_size != frame.size:  # NumPyro takes them, and what is kept by name is that of the last
+            raise ArgumentError(
+                f"plate {frame.name!r} stands for {frame.size} and {subsample_size} elements: give each its own name"
+            )
         found.append(PlateInfo(frame.name, frame.dim, size, subsample_size))
     return tuple(found)
 
