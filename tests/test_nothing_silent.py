@@ -1,5 +1,7 @@
 """What changes between two calls is seen, and what cannot be right is said: in both backends."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from test_both_backends import mean_field, number, unfitted
@@ -491,6 +493,24 @@ def test_a_masked_latent_of_a_guide_over_all_latents_leaves_the_others_right(b, 
     if family not in ("StudentT()", "Sites({'z': vr.FullRank()})"):  # neither can have this posterior
         assert posterior.verdict.grade == "good"
         assert number(posterior.draws(10_000)["mu"]).std() == pytest.approx(sd, rel=0.1)
+
+
+@pytest.mark.parametrize("how", ["by a handler", "by the distribution", "by data"])
+def test_a_model_whose_every_latent_is_masked_is_refused(b, how):
+    """Its start was called good."""
+    module = __import__(b.name)
+    handlers = module.handlers if b.name == "numpyro" else module.poutine
+
+    def model(seen):
+        mask = seen > 0.5 if how == "by data" else False
+        with handlers.mask(mask=mask) if how == "by a handler" else contextlib.nullcontext():
+            prior = b.dist.Normal(b.array(np.zeros(2)), b.array(1.0))
+            z = b.host.sample("z", prior if how == "by a handler" else prior.mask(mask))
+            b.host.sample("y", b.dist.Normal(0.0 * z, b.array(1.0)), obs=b.array(np.ones(2)))
+
+    words = r"every latent is masked \('z'\), and has neither a prior nor data: take the mask away"
+    with pytest.raises(b.vr.SiteError, match=words):
+        mean_field(b, model).fit(b.array(np.zeros(2)), **OPTIONS)
 
 
 def test_a_latent_that_is_masked_has_no_prior_to_be_structured_by(b):

@@ -6,7 +6,7 @@ import importlib.util
 
 import numpy as np
 import pytest
-from test_both_backends import mean_field, number
+from test_both_backends import mean_field, number, running
 from test_nothing_silent import line as line_of
 
 X = np.linspace(-1.0, 1.0, 6)
@@ -241,6 +241,18 @@ def test_a_fit_inside_a_transformation_is_refused(b, which):
         pytest.skip("it has three")
     transformed = transforms(b)[which](lambda x: b.array(mean_field(b, line(b)).fit(x, y=Y, **OPTIONS).losses.sum()))
     refused(b, "a fit cannot run inside .* call fit outside", lambda: transformed(b.array(X)))
+
+
+@pytest.mark.parametrize("family", ["MeanField", "FullRank", "Escalate", "AdaptiveMixture"])
+@pytest.mark.parametrize("mode", ["no_grad", "inference_mode"])
+def test_a_fit_without_gradients_is_refused(mode, family):
+    """It took its steps, and none of them moved."""
+    import torch
+
+    with running("pyro", 64) as b, getattr(torch, mode)():
+        guided = b.vr.guide(getattr(b.vr, family)())(line(b))
+        refused(b, rf"a fit cannot run inside torch\..*{mode}\(\).*: call fit outside", lambda: guided.fit(X, y=Y))
+        assert guided.prior(2, X)["y"].shape == (2, 6)
 
 
 def test_optimizers_of_the_host_and_others_are_refused(b):

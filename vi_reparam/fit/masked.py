@@ -25,8 +25,8 @@ def refuse_flat(backend: Backend, model: Any, data: Data, name: Hashable) -> Non
     """
     ops, host, tracer = backend.ops, backend.host, backend.tracer
 
-    def slopes(args: Any, kwargs: Any) -> dict[str, Array]:
-        """By site, how much the density changes with the parts that are masked."""
+    def slopes(args: Any, kwargs: Any) -> tuple[dict[str, Array], Array]:
+        """By site, how much the density changes with the parts that are masked; whether anything is not masked."""
         key = ops.key(0)
         found = tracer.run(model, args, kwargs, key, alone=True)
         latents = {n: r for n, r in found.items() if r.is_latent}
@@ -45,11 +45,19 @@ def refuse_flat(backend: Backend, model: Any, data: Data, name: Hashable) -> Non
             mask = xp.reshape(mask, (*mask.shape, *(1,) * events))
             counts = xp.logical_and(xp.isfinite(slope), xp.logical_not(mask))
             sums[name] = xp.sum(xp.where(counts, xp.abs(slope), xp.zeros_like(slope)))
-        return sums
+        every = [mask_of(host, r) for r in latents.values()]
+        left = [xp.max(xp.asarray(True if mask is None else mask) * 1) for mask in every]
+        return sums, sum(left, start=xp.asarray(0))
 
-    for site, slope in backend.engine.call(slopes, data, name=name).items():
+    by_site, left = backend.engine.call(slopes, data, name=name)
+    for site, slope in by_site.items():
         if float(ops.to_numpy(slope)) > 0.0:
             raise SiteError(
                 f"site {site!r} is masked where the rest of the model depends on it, so its prior would be flat there, "
                 "and no guide would know of it: give it a wide prior without the mask, or mask what depends on it too"
             )
+    if not float(ops.to_numpy(left)) > 0.0:
+        raise SiteError(
+            f"every latent is masked ({', '.join(map(repr, by_site))[:60]}), and has neither a prior nor data: take the "
+            "mask away, or give data that it lets through"
+        )

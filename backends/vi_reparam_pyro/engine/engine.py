@@ -122,6 +122,8 @@ class TorchEngine:
 
     @with_data
     def check(self, task: Task, data: Data, start: Callable[[int], Params], key: int, *, known: bool) -> Params | None:
+        if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+            raise ArgumentError("a fit cannot run inside torch.no_grad() or inference_mode(): call fit outside of them")
         if not known:
             with isolated(), without_validation():
                 refuse_reading(task.model, data, mix(key))
