@@ -508,7 +508,7 @@ def test_a_model_whose_every_latent_is_masked_is_refused(b, how):
             z = b.host.sample("z", prior if how == "by a handler" else prior.mask(mask))
             b.host.sample("y", b.dist.Normal(0.0 * z, b.array(1.0)), obs=b.array(np.ones(2)))
 
-    words = r"every latent is masked \('z'\), and has neither a prior nor data: take the mask away"
+    words = r"every latent is masked \('z'\), and has neither prior nor data: take the mask away"
     with pytest.raises(b.vr.SiteError, match=words):
         mean_field(b, model).fit(b.array(np.zeros(2)), **OPTIONS)
 

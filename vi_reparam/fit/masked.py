@@ -58,6 +58,6 @@ def refuse_flat(backend: Backend, model: Any, data: Data, name: Hashable) -> Non
             )
     if not float(ops.to_numpy(left)) > 0.0:
         raise SiteError(
-            f"every latent is masked ({', '.join(map(repr, by_site))[:60]}), and has neither a prior nor data: take the "
+            f"every latent is masked ({', '.join(map(repr, by_site))[:60]}), and has neither prior nor data: take the "
             "mask away, or give data that it lets through"
         )
