@@ -229,6 +229,7 @@ class Guided:
             SiteError: for a latent that the guide misses or cannot cover.
             GradientError: for a gradient that would be wrong.
             NonFiniteError: for a NaN or an infinity, with its step and site.
+            KeyboardInterrupt: for Ctrl-C before anything is fitted, or pressed twice. Else what was fitted is given.
         """
         options = Options(num_steps, num_particles, optimizer, seed, progress, checkpoint, init, devices)
         with self._fitting, one_thread():  # fits of one model share what is known of it, and go one after the other
