@@ -243,6 +243,15 @@ def test_a_fit_inside_a_transformation_is_refused(b, which):
     refused(b, "a fit cannot run inside .* call fit outside", lambda: transformed(b.array(X)))
 
 
+def test_a_model_that_is_compiled_already_is_refused():
+    """JAX's error had thirteen lines."""
+    import jax
+
+    with running("numpyro", 64) as b:
+        words = "model is compiled by jax.jit, which shows its sites once: give the function itself"
+        refused(b, words, lambda: mean_field(b, jax.jit(line(b))).fit(X, y=Y))
+
+
 @pytest.mark.parametrize("family", ["MeanField", "FullRank", "Escalate", "AdaptiveMixture"])
 @pytest.mark.parametrize("mode", ["no_grad", "inference_mode"])
 def test_a_fit_without_gradients_is_refused(mode, family):

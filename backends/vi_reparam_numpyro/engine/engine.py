@@ -112,6 +112,10 @@ class JaxEngine:
         args, kwargs = as_arrays(args, dict(kwargs))
         if model is not None and finite:
             refuse_tracing(args, kwargs)
+            if isinstance(model, jax.stages.Wrapped):
+                raise ArgumentError(
+                    f"{_name(model)[:40]} is compiled by jax.jit, which shows its sites once: give the function itself"
+                )
         doubts = doubts_of(args, kwargs)
         made = dataclasses.replace(data_of(args, kwargs), doubts=doubts)
         if model is None:
