@@ -18,6 +18,12 @@ def groups(size):
     return known
 
 
+def three(size):
+    """Of each six, one, two and three know of each other."""
+    own = np.array([0, 1, 1, 2, 2, 2])[np.arange(size) % 6]
+    return np.equal.outer(own, own)
+
+
 def precision(known, rng):
     """A positive definite matrix with these entries, its rows in any order."""
     order = rng.permutation(len(known))
@@ -32,6 +38,7 @@ CASES = {
     "a longer walk": (walk(300), 3),
     "groups and one of all": (groups(20), 3),
     "many groups and one of all": (groups(100), 3),
+    "groups of one to three": (np.kron(np.eye(30, dtype=bool), np.ones((6, 6), dtype=bool)) & three(180), 3),
     "none": (np.eye(70, dtype=bool), 1),
     "all": (np.ones((50, 50), dtype=bool), 50),
     "one": (np.ones((1, 1), dtype=bool), 1),

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
-from scipy.sparse.csgraph import reverse_cuthill_mckee
+from scipy.sparse.csgraph import connected_components, reverse_cuthill_mckee
 
 from vi_reparam.posterior.parts import by_parts
 from vi_reparam.programs.curvature import Curvature
@@ -28,7 +28,10 @@ QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 """Of the numbers of entries a column, above which a column is looked at alone."""
 
 BLOCKS = (8, 16, 32)
-"""Fewest rows of a block that are tried."""
+"""Fewest rows of a block that are tried, where blocks know of each other."""
+
+SMALL, LARGEST = 8, 1_024
+"""Most rows of a block, where none knows of another, and where they do."""
 
 FEWEST_SHARED, NEARLY_ALL, SAME = 64, 0.8, 1e-6
 """Latents whose pairs have one number in common, part of the pairs that have it, and how near they must be."""
@@ -63,17 +66,17 @@ def pattern(slopes: Callable[[np.ndarray], np.ndarray], places: np.ndarray) -> P
     size = places.shape[1]
     known, looked, shared = np.eye(size, dtype=bool), np.zeros(size, dtype=int), None
     for step in STEPS:
-        ways = step * np.eye(size)
+        ways = np.concatenate([np.zeros((1, size)), step * np.eye(size)])
         for place in places:
-            rows = np.concatenate([place + ways, place - ways])
-            (found,) = by_parts(lambda part: (slopes(part),), rows, min(AT_ONCE, len(rows)))
-            fine = np.isfinite(found[:size]).all(1) & np.isfinite(found[size:]).all(1)
-            precision = (found[size:] - found[:size]) / (2.0 * step)
+            (found,) = by_parts(lambda part: (slopes(part),), place + ways, min(AT_ONCE, len(ways)))
+            fine = np.isfinite(found[1:]).all(1) & np.isfinite(found[0]).all()
+            precision = (found[0] - found[1:]) / step
             if fine.all():
                 before, shared = shared, _shared(precision)
                 if before is not None and not np.allclose(before, shared, rtol=SAME):
                     shared = np.zeros(size)  # it moves
-                precision[np.abs(precision - np.outer(shared, shared)) < SAME * shared.max() ** 2] = 0.0
+                if shared.any():
+                    precision[np.abs(precision - np.outer(shared, shared)) < SAME * shared.max() ** 2] = 0.0
             known[fine] |= (precision != 0.0)[fine]
             looked += fine
             if looked.min() >= NUM_LOOKED:
@@ -108,8 +111,8 @@ def of_pattern(pattern: Pattern, scalars: int = 1) -> Curvature:
     size, degrees = len(known), known.sum(0)
     tried = [full(size)]
     for most in sorted({int(d) for d in np.quantile(degrees, QUANTILES)}):
-        alone = np.flatnonzero(degrees > most)
-        tried += _arrows(known, np.flatnonzero(degrees <= most), alone)
+        alone, rest = np.flatnonzero(degrees > most), np.flatnonzero(degrees <= most)
+        tried += _arrows(known, rest, alone) if len(rest) else []
     found = min(tried, key=lambda found: cost_of(found, scalars))
     has_zeros = found.sizes[2] < size and shared.any()
     return found._replace(shared=shared[None]) if has_zeros else found
@@ -120,7 +123,7 @@ def cost_of(found: Curvature, scalars: int) -> int:
     num, size, border = found.sizes
     products, length = found.seeds.shape
     factor = num * size * (2.5 * size**2 + 2.0 * products * size + 2.0 * border * size + border**2) + border**3
-    return int(products * max(scalars, length) + factor / FACTORS + BLOCK * num)
+    return int(products * max(scalars, length) + factor / FACTORS + BLOCK * num * found.is_linked)
 
 
 def full(size: int) -> Curvature:
@@ -131,20 +134,29 @@ def full(size: int) -> Curvature:
 def _arrows(known: np.ndarray, rest: np.ndarray, alone: np.ndarray) -> list[Curvature]:
     """Arrows whose border is given, of the smallest blocks and of one."""
     inner = known[np.ix_(rest, rest)]
-    order = reverse_cuthill_mckee(csr_array(inner), symmetric_mode=True)
+    held = csr_array(inner)
+    groups = connected_components(held, directed=False)[1]
+    if np.bincount(groups).max() <= SMALL:
+        return [_apart(groups, inner, rest, alone)]
+    order = reverse_cuthill_mckee(held, symmetric_mode=True)
     rest, inner = rest[order], inner[np.ix_(order, order)]
-    colours = _coloured(inner)
-    num = int(colours.max()) + 1
-    seeds = np.zeros((num + len(alone), len(known)))
-    seeds[colours, rest] = 1.0
-    seeds[num + np.arange(len(alone)), alone] = 1.0
     at = np.nonzero(inner)
     width = int(np.abs(at[0] - at[1]).max())
-    return [
-        _arrow(inner, rest, alone, seeds, size)
-        for size in sorted({*(max(width, least) for least in BLOCKS if least < len(rest)), len(rest)})
-        if size <= len(rest)
-    ]
+    sizes = {*(max(width, least) for least in BLOCKS if least < len(rest)), len(rest)}
+    few = sorted(size for size in sizes if size <= min(len(rest), LARGEST))
+    if not few:
+        return []
+    seeds = _seeds(_coloured(inner), rest, alone, len(known))
+    return [_arrow(inner, rest, alone, seeds, size) for size in few]
+
+
+def _seeds(colours: np.ndarray, rest: np.ndarray, alone: np.ndarray, size: int) -> np.ndarray:
+    """Directions: one a colour, and one for each that is looked at alone."""
+    num = int(colours.max()) + 1
+    seeds = np.zeros((num + len(alone), size))
+    seeds[colours, rest] = 1.0
+    seeds[num + np.arange(len(alone)), alone] = 1.0
+    return seeds
 
 
 def _arrow(inner: np.ndarray, rest: np.ndarray, alone: np.ndarray, seeds: np.ndarray, size: int) -> Curvature:
@@ -162,12 +174,27 @@ def _arrow(inner: np.ndarray, rest: np.ndarray, alone: np.ndarray, seeds: np.nda
     return Curvature(seeds, rows.astype(float), near, np.zeros((0, seeds.shape[1])))
 
 
+def _apart(groups: np.ndarray, inner: np.ndarray, rest: np.ndarray, alone: np.ndarray) -> Curvature:
+    """In blocks that know nothing of each other, a group each."""
+    sizes = np.bincount(groups)
+    places = np.full((len(sizes), sizes.max()), len(rest))  # of `rest`, its length where there is none
+    for group, place in enumerate(np.split(np.argsort(groups, kind="stable"), np.cumsum(sizes)[:-1])):
+        places[group, : len(place)] = place
+    near = np.pad(inner, (0, 1))[places[:, :, None], places[:, None, :]].astype(float)
+    colours, size = np.empty(len(rest), dtype=int), len(rest) + len(alone)
+    inside = places < len(rest)
+    colours[places[inside]] = np.nonzero(inside)[1]
+    seeds = _seeds(colours, rest, alone, size)
+    rows = np.append(rest, size)[places].ravel()
+    return Curvature(seeds, np.concatenate([rows, alone]).astype(float), near, np.zeros((0, seeds.shape[1])))
+
+
 def _coloured(inner: np.ndarray) -> np.ndarray:
     """The direction of each column."""
-    near = inner.astype(np.float32)
-    clash = near.T @ near > 0.0
+    near = csr_array(inner.astype(np.int32))
+    clash = (near.T @ near).tocsr()
     colours = np.full(len(inner), -1)
     for i in range(len(inner)):
-        taken = set(colours[clash[i]].tolist())
+        taken = set(colours[clash.indices[clash.indptr[i] : clash.indptr[i + 1]]].tolist())
         colours[i] = next(colour for colour in range(len(inner)) if colour not in taken)
     return colours

@@ -23,7 +23,7 @@ FEWEST_DRAWS, MOST_DRAWS = 256, 1_024
 """Of the globals in a round; `ROUND`: numbers of the runs of the model behind its second derivatives, about."""
 
 ROUND = 200_000_000
-BUDGET, AT_ONCE = 8_000_000, 64
+BUDGET, AT_ONCE = 500_000, 64
 """Numbers that the runs behind all second derivatives of one call may hold, and globals in it at the most."""
 
 NUM_LOCAL_DRAWS = 8

@@ -1,7 +1,8 @@
 """Factors of symmetric matrices that are banded in some order of their rows, but for a few rows that know of all.
 
 Blocks on the diagonal, one below each, and a border: an arrow. A factor of it has the same form, and takes time in
-proportion to the number of blocks (Rue and Held 2005, section 2.4). A full matrix is a border alone.
+proportion to the number of blocks (Rue and Held 2005, section 2.4). A full matrix is a border alone. Where no block
+knows of another, as for groups of a hierarchy, none is below, and all are factored at once.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ class Arrow(NamedTuple):
 
     Attributes:
         own: blocks on the diagonal, shape ``[K, B, B]``; of a root their inverses.
-        below: those left of them, shape ``[K, B, B]``; the first is zero.
+        below: those left of them, shape ``[K, B, B]``; the first is zero. Or none, shape ``[0, B, B]``.
         border: rows that know of all, shape ``[K, R, B]``.
         corner: these rows at their own columns, shape ``[R, R]``.
     """
@@ -53,6 +54,13 @@ def factor(ops: Ops, a: Arrow) -> Arrow:
     """The lower triangular root; not finite where there is none."""
     if not a.own.shape[0]:
         return a._replace(corner=ops.cholesky(a.corner))
+    if not a.below.shape[0]:
+        own = inverse_roots(ops, a.own)
+        border = a.border @ ops.xp.matrix_transpose(own)
+        rows = ops.xp.reshape(
+            ops.xp.permute_dims(border, (1, 0, 2)), (a.border.shape[1], a.own.shape[0] * a.own.shape[1])
+        )
+        return Arrow(own, a.below, border, _corner(ops, a.corner - rows @ rows.T))
     eye = ops.xp.eye(a.own.shape[1], dtype=a.own.dtype)
 
     def step(state: tuple[Array, Array, Array], row: tuple[Array, Array, Array]) -> Any:
@@ -65,7 +73,29 @@ def factor(ops: Ops, a: Arrow) -> Arrow:
 
     begin = eye, ops.xp.zeros_like(a.border[0]), a.corner
     (_, _, corner), (own, below, border) = _fold(ops, step, begin, (a.own, a.below, a.border))
-    return Arrow(own, below, border, ops.cholesky(corner) if corner.shape[0] else corner)
+    return Arrow(own, below, border, _corner(ops, corner))
+
+
+def inverse_roots(ops: Ops, a: Array) -> Array:
+    """Inverses of the lower triangular roots of small matrices, shape ``[K, B, B]``, a column of all at a time."""
+    xp, size = ops.xp, a.shape[1]
+    columns: list[Array] = []
+    for j in range(size):
+        column = a[:, :, j] / xp.sqrt(a[:, j, j])[:, None]
+        column = xp.concat([xp.zeros_like(column[:, :j]), column[:, j:]], axis=1)
+        a = a - column[:, :, None] * column[:, None, :]
+        columns.append(column)
+    eye, rows = xp.eye(size, dtype=a.dtype), []
+    for i in range(size):
+        row = xp.broadcast_to(eye[i : i + 1], a.shape[:2])
+        for j in range(i):
+            row = row - columns[j][:, i : i + 1] * rows[j]
+        rows.append(row / columns[i][:, i : i + 1])
+    return xp.stack(rows, axis=1)
+
+
+def _corner(ops: Ops, a: Array) -> Array:
+    return ops.cholesky(a) if a.shape[0] else a
 
 
 def sure_factor(ops: Ops, a: Arrow) -> Arrow:
@@ -73,9 +103,11 @@ def sure_factor(ops: Ops, a: Arrow) -> Arrow:
     xp = ops.xp
     root = factor(ops, a)
     fine = xp.all(xp.isfinite(root.corner)) & xp.all(xp.isfinite(root.own))
-    num, size = a.own.shape[:2]
-    after = xp.concat([a.below[1:], xp.zeros_like(a.below[:1])]) if num else a.below
-    parts = xp.abs(a.own), xp.abs(a.below), xp.matrix_transpose(xp.abs(after)), xp.matrix_transpose(xp.abs(a.border))
+    size = a.own.shape[1]
+    parts = [xp.abs(a.own), xp.matrix_transpose(xp.abs(a.border))]
+    if a.below.shape[0]:
+        after = xp.concat([a.below[1:], xp.zeros_like(a.below[:1])])
+        parts += [xp.abs(a.below), xp.matrix_transpose(xp.abs(after))]
     bands = sum(xp.sum(part, axis=2) for part in parts)
     ends = xp.sum(xp.abs(a.border), axis=(0, 2)) + xp.sum(xp.abs(a.corner), axis=1)
     most = xp.max(xp.concat([xp.reshape(bands, (-1,)), ends]))
@@ -90,7 +122,10 @@ def rise(ops: Ops, root: Arrow, x: Array) -> Array:
     """y with ``root y = x``, both in the order of rows."""
     bands, ends = _cut(ops, root, x)
     num, size = root.own.shape[:2]
-    if num:
+    if num and not root.below.shape[0]:
+        bands = _times(ops, root.own, bands)
+        ends = ends - ops.xp.sum(root.border * bands[:, None, :], axis=(0, 2))
+    elif num:
 
         def step(state: tuple[Array, Array], row: Any) -> Any:
             before, ends = state
@@ -110,7 +145,10 @@ def fall(ops: Ops, root: Arrow, x: Array) -> Array:
     num, size = root.own.shape[:2]
     if root.corner.shape[0]:
         ends = ops.solve_triangular(root.corner.T, ends, lower=False)
-    if num:
+    if num and not root.below.shape[0]:
+        bands = bands - ops.xp.sum(root.border * ends[None, :, None], axis=1)
+        bands = _times(ops, ops.xp.matrix_transpose(root.own), bands)
+    elif num:
         flip = ops.xp.flip
 
         def step(after: Array, row: Any) -> Any:
@@ -145,6 +183,11 @@ def log_density(ops: Ops, root: Arrow, noise: Array) -> Array:
 def _cut(ops: Ops, root: Arrow, x: Array) -> tuple[Array, Array]:
     num, size = root.own.shape[:2]
     return ops.xp.reshape(x[: num * size], (num, size)), x[num * size :]
+
+
+def _times(ops: Ops, blocks: Array, x: Array) -> Array:
+    """Each small block times its part, shape ``[K, B]``."""
+    return ops.xp.sum(blocks * x[:, None, :], axis=2)
 
 
 def _fold(ops: Ops, step: Any, state: Any, rows: Any) -> Any:

@@ -70,11 +70,14 @@ def missed_modes(posterior: Posterior, places: Sequence[Place], guide: Any) -> M
 
 
 def _some_draws(posterior: Posterior, num: int) -> Mapping[str, Any]:
-    """Those behind the figures, where these hold whole sites: no other program is compiled. Else new ones."""
-    known, sites = posterior._first[1], posterior.scorer.sites.latents
-    if all(known[n].shape[1] == site.size and len(known[n]) >= num for n, site in sites.items()):
-        asarray = posterior.backend.ops.asarray
-        return {n: asarray(known[n][:num].reshape(num, *site.shape)) for n, site in sites.items()}
+    """Those behind the figures, where these were kept whole: no other program is compiled. Else new ones."""
+    ops, sites, known = (
+        posterior.backend.ops,
+        posterior.scorer.sites.latents,
+        [*posterior.drawn, posterior._first[1]][0],
+    )
+    if all(math.prod(known[n].shape[1:]) == site.size and len(known[n]) >= num for n, site in sites.items()):
+        return {n: ops.asarray(ops.to_numpy(known[n])[:num].reshape(num, *s.shape)) for n, s in sites.items()}
     return posterior.draws(num)
 
 

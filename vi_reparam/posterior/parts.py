@@ -13,6 +13,7 @@ def by_parts(run: Callable[[np.ndarray], tuple[np.ndarray, ...]], rows: np.ndarr
     Args:
         rows: shape ``[N, D]``, N at least 1.
     """
-    last = len(rows) - 1
-    found = [run(rows[np.minimum(np.arange(i, i + count), last)]) for i in range(0, len(rows), count)]
-    return [np.concatenate(x).astype(np.float64)[: len(rows)] for x in zip(*found, strict=True)]
+    lacking = -len(rows) % count
+    whole = np.concatenate([rows, np.repeat(rows[-1:], lacking, axis=0)]) if lacking else rows
+    found = [run(whole[i : i + count]) for i in range(0, len(whole), count)]
+    return [np.concatenate(x).astype(np.float64, copy=False)[: len(rows)] for x in zip(*found, strict=True)]

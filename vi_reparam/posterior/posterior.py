@@ -18,7 +18,7 @@ from vi_reparam.posterior import bridge, evidence, modes, passes, storage, tail
 from vi_reparam.posterior.attempt import Attempt
 from vi_reparam.posterior.controls import controlled_mean_and_error, controls_of
 from vi_reparam.posterior.passes import require_all_rows
-from vi_reparam.posterior.picks import Expect, densities, values_of, with_log_weight
+from vi_reparam.posterior.picks import Expect, densities, values_of, with_densities, with_log_weight
 from vi_reparam.posterior.predicting import Predicting
 from vi_reparam.posterior.relabel import verdict_of
 from vi_reparam.posterior.scorer import Scorer, copies_of
@@ -41,9 +41,8 @@ from vi_reparam.posterior.weights import Estimate, Weights, mean_and_error_of_ro
 from vi_reparam.sde.latent import Steps
 from vi_reparam.sde.solver import Adams
 
-NUM_WEIGHTS, NUM_COSTLY, NUM_ONE_BY_ONE, MORE = 20_000, 4_000, 2_000, 4
-NUM_EXPECTATION, NUM_LOOKED_AT = 4_000, 20
-MIN_WEIGHTS = 1_000
+NUM_WEIGHTS, MIN_WEIGHTS, NUM_COSTLY, NUM_ONE_BY_ONE, MORE = 20_000, 1_000, 4_000, 2_000, 4
+NUM_EXPECTATION, NUM_LOOKED_AT, KEPT_NUMBERS = 4_000, 20, 2_000_000
 WEIGHT_BUDGET, COSTLY_BUDGET = 1e8, 1e9  # scalars drawn and scored for the default number of weights
 
 
@@ -72,8 +71,8 @@ class Posterior(Predicting, Showing, Trusting):
     backend: Any = None
     """The guided model's, or the framework's where it has none."""
 
-    stream: Any = None
-    """Of a fit to batches, what reads them, as long as the process lives."""
+    drawn: Any = ()  # one dict: whole latents of the draws scored last; none where these are many numbers
+    stream: Any = None  # of a fit to batches, what reads them, as long as the process lives
 
     def __init__(
         self, guided: Any, params: dict, *, args: Args, kwargs: dict, losses: Any, seed: Any, record: dict
@@ -202,7 +201,8 @@ class Posterior(Predicting, Showing, Trusting):
     def _score(self, num: int, seed: Any, epsilon: float = 0.0, times: int = 1) -> tuple[Weights, dict[str, Any]]:
         if self.record.get("batches"):
             return passes.score(self, num, seed, epsilon)
-        log_p, log_q, heads = self.scorer.run(densities, num, self.backend.engine.key(seed), times=times)
+        pick = with_densities if num * self.scorer.sites.scalars <= KEPT_NUMBERS else densities
+        *self.drawn, log_p, log_q, heads = self.scorer.run(pick, num, self.backend.engine.key(seed), times=times)
         weights = Weights(self._float64(log_p), self._float64(log_q), epsilon)
         return weights, {name: self.backend.ops.to_numpy(value) for name, value in heads.items()}
 

@@ -46,7 +46,8 @@ class Curvature(NamedTuple):
     Attributes:
         seeds: directions, rows of zeros and ones; the last ones are those of the border. Shape ``[C, L]``.
         rows: the element of each row of the arrow, L where there is none. Shape ``[K * B + R]``.
-        band: one where a product is an entry of the blocks ``[below, own]``; others are zero. Shape ``[K, B, 2 * B]``.
+        band: one where a product is an entry of the blocks ``[below, own]``; others are zero. Shape ``[K, B, 2 * B]``;
+            ``[K, B, B]`` where none is below.
         shared: a vector whose outer product with itself the precision holds beside the arrow, or none:
             shape ``[1, L]`` or ``[0, L]``.
     """
@@ -63,6 +64,11 @@ class Curvature(NamedTuple):
         return num, size, self.rows.shape[0] - num * size
 
     @property
+    def is_linked(self) -> bool:
+        """Whether blocks know of their neighbours."""
+        return self.band.shape[2] > self.band.shape[1]
+
+    @property
     def width(self) -> int:
         """Numbers of the matrix and its root that are held for each row."""
         _, size, border = self.sizes
@@ -77,7 +83,8 @@ class Curvature(NamedTuple):
     def none(self, ops: Ops, x: Array) -> Root:
         """A root of zeros."""
         xp, (num, size, border) = ops.xp, self.sizes
-        shapes = (num, size, size), (num, size, size), (num, border, size), (border, border)
+        below = num if self.is_linked else 0
+        shapes = (num, size, size), (below, size, size), (num, border, size), (border, border)
         zeros = Arrow(*(xp.zeros(shape, dtype=x.dtype) for shape in shapes))
         return Root(zeros, xp.zeros((self.shared.shape[0], self.rows.shape[0]), dtype=x.dtype))
 
@@ -124,16 +131,18 @@ class Curvature(NamedTuple):
         edge = products[:, self.seeds.shape[0] - border :].T
         corner = edge[:, num * size :]
         corner = 0.5 * (corner + corner.T)
+        none = xp.zeros((0, size, size), dtype=x.dtype)
         if not num:
-            none = xp.zeros((0, size, size), dtype=x.dtype)
             return Arrow(none, none, xp.zeros((0, border, size), dtype=x.dtype), corner), rise
         blocks = xp.reshape(products[: num * size], (num, size, -1))
         seeds = xp.reshape(order.sort(ops, self.seeds.T)[: num * size], blocks.shape)
-        before = xp.concat([xp.zeros_like(seeds[:1]), seeds[:-1]])
-        below = self.band[:, :, :size] * (blocks @ xp.matrix_transpose(before))
-        own = self.band[:, :, size:] * (blocks @ xp.matrix_transpose(seeds))
+        own = self.band[:, :, -size:] * (blocks @ xp.matrix_transpose(seeds))
         own = 0.5 * (own + xp.matrix_transpose(own))
         lacking = xp.reshape(xp.astype(order.rows[: num * size] == x.shape[0], x.dtype), (num, size))
         own = own + lacking[:, :, None] * xp.eye(size, dtype=x.dtype)[None]
         border_rows = xp.permute_dims(xp.reshape(edge[:, : num * size], (border, num, size)), (1, 0, 2))
+        if not self.is_linked:
+            return Arrow(own, none, border_rows, corner), rise
+        before = xp.concat([xp.zeros_like(seeds[:1]), seeds[:-1]])
+        below = self.band[:, :, :size] * (blocks @ xp.matrix_transpose(before))
         return Arrow(own, below, border_rows, corner), rise

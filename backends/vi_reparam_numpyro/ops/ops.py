@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from typing import Any
 
@@ -29,10 +30,15 @@ class JaxOps:
     xp: Any = jnp
     gammaln = staticmethod(special.gammaln)
     digamma = staticmethod(special.digamma)
-    log_ndtr = staticmethod(special.log_ndtr)
     ndtri = staticmethod(special.ndtri)
     stop_gradient = staticmethod(lax.stop_gradient)
     refuse_gradient = staticmethod(refuse_gradient)
+
+    def log_ndtr(self, x: Any) -> Any:
+        # a quarter of the time of JAX's own, which computes four of these functions and chooses
+        furthest = -37.0 if x.dtype == jnp.float64 else -12.0  # before there is no erfc
+        near, times = jnp.maximum(x, furthest), jnp.minimum(x, furthest) / furthest
+        return jnp.log(0.5 * lax.erfc(-math.sqrt(0.5) * near)) - 0.5 * (x * x - near * near) - jnp.log(times)
 
     def concrete(self, x: Any) -> Any:
         while isinstance(x, Tracer):  # the tracers of grad hold a value, those of jit and vmap none
