@@ -26,7 +26,7 @@ ROUND = 200_000_000
 BUDGET, AT_ONCE = 500_000, 64
 """Numbers that the runs behind all second derivatives of one call may hold, and globals in it at the most."""
 
-NUM_LOCAL_DRAWS = 8
+NUM_LOCAL_DRAWS = 16
 """Behind a marginal density."""
 
 NUM_PROBES = 4

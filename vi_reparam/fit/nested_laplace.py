@@ -57,6 +57,9 @@ TAILS, NEXT_TO_NOTHING = (0.0, 0.002, 0.005, 0.01, 0.02), 0.005
 WIDENED, FURTHEST = 0.04, 300.0
 """Part that they may add to the variance of a positive global; unconstrained units that are told apart."""
 
+FAR_OUT = math.log(1e4)
+"""Logarithm of the largest weight that counts in it."""
+
 ALONE, LONE = 9.0, 2.5e-5
 """Sds at which one draw of thousands decides a sample's sd, and how often there may be one."""
 
@@ -323,6 +326,6 @@ def _tail(
     for part in TAILS:
         if part * added < WIDENED and part * lone < LONE:
             log_q = np.logaddexp(inner + math.log1p(-part), outer + math.log(max(part, 1e-300)))
-            squares[part] = float(weights @ np.exp(np.minimum(log_m - log_q, 700.0)))  # mean square of the weights
+            squares[part] = float(weights @ np.exp(np.minimum(log_m - log_q, FAR_OUT)))  # mean square of the weights
     least = min(squares.values()) + NEXT_TO_NOTHING
     return max(part for part, square in squares.items() if square <= least)

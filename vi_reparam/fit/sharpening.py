@@ -7,15 +7,20 @@ Wu and Duvenaud 2017). They are made small by Levenberg-Marquardt steps.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from vi_reparam.fit.weighted_mixture import Mixture, log_sums, of_draws
 
-TRIED = (1, 2, 3, 4, 6, 9)
+TRIED = (1, 2, 3, 4, 6, 9, 14)
 """Numbers of components, of which the one whose weights vary least on draws left out is taken."""
 
 DRAWS_EACH, MOST_NUMBERS = 4, 150
 """Draws for each number of a mixture, at the least; numbers that are moved together, for more take too long."""
+
+MOST = 10.0
+"""That a weight counts for: one draw far out would choose the mixture, and what is far out is the wide tails' part."""
 
 NUM_STEPS, LITTLE = 30, 1e-4
 """At the most, and the part of the squares at whose gain they end."""
@@ -51,13 +56,18 @@ def best_of(z: np.ndarray, log_m: np.ndarray, weights: np.ndarray, rng: np.rando
             tried.append((sharp, True))
         for parts, is_sharp in tried:
             square = sum(
-                float(left @ np.exp(np.minimum(log_m[~own] - log_sums(part.log_probs(z[~own])), 700.0)))
-                for part, (own, _, left) in zip(parts, halves, strict=True)
+                _square(part, z[~o], log_m[~o], left) for part, (o, _, left) in zip(parts, halves, strict=True)
             )
             if square < best:
                 best, found = square, (num, is_sharp)
     made = of_draws(z, weights, found[0], rng)
-    return sharpened(made, z, log_m, weights) if found[1] else made
+    both = [made, sharpened(made, z, log_m, weights)] if found[1] else [made]
+    return min(both, key=lambda part: _square(part, z, log_m, weights))
+
+
+def _square(made: Mixture, z: np.ndarray, log_m: np.ndarray, weights: np.ndarray) -> float:
+    """The mean square of a mixture's weights, of which none counts for more than `MOST`."""
+    return float(weights @ np.exp(np.minimum(log_m - log_sums(made.log_probs(z)), math.log(MOST))))
 
 
 def sharpened(made: Mixture, z: np.ndarray, log_m: np.ndarray, weights: np.ndarray) -> Mixture:

@@ -22,6 +22,9 @@ SURE_KHAT, SURE_GAP = 0.5, 0.1
 """Of what was fitted to weighted draws: below both, and the shift of many, its verdict is good, and a richer family's
 steps take longer than all before."""
 
+NEAR_KHAT, NEAR_GAP = 1.0, 0.25
+"""The same of what is so near, by many latents, that no rung after it is tried, whatever its verdict."""
+
 SERVES = 0.3
 """Of the same shift, where a verdict would still be fair."""
 
@@ -94,7 +97,8 @@ class Attempt:
     @property
     def is_nearly_good(self) -> bool:
         """Whether it was fitted to weighted draws, of so many latents that steps would hardly come as near."""
-        return self.sampled and self.num_latents > LARGEST and self.serves and self.gap < SURE_GAP
+        is_near = self.gap < NEAR_GAP and self.khat < NEAR_KHAT and self.shift < SERVES and self.missed < GOOD_MISSED
+        return self.sampled and self.num_latents > LARGEST and is_near
 
     @property
     def serves(self) -> bool:
