@@ -107,6 +107,10 @@ def test_a_mixture_of_known_density_is_found_from_few_draws():
     assert math.exp(float(weighted_mixture.log_sums(made.log_weight[None])[0])) == pytest.approx(1.0)
     assert abs(lost(made)) < 1e-3 < lost(alone)
 
+    # one draw far out, of a tail that no mixture has, does not choose it
+    far = np.concatenate([z, [[60.0, 0.0]]]), np.append(log_m, -500.0), np.append(weights, 1e-200)
+    assert abs(lost(sharpening.best_of(*far, np.random.default_rng(0)))) < 1e-3
+
 
 @pytest.mark.parametrize(("largest", "grade"), [(3.0, "good"), (400.0, "poor")])
 def test_weights_that_are_nearly_even_are_not_judged_by_their_tail(largest, grade):
