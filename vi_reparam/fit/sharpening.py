@@ -16,6 +16,9 @@ from vi_reparam.fit.weighted_mixture import Mixture, log_sums, of_draws
 TRIED = (1, 2, 3, 4, 6, 9, 14)
 """Numbers of components, of which the one whose weights vary least on draws left out is taken."""
 
+IDLE, GAIN = 3, 0.001
+"""Numbers in a row that gain less than this part, after which no more are tried."""
+
 DRAWS_EACH, MOST_NUMBERS = 4, 150
 """Draws for each number of a mixture, at the least; numbers that are moved together, for more take too long."""
 
@@ -43,11 +46,11 @@ def best_of(z: np.ndarray, log_m: np.ndarray, weights: np.ndarray, rng: np.rando
     size = z.shape[1]
     each = 1 + size * (size + 3) // 2
     halves = [(own, weights[own] / weights[own].sum(), weights[~own] / weights[~own].sum()) for own in (fold, ~fold)]
-    best, found = np.inf, (1, False)
+    best, found, idle = np.inf, (1, False), 0
     for num in TRIED:
         if num > 1 and num * each * DRAWS_EACH > 1.0 / (weights**2).sum():
             break
-        made = [of_draws(z[own], inside, num, rng) for own, inside, _ in halves]
+        before, made = best, [of_draws(z[own], inside, num, rng) for own, inside, _ in halves]
         tried = [(made, False)]
         if num * each <= MOST_NUMBERS:
             sharp = [
@@ -60,6 +63,9 @@ def best_of(z: np.ndarray, log_m: np.ndarray, weights: np.ndarray, rng: np.rando
             )
             if square < best:
                 best, found = square, (num, is_sharp)
+        idle = idle + 1 if best > (1.0 - GAIN) * before else 0
+        if idle == IDLE:
+            break
     made = of_draws(z, weights, found[0], rng)
     both = [made, sharpened(made, z, log_m, weights)] if found[1] else [made]
     return min(both, key=lambda part: _square(part, z, log_m, weights))
