@@ -8,6 +8,7 @@ import pytest
 from vi_reparam.fit.matching import match
 from vi_reparam.gaussians import pathfinder
 from vi_reparam.posterior.diagnosis import drifts
+from vi_reparam.posterior.modes import _some_draws
 from vi_reparam.posterior.verdict import Surest, judge, missed_share
 
 GAP, WEIGHTS = 5.0, np.array([0.3, 0.7])
@@ -243,3 +244,12 @@ def test_components_get_one_name_each(module_vr, tmp_path):
         posterior.relabel("components")
     with pytest.raises(vr.ArgumentError, match="there are: mu, tall"):
         posterior.relabel("parts")
+
+
+def test_what_is_scored_for_another_figure_is_not_what_modes_are_looked_for_in(module_vr, narrow):
+    """The draws behind the figures stay those of the guide as it is, whatever was scored since."""
+    ops = module_vr.ops
+    before = {n: ops.to_numpy(x) for n, x in _some_draws(narrow, 50).items()}
+    narrow.weights(narrow.default_num_weights, 7)
+    for name, draws in _some_draws(narrow, 50).items():
+        np.testing.assert_array_equal(ops.to_numpy(draws), before[name])

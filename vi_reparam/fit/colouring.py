@@ -30,7 +30,7 @@ QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 BLOCKS = (8, 16, 32)
 """Fewest rows of a block that are tried, where blocks know of each other."""
 
-SMALL, LARGEST = 8, 1_024
+MOST_APART, MOST_LINKED = 8, 1_024
 """Most rows of a block, where none knows of another, and where they do."""
 
 FEWEST_SHARED, NEARLY_ALL, SAME = 64, 0.8, 1e-6
@@ -136,14 +136,14 @@ def _arrows(known: np.ndarray, rest: np.ndarray, alone: np.ndarray) -> list[Curv
     inner = known[np.ix_(rest, rest)]
     held = csr_array(inner)
     groups = connected_components(held, directed=False)[1]
-    if np.bincount(groups).max() <= SMALL:
+    if np.bincount(groups).max() <= MOST_APART:
         return [_apart(groups, inner, rest, alone)]
     order = reverse_cuthill_mckee(held, symmetric_mode=True)
     rest, inner = rest[order], inner[np.ix_(order, order)]
     at = np.nonzero(inner)
     width = int(np.abs(at[0] - at[1]).max())
     sizes = {*(max(width, least) for least in BLOCKS if least < len(rest)), len(rest)}
-    few = sorted(size for size in sizes if size <= min(len(rest), LARGEST))
+    few = sorted(size for size in sizes if size <= min(len(rest), MOST_LINKED))
     if not few:
         return []
     seeds = _seeds(_coloured(inner), rest, alone, len(known))

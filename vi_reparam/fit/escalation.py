@@ -111,12 +111,8 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
         at_once = (chosen or family == Structured()) and not is_told
         posterior = fitter.matched(data, options, chosen) if at_once else None
         enough = slow or family == FullRank()
-        if (
-            posterior is not None
-            and family == FullRank()
-            and not posterior._first[0].elbo()[0] > modes[0].bound - FAR_BELOW
-        ):
-            enough = False  # the match was lost
+        if posterior is not None and family == FullRank():
+            enough = posterior.log_weights.mean() > modes[0].bound - FAR_BELOW  # else the match was lost
         try:
             if posterior is None or not (enough or posterior.attempt(seconds=0.0).is_good):
                 posterior = fitter.run(data, replace(options, checkpoint=own if family.takes_steps else None))

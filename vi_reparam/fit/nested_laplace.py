@@ -57,8 +57,8 @@ TAILS, NEXT_TO_NOTHING = (0.0, 0.002, 0.005, 0.01, 0.02), 0.005
 WIDENED, FURTHEST = 0.04, 300.0
 """Part that they may add to the variance of a positive global; unconstrained units that are told apart."""
 
-FAR_OUT = math.log(1e4)
-"""Logarithm of the largest weight that counts in it."""
+FAR_OUT = 1e4
+"""The largest weight that counts in it."""
 
 ALONE, LONE = 9.0, 2.5e-5
 """Sds at which one draw of thousands decides a sample's sd, and how often there may be one."""
@@ -326,6 +326,6 @@ def _tail(
     for part in TAILS:
         if part * added < WIDENED and part * lone < LONE:
             log_q = np.logaddexp(inner + math.log1p(-part), outer + math.log(max(part, 1e-300)))
-            squares[part] = float(weights @ np.exp(np.minimum(log_m - log_q, FAR_OUT)))  # mean square of the weights
+            squares[part] = sharpening.mean_square(weights, log_m - log_q, FAR_OUT)
     least = min(squares.values()) + NEXT_TO_NOTHING
     return max(part for part, square in squares.items() if square <= least)

@@ -72,8 +72,12 @@ def best_of(z: np.ndarray, log_m: np.ndarray, weights: np.ndarray, rng: np.rando
 
 
 def _square(made: Mixture, z: np.ndarray, log_m: np.ndarray, weights: np.ndarray) -> float:
-    """The mean square of a mixture's weights, of which none counts for more than `MOST`."""
-    return float(weights @ np.exp(np.minimum(log_m - log_sums(made.log_probs(z)), math.log(MOST))))
+    return mean_square(weights, log_m - log_sums(made.log_probs(z)), MOST)
+
+
+def mean_square(weights: np.ndarray, log_ratios: np.ndarray, most: float) -> float:
+    """Of the ratios of two densities, by normalized weights of the first; none counts for more than `most`."""
+    return float(weights @ np.exp(np.minimum(log_ratios, math.log(most))))
 
 
 def sharpened(made: Mixture, z: np.ndarray, log_m: np.ndarray, weights: np.ndarray) -> Mixture:

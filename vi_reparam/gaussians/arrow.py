@@ -55,7 +55,7 @@ def factor(ops: Ops, a: Arrow) -> Arrow:
     if not a.own.shape[0]:
         return a._replace(corner=ops.cholesky(a.corner))
     if not a.below.shape[0]:
-        own = inverse_roots(ops, a.own)
+        own = _inverse_roots(ops, a.own)
         border = a.border @ ops.xp.matrix_transpose(own)
         rows = ops.xp.reshape(
             ops.xp.permute_dims(border, (1, 0, 2)), (a.border.shape[1], a.own.shape[0] * a.own.shape[1])
@@ -76,7 +76,7 @@ def factor(ops: Ops, a: Arrow) -> Arrow:
     return Arrow(own, below, border, _corner(ops, corner))
 
 
-def inverse_roots(ops: Ops, a: Array) -> Array:
+def _inverse_roots(ops: Ops, a: Array) -> Array:
     """Inverses of the lower triangular roots of small matrices, shape ``[K, B, B]``, a column of all at a time."""
     xp, size = ops.xp, a.shape[1]
     columns: list[Array] = []

@@ -57,7 +57,7 @@ def missed_modes(posterior: Posterior, places: Sequence[Place], guide: Any) -> M
         x = np.linalg.solve(root, (draws - ops.to_numpy(place.frame.center)).T)
         heights.append(mass - 0.5 * (x**2).sum(0) - np.log(root.diagonal()).sum())
     held = np.bincount(np.argmax(heights, axis=0), minlength=len(places)) / len(draws)
-    known, whole = posterior._first[0].elbo()[0], float(np.logaddexp.reduce(masses))
+    known, whole = float(posterior.log_weights.mean()), float(np.logaddexp.reduce(masses))
     whole = max(known, whole) if math.isfinite(known) else whole
     is_missed = held < SCARCE * np.exp(masses - whole)
     if is_missed.all() or not is_missed.any():
@@ -71,11 +71,8 @@ def missed_modes(posterior: Posterior, places: Sequence[Place], guide: Any) -> M
 
 def _some_draws(posterior: Posterior, num: int) -> Mapping[str, Any]:
     """Those behind the figures, where these were kept whole: no other program is compiled. Else new ones."""
-    ops, sites, known = (
-        posterior.backend.ops,
-        posterior.scorer.sites.latents,
-        [*posterior.drawn, posterior._first[1]][0],
-    )
+    ops, sites, heads = posterior.backend.ops, posterior.scorer.sites.latents, posterior._first[1]
+    known = next(iter(posterior._drawn), heads)
     if all(math.prod(known[n].shape[1:]) == site.size and len(known[n]) >= num for n, site in sites.items()):
         return {n: ops.asarray(ops.to_numpy(known[n])[:num].reshape(num, *s.shape)) for n, s in sites.items()}
     return posterior.draws(num)

@@ -68,10 +68,8 @@ class Posterior(Predicting, Showing, Trusting):
         SiteError: if guide and model do not have the same latent sites, in the same shapes.
     """
 
-    backend: Any = None
-    """The guided model's, or the framework's where it has none."""
-
-    drawn: Any = ()  # one dict: whole latents of the draws scored last; none where these are many numbers
+    backend: Any = None  # the guided model's, or the framework's where it has none
+    _drawn: Any = ()  # one dict: whole latents of the draws behind `_first`; none where these are many numbers
     stream: Any = None  # of a fit to batches, what reads them, as long as the process lives
 
     def __init__(
@@ -195,16 +193,18 @@ class Posterior(Predicting, Showing, Trusting):
     def _first(self) -> tuple[Weights, dict[str, np.ndarray]]:
         ops, num = self.backend.ops, self.default_num_weights
         found = self._score(num, 0, epsilon := float(ops.xp.finfo(ops.float_dtype()).eps))
-        is_costly = self.scorer.copies > 1 and self.scorer.at_once
-        return self._score(num, 0, epsilon, times=MORE) if found[0].are_few and is_costly else found
+        if found[0].are_few and self.scorer.copies > 1 and self.scorer.at_once:
+            found = self._score(num, 0, epsilon, times=MORE)
+        weights, heads, self._drawn = found
+        return weights, heads
 
-    def _score(self, num: int, seed: Any, epsilon: float = 0.0, times: int = 1) -> tuple[Weights, dict[str, Any]]:
+    def _score(self, num: int, seed: Any, epsilon: float = 0.0, times: int = 1) -> tuple[Weights, dict, list]:
         if self.record.get("batches"):
-            return passes.score(self, num, seed, epsilon)
+            return *passes.score(self, num, seed, epsilon), []
         pick = with_densities if num * self.scorer.sites.scalars <= KEPT_NUMBERS else densities
-        *self.drawn, log_p, log_q, heads = self.scorer.run(pick, num, self.backend.engine.key(seed), times=times)
+        *drawn, log_p, log_q, heads = self.scorer.run(pick, num, self.backend.engine.key(seed), times=times)
         weights = Weights(self._float64(log_p), self._float64(log_q), epsilon)
-        return weights, {name: self.backend.ops.to_numpy(value) for name, value in heads.items()}
+        return weights, {name: self.backend.ops.to_numpy(value) for name, value in heads.items()}, drawn
 
     def _float64(self, x: Any) -> np.ndarray:
         return np.asarray(self.backend.ops.to_numpy(x), dtype=np.float64)
