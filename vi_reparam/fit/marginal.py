@@ -103,6 +103,7 @@ class Marginal:
         rng: of the noise of the others, which is the same at all globals.
 
     Attributes:
+        positive: which globals are a positive site's, shape ``[G]``.
         num_draws: in a round.
         signs: noise that may be behind the others' mean, shape ``[P, L]``.
         probes: these, or zeros; `lean`: whether the others are bent, as in `leaning.lean`.
@@ -112,7 +113,10 @@ class Marginal:
     def __init__(self, guide: Any, data: Data, scalars: int, form: Curvature, rng: np.random.Generator) -> None:
         self.form = form
         self.guide, self.data, self.ops = guide, data, guide.backend.ops
-        self.num, self.size = halves(guide.layout(*data.call), guide.family.globals).sizes
+        layout = guide.layout(*data.call)
+        parts = halves(layout, guide.family.globals)
+        self.num, self.size = parts.sizes
+        self.positive = np.asarray(layout.positive())[parts.indices()[0]]
         cost = cost_of(form, scalars)
         held = (len(form.seeds) + NUM_LOCAL_DRAWS) * max(scalars, self.size) + len(form.rows) * form.width
         half = rng.normal(size=(NUM_LOCAL_DRAWS // 2, self.size))

@@ -32,7 +32,9 @@ from vi_reparam.sites.totals import total_log_prob
 NUM_STARTS = 16
 """Places that are looked at, where there was no search."""
 
-MOST_ROUNDS = 16
+MOST_ROUNDS, WIDEST, FEWER = 16, 2.0, 4
+"""Rounds at the most; how wide the last one is, and how many draws fewer it has."""
+
 ENOUGH, KHAT = 1_000, 0.5
 """Effective draws and k-hat at which no further round is needed."""
 
@@ -60,11 +62,17 @@ WIDENED, FURTHEST = 0.04, 300.0
 FAR_OUT = 1e4
 """The largest weight that counts in it."""
 
+NUM_AWAY, LOST = 64, 0.01
+"""Draws of wide tails at which the density is looked at, and nats that they may take from the ELBO."""
+
 ALONE, LONE = 9.0, 2.5e-5
 """Sds at which one draw of thousands decides a sample's sd, and how often there may be one."""
 
 NUM_BENT, TABLE = 4_000, np.linspace(-12.0, 12.0, 2_001)
 """Draws behind the one-sided tails, and where these are tabled."""
+
+LESS, INSIDE = (1.0, 0.7, 0.5, 0.35, 0.2, 0.1, 0.0), 6.0
+"""Parts of a bend, of which the largest is taken that leaves all draws within so many sds."""
 
 
 def why_not(guided: Any, data: Data) -> str:
@@ -200,22 +208,23 @@ def _globals(
 def _sampled(target: Marginal, family: NestedLaplace, begun: Peaks, rng: np.random.Generator) -> Fit:
     """The rounds."""
     known, slopes = begun.known, (begun.others - begun.slopes @ begun.best, begun.slopes)
-    proposals: list[Mixture] = []
-    drawn, ends, masses, rounds = [], [], [], 0
-    for rounds in range(1, MOST_ROUNDS + 1):
-        proposals.append(known)
-        own = weighted_mixture.propose(known, target.num_draws, rng)
-        seen = target(own, slopes[0] + own @ slopes[1].T)
+    proposals: list[tuple[Mixture, float, int]] = []
+    drawn, ends, masses, done = [], [], [], False
+    for _ in range(MOST_ROUNDS):
+        is_last = done  # a wide one, that sees the mass which the draws so far may not have reached
+        wider, num = (WIDEST, target.num_draws // FEWER) if is_last else (weighted_mixture.WIDER, target.num_draws)
+        proposals.append((known, wider, num))
+        own = weighted_mixture.propose(known, num, rng, wider=wider)
+        seen = target(own, _line(slopes, own))
         for rows, new in ((drawn, own), (ends, seen.at), (masses, seen.log_m)):
             rows.append(new)
         z, modes, heights = np.concatenate(drawn), np.concatenate(ends), np.concatenate(masses)
-        densities = np.stack([weighted_mixture.proposed_log_prob(p, z) for p in proposals], axis=1)
-        known_weights = Weights(heights, weighted_mixture.log_sums(densities) - math.log(rounds))
         if not np.isfinite(heights).any():
             text = (
                 f"{family!r}: the density is not finite at any of {len(z):,} draws of the globals; use vr.Structured()"
             )
             raise NonFiniteError(text, step=0, sites={}, params={}, losses=np.zeros(0))
+        known_weights = Weights(heights, _log_proposed(proposals, z))
         weights = known_weights.normalized()
         effective = 1.0 / (weights**2).sum()
         flat = effective >= FLAT * len(z)  # then what the largest ones say of a tail is nothing
@@ -224,13 +233,14 @@ def _sampled(target: Marginal, family: NestedLaplace, begun: Peaks, rng: np.rand
             weights = weighted_mixture.tempered(known_weights.log, max(4.0 * z.shape[1], 20.0) + 10.0)
         slopes = _regressed(z, modes, weights)
         typical = np.median(seen.spreads, axis=1)
-        if done or rounds == MOST_ROUNDS or typical[-1] > MOST_SPREAD:
+        if (done and is_last) or typical[-1] > MOST_SPREAD:
             break
-        known = weighted_mixture.best_of(z, weights, rng, most=6)
+        known = weighted_mixture.best_of(z, weights, rng, most=1 if done else 6)
     bends, curves = _bends(target, z, weights, rng)
     straight, log_rise = curves.back(z)
-    heights = heights - known_weights.log_evidence()[0] + log_rise
-    made = sharpening.best_of(straight, heights, weights, rng)
+    log_evidence = known_weights.log_evidence()[0]
+    near = Drawn(z, weights, straight, heights - log_evidence + log_rise)
+    made = sharpening.best_of(near.y, near.log_m, weights, rng)
     turns = 1 + int(np.argmax(typical <= 1.1 * typical[-1] + 0.05))
     params = {
         **bends,
@@ -244,8 +254,18 @@ def _sampled(target: Marginal, family: NestedLaplace, begun: Peaks, rng: np.rand
         "lean": np.asarray(target.lean),
         **target.form._asdict(),
     }
-    params["tail"] = np.asarray(_tail(curves, made, z, straight, heights, weights, rng))
-    return Fit(family, params, target.gradients, rounds, target.num_draws)
+    params["tail"] = np.asarray(_tail(target, curves, made, near, slopes, log_evidence, rng))
+    return Fit(family, params, target.gradients, len(proposals), target.num_draws)
+
+
+def _log_proposed(proposals: list[tuple[Mixture, float, int]], z: np.ndarray) -> np.ndarray:
+    """Log density of the mixture of all rounds' draws."""
+    total = sum(num for *_, num in proposals)
+    rows = [
+        weighted_mixture.proposed_log_prob(known, z, wider=wider) + math.log(num / total)
+        for known, wider, num in proposals
+    ]
+    return weighted_mixture.log_sums(np.stack(rows, axis=1))
 
 
 def _regressed(g: np.ndarray, x: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -254,6 +274,11 @@ def _regressed(g: np.ndarray, x: np.ndarray, weights: np.ndarray) -> tuple[np.nd
     design = np.concatenate([np.ones((len(g), 1)), g], axis=1)
     found = np.linalg.lstsq(root * design, root * x, rcond=None)[0]
     return found[0], found[1:].T
+
+
+def _line(slopes: tuple[np.ndarray, np.ndarray], g: np.ndarray) -> np.ndarray:
+    """About the others' mode at globals, by what `_regressed` gives."""
+    return slopes[0] + g @ slopes[1].T
 
 
 class Curves(NamedTuple):
@@ -288,44 +313,77 @@ def _bends(
     """One-sided tails of each coordinate, as parameters and tabled: before them the globals are nearer to normal."""
     ops = target.ops
 
-    def bends(args: Any, kwargs: Any, chosen: Any, grid: Any) -> Any:
+    def bends(args: Any, kwargs: Any, chosen: Any, grid: Any, less: Any) -> Any:
         loc, scale, bend = skew.match(ops, chosen, ops.xp.ones_like(chosen[0]))
-        return loc, scale, bend, ops.vmap(lambda y: skew.skew(ops, y + 0.0 * bend, bend)[0])(grid)
+        tried = ops.vmap(lambda part: ops.vmap(lambda y: skew.skew(ops, y + 0.0 * bend, part * bend)[0])(grid))(less)
+        return loc, scale, bend, tried
 
-    loc, scale, bend, curves = target.call(bends, z[rng.choice(len(z), size=NUM_BENT, p=weights)], TABLE)
-    return {"loc": loc, "scale": scale, "bend": bend}, Curves(loc, scale, curves.T)
+    loc, scale, most, tried = target.call(bends, z[rng.choice(len(z), size=NUM_BENT, p=weights)], TABLE, np.array(LESS))
+    near = (z[weights > weights.max() * sharpening.FARTHEST] - loc) / scale
+    bend, curves = np.zeros_like(most), []
+    for k in range(len(most)):  # a curve has an edge where it is bent most, and beyond it there is no density
+        inside = [c for c in range(len(LESS)) if np.abs(np.interp(near[:, k], tried[c, :, k], TABLE)).max() < INSIDE]
+        chosen = min(inside, default=len(LESS) - 1)
+        bend[k] = LESS[chosen] * most[k]
+        curves.append(tried[chosen, :, k])
+    return {"loc": loc, "scale": scale, "bend": bend}, Curves(loc, scale, np.stack(curves))
+
+
+class Drawn(NamedTuple):
+    """Draws of the globals from all rounds.
+
+    Attributes:
+        z: shape ``[N, G]``; `weights`: that make them draws of the posterior, normalized.
+        y: what they were before their one-sided tails; `log_m`: the log density of that, normalized.
+    """
+
+    z: np.ndarray
+    weights: np.ndarray
+    y: np.ndarray
+    log_m: np.ndarray
 
 
 def _tail(
+    target: Marginal,
     curves: Curves,
-    made: weighted_mixture.Mixture,
-    z: np.ndarray,
-    y: np.ndarray,
-    log_m: np.ndarray,
-    weights: np.ndarray,
+    made: Mixture,
+    drawn: Drawn,
+    slopes: tuple[np.ndarray, np.ndarray],
+    log_evidence: float,
     rng: np.random.Generator,
 ) -> float:
     """The part of the draws that makes wide tails: the largest at which the weights vary about the least.
 
     Args:
         made: the mixture before the one-sided tails.
-        z: draws with these `weights`; `y`: before the tails; `log_m`: log density there.
+        slopes: of all other latents' mode, as of `_regressed`.
     """
     whole = made.whole
-    noise = rng.normal(size=(NUM_BENT, z.shape[1])) * np.sqrt(DF / rng.chisquare(DF, size=(NUM_BENT, 1)))
-    away = curves.forth(whole.center + WIDE * noise @ whole.root[0].T)
-    middle = weights @ z
-    with np.errstate(over="ignore"):  # of positive latents g is the logarithm, and few draws may decide their sds
-        near, far = (np.exp(np.clip(rows - middle, -FURTHEST, FURTHEST)) for rows in (z, away))
-    mean = weights @ near
-    squares_out = (far - mean) ** 2 / (weights @ (near - mean) ** 2)
+    noise = rng.normal(size=(NUM_BENT, len(whole.center[0])))
+    tails = whole.center + WIDE * (noise * np.sqrt(DF / rng.chisquare(DF, size=(NUM_BENT, 1)))) @ whole.root[0].T
+    away = curves.forth(tails)
+    middle, far = drawn.weights @ drawn.z, [away, drawn.z]
+    with np.errstate(over="ignore"):  # of positive latents these are logarithms, and few draws may decide their sds
+        far, near = (
+            np.where(target.positive, np.exp(np.clip(rows - middle, -FURTHEST, FURTHEST)), rows) for rows in far
+        )
+    mean = drawn.weights @ near
+    squares_out = (far - mean) ** 2 / (drawn.weights @ (near - mean) ** 2)
     added, lone = squares_out.mean(0).max(), (squares_out.max(1) > ALONE**2).mean()
-    inner = weighted_mixture.log_sums(made.log_probs(y))
-    outer = weighted_mixture.proposed_log_prob(whole, y, DF, WIDE)
+    seen = target(away[:NUM_AWAY], _line(slopes, away[:NUM_AWAY])).log_m - log_evidence
+    _, log_rise = curves.back(away[:NUM_AWAY])
+
+    def log_q(part: float, y: np.ndarray) -> np.ndarray:
+        inner, outer = (
+            weighted_mixture.log_sums(made.log_probs(y)),
+            weighted_mixture.proposed_log_prob(whole, y, DF, WIDE),
+        )
+        return np.logaddexp(inner + math.log1p(-part), outer + math.log(max(part, 1e-300)))
+
     squares = {}
     for part in TAILS:
-        if part * added < WIDENED and part * lone < LONE:
-            log_q = np.logaddexp(inner + math.log1p(-part), outer + math.log(max(part, 1e-300)))
-            squares[part] = sharpening.mean_square(weights, log_m - log_q, FAR_OUT)
+        lost = part * (log_q(part, tails[:NUM_AWAY]) - seen - log_rise).mean() if part else 0.0
+        if part * added < WIDENED and part * lone < LONE and lost < LOST:
+            squares[part] = sharpening.mean_square(drawn.weights, drawn.log_m - log_q(part, drawn.y), FAR_OUT)
     least = min(squares.values()) + NEXT_TO_NOTHING
     return max(part for part, square in squares.items() if square <= least)
