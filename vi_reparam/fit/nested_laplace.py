@@ -25,8 +25,7 @@ from vi_reparam.guides.nested_laplace import MOST_GLOBALS, MOST_LOCALS, MOST_TIE
 from vi_reparam.guides.structured import Structured
 from vi_reparam.posterior.weights import Weights
 from vi_reparam.programs.layout import Part
-from vi_reparam.programs.mixture import WIDE
-from vi_reparam.programs.nested_laplace import DF, halves
+from vi_reparam.programs.nested_laplace import DF, WIDE, halves
 from vi_reparam.sites.totals import total_log_prob
 
 NUM_STARTS = 16
@@ -53,7 +52,7 @@ MOVED = 0.1
 STEP = 0.1
 """In standard deviations, between slopes whose difference is that curvature."""
 
-TAILS, NEXT_TO_NOTHING = (0.0, 0.002, 0.005, 0.01, 0.02), 0.005
+TAILS, NEXT_TO_NOTHING = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05), 0.005
 """Parts of the draws that may make wide tails, and what the weights' mean square may lose to the widest ones."""
 
 WIDENED, FURTHEST = 0.04, 300.0
@@ -62,7 +61,7 @@ WIDENED, FURTHEST = 0.04, 300.0
 FAR_OUT = 1e4
 """The largest weight that counts in it."""
 
-NUM_AWAY, LOST = 64, 0.01
+NUM_AWAY, LOST = 64, 0.03
 """Draws of wide tails at which the density is looked at, and nats that they may take from the ELBO."""
 
 ALONE, LONE = 9.0, 2.5e-5
@@ -127,7 +126,7 @@ def fitted(guided: Any, data: Data, seed: int, begin: Callable[[], Any]) -> Fit:
         if found.spread > HOPELESS:
             raise SiteError(
                 f"{family!r}: given these globals, the other latents are far from normal (their log weights vary by "
-                f"{found.spread:.1f}): use vr.Structured()"
+                f"{found.spread:.3g}): use vr.Structured()"
             )
         if moved == names:
             return _sampled(target, family, found, rng)
@@ -358,15 +357,18 @@ def _tail(
         made: the mixture before the one-sided tails.
         slopes: of all other latents' mode, as of `_regressed`.
     """
-    whole = made.whole
-    noise = rng.normal(size=(NUM_BENT, len(whole.center[0])))
-    tails = whole.center + WIDE * (noise * np.sqrt(DF / rng.chisquare(DF, size=(NUM_BENT, 1)))) @ whole.root[0].T
+    noise = rng.normal(size=(NUM_BENT, made.center.shape[1]))
+    noise *= WIDE * np.sqrt(DF / rng.chisquare(DF, size=(NUM_BENT, 1)))
+    chosen = rng.choice(len(made.log_weight), size=NUM_BENT, p=np.exp(made.log_weight))
+    tails = made.center[chosen] + np.einsum("nij,nj->ni", made.root[chosen], noise)
     away = curves.forth(tails)
-    middle, far = drawn.weights @ drawn.z, [away, drawn.z]
-    with np.errstate(over="ignore"):  # of positive latents these are logarithms, and few draws may decide their sds
-        far, near = (
-            np.where(target.positive, np.exp(np.clip(rows - middle, -FURTHEST, FURTHEST)), rows) for rows in far
-        )
+    middle = drawn.weights @ drawn.z
+
+    def latents(rows: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):  # few draws may decide the sd of a positive latent, of which this is the log
+            return np.where(target.positive, np.exp(np.clip(rows - middle, -FURTHEST, FURTHEST)), rows)
+
+    far, near = latents(away), latents(drawn.z)
     mean = drawn.weights @ near
     squares_out = (far - mean) ** 2 / (drawn.weights @ (near - mean) ** 2)
     added, lone = squares_out.mean(0).max(), (squares_out.max(1) > ALONE**2).mean()
@@ -374,10 +376,8 @@ def _tail(
     _, log_rise = curves.back(away[:NUM_AWAY])
 
     def log_q(part: float, y: np.ndarray) -> np.ndarray:
-        inner, outer = (
-            weighted_mixture.log_sums(made.log_probs(y)),
-            weighted_mixture.proposed_log_prob(whole, y, DF, WIDE),
-        )
+        inner = weighted_mixture.log_sums(made.log_probs(y))
+        outer = weighted_mixture.proposed_log_prob(made, y, DF, WIDE)
         return np.logaddexp(inner + math.log1p(-part), outer + math.log(max(part, 1e-300)))
 
     squares = {}

@@ -46,15 +46,6 @@ class Mixture(NamedTuple):
         volumes = np.log(np.einsum("kii->ki", self.root)).sum(1)
         return np.einsum("kdn,kdn->nk", ways, ways), self.log_weight - volumes
 
-    @property
-    def whole(self) -> Mixture:
-        """One Gaussian with the same mean and covariance."""
-        weights = np.exp(self.log_weight)[:, None]
-        center = (weights * self.center).sum(0)
-        columns = np.concatenate([self.root, (self.center - center)[:, :, None]], axis=2)
-        covariance = np.einsum("k,kij,klj->il", weights[:, 0], columns, columns)
-        return Mixture(np.zeros(1), center[None], np.linalg.cholesky(covariance)[None])
-
     def log_probs(self, z: np.ndarray) -> np.ndarray:
         """Log weight plus log density of each component. Shape ``[N, K]``."""
         squares, scores = self.standardized(z)

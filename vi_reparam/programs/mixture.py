@@ -153,14 +153,11 @@ def over_all(ops: Any, params: Params) -> tuple[Array, Array]:
     return center, WIDE * xp.linalg.cholesky(flat @ flat.T)
 
 
-def scorer(
-    ops: Any, params: Params, whole: tuple[Array, Array] | None = None, df: int = DF
-) -> Callable[[Array], Array]:
+def scorer(ops: Any, params: Params, whole: tuple[Array, Array] | None = None) -> Callable[[Array], Array]:
     """Log weight plus log density of each component at a vector of shape ``[D]``; last, if asked for, of the `tail`.
 
     Args:
         whole: `over_all`, of which the tail is made; None to leave it out.
-        df: the tail's degrees of freedom.
     """
     xp = ops.xp
     loc, scale = placed(ops, params)
@@ -179,7 +176,7 @@ def scorer(
     part, floor = params["tail"], xp.finfo(scale.dtype).smallest_normal
 
     def score(z: Array) -> Array:
-        far = standard(ops, back @ (z - center), df)[0] - log_det
+        far = standard(ops, back @ (z - center), DF)[0] - log_det
         return xp.concat([components(z) + xp.log1p(-part), xp.reshape(far + xp.log(part + floor), (1,))])
 
     return score

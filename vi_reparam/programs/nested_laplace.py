@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 from vi_reparam.errors import SiteError
 from vi_reparam.gaussians.skew import skew
-from vi_reparam.numerics.special import log_sum_exp
-from vi_reparam.programs import mixture
+from vi_reparam.numerics.special import LOG_2PI, log_sum_exp
 from vi_reparam.programs.curvature import Curvature, Root
 from vi_reparam.programs.joint import Array, Draws, JointGuide, Key, Layout, Params
 from vi_reparam.programs.layout import Part
 from vi_reparam.programs.leaning import lean
+from vi_reparam.programs.student_t import standard
 from vi_reparam.programs.vector import Vector
 
 SHARES = (1.0, 0.5, 0.2, 0.05, 0.0)
@@ -21,8 +21,9 @@ SHARES = (1.0, 0.5, 0.2, 0.05, 0.0)
 
 ROUNDING = 1e-7
 
-DF = 16
-"""Degrees of freedom of the tails of the globals, of which many are logarithms: fewer would reach where no model is."""
+DF, WIDE = 16, 1.5
+"""Of the tails of the globals: degrees of freedom, and how much wider than a component they are. Many globals are
+logarithms: fewer degrees would reach where no model is."""
 
 NO_GRADIENT = (
     "vr.NestedLaplace() is fitted by importance sampling, and no gradient goes through its draws: use vr.Structured() "
@@ -93,8 +94,8 @@ class NestedLaplaceGuide(JointGuide):
             (n, ways, squares), choice = _cut(own_noise[0], num, size), own_noise[1]
             chosen = xp.astype((choice[:1] > lower) & (choice[:1] <= upper), dtype)
             root = xp.reshape(chosen @ xp.reshape(known.roots, (known.roots.shape[0], -1)), (num, num))
-            far = known.far(n * xp.sqrt(DF / xp.sum(squares**2)))
-            y = xp.where(choice[1:] <= own["tail"], far, chosen @ known.centers + root @ n)
+            far = WIDE * n * xp.sqrt(DF / xp.sum(squares**2))
+            y = chosen @ known.centers + root @ xp.where(choice[1:] <= own["tail"], far, n)
             g, log_q = bent(ops, own, known, y)
             begun = own["place"] + own["slopes"] @ g
             g, begun, log_q = (ops.refuse_gradient(NO_GRADIENT, ops.once(x)) for x in (g, begun, log_q))
@@ -162,31 +163,33 @@ class Climb(NamedTuple):
 
 
 class Mixed(NamedTuple):
-    """The globals' mixture before their one-sided tails.
+    """The globals' mixture before their one-sided tails. A part of the draws of each component is wider.
 
     Attributes:
         centers: shape ``[K, G]``; `roots`: shape ``[K, G, G]``.
-        whole: centre and root of the wide tails.
         score: log density at a vector.
     """
 
     centers: Array
     roots: Array
-    whole: tuple[Array, Array]
     score: Callable[[Array], Array]
-
-    def far(self, noise: Array) -> Array:
-        """A draw of the tails, of a Student-t's noise."""
-        return self.whole[0] + self.whole[1] @ noise
 
 
 def mixed(ops: Any, own: Params) -> Mixed:
     """Of a guide's parameters."""
-    flat = {name: ops.xp.zeros_like(own["center"]) for name in ("loc", "log_scale")}
-    known = {**own, **flat, "lower": ops.xp.zeros_like(own["root"])}
-    whole = mixture.over_all(ops, known)
-    score = mixture.scorer(ops, known, whole, DF)
-    return Mixed(*mixture.placed(ops, known), whole, lambda y: log_sum_exp(ops, score(y), axis=0))
+    xp, (centers, roots) = ops.xp, (own["center"], own["root"])
+    size, floor = centers.shape[1], xp.finfo(roots.dtype).smallest_normal
+    back, part = xp.linalg.inv(roots), own["tail"]
+    heights = own["log_weight"] - xp.sum(xp.log(xp.abs(xp.linalg.diagonal(roots))), axis=-1)
+    inner, outer = xp.log1p(-part) - 0.5 * size * LOG_2PI, xp.log(part + floor) - size * math.log(WIDE)
+
+    def score(y: Array) -> Array:
+        ways = (back @ (xp.reshape(y, (1, -1)) - centers)[:, :, None])[:, :, 0]
+        near = inner - 0.5 * xp.sum(ways * ways, axis=-1)
+        far = outer + ops.vmap(lambda way: standard(ops, way, DF)[0])(ways / WIDE)
+        return log_sum_exp(ops, xp.concat([heights + near, heights + far]), axis=0)
+
+    return Mixed(centers, roots, score)
 
 
 def bent(ops: Any, own: Params, known: Mixed, y: Array) -> tuple[Array, Array]:

@@ -70,8 +70,8 @@ class StructuredGuide(JointGuide):
         return split
 
     def covers_mean_field(self, args: Any, kwargs: Any) -> bool:
-        """Whether a mean field would draw all latents by normals, as this guide can."""
-        return all(part.site.kind == "real" for part in self.split(args, kwargs).locals)
+        """Whether a mean field would draw all latents by normals or gammas: as this guide can, or nearly."""
+        return all(part.site.kind in ("real", "positive") for part in self.split(args, kwargs).locals)
 
     def distribution(self, layout: Layout, args: Any, kwargs: Any, features: Array | None = None) -> Any:
         ops, xp, split = self.ops, self.ops.xp, self.split(args, kwargs)
