@@ -43,8 +43,8 @@ def could_not_run(name: str, form: tuple[Any, Any], error: BaseException) -> Arg
         name: of the program; `form`: positional and keyword arguments, arrays as their shapes.
     """
     args, kwargs = form
-    given = f"{short(args)} {short(kwargs)}"
-    return ArgumentError(f"{name[:40]} could not run on arguments of shapes {given}: {first_line(error)[:120]}")
+    given = f"{short(args, 50)} {short(kwargs, 50)}"
+    return ArgumentError(f"{name[:40]} could not run on arguments of shapes {given}: {first_line(error)}"[:300])
 
 
 class NonFiniteError(ViReparamError, ValueError):

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
-from vi_reparam.backend.ops import Array
+import numpy as np
+
+from vi_reparam.backend.ops import Array, Ops
+from vi_reparam.backend.registry import ops_of
+from vi_reparam.errors import ArgumentError, short
 from vi_reparam.posterior.sites import Scored
 from vi_reparam.posterior.summary import ROWS_PER_SITE
 
@@ -19,7 +24,16 @@ class Expect:
     with_latents: bool = False
 
     def __call__(self, scored: Scored) -> tuple[Any, Array, dict[str, Array]]:
-        return self.fn(values_of(scored)), scored.log_p - scored.log_q, scored.latents if self.with_latents else {}
+        given = values_of(scored)
+        try:
+            found = self.fn(given)
+        except KeyError as error:
+            if not error.args or error.args[0] in given:
+                raise
+            there = ", ".join(map(str, given))[:150]
+            raise ArgumentError(f"expectation: fn asks for {short(error.args[0])}, and the sites are: {there}") from None
+        _require_numbers(found, ops_of(scored.log_p))
+        return found, scored.log_p - scored.log_q, scored.latents if self.with_latents else {}
 
 
 @dataclass(frozen=True)
@@ -40,6 +54,16 @@ class Groups:
             "log_likelihood": scored.log_likelihood if self.log_likelihood else {},
             "log_prior": scored.log_prior() if self.log_prior else {},
         }
+
+
+def _require_numbers(found: Any, ops: Ops) -> None:
+    leaves = ops.tree_leaves(found)
+    for leaf in leaves or [None]:
+        numbers = isinstance(leaf, Real | np.bool_) or hasattr(leaf, "dtype")
+        if not numbers or "complex" in str(getattr(leaf, "dtype", "")):
+            raise ArgumentError(
+                f"expectation: fn returned {short(leaf)}: expected real numbers, as an array, or a tuple or dict of arrays"
+            )
 
 
 def values_of(scored: Scored) -> dict[str, Array]:

@@ -43,6 +43,20 @@ _SAME_IN_NUMPY: dict[str, Callable[..., Any]] = {
     "or": np.bitwise_or,
     "not": np.invert,
     "floor": np.floor,
+    "div": np.divide,
+    "abs": np.abs,
+    "exp": np.exp,
+    "log": np.log,
+    "sqrt": np.sqrt,
+    "square": np.square,
+    "sign": np.sign,
+    "pow": np.power,
+    "integer_pow": lambda x, y: x**y,
+    "reduce_or": lambda x, axes, **_: x.any(axes),
+    "reduce_and": lambda x, axes, **_: x.all(axes),
+    "reduce_sum": lambda x, axes, **_: x.sum(axes),
+    "reduce_max": lambda x, axes, **_: x.max(axes),
+    "reduce_min": lambda x, axes, **_: x.min(axes),
     "stop_gradient": np.asarray,
     "copy": np.asarray,
     "select_n": lambda which, *cases: np.choose(np.asarray(which, np.int64), cases),
@@ -51,6 +65,7 @@ _SAME_IN_NUMPY: dict[str, Callable[..., Any]] = {
     "reshape": lambda x, new_sizes, **_: x.reshape(new_sizes),
     "squeeze": lambda x, dimensions: x.squeeze(dimensions),
     "transpose": lambda x, permutation: x.transpose(permutation),
+    "stack": lambda *xs, axis: np.stack(xs, axis),
     "concatenate": lambda *xs, dimension: np.concatenate(xs, dimension),
 }
 
@@ -85,25 +100,35 @@ def _gather(
     return x[tuple(inside[..., k] for k in firsts)]
 
 
-_COMPUTED_BY_JAX = {"while", "sort", "cumsum", "reduce_sum", "reduce_max", "reduce_min", "argmax", "argmin"}
-_COMPUTED_BY_JAX |= {"call_hi_primitive"}  # a search in JAX 0.12
+def _dot(x: np.ndarray, y: np.ndarray, dimension_numbers: Any, **_: Any) -> np.ndarray:
+    contracted, batch = dimension_numbers
+    if any(batch):
+        raise NotImplementedError
+    return np.tensordot(x, y, contracted)
+
+
+_COMPUTED_BY_JAX = {"while", "sort", "cumsum", "argmax", "argmin", "call_hi_primitive"}  # the last: a search in 0.12
 """Operations whose whole numbers are looked for too, each compiled."""
 
 _KNOWN = {**_SAME_IN_NUMPY, "broadcast_in_dim": _broadcast, "iota": _iota, "slice": _slice, "gather": _gather}
+_KNOWN |= {"dot_general": _dot}
 
 
-def refuse_out_of_bounds(name: str, closed: ClosedJaxpr, arrays: Sequence[Any]) -> None:
+def refuse_out_of_bounds(name: str, closed: ClosedJaxpr, arrays: Sequence[Any]) -> list[Value | None]:
     """Refuse arguments that number what is not there.
 
     Args:
         name: of the program; `closed`: its trace, whose first inputs are `arrays`.
+
+    Returns:
+        Its outputs, as far as they follow from the arguments.
 
     Raises:
         ArgumentError: naming the index and the size.
     """
     known = {v: _given(x) for v, x in zip(closed.jaxpr.invars, arrays, strict=False)}
     known |= {v: _given(x) for v, x in zip(closed.jaxpr.constvars, closed.consts, strict=True)}
-    _look(name, closed.jaxpr, {v: x for v, x in known.items() if x is not None})
+    return _look(name, closed.jaxpr, {v: x for v, x in known.items() if x is not None})
 
 
 def _given(value: Any) -> Value | None:
@@ -136,7 +161,8 @@ def _look(name: str, jaxpr: Jaxpr, known: dict[Any, Value]) -> list[Value | None
                     _check(name, index, None, shape[dimension])
         found: list[Value | None] = [None] * len(eqn.outvars)
         if kind in _KNOWN and None not in given:
-            found = [_once(_KNOWN[kind], given, eqn.params)]
+            fn = _KNOWN[kind]
+            found = [_once(fn, given, {} if isinstance(fn, np.ufunc) else eqn.params)]
         elif kind == "scan":
             _look_at_steps(name, eqn.params, given)
             found = _by_jax(eqn, given)
@@ -200,7 +226,7 @@ def _look_at_steps(name: str, params: Mapping[str, Any], given: Sequence[Value |
     ]
     steps = set[int]()
     for row in rows:
-        found = None if row is None else _computed(row)
+        found = None if row is None else computed(row)
         if found is not None and found.size:
             flat = found.reshape(params["length"], -1)
             steps |= {int(flat.max(1).argmax()), int(flat.min(1).argmin())}
@@ -228,16 +254,17 @@ def _once(fn: Callable[..., Any], given: Sequence[Any], params: Mapping[str, Any
     return value
 
 
-def _computed(value: Value) -> np.ndarray | None:
+def computed(value: Value) -> np.ndarray | None:
     try:
-        return value()
+        with np.errstate(all="ignore"):
+            return value()
     except (NotImplementedError, TypeError, ValueError):  # of a form that is not known
         return None
 
 
 def _outside(index: Value, column: int | None, size: int) -> int | None:
     """An index that is out of bounds; None where there is none, as far as is known."""
-    found = _computed(index)
+    found = computed(index)
     if found is None:
         return None
     found = found if column is None else found[..., column]

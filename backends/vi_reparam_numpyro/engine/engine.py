@@ -35,7 +35,7 @@ from vi_reparam.errors import ArgumentError, first_line
 from vi_reparam.objectives.run import Runner, first_params
 from vi_reparam.objectives.subsampling import check_subsampling
 from vi_reparam.sites.totals import total_log_prob
-from vi_reparam_numpyro.engine import optimizers
+from vi_reparam_numpyro.engine import optimizers, ranges
 from vi_reparam_numpyro.engine.arguments import as_arrays, data_of, doubts_of, refuse_tracing
 from vi_reparam_numpyro.engine.bounds import refuse_out_of_bounds
 from vi_reparam_numpyro.engine.codec import JaxCodec
@@ -323,12 +323,17 @@ def _traced(program: Callable[..., Any], data: Data, inputs: tuple[Any, ...], al
         alone: whether it is a model, whose density counts; else what it returns.
     """
 
+    looked: list[Any] = []  # parameters of sites, in the order of the first outputs
+
     def traced(arrays: Any, inputs: Any) -> Any:
         args, kwargs = data.join(arrays)
         if not alone:
             return program(*inputs, *args, **kwargs)
         found = tracer.run(program, args, kwargs, random.key(0), alone=True)
-        return total_log_prob(_RUNS, found), [r.value for r in found.values() if r.kind == "param"]
+        missed = ranges.misses(found)
+        looked[:] = missed
+        outputs = [r.value for r in found.values() if r.kind == "param"]
+        return list(missed.values()), total_log_prob(_RUNS, found), outputs
 
     try:
         closed = jax.make_jaxpr(traced)(data.arrays, inputs)
@@ -340,7 +345,9 @@ def _traced(program: Callable[..., Any], data: Data, inputs: tuple[Any, ...], al
         if not alone:
             raise
         return data  # what is wrong with the arguments is reported by the check that follows
-    refuse_out_of_bounds(_name(program) if alone else "the model", closed, data.arrays)
+    name = _name(program) if alone else "the model"
+    outputs = refuse_out_of_bounds(name, closed, data.arrays)
+    ranges.refuse(name, dict(zip(looked, outputs, strict=False)))
     seen = hashlib.blake2b(UNSTEADY.sub("", str(closed.jaxpr)).encode())
     for value in closed.consts:
         keyed = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)

@@ -13,7 +13,6 @@ from jax import lax, random
 from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jax.sharding import NamedSharding, PartitionSpec
-from numpyro.distributions.distribution import validation_enabled
 from numpyro.handlers import substitute
 from numpyro.infer import SVI
 
@@ -169,28 +168,30 @@ class Program:
         tree = jax.tree.unflatten(jax.tree.structure(plain), [jnp.asarray(arrays[path]) for path in paths])
         return State({**tree, "key": random.wrap_key_data(tree["key"])}, state.data, int(arrays["seen"]))
 
-    @validation_enabled(False)  # it would raise for a parameter out of its range, whose site is to be named
     def non_finite(self, state: State) -> dict[str, str]:
-        objective, tree = self.task.objective, state.tree
-        model, guide, values = self.task.model, self.task.guide, self.params(state)
-        runner = Runner(objective.backend, model, guide, *state.data.call, objective.entropy, values)
+        # traced, as the steps are: else NumPyro raises for a parameter out of its range, whose site is to be named
+        tree, num = state.tree, self.task.objective.num_particles
         _, step_key = random.split(tree["key"])
-        runs = [runner(key) for key in random.split(step_key, objective.num_particles)]
-        sites: dict[str, str] = {}
-        for name in runs[0].draws:
-            if not all(bool(jnp.all(jnp.isfinite(run.draws[name].draw.value))) for run in runs):
-                sites[name] = "its draw is not finite"
-        for side, name in runs[0].costs:
-            finite = np.stack([np.isfinite(run.costs[side, name]) for run in runs])
+        draws, costs = jax.jit(self._finite)(self.params(state), random.split(step_key, num), state.data.arrays)
+        sites = {name: "its draw is not finite" for name, finite in draws.items() if not finite}
+        for (side, name), finite in costs.items():
             if not finite.all() and name not in sites:
-                bad = np.sum(~finite)
+                bad = int((~finite).sum())
                 sites[name] = f"log density in the {side} is not finite for {bad} of {finite.size} elements"
         if not sites:
-            slopes = jax.grad(lambda p: self._loss(p, tree["mutable"], step_key, state.data.arrays)[0])(tree["params"])
-            for name, slope in slopes.items():
+            loss = jax.jit(jax.grad(lambda p, arrays: self._loss(p, tree["mutable"], step_key, arrays)[0]))
+            for name, slope in loss(tree["params"], state.data.arrays).items():
                 if not all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(slope)):
                     sites[name] = "its gradient is not finite"
         return sites
+
+    def _finite(self, values: Any, keys: Any, arrays: Any) -> tuple[dict[str, Array], dict[tuple[str, str], Array]]:
+        """Whether the draws of some runs, and each of their terms, are finite."""
+        objective, call = self.task.objective, self._join(arrays)
+        runner = Runner(objective.backend, self.task.model, self.task.guide, *call, objective.entropy, values)
+        runs = [runner(key) for key in keys]
+        draws = {n: jnp.all(jnp.stack([jnp.isfinite(r.draws[n].draw.value) for r in runs])) for n in runs[0].draws}
+        return draws, {at: jnp.stack([jnp.isfinite(r.costs[at]) for r in runs]) for at in runs[0].costs}
 
 
 def _looked_at(sums: dict[str, Any]) -> tuple[dict[str, Array], dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from numpyro.distributions import constraints
@@ -192,8 +192,10 @@ class VonMisesFisher(FamilyDistribution):
         concentration: positive, shape ``batch``.
     """
 
+    arg_constraints: ClassVar[Any] = {"direction": constraints.sphere, "concentration": constraints.positive}
+
     def __init__(self, direction: Array, concentration: Array) -> None:
-        direction = jnp.asarray(direction)
+        self.direction, self.concentration = direction, concentration = jnp.asarray(direction), jnp.asarray(concentration)
         super().__init__(
             FAMILIES["von_mises_fisher"],
             (direction, concentration),

@@ -69,7 +69,7 @@ class NumpyroTracer:
         if recorder is not None:
             fn = _Collect(fn, recorder, given_key)
         with block() if alone else contextlib.nullcontext(), recording(recorder):
-            sites = trace(fn).get_trace(*args, **kwargs)
+            sites = _Named(fn).get_trace(*args, **kwargs)
         if params is not None and not partial:
             _require_params(sites, params)
         return _records(sites)
@@ -125,6 +125,22 @@ class _FullData(Messenger):
             size = msg["args"][0]
             msg["args"] = (size, size)
             msg["value"] = jnp.arange(size)
+
+
+class _Named(trace):
+    """Refuses two things of one name: the host forgets the first where the second is a parameter or a plate."""
+
+    def postprocess_message(self, msg: Any) -> None:
+        other = self.trace.get(msg.get("name"))
+        if other is not None and other["type"] != msg["type"]:
+            raise ArgumentError(
+                f"site {msg['name']!r} is a {_CALLED.get(other['type'], other['type'])} and a "
+                f"{_CALLED.get(msg['type'], msg['type'])}: give each a name of its own"
+            )
+        super().postprocess_message(msg)
+
+
+_CALLED = {"sample": "sample site", "param": "parameter", "mutable": "mutable site", "deterministic": "determined value"}
 
 
 class _Rows(Messenger):

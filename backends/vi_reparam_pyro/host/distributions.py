@@ -264,6 +264,12 @@ class FamilyDistribution(TorchDistribution):
         return self.family.entropy(*self.params)
 
 
+def _require(distribution: Any, parameter: str, expected: str, fits: Array) -> None:
+    """As torch does for its own, where it does: under its switch, and in its words."""
+    if torch.distributions.Distribution._validate_args and not bool(fits.all()):
+        raise ValueError(f"Expected parameter {parameter} of {type(distribution).__name__} to be {expected}")
+
+
 class VonMisesFisher(FamilyDistribution):
     """The von Mises-Fisher distribution on the unit sphere.
 
@@ -280,6 +286,9 @@ class VonMisesFisher(FamilyDistribution):
             constraints.sphere,
             event_shape=direction.shape[-1:],
         )
+        length = self.params[0].square().sum(-1)
+        _require(self, "direction", "of length 1", (length - 1.0).abs() < 1e-3)
+        _require(self, "concentration", "above zero", self.params[1] > 0.0)
 
 
 class TruncatedNormal(FamilyDistribution):
@@ -296,6 +305,8 @@ class TruncatedNormal(FamilyDistribution):
         with at_home(*given):
             params = tuple(p if isinstance(p, torch.Tensor) else torch.tensor(p, dtype=dtype) for p in given)
         super().__init__(FAMILIES["truncated_normal"], params, constraints.interval(params[2], params[3]))
+        _require(self, "scale", "above zero", self.params[1] > 0.0)
+        _require(self, "low", "below high", self.params[2] < self.params[3])
 
 
 class FromSampler(FamilyDistribution):
