@@ -192,7 +192,7 @@ def test_a_parameter_out_of_its_range_names_its_site(b, what):
         z = b.host.sample("z", BEYOND[what](b, s))
         b.host.sample("y", b.dist.Normal(b.xp.sum(z), b.array(1.0)), obs=b.array(1.0))
 
-    refused(b, r"stopped at step 0: site 'z': ", lambda: mean_field(b, model).fit(b.array(2.0), **FEW))
+    refused(b, r"(stopped at step 0|could not run): site 'z': ", lambda: mean_field(b, model).fit(b.array(2.0), **FEW))
 
 
 def test_a_matrix_that_is_not_symmetric_is_refused_before_the_fit():

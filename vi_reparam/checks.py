@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Collection
 from numbers import Integral
 from pathlib import Path
@@ -67,6 +68,15 @@ def free_memory() -> int:
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration, ValueError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**34
+
+
+def tell_of_the_end(name: str, index: int) -> None:
+    """Warn of numbers of rows below zero among others: pandas writes -1 for a group that is missing."""
+    warnings.warn(
+        f"{name[:40]}: index {index} counts from the end: it takes the last row, where pandas' codes and factorize say -1 "
+        "for what is missing: drop those rows, or give them a group",
+        stacklevel=8,
+    )
 
 
 def _written(name: str, value: Any, owner: str) -> str:

@@ -107,4 +107,7 @@ def _means(backend: Backend, posterior: Any, sites: Mapping[str, Site]) -> dict[
             except SiteError:
                 continue
             found[name] = transform(backend.ops.xp.mean(transform.inv(draws[name]), axis=0))
+    if not found:
+        theirs, ours = (", ".join(map(str, names))[:90] for names in (draws, sites))
+        raise ArgumentError(f"fit(init=): the posterior has none of this model's latents: it has {theirs}, not {ours}")
     return found

@@ -31,7 +31,9 @@ class Expect:
             if not error.args or error.args[0] in given:
                 raise
             there = ", ".join(map(str, given))[:150]
-            raise ArgumentError(f"expectation: fn asks for {short(error.args[0])}, and the sites are: {there}") from None
+            raise ArgumentError(
+                f"expectation: fn asks for {short(error.args[0])}, and the sites are: {there}"
+            ) from None
         _require_numbers(found, ops_of(scored.log_p))
         return found, scored.log_p - scored.log_q, scored.latents if self.with_latents else {}
 

@@ -17,6 +17,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jax.lax import GatherScatterMode
 
+from vi_reparam.checks import tell_of_the_end
 from vi_reparam.errors import ArgumentError
 
 Value = Callable[[], np.ndarray]
@@ -142,11 +143,13 @@ def _look(name: str, jaxpr: Jaxpr, known: dict[Any, Value]) -> list[Value | None
         return (lambda: np.asarray(atom.val)) if isinstance(atom, Literal) else known.get(atom)
 
     eqns: Any = jaxpr.eqns
+    made: dict[Any, Any] = {}
     for eqn in eqns:
         kind, given = eqn.primitive.name, [of(atom) for atom in eqn.invars]
         shape: Any = getattr(eqn.invars[0].aval, "shape", ()) if eqn.invars else ()
         sizes: Any = eqn.params.get("slice_sizes", ())
         if kind == "gather" and eqn.params["mode"] == GatherScatterMode.PROMISE_IN_BOUNDS and given[1] is not None:
+            _tell_of_the_end(name, eqn.invars[1], made, of)
             for k, dimension in enumerate(eqn.params["dimension_numbers"].start_index_map):
                 if sizes[dimension] == 1 and eqn.invars[1].aval.size <= MOST_NUMBERS:
                     _check(name, given[1], k, shape[dimension])
@@ -159,6 +162,7 @@ def _look(name: str, jaxpr: Jaxpr, known: dict[Any, Value]) -> list[Value | None
             for dimension, index in enumerate(given[1:]):
                 if sizes[dimension] == 1 and index is not None:
                     _check(name, index, None, shape[dimension])
+        made |= dict.fromkeys(eqn.outvars, eqn)
         found: list[Value | None] = [None] * len(eqn.outvars)
         if kind in _KNOWN and None not in given:
             fn = _KNOWN[kind]
@@ -174,6 +178,17 @@ def _look(name: str, jaxpr: Jaxpr, known: dict[Any, Value]) -> list[Value | None
                 found = _look_into(name, inner, given)
         known.update({v: x for v, x in zip(eqn.outvars, found, strict=False) if x is not None})
     return [of(atom) for atom in jaxpr.outvars]
+
+
+def _tell_of_the_end(name: str, index: Any, made: Mapping[Any, Any], of: Callable[[Any], Value | None]) -> None:
+    """Warn of some below zero: `made` has the operation that gave a variable, and JAX adds the size by a selection."""
+    while index in made and made[index].primitive.name in ("broadcast_in_dim", "reshape", "convert_element_type"):
+        index = made[index].invars[0]
+    if index not in made or made[index].primitive.name != "select_n" or not 1 < index.aval.size <= MOST_NUMBERS:
+        return
+    given = next((computed(x) for x in map(of, made[index].invars[1:2]) if x is not None), None)
+    if given is not None and given.dtype.kind == "i" and (given == -1).any() and given.max() > 0:
+        tell_of_the_end(name, -1)
 
 
 def _is_of_nonzero(eqn: Any) -> bool:

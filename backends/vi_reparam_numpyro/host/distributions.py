@@ -195,7 +195,10 @@ class VonMisesFisher(FamilyDistribution):
     arg_constraints: ClassVar[Any] = {"direction": constraints.sphere, "concentration": constraints.positive}
 
     def __init__(self, direction: Array, concentration: Array) -> None:
-        self.direction, self.concentration = direction, concentration = jnp.asarray(direction), jnp.asarray(concentration)
+        self.direction, self.concentration = direction, concentration = (
+            jnp.asarray(direction),
+            jnp.asarray(concentration),
+        )
         super().__init__(
             FAMILIES["von_mises_fisher"],
             (direction, concentration),

@@ -140,7 +140,12 @@ class _Named(trace):
         super().postprocess_message(msg)
 
 
-_CALLED = {"sample": "sample site", "param": "parameter", "mutable": "mutable site", "deterministic": "determined value"}
+_CALLED = {
+    "sample": "sample site",
+    "param": "parameter",
+    "mutable": "mutable site",
+    "deterministic": "determined value",
+}
 
 
 class _Rows(Messenger):

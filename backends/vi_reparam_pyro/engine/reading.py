@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from vi_reparam.backend.data import Data
+from vi_reparam.checks import tell_of_the_end
 from vi_reparam.errors import ArgumentError
 from vi_reparam_pyro.host.tracer import tracer
 
@@ -23,13 +24,16 @@ STEP, SHARE = 1e-2, 0.1
 
 
 class _Reads(TorchFunctionMode):
-    """Whether a value with a gradient goes into a function whose result has none."""
+    """Whether a value with a gradient goes into a function whose result has none, and rows count from the end."""
 
-    found = False
+    found = from_the_end = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in READING and any(getattr(x, "requires_grad", False) for x in pytree.tree_leaves(args)):
             self.found = True
+        if func is torch.Tensor.__getitem__:
+            rows = [x for x in pytree.tree_leaves(args[1:]) if isinstance(x, torch.Tensor) and x.dtype == torch.int64]
+            self.from_the_end |= any(x.numel() > 1 and bool((x == -1).any()) and bool(x.max() > 0) for x in rows)
         return func(*args, **(kwargs or {}))
 
 
@@ -44,11 +48,14 @@ def refuse_reading(model: Callable[..., Any], data: Data, key: int) -> None:
     except Exception as error:  # whatever else is wrong, the check of the fit says so
         wrong = "that requires grad" in str(error)
     if wrong:
-        name = str(getattr(model, "__name__", type(model).__name__))[:40]
         raise ArgumentError(
-            f"{name} makes a number of Python of a draw (float(x), x.item(), x.numpy() or torch.tensor([x])), through "
+            f"{_name(model)} makes a number of Python of a draw (float(x), x.item(), x.numpy() or torch.tensor([x])), through "
             "which no gradient goes: keep it a tensor, with torch.stack for several"
         )
+
+
+def _name(model: Any) -> str:
+    return str(getattr(model, "__name__", type(model).__name__))[:40]
 
 
 def _loses_a_slope(model: Callable[..., Any], data: Data, key: int) -> bool:
@@ -68,6 +75,8 @@ def _loses_a_slope(model: Callable[..., Any], data: Data, key: int) -> bool:
     reads, leaves = _Reads(), {n: x.clone().requires_grad_() for n, x in moved.items()}
     with torch.enable_grad(), reads:
         height = log_p(leaves)
+    if reads.from_the_end:
+        tell_of_the_end(_name(model), -1)
     if not reads.found:
         return False
     if not height.requires_grad:
