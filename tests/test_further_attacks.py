@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from test_both_backends import mean_field, running
 from test_cut_off import FEW, Y, mean
-from test_what_people_give import fitted, posterior, refused  # noqa: F401
+from test_what_people_give import refused
 
 # Parameters out of their range whose densities are finite, computed in the model of what it is given.
 

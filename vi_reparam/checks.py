@@ -73,8 +73,8 @@ def free_memory() -> int:
 def tell_of_the_end(name: str, index: int) -> None:
     """Warn of numbers of rows below zero among others: pandas writes -1 for a group that is missing."""
     warnings.warn(
-        f"{name[:40]}: index {index} counts from the end: it takes the last row, where pandas' codes and factorize say -1 "
-        "for what is missing: drop those rows, or give them a group",
+        f"{name[:40]}: index {index} counts from the end: it takes the last row, where pandas' codes and factorize "
+        "say -1 for what is missing: drop those rows, or give them a group",
         stacklevel=8,
     )
 

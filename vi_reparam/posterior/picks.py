@@ -64,7 +64,7 @@ def _require_numbers(found: Any, ops: Ops) -> None:
         numbers = isinstance(leaf, Real | np.bool_) or hasattr(leaf, "dtype")
         if not numbers or "complex" in str(getattr(leaf, "dtype", "")):
             raise ArgumentError(
-                f"expectation: fn returned {short(leaf)}: expected real numbers, as an array, or a tuple or dict of arrays"
+                f"expectation: fn returned {short(leaf)}: expected real numbers, an array, or a tuple or dict of some"
             )
 
 

@@ -270,10 +270,11 @@ def _once(fn: Callable[..., Any], given: Sequence[Any], params: Mapping[str, Any
 
 
 def computed(value: Value) -> np.ndarray | None:
+    """The array; None where an operation on the way is of a form that is not known."""
     try:
         with np.errstate(all="ignore"):
             return value()
-    except (NotImplementedError, TypeError, ValueError):  # of a form that is not known
+    except (NotImplementedError, TypeError, ValueError):
         return None
 
 

@@ -322,7 +322,6 @@ def _traced(program: Callable[..., Any], data: Data, inputs: tuple[Any, ...], al
     Args:
         alone: whether it is a model, whose density counts; else what it returns.
     """
-
     looked: list[Any] = []  # parameters of sites, in the order of the first outputs
 
     def traced(arrays: Any, inputs: Any) -> Any:

@@ -49,8 +49,8 @@ def refuse_reading(model: Callable[..., Any], data: Data, key: int) -> None:
         wrong = "that requires grad" in str(error)
     if wrong:
         raise ArgumentError(
-            f"{_name(model)} makes a number of Python of a draw (float(x), x.item(), x.numpy() or torch.tensor([x])), through "
-            "which no gradient goes: keep it a tensor, with torch.stack for several"
+            f"{_name(model)} makes a number of Python of a draw (float(x), x.item(), x.numpy() or torch.tensor([x])), "
+            "through which no gradient goes: keep it a tensor, with torch.stack for several"
         )
 
 

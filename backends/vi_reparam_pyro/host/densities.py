@@ -39,7 +39,7 @@ def _tell_totals(kind: str, rows: Array, total: Any) -> None:
     """Pyro's densities take each row's own total, and its draws the one that was given."""
     if bool((rows != total).any()):
         warnings.warn(
-            f"a {kind} of total_count={short(total)} has data whose rows hold from {rows.min():g} to {rows.max():g}: its "
-            "density counts each row's own total, and predictions draw total_count",
+            f"a {kind} of total_count={short(total)} has data whose rows hold from {rows.min():g} to {rows.max():g}: "
+            "its density counts each row's own total, and predictions draw total_count",
             stacklevel=4,
         )
