@@ -116,6 +116,17 @@ def test_two_things_of_one_name_are_refused(b):
         refused(b, words, lambda model=model: mean_field(b, model).fit(b.array(Y), **FEW))
 
 
+def test_a_model_whose_call_runs_nothing_is_refused(b):
+    def yields():
+        yield b.host.sample("z", b.dist.Normal(b.array(0.0), b.array(1.0)))
+
+    async def waits():
+        b.host.sample("z", b.dist.Normal(b.array(0.0), b.array(1.0)))
+
+    for model in (yields, waits):
+        refused(b, "has yield or async in it, so that a call runs none of it", lambda model=model: b.vr.guide(model))
+
+
 # What is asked of a posterior.
 
 RETURNED = {

@@ -99,7 +99,7 @@ def test_the_words_of_what_is_served(b, posterior, what, tmp_path, monkeypatch):
 
 def test_the_words_of_a_model_that_fails_on_what_a_file_holds(b, posterior, tmp_path):  # noqa: F811
     posterior.save(tmp_path / "file")
-    words = "of another 'model' than the given 'model', which fails on the stored data: .*no such table"
+    words = "of another 'model' than the given 'model', which fails on the fit's data: .*no such table"
     refused(b, words, lambda: type(posterior).load(tmp_path / "file", failing(b)))
 
 

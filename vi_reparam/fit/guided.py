@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from vi_reparam.backend.blas import one_thread
 from vi_reparam.backend.data import Data
 from vi_reparam.backend.ops import Array
-from vi_reparam.errors import ArgumentError, ViReparamError
+from vi_reparam.errors import ArgumentError, ViReparamError, short
 from vi_reparam.estimators import Auto
 from vi_reparam.fit.escalation import escalate
 from vi_reparam.fit.fitter import Fitter
@@ -302,6 +302,10 @@ class Guided:
 def _refuse_names(model: Callable[..., Any]) -> None:
     if not callable(model):
         raise ArgumentError(f"vr.guide decorates a model, and {model!r} is not callable")
+    if inspect.isgeneratorfunction(model) or inspect.iscoroutinefunction(model):
+        raise ArgumentError(
+            f"vr.guide: {short(model)} has yield or async in it, so that a call runs none of it: take it out"
+        )
     try:
         names = inspect.signature(model).parameters
     except (TypeError, ValueError):

@@ -89,7 +89,7 @@ def load(path: str | os.PathLike, model: Any, make: type[P], args: Args = (), kw
         posterior = remade(make, model, {"losses": arrays["losses"], **fields})
         form, program = form_of(posterior), _program(posterior)
     except Exception as error:  # another model's code may fail in any way
-        raise ArgumentError(f"{other}, which fails on the stored data: {first_line(error)[:100]}") from error
+        raise ArgumentError(f"{other}, which fails on the fit's data: {first_line(error)[:100]}") from error
     try:
         _check_form(metadata["form"], form, other)
         _check_program(metadata.get("program"), program, other)
