@@ -78,7 +78,7 @@ def _missed(constraint: Any, x: Array) -> Array | None:
         return jnp.any(x < -SLACK, -1) | (jnp.abs(jnp.sum(x, -1) - 1.0) > SLACK)
     if isinstance(constraint, type(constraints.sphere)):
         return jnp.abs(jnp.sum(x * x, -1) - 1.0) > SLACK
-    if isinstance(constraint, type(constraints.unit_interval)):
+    if isinstance(constraint, constraints._UnitInterval):
         return (x < constraint.lower_bound - SLACK) | (x > constraint.upper_bound + SLACK)
     told = ~jnp.isnan(x)  # missing data have words of their own
     return jnp.all(told, tuple(range(-constraint.event_dim, 0))) & ~jnp.asarray(constraint(x))
