@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from test_both_backends import mean_field, running
 from test_cut_off import FEW, Y, mean
+from test_nothing_silent import X, line
 from test_what_people_give import refused
 
 # Parameters out of their range whose densities are finite, computed in the model of what it is given.
@@ -165,3 +166,27 @@ def test_a_code_of_what_is_missing_is_told(b):
     codes = pytest.importorskip("pandas").Series(["a", None, "b", "c"], dtype="category").cat.codes.to_numpy()
     with pytest.warns(UserWarning, match="index -1 counts from the end: it takes the last row"):
         mean_field(b, model).fit(codes.astype(np.int64), b.array(np.ones(4)), **FEW)
+
+
+def test_a_density_of_no_data_or_of_other_data_is_refused(b):
+    posterior = mean_field(b, line(b)).fit(X, y=0.1 * X, **FEW)
+    refused(b, "log_likelihood: nothing is observed in these arg", lambda: posterior.log_likelihood(X))
+    words = "log_likelihood: the density could not run on arguments of shapes|predict: the model could not run"
+    refused(b, words, lambda: posterior.log_likelihood(X, y=np.ones(5)))
+    words = "argument 'y' holds 1 NaN or infinite values of 6, and so is the log likelihood of 'y'"
+    refused(b, words, lambda: posterior.log_likelihood(X, y=np.where(X == X[1], np.nan, X)))
+    refused(b, "compare_models: give two posteriors at least", lambda: b.vr.compare_models({"a": posterior, "b": 1}))
+
+
+# Ctrl-C in a study.
+
+
+def test_a_study_ends_where_a_fit_was_interrupted(b, monkeypatch):
+    """Its row stood beside those of whole fits."""
+    guided = mean_field(b, mean(b))
+    posterior = guided.fit(b.array(Y), **FEW)
+    posterior.record["interrupted"] = "the fit was interrupted after 3 of 9 steps"
+    monkeypatch.setattr(b.vr.Guided, "fit", lambda *_, **__: posterior)
+    for study in (b.vr.compare_guides, b.vr.compare_fits, b.vr.calibrate):
+        with pytest.raises(KeyboardInterrupt, match="interrupted after 3 of 9 steps"):
+            study(guided, b.array(Y), progress=False)

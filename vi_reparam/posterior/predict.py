@@ -122,6 +122,8 @@ class Prediction:
             _known(wanted, found[-1], "return_sites", "a site that the model draws")
         elif log_likelihood:
             wanted = frozenset(name for name, r in found[-1].items() if r.is_data)
+            if not wanted:
+                raise ArgumentError("log_likelihood: nothing is observed in these arguments: give the outcome too")
         else:
             wanted = frozenset(name for name, r in found[-1].items() if r.is_latent and name not in sites.latents)
         self.sites: dict[str, Site] = {name: form(found[-1][name]) for name in sorted(wanted)}
@@ -140,12 +142,19 @@ class Prediction:
 
         size = sum(math.prod(site.shape) for site in self.sites.values())
         check_memory(f"predict(num_draws={num:,})", num * size, "take fewer draws, or posterior.predict_in_chunks")
-        drawn = self.scorer.many(one, num, key, self._new.arrays, name=self._name, size=size, first=first)
+        try:
+            drawn = self.scorer.many(one, num, key, self._new.arrays, name=self._name, size=size, first=first)
+        except (TypeError, ValueError, RuntimeError) as error:  # the density is first computed here
+            if isinstance(error, ViReparamError) or self._take is not _density:
+                raise
+            ops = self.scorer.backend.ops
+            raise could_not_run("log_likelihood: the density", self._new.shapes(ops), error) from error
         if self._new.doubts:
             to_numpy = self.scorer.backend.ops.to_numpy
             bad = [name for name, value in drawn.items() if not np.isfinite(to_numpy(value)).all()]
             if bad:
-                raise _not_finite(self._new.doubts, f"so are the draws of {bad[0]!r}")
+                what = "so is the log likelihood" if self._take is _density else "so are the draws"
+                raise _not_finite(self._new.doubts, f"{what} of {bad[0]!r}")
         return drawn
 
     def chunks(self, num: int, key: Any, size: int) -> Iterator[dict[str, np.ndarray]]:

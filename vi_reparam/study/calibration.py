@@ -19,6 +19,7 @@ from vi_reparam.posterior.plots import BLUE, GREY, write
 from vi_reparam.posterior.scorer import Scorer
 from vi_reparam.posterior.sites import check_count
 from vi_reparam.posterior.summary import ROWS_PER_SITE, first_rows
+from vi_reparam.study.ended import ended
 from vi_reparam.study.table import Study
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def calibrate(
         raise ArgumentError(f"num_fits is {num_fits}; {FEWEST_FITS} fits at least tell something")
     check_count("num_draws", num_draws)
     options = {"num_steps": num_steps, "num_particles": num_particles, "progress": False}
-    first = guided.fit(*args, seed=seed, **options, **kwargs)
+    first = ended(guided.fit(*args, seed=seed, **options, **kwargs))
     if isinstance(guided.family, Escalate):
         guided = guided.for_family_named(first.record["family"])
     scorer, engine, ops = first.scorer, guided.backend.engine, guided.backend.ops
@@ -195,7 +196,7 @@ def calibrate(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what a fit to made-up data warns of helps no one
             try:
-                fitted = guided.fitter.run(own_data, own_options, final=False)
+                fitted = ended(guided.fitter.run(own_data, own_options, final=False))
             except NonFiniteError:
                 failed += 1
                 continue

@@ -15,6 +15,7 @@ from vi_reparam.errors import ArgumentError
 from vi_reparam.estimators import Auto, Estimator
 from vi_reparam.fit.measure import Moments, coordinates, leaves_of, measure
 from vi_reparam.study.comparison import Comparison, build, everywhere, z_scores
+from vi_reparam.study.ended import ended
 
 if TYPE_CHECKING:
     from vi_reparam.fit.guided import Guided
@@ -69,7 +70,7 @@ def compare_estimators(
     if params:
         places["start"] = {**places["start"], **_given(engine.data((), params).kwargs, places["start"])}
     if "fitted" in stages:
-        posterior = guided.fit(*args, num_steps=fit_steps, seed=seed, progress=progress, **kwargs)
+        posterior = ended(guided.fit(*args, num_steps=fit_steps, seed=seed, progress=progress, **kwargs))
         places["fitted"] = posterior.params
     task = Task(guided.model, guided.guide, guided.objective.with_particles(num_particles), guided.name)
 

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from vi_reparam.errors import ArgumentError
 from vi_reparam.posterior.verdict import GOOD_MEAN, GOOD_SD
+from vi_reparam.study.ended import ended
 from vi_reparam.study.table import Study
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def compare_fits(
     posteriors, seconds = [], []
     for seed in tqdm(chosen, disable=not progress, desc=f"fit {guided.name}"):
         begun = time.perf_counter()
-        posteriors.append(guided.fit(*args, seed=seed, progress=False, **kwargs))
+        posteriors.append(ended(guided.fit(*args, seed=seed, progress=False, **kwargs)))
         seconds.append(time.perf_counter() - begun)
     columns = [_columns(posterior) for posterior in posteriors]
     means, sds = (np.array([[fn(x) for x in own] for own in columns]) for fn in (np.mean, np.std))

@@ -20,6 +20,7 @@ from vi_reparam.gaussians.pathfinder import LARGEST
 from vi_reparam.guides import SDE, Flow, FullRank, GaussianFamily, GuideFamily, LowRank, MeanField
 from vi_reparam.guides.escalate import LARGEST_FLOW
 from vi_reparam.guides.gaussian import GRADIENTS
+from vi_reparam.study.ended import ended
 from vi_reparam.study.table import Study
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def compare_guides(
 
 def _timed_fit(guided: Guided, args: Args, kwargs: dict, **options: Any) -> tuple[Any, float]:
     begun = time.perf_counter()
-    posterior = guided.fit(*args, **options, progress=False, **kwargs)
+    posterior = ended(guided.fit(*args, **options, progress=False, **kwargs))
     return posterior, time.perf_counter() - begun
 
 

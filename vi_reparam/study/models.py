@@ -96,7 +96,8 @@ def compare_models(
     Raises:
         ArgumentError: for less than two posteriors, or posteriors of different data.
     """
-    if not isinstance(posteriors, Mapping) or len(posteriors) < 2:
+    fitted = isinstance(posteriors, Mapping) and all(hasattr(posterior, "scorer") for posterior in posteriors.values())
+    if not fitted or len(posteriors) < 2:
         raise ArgumentError(
             "compare_models: give two posteriors at least, by name: {'pooled': one, 'by school': other}"
         )
