@@ -39,9 +39,7 @@ def test_a_parameter_whose_density_is_finite_out_of_its_range_is_refused(b, what
         z = b.host.sample("z", b.dist.Normal(b.array(0.0), b.array(1.0)))
         b.host.sample("y", make(b, z, c), obs=y)
 
-    words = (
-        rf"site 'y': {named} of its \w+ is out of range .* expected \w+|Expected parameter {named} .* to (satisfy|be) "
-    )
+    words = rf"site 'y': {named} of its \w+ is out of range for these arguments: expected |Expected parameter {named} .* to (satisfy|be) "
     refused(b, words, lambda: mean_field(b, model).fit(b.array(given), b.array(data), **FEW))
 
 
@@ -143,7 +141,7 @@ def test_what_a_function_of_a_draw_returns_is_numbers(b):
     posterior = mean_field(b, mean(b)).fit(b.array(Y), **FEW)
     for fn, words in RETURNED.values():
         refused(b, words, lambda fn=fn: posterior.expectation(fn, 10))
-    words = r"return_sites=\[1\]: expected names of sites, as \['mu'\]"
+    words = "expected names of sites, as "
     refused(b, words, lambda: posterior.predict(return_sites=[1]))
 
     def other():
