@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
+from jax.core import Tracer
 from numpyro.distributions import Distribution, constraints
 
 from vi_reparam.backend.tracer import Record
@@ -26,15 +27,16 @@ _INSIDE = ("base_dist", "base", "_mixing_distribution", "_component_distribution
 
 
 def misses(records: Mapping[str, Record]) -> dict[tuple[str, str, str, str], Array]:
-    """Whether some element is out of range, by site, distribution, parameter and constraint."""
-    return {
-        (name, type(part).__name__, parameter, _written(constraint)): jnp.any(missed)
-        for name, record in records.items()
-        if record.kind == "sample" and record.mask is None
-        for part in _parts(record.distribution)
-        for parameter, constraint in part.arg_constraints.items()
-        if parameter in vars(part) and (missed := _missed(constraint, jnp.asarray(vars(part)[parameter]))) is not None
-    }
+    """Whether some element is out of range, by site, distribution, parameter and constraint: where NumPyro saw no number."""
+    found: dict[tuple[str, str, str, str], Array] = {}
+    for name, record in records.items():
+        for part in _parts(record.distribution) if record.kind == "sample" and record.mask is None else ():
+            for parameter, constraint in part.arg_constraints.items():
+                value = vars(part).get(parameter)
+                missed = _missed(constraint, value) if isinstance(value, Tracer) else None
+                if missed is not None:
+                    found[name, type(part).__name__, parameter, _written(constraint)] = jnp.any(missed)
+    return found
 
 
 def refuse(name: str, found: Mapping[tuple[str, str, str, str], Value | None]) -> None:
