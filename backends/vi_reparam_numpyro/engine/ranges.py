@@ -27,7 +27,7 @@ _INSIDE = ("base_dist", "base", "_mixing_distribution", "_component_distribution
 
 
 def misses(records: Mapping[str, Record]) -> dict[tuple[str, str, str, str], Array]:
-    """Whether some element is out of range, by site, distribution, parameter and constraint: where NumPyro saw no number."""
+    """Whether some element is out of range, by site, distribution, parameter and constraint; numbers NumPyro looks at."""
     found: dict[tuple[str, str, str, str], Array] = {}
     for name, record in records.items():
         for part in _parts(record.distribution) if record.kind == "sample" and record.mask is None else ():
