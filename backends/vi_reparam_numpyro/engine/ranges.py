@@ -27,12 +27,12 @@ _INSIDE = ("base_dist", "base", "_mixing_distribution", "_component_distribution
 
 
 def misses(records: Mapping[str, Record]) -> dict[tuple[str, str, str, str], Array]:
-    """Whether some element is out of range, by site, distribution, parameter and constraint; numbers NumPyro looks at."""
+    """Whether some element is out of range, by site, distribution, parameter and constraint."""
     found: dict[tuple[str, str, str, str], Array] = {}
     for name, record in records.items():
         for part in _parts(record.distribution) if record.kind == "sample" and record.mask is None else ():
             for parameter, constraint in part.arg_constraints.items():
-                value = vars(part).get(parameter)
+                value = vars(part).get(parameter)  # NumPyro itself looks at numbers
                 missed = _missed(constraint, value) if isinstance(value, Tracer) else None
                 if missed is not None:
                     found[name, type(part).__name__, parameter, _written(constraint)] = jnp.any(missed)
