@@ -1,6 +1,6 @@
 """The five models of model-informed flows (Ko and Domke 2025) by the default guide, beside these flows.
 
-python benchmarks/model_informed.py [--data FOLDER] [--peer FOLDER] [--theirs FILE] [--pyro]
+python benchmarks/model_informed.py [--data FOLDER] [--peer FOLDER] [--theirs FILE] [--pyro] [--only NAME ...]
 
 `--data`: a folder with `sonar.npz` and `ionosphere.npz` (UCI), each of `X`, shape ``[N, D]``, and `y` of 0 and 1;
 without it the other models run alone. `--peer`: a checkout of the authors' code, run from where its own `data/` lies:
@@ -130,15 +130,20 @@ def main() -> None:
     parser.add_argument("--peer", type=Path)
     parser.add_argument("--theirs", type=Path)
     parser.add_argument("--pyro", action="store_true")
+    parser.add_argument("--only", nargs="*")
     options = parser.parse_args()
     numpyro.enable_x64()
-    vr = importlib.import_module("vi_reparam_pyro") if options.pyro else vr_numpyro
+    vr: Any = vr_numpyro
+    if options.pyro:
+        vr = importlib.import_module("vi_reparam_pyro")
+        importlib.import_module("torch").set_default_dtype(importlib.import_module("torch").float64)
     models = {"8schools": schools, "seeds": seeds, "funnel": funnel(10), "funnel of 100": funnel(100)}
     if options.data is not None:
         models |= {name: logistic(options.data / f"{name}.npz") for name in ("sonar", "ionosphere")}
     theirs = json.loads(options.theirs.read_text()) if options.theirs else {}
     table = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    for name, made in models.items():
+    for name in options.only or models:
+        made = models[name]
         begun = time.perf_counter()
         posterior = vr.guide(made(vr.host)).fit(progress=False)
         seconds = time.perf_counter() - begun

@@ -54,6 +54,9 @@ LITTLE = 0.02
 SHARES = (1.0, 0.3, 0.1)
 """Of a step, of which the one that ends highest is taken."""
 
+STEEPEST = 1e100
+"""Curvature that is told from more."""
+
 FAR_BELOW = 7.0
 """Nats by which a mode's mass may be below the best one's and still be sampled."""
 
@@ -289,7 +292,8 @@ def _surroundings(target: Marginal, g: np.ndarray, x: np.ndarray, m: np.ndarray,
         across = (up[:, first] + up[:, second] - both - m[:, None]) / (apart[:, first] * apart[:, second])
     fine = np.isfinite(slope)
     away = np.where(np.isfinite(up), 1.0, -1.0) * np.isfinite(np.maximum(up, down))  # from where there is no density
-    precision = np.where(fine, curve, apart**-2.0)[:, :, None] * np.eye(size)
+    curve = np.clip(np.where(fine, curve, apart**-2.0), -STEEPEST, STEEPEST)
+    precision = curve[:, :, None] * np.eye(size)
     precision[:, first, second] = precision[:, second, first] = np.where(np.isfinite(across), across, 0.0)
     values, vectors = np.linalg.eigh(precision)
     values = np.maximum(np.abs(values), FARTHEST**-2)

@@ -18,8 +18,8 @@ GOOD_GAP_EACH, MANY, GOOD_SHIFT_OF_MANY = 1e-3, 512, 0.1
 """Nats for each of many latents, where that is more: spread over so many, they show nowhere. Of more than `MANY` the
 largest shift is partly chance, and a verdict is good up to here."""
 
-SURE_KHAT, SURE_GAP = 0.5, 0.1
-"""Of what was fitted to weighted draws: below both, and the shift of many, its verdict is good, and a richer family's
+SURE_KHAT, SURE_GAP, SURE_GAP_EACH = 0.5, 0.1, 2e-3
+"""Of what was fitted to weighted draws: below these, and the shift of many, its verdict is good, and a richer family's
 steps take longer than all before."""
 
 NEAR_KHAT, NEAR_GAP = 1.0, 0.25
@@ -89,7 +89,7 @@ class Attempt:
         gap = max(GOOD_GAP, GOOD_GAP_EACH * self.num_latents)
         shift = GOOD_SHIFT if self.num_latents <= MANY else GOOD_SHIFT_OF_MANY
         if self.sampled and self.khat < SURE_KHAT:
-            gap, shift = max(gap, SURE_GAP), GOOD_SHIFT_OF_MANY
+            gap, shift = max(SURE_GAP, SURE_GAP_EACH * self.num_latents), GOOD_SHIFT_OF_MANY
         is_known = self.khat < GOOD_KHAT or are_even(self.gap, self.beyond)
         fits = is_known and self.gap < gap and self.shift < shift
         return fits and self.missed < GOOD_MISSED
