@@ -12,7 +12,7 @@ import pytest
 
 from vi_reparam.commands.app import main
 from vi_reparam.errors import ArgumentError
-from vi_reparam.posterior.plots import prior_rows
+from vi_reparam.posterior.plots import BLUE, GREY, prior_rows
 
 VOID = {"meta", "img", "br"}
 
@@ -70,6 +70,14 @@ def test_pictures_have_the_prior_beside_and_ranks_are_flat_where_the_guide_is_ri
     ranks = posterior.plot(tmp_path / "ranks.png", kind="ranks")
     lifted = np.array([bar.get_height() for bar in ranks.axes[0].patches if bar.get_width() == 0.9])
     assert lifted.sum() == pytest.approx(len(lifted)) and (tmp_path / "ranks.png").stat().st_size > 0
+    pairs = posterior.plot(kind="pair").axes[1]
+    assert [line.get_color() for line in pairs.lines] == [GREY, BLUE] and len(pairs.lines[0].get_xdata()) > 50
+    with pytest.raises(ArgumentError, match=r"plot\(kind='tried'\): this posterior has nothing"):
+        posterior.plot(kind="tried")
+    posterior.record["tried"].append({**posterior.record["tried"][0], "family": "Flow()", "khat": 0.8})
+    left, right = posterior.plot(kind="tried").axes
+    assert [label.get_text().split("\n")[0] for label in left.get_yticklabels()] == ["MeanField()", "Flow()"]
+    assert [bar.get_width() for bar in right.patches] == [0.4, 0.8]
     with pytest.raises(ArgumentError, match=r"plot\(kind='pairs'\): expected one of"):
         posterior.plot(kind="pairs")
 

@@ -149,6 +149,7 @@ def test_a_fit_that_moves_on_uses_its_budget():
         if course.stage > stage:
             assert course.done == math.ceil(SHARES[stage] * budget / BLOCK) * BLOCK
     assert course.finished and not course.converged and str(course) == "out of steps"
+    assert course.falls == [math.ceil(share * budget / BLOCK) * BLOCK for share in SHARES[:-1]]
 
 
 @pytest.mark.parametrize("after", [3, 7, 20])
@@ -171,6 +172,7 @@ def test_a_fit_goes_on_where_it_was_cut(after):
             np.testing.assert_array_equal(found, again)
     assert whole.finished and resumed.finished
     assert (whole.done, whole.converged) == (resumed.done, resumed.converged)
+    assert whole.falls == resumed.falls and len(whole.falls) == 2
 
 
 def _attempt(**changes):

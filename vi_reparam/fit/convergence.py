@@ -74,6 +74,7 @@ class Convergence:
         budget: most steps.
         by_losses: judge by the losses alone, where the parameters are a network's.
         least: part of the budget that is spent then at the least.
+        falls: steps at which a smaller rate began.
     """
 
     budget: int
@@ -82,6 +83,7 @@ class Convergence:
     stage: int = 0
     done: int = 0
     converged: bool = False
+    falls: list[int] = field(default_factory=list)
     blocks: Blocks = field(default_factory=Blocks)
 
     @property
@@ -96,12 +98,13 @@ class Convergence:
 
     def state(self) -> dict[str, Any]:
         """Numbers, and lists of numbers and vectors, by name: for `restore`."""
-        own = {name: getattr(self, name) for name in _OWN}
+        own = {name: getattr(self, name) for name in (*_OWN, "falls")}
         return own | {f"blocks_{name}": getattr(self.blocks, name) for name in _BLOCKS}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken; arrays may stand for its numbers and lists."""
         self.stage, self.done, self.converged = (int(state["stage"]), int(state["done"]), bool(state["converged"]))
+        self.falls = [int(step) for step in state["falls"]]
         self.blocks = Blocks(**{name: list(state[f"blocks_{name}"]) for name in _BLOCKS})
 
     def add(self, losses: Sequence[float], mean: Array, square: Array) -> Array | None:
@@ -123,6 +126,7 @@ class Convergence:
             return None
         found = self.blocks.mean()
         self.stage += 1
+        self.falls += [] if self.finished else [self.done]
         self.blocks = Blocks()
         return found
 

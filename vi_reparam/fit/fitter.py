@@ -154,6 +154,7 @@ class Fitter:
             record = {
                 "num_steps": len(best.losses),
                 "converged": None if best.course is None else best.course.converged,
+                "rate_falls": [] if best.course is None else best.course.falls,
                 "rivals": rivals,
                 "num_particles": task.objective.num_particles,
                 "gradients": task.objective.num_particles * sum(len(run.losses) for run in runs),

@@ -26,9 +26,18 @@ td, th { padding: 0.15rem 0.8rem; text-align: right; border-bottom: 1px solid #e
 th:first-child, td:first-child { text-align: left; }
 img { max-width: 100%; height: auto; }
 pre { background: #f7fafc; padding: 0.6rem; overflow-x: auto; font-size: 0.85rem; }
-@media (max-width: 40rem) { td, th { padding: 0.15rem 0.35rem; font-size: 0.85rem; } pre { white-space: pre-wrap; } }
+@media (max-width: 40rem) { td, th { padding: 0.15rem 0.35rem; font-size: 0.85rem; } pre { white-space: pre-wrap; }
+  figure { overflow-x: auto; } img { max-width: none; width: 44rem; } }
 figcaption, .note { color: #4a5568; font-size: 0.9rem; } figure { margin: 0; }
 """
+
+
+MEANINGS = {
+    "good": "A mean is likely off by at most 0.1 of its standard deviation, and a standard deviation by at most 15%.",
+    "fair": "A mean is likely off by at most 0.4 of its standard deviation, and a standard deviation by at most 35%.",
+    "poor": "Do not rely on these numbers before the reasons above are mended.",
+}
+"""Of each grade, for readers who know nothing else of it."""
 
 
 def write(posterior: Any, path: str | os.PathLike, *, command: str | None = None) -> Path:
@@ -63,6 +72,7 @@ def page(posterior: Any, command: str | None) -> str:
 def _sections(posterior: Any, command: str | None) -> Iterator[str]:
     summary = posterior.summary()
     yield markup.verdict(summary.verdict.grade, str(summary.verdict))
+    yield markup.note(MEANINGS[summary.verdict.grade])
     yield "<h2>Latents</h2>\n" + markup.table(summary.table)
     if summary.num_hidden:
         yield markup.note(hidden_line(summary.num_hidden))
@@ -71,11 +81,15 @@ def _sections(posterior: Any, command: str | None) -> Iterator[str]:
     )
     if summary.tried:
         yield "<h2>What was tried</h2>\n" + markup.block("\n".join(summary.tried))
+        figure = pictures.tried_figure(posterior)
+        yield "" if figure is None else _picture(figure, "Each family that was fitted; the chosen one is blue.")
     caption = "Medians and intervals, with the prior's."
     yield from _optional("Intervals", caption, pictures.forest_figure, posterior)
     caption = "How importance weights lift draws, by their rank: flat at 1 where the guide is right."
     yield from _optional("Ranks", caption, pictures.rank_figure, posterior)
-    yield from _optional("Pairs", "Draws of latents against one another.", pictures.pair_figure, posterior)
+    yield from _optional(
+        "Pairs", "Draws of latents against one another; the prior in grey.", pictures.pair_figure, posterior
+    )
     caption = "Data beside draws from the posterior predictive distribution."
     yield from _optional("Predictive check", caption, pictures.predictive_figure, posterior)
     yield "<h2>How it was made</h2>\n" + _facts(posterior, command)

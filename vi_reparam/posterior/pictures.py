@@ -1,4 +1,4 @@
-"""Pictures of the report: pairs, intervals and ranks of latents, and data beside predictions of them."""
+"""Pictures of the report: pairs, intervals and ranks of latents, what was tried, and data beside predictions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from vi_reparam.posterior.plots import BLUE, GREY, RED, _marginals, _tidy
+from vi_reparam.posterior.plots import BLUE, GREY, RED, _draw_marginal, _marginals, _tidy
+from vi_reparam.posterior.verdict import KHAT_USABLE
 
 NUM_PAIRS = 5
 """Latents in a picture of pairs."""
@@ -22,13 +23,20 @@ NUM_BINS = 20
 
 
 def pair_figure(posterior: Any) -> Any:
-    """Scatter plots of the first latents against one another; None where there is only one."""
+    """Scatter plots of the first latents against one another, the prior in grey; None where there is only one.
+
+    Axes end a posterior's width beyond its draws, so a wide prior does not make it a point.
+    """
     from matplotlib.figure import Figure
 
     found = {name: values[:NUM_POINTS] for name, values in _marginals(posterior).items()}
-    names = [name for name, values in found.items() if np.ptp(values[np.isfinite(values)]) > 0][:NUM_PAIRS]
+    finite = {name: values[np.isfinite(values)] for name, values in found.items()}
+    names = [name for name, values in finite.items() if values.size and np.ptp(values) > 0][:NUM_PAIRS]
     if len(names) < 2:
         return None
+    ends = {name: np.quantile(finite[name], [0.0, 0.5, 1.0]) for name in names}
+    ends = {name: (1.5 * low - 0.5 * mid, 1.5 * high - 0.5 * mid) for name, (low, mid, high) in ends.items()}
+    prior = posterior.prior_beside
     figure = Figure(figsize=(11, 11 * 0.8), layout="constrained")
     grid = figure.add_gridspec(len(names), len(names))
     for i, below in enumerate(names):
@@ -37,10 +45,13 @@ def pair_figure(posterior: Any) -> Any:
             axes.spines[["top", "right"]].set_visible(False)
             axes.tick_params(labelsize=7)
             if i == j:
-                axes.hist(found[below], bins=40, color=BLUE, alpha=0.6)
-                axes.set_yticks([])
+                _draw_marginal(axes, "", found[below], prior.get(below))
             else:
+                if left in prior and below in prior:
+                    axes.plot(prior[left], prior[below], ".", ms=2.5, color=GREY, alpha=0.5)
+                axes.set_ylim(ends[below])
                 axes.plot(found[left], found[below], ".", ms=2.5, color=BLUE, alpha=0.35)
+            axes.set_xlim(ends[left])
             if i == len(names) - 1:
                 axes.set_xlabel(left, fontsize=9)
             if j == 0:
@@ -102,6 +113,30 @@ def rank_figure(posterior: Any) -> Any:
         axes.axhline(1.0, color="black", lw=0.8)
         axes.set_xticks([])
     figure.suptitle("weight of the draws by rank, lowest on the left; flat at 1 where the guide is right", fontsize=10)
+    return figure
+
+
+def tried_figure(posterior: Any) -> Any:
+    """ELBO and k-hat of each family that `Escalate` fitted; None where there are not two."""
+    from matplotlib.figure import Figure
+
+    tried = [a for a in posterior.tried if not a["note"] and np.isfinite(a["elbo"])]
+    if len(tried) < 2:
+        return None
+    figure = Figure(figsize=(11, 1.2 + 0.35 * len(tried)), layout="constrained")
+    places, (left, right) = np.arange(len(tried)), figure.subplots(1, 2, sharey=True)
+    chosen = [BLUE if a["family"] == posterior.record.get("family") else GREY for a in tried]
+    _tidy(left, "ELBO with two standard errors (nats): higher is better")
+    for place, a, colour in zip(places, tried, chosen, strict=True):
+        left.errorbar(a["elbo"], place, xerr=2 * a["error"], fmt="o", color=colour, capsize=3)
+        right.barh(place, max(a["khat"], 0.0), height=0.5, color=colour)
+    _tidy(right, f"k-hat: weights are to be trusted below {KHAT_USABLE}")
+    right.axvline(KHAT_USABLE, color=RED, ls="--", lw=1.2)
+    right.set_xlim(0.0, max(1.0, *(1.1 * a["khat"] for a in tried if np.isfinite(a["khat"]))))
+    left.set_yticks(places, [f"{a['family'][:30]}\n{a['seconds']:.1f} s" for a in tried])
+    left.ticklabel_format(axis="x", useOffset=False, style="plain")
+    left.invert_yaxis()
+    left.grid(axis="x", color=GREY, alpha=0.25)
     return figure
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def posterior_figure(posterior: Any) -> Figure:
     num_rows = -(-len(marginals) // 4)
     figure = Figure(figsize=(11, 3.2 + 2.1 * num_rows), layout="constrained")
     grid = figure.add_gridspec(1 + num_rows, 4, height_ratios=[1.35, *[1.0] * num_rows])
-    _draw_losses(figure.add_subplot(grid[0, :2]), posterior.losses)
+    _draw_losses(figure.add_subplot(grid[0, :2]), posterior.losses, posterior.record.get("rate_falls", ()))
     _draw_weights(figure.add_subplot(grid[0, 2:]), posterior)
     prior = posterior.prior_beside
     for i, (name, values) in enumerate(marginals.items()):
@@ -94,18 +95,22 @@ def _tidy(axes: Axes, title: str) -> None:
     axes.tick_params(labelsize=8)
 
 
-def _draw_losses(axes: Axes, losses: np.ndarray) -> None:
+def _draw_losses(axes: Axes, losses: np.ndarray, falls: Sequence[int]) -> None:
     _tidy(axes, "negative ELBO by step (nats)")
     steps, losses = np.arange(len(losses)), np.asarray(losses, dtype=float)
     finite = losses[np.isfinite(losses)]
     if finite.size == 0:
-        axes.text(0.5, 0.5, "no losses", ha="center", va="center", transform=axes.transAxes, color=GREY)
+        axes.text(0.5, 0.5, "fitted without steps", ha="center", va="center", transform=axes.transAxes, color=GREY)
         return
     axes.plot(steps, losses, color=GREY, lw=0.5, alpha=0.7)
     width = max(len(losses) // 50, 1)
     if width > 1:
         smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
         axes.plot(steps[width - 1 :], smooth, color=BLUE, lw=1.5, label=f"mean of {width} steps")
+    for i, step in enumerate(falls):
+        label = "step size falls to a fifth" if i == 0 else None
+        axes.axvline(step, color="black", ls=":", lw=1.2, label=label)
+    if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8, frameon=False, loc="upper right")
     # the first steps may be orders of magnitude above what matters
     settled = finite[len(finite) // 5 :]
@@ -132,7 +137,7 @@ def _draw_weights(axes: Axes, posterior: Any) -> None:
             if np.isfinite(value):
                 axes.axvline(value, color=colour, ls=style, lw=1.3, label=label)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8, frameon=False, loc="upper left")
+            axes.legend(fontsize=8, edgecolor="none", framealpha=0.85, loc="upper left")
     axes.set_yticks([])
     axes.ticklabel_format(axis="x", useOffset=False, style="plain")
     num_bad = len(log_weights) - finite.size

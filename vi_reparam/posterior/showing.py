@@ -29,6 +29,7 @@ KINDS = {
     "pair": pictures.pair_figure,
     "predictive": pictures.predictive_figure,
     "ranks": pictures.rank_figure,
+    "tried": pictures.tried_figure,
 }
 """What `plot` draws."""
 
@@ -152,7 +153,8 @@ class Showing:
         Args:
             path: a picture file to write, its kind by its ending.
             kind: ``"fit"``; ``"forest"``: intervals of posterior and prior; ``"pair"``; ``"predictive"``: data beside
-                predictions of them; ``"ranks"``: how importance weights lift the draws, flat where the guide is right.
+                predictions of them; ``"ranks"``: how importance weights lift the draws, flat where the guide is right;
+                ``"tried"``: ELBO and k-hat of each family that was fitted.
 
         Returns:
             The matplotlib figure.
