@@ -148,7 +148,7 @@ FED = {
     ),
     "batches that end": (
         lambda b: of_batches(b, rows_of([3] * 4)(), num_rows=600),
-        r"the iterator of batches ended after 12 rows, before the fit: give a function that makes",
+        r"the iterator of batches ended after 12 rows, and num_rows is 600: give the number",
     ),
     "a plate of no batch": (
         lambda b: of_batches(b, rows_of([3] * 4), num_rows=12, plate="zz"),

@@ -43,36 +43,3 @@ def test_readme_program_fits(capsys):
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):  # as it would run on its own
         exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
     assert "verdict:" in capsys.readouterr().out
-
-
-def _workflow_programs():
-    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "workflow.md").read_text(), re.DOTALL)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "lines"), [(0, ("verdict:", "curve", "new: [")), (1, ("verdict:",))])
-def test_the_workflow_runs_on_its_own(number, lines, tmp_path):
-    """In a fresh process, with the installed line of ArviZ."""
-    code = _workflow_programs()[number]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert all(line in done.stdout for line in lines)
-    assert "verdict: poor" not in done.stdout
-    assert list(tmp_path.glob("*.html"))
-
-
-@pytest.mark.slow
-def test_the_minibatches_run_on_their_own(tmp_path):
-    pytest.importorskip("torch")
-    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "minibatches.md").read_text(), re.DOTALL)[1]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "verdict: good" in done.stdout
-
-
-@pytest.mark.slow
-def test_readme_program_fits_on_its_own():
-    code = _readme_program()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    assert "verdict:" in done.stdout

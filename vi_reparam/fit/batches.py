@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +40,8 @@ def batches(
               slices. They are read in random order, those on disk chunk by chunk;
             - batches of such arrays: a PyTorch ``DataLoader``, a list, or a function that returns an iterator, called
               anew for each pass. They are read in their own order, which should be random;
-            - an iterator of batches. It is read once: it must not end before the fit, and no verdict can be had.
+            - an iterator of batches, whose first `num_rows` rows are the data. They come once, so they are written to
+              files in the folder for temporary ones, and read from there.
         num_rows: how many rows there are in all; needed where the source does not tell.
         batch_size: rows of a step; 1,000 of arrays unless given, else those of the first batch. Other batches are cut
             and joined to this size.
@@ -45,7 +51,7 @@ def batches(
         What `fit` takes in place of the arguments that hold rows.
 
     Raises:
-        ArgumentError: for a source that is none of these, or options that cannot be used.
+        ArgumentError: for a source that is none of these, options that cannot be used, or an iterator that ends early.
     """
     return Batches(source, num_rows, batch_size, plate)
 
@@ -74,7 +80,7 @@ class Batches:
             self.names, self._arrays = parts[0], tuple(_in_memory(x) for x in parts[1])
             known = _num_rows(self._arrays)
         else:
-            self._passes, self._once = _passes_of(source)
+            self._passes = _passes_of(source)
             known = _told(source)
         if num_rows is not None and self._arrays is not None and num_rows != known:
             raise ArgumentError(f"batches(num_rows={num_rows}): the arrays have {known} rows; leave it out")
@@ -85,11 +91,41 @@ class Batches:
             )
         self.num_rows = int(count)
         self._ahead: Iterator[Rows] | None = None
+        if hasattr(source, "__next__"):
+            self._keep(source)
 
-    @property
-    def can_be_read_again(self) -> bool:
-        """Whether the source gives its rows more than once."""
-        return self._arrays is not None or not self._once
+    def _keep(self, source: Iterator[Any]) -> None:
+        """Write an iterator's rows to files, which are removed with this object, and map them into memory."""
+        files: list[Any] = []
+        count, rows = 0, ()
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="vi_reparam_"))
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            with contextlib.ExitStack() as opened:
+                while count < self.num_rows and (batch := next(source, None)) is not None:
+                    rows = tuple(part[: self.num_rows - count] for part in self._rows(batch))
+                    if any(part.dtype.hasobject for part in rows):
+                        raise ArgumentError("a batch of the iterator holds Python objects: give arrays of numbers")
+                    self._given = self._given or len(rows[0])
+                    paths = [folder / str(i) for i in range(len(rows))]
+                    files = files or [opened.enter_context(path.open("wb")) for path in paths]
+                    for file, part in zip(files, rows, strict=True):
+                        file.write(part.tobytes())
+                    count += len(rows[0])
+        except OSError as error:
+            raise ArgumentError(
+                f"cannot write the iterator's rows to {tempfile.gettempdir()}: {error.strerror}; set TMPDIR to a folder "
+                "with room, or give a function that makes the iterator anew"
+            ) from error
+        if count < self.num_rows:
+            raise ArgumentError(
+                f"the iterator of batches ended after {count:,} rows, and num_rows is {self.num_rows:,}: give the "
+                "number that it gives"
+            )
+        self._arrays = tuple(
+            np.memmap(folder / str(i), part.dtype, "r", shape=(self.num_rows, *part.shape[1:]))
+            for i, part in enumerate(rows)
+        )
 
     @property
     def size(self) -> int:
@@ -170,11 +206,6 @@ class Batches:
             for batch in self._pass():
                 count += len(batch[0])
                 yield batch
-            if self._once:
-                raise ArgumentError(
-                    f"the iterator of batches ended after {count:,} rows, before the fit: give a function that makes "
-                    "it anew, as in vr.batches(lambda: rows(), ...), or fewer steps, num_steps="
-                )
             if not 0 <= self.num_rows - count < max(self.size, 1):  # a loader may drop the last batch
                 raise self._other_count(f"{count:,}")
 
@@ -187,7 +218,7 @@ class Batches:
         count = 0
         for batch in (self._rows(batch) for batch in self._passes()):
             count += len(batch[0])
-            if count > self.num_rows and not self._once:
+            if count > self.num_rows:
                 raise self._other_count(f"more than {self.num_rows:,}")
             yield batch
 
@@ -283,15 +314,13 @@ def _told(source: Any) -> int | None:
         return None
 
 
-def _passes_of(source: Any) -> tuple[Callable[[], Iterator[Any]], bool]:
-    """What starts a pass over a source, and whether there is one pass alone."""
-    if hasattr(source, "__next__"):
-        return lambda: source, True
+def _passes_of(source: Any) -> Callable[[], Iterator[Any]]:
+    """What starts a pass over a source."""
     if hasattr(source, "__iter__") and not isinstance(source, dict | str | bytes):
-        return lambda: iter(source), False
+        return lambda: iter(source)
     if callable(source):
         made: Callable[[], Any] = source
-        return lambda: iter(made()), False
+        return lambda: iter(made())
     raise ArgumentError(
         f"batches({type(source).__name__}): expected arrays, batches of arrays (a DataLoader, an iterator), or a "
         "function that returns an iterator of them"

@@ -105,13 +105,11 @@ class Stream:
 
         The pilot's rows tell the posterior's scale, and its place no better than a part of the rows can. Newton's steps
         by the gradient of all rows mend that: of many rows, the log density is nearly quadratic. Nothing is found where
-        the rows come once, or no search is made for the latents.
+        no search is made for the latents.
 
         Args:
             guide: a Gaussian's over all latents, of the model of batches.
         """
-        if not self.batches.can_be_read_again:
-            return
         try:
             small = guide.layout(*self.pilot.call).size <= LARGEST
         except SiteError:  # no vector holds these latents
@@ -178,11 +176,6 @@ def fit_batches(guided: Any, args: Args, kwargs: Mapping[str, Any], options: Opt
     """As `Guided.fit`, where the first argument is a `Batches`."""
     engine, (batches, *rest) = guided.backend.engine, args
     options.check(engine)
-    if options.num_steps is None and not batches.can_be_read_again:
-        raise ArgumentError(
-            "fit(batches) from an iterator: give num_steps=, how many batches it has, or a function that makes the "
-            "iterator anew"
-        )
     stream = Stream(guided, batches, tuple(rest), kwargs, options.seed)
     why = ""
     try:

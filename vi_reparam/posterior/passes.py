@@ -19,11 +19,6 @@ if TYPE_CHECKING:
 BUDGET = 4_000_000
 """Terms of the log likelihood that are computed at once."""
 
-READ_ONCE = (
-    "the batches came from an iterator, which gave its rows once: no weight could be computed, so nothing tells how "
-    "far off the guide is; give vr.batches a function that makes the iterator anew"
-)
-
 
 def require_all_rows(posterior: Posterior, what: str) -> None:
     """Refuse what would take the first batch for all data.
@@ -53,8 +48,6 @@ def score(posterior: Posterior, num_draws: int, seed: Any, epsilon: float) -> tu
             "a posterior of batches that was loaded has the figures of its file, and no others: its batches are not "
             "at hand"
         )
-    if not stream.batches.can_be_read_again:
-        return Weights(np.full_like(log_p, np.nan), log_q, epsilon), heads
     log_p = log_p - _inside(posterior, scorer.data, latents)
     for data in stream.passed():
         log_p = log_p + _inside(posterior, data, latents)

@@ -370,7 +370,6 @@ class Posterior(Predicting, Showing, Trusting):
             raw_evidence=self._first[0].raw_evidence,
             beyond=self._first[0].beyond,
             surest=Surest(**self.record["surest"]) if self.record.get("surest") else None,
-            unseen=passes.READ_ONCE if self.record.get("batches") and np.isnan(log_weights).all() else "",
         )
         return judge(figures)
 

@@ -65,7 +65,6 @@ class Figures:
         raw_evidence: log of the mean weight without Pareto smoothing.
         beyond: part of the mass that the weights' tail holds beyond the largest one.
         refined: of draws that were refined; None for a guide's own.
-        unseen: why there are no weights, in words; empty where there are.
         surest: of another family, fitted on the way, whose weights have the lowest k-hat; None for none.
     """
 
@@ -89,7 +88,6 @@ class Figures:
     copies: str = ""
     runaway: tuple[str, ...] = ()
     interrupted: str = ""
-    unseen: str = ""
     surest: Surest | None = None
     raw_evidence: float = -math.inf
     beyond: float = math.inf
@@ -277,8 +275,6 @@ def _judge_refined(f: Figures, refined: Refinement) -> Verdict:
 
 
 def _faults(f: Figures) -> list[str]:
-    if f.unseen:
-        return [f.unseen]
     found = []
     if f.points:
         found.append(
