@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test slow lint format bench docs notebooks arviz1 newest dist clean
+.PHONY: demo test slow lint format bench docs notebooks snippets arviz1 newest dist clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed-$(BACKEND)
@@ -43,6 +43,10 @@ docs: $(VENV)/.installed-docs
 # The notebooks, run in a kernel, into $(OUT)/notebooks.
 notebooks: $(VENV)/.installed-notebooks
 	$(BIN)/python -m nbconvert --to notebook --execute --output-dir $(OUT)/notebooks docs/notebooks/*.ipynb
+
+# Every program of the README and of the docs.
+snippets: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m slow tests/test_docs.py
 
 # ArviZ 1.x asks for Python 3.12: PYTHON=python3.12 names one.
 arviz1:

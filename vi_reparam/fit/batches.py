@@ -94,7 +94,7 @@ class Batches:
         if hasattr(source, "__next__"):
             self._keep(source)
 
-    def _keep(self, source: Iterator[Any]) -> None:
+    def _keep(self, source: Any) -> None:
         """Write an iterator's rows to files, which are removed with this object, and map them into memory."""
         files: list[Any] = []
         count, rows = 0, ()
@@ -114,8 +114,8 @@ class Batches:
                     count += len(rows[0])
         except OSError as error:
             raise ArgumentError(
-                f"cannot write the iterator's rows to {tempfile.gettempdir()}: {error.strerror}; set TMPDIR to a folder "
-                "with room, or give a function that makes the iterator anew"
+                f"cannot write the iterator's rows to {tempfile.gettempdir()}: {error.strerror}; set TMPDIR to a "
+                "folder with room, or give a function that makes the iterator anew"
             ) from error
         if count < self.num_rows:
             raise ArgumentError(

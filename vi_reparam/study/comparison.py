@@ -131,7 +131,7 @@ class Comparison:
         self.dataset.to_netcdf(path, engine="h5netcdf")
 
     def __repr__(self) -> str:
-        sizes, stages = self.dataset.sizes, list(self.dataset.stage.values)
+        sizes, stages = self.dataset.sizes, self.dataset.stage.values.tolist()
         return f"Comparison({sizes['estimator']} estimators, stages {stages}, {sizes['parameter']} parameters)"
 
 
