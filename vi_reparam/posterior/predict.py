@@ -122,8 +122,6 @@ class Prediction:
             _known(wanted, found[-1], "return_sites", "a site that the model draws")
         elif log_likelihood:
             wanted = frozenset(name for name, r in found[-1].items() if r.is_data)
-            if not wanted:
-                raise ArgumentError("log_likelihood: nothing is observed in these arguments: give the outcome too")
         else:
             wanted = frozenset(name for name, r in found[-1].items() if r.is_latent and name not in sites.latents)
         self.sites: dict[str, Site] = {name: form(found[-1][name]) for name in sorted(wanted)}

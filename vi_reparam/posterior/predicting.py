@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vi_reparam.backend.ops import Array
+from vi_reparam.errors import ArgumentError
 from vi_reparam.posterior import streams
 from vi_reparam.posterior.predict import Prediction
 from vi_reparam.posterior.sites import check_count
@@ -136,7 +137,11 @@ class Predicting:
             Arrays of shape ``[num_draws, ...]`` by observed site, in nats.
 
         Raises:
+            ArgumentError: none of these arguments is observed.
             SiteError: a latent has another shape for these inputs, and no plate explains it.
         """
         num_draws, key = check_count("num_draws", num_draws), self.backend.engine.key(seed)
-        return self._prediction(args, kwargs, log_likelihood=True).draws(num_draws, key)
+        scored = self._prediction(args, kwargs, log_likelihood=True)
+        if not scored.sites:
+            raise ArgumentError("log_likelihood: nothing is observed in these arguments: give the outcome too")
+        return scored.draws(num_draws, key)
