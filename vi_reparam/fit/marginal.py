@@ -6,6 +6,7 @@ by one compiled program.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -164,11 +165,12 @@ class Marginal:
 
         def look(args: Any, kwargs: Any, rows: Any, noise: Any, probes: Any, much: Any, *form: Any) -> Any:
             layout = guide.layout(args, kwargs)
-            log_p, parts = ops.compiled(guide.log_joint(layout, {}, args, kwargs)), halves(layout, guide.family.globals)
+            unpack = functools.partial(halves(layout, guide.family.globals).unpack, layout)
+            log_p = ops.compiled(guide.log_joint_of(unpack, {}, args, kwargs))
 
             def one(row: Any) -> Any:
                 def height(x: Any) -> Any:
-                    return log_p(parts.join(ops, layout, row[:num], x))
+                    return log_p(row[:num], x)
 
                 shape = Curvature(*form)
                 found = climb(ops, height, row[num:], shape)

@@ -164,10 +164,14 @@ class JointGuide(abc.ABC):
 
     def log_joint(self, layout: Layout, params: Params, args: Any, kwargs: Any) -> Callable[[Array], Array]:
         """log p of a latent vector on all of the data, with the change of volume; data and parameters are live."""
+        return self.log_joint_of(layout.unpack, params, args, kwargs)
+
+    def log_joint_of(self, unpack: Callable[..., Any], params: Params, args: Any, kwargs: Any) -> Callable[..., Array]:
+        """The same of the vectors that `unpack` takes, which gives what `Layout.unpack` does."""
         ops, tracer = self.ops, self.backend.tracer
 
-        def at(vector: Array) -> Array:
-            sites = layout.unpack(vector)
+        def at(*vectors: Array) -> Array:
+            sites = unpack(*vectors)
             values = {name: value for name, (value, _) in sites.items()}
             key = ops.key(0)
             found = tracer.run(self.model, args, kwargs, key, params=params, values=values, full_data=True, alone=True)

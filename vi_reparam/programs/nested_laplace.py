@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -52,6 +53,18 @@ class Halves(NamedTuple):
                 offset += part.size
         return ops.xp.concat([pieces[part.offset] for part in layout.parts])
 
+    def unpack(self, layout: Layout, first: Array, second: Array) -> dict[str, tuple[Array, Array]]:
+        """As `Layout.unpack`, of the two halves' vectors: what depends on the first alone is computed once for many
+        second ones, and has no slopes in them.
+        """
+        found, xp = {}, layout.backend.ops.xp
+        for parts, vector in ((self.globals, first), (self.locals, second)):
+            offset = 0
+            for part in parts:
+                own = xp.reshape(vector[offset : offset + part.size], part.shape)
+                found[part.site.name], offset = layout.place(part, own), offset + part.size
+        return found
+
     def indices(self) -> tuple[list[int], list[int]]:
         """The places of both halves' coordinates in all latents' vector."""
         first, second = ([i for p in parts for i in range(p.offset, p.offset + p.size)] for parts in self)
@@ -84,7 +97,7 @@ class NestedLaplaceGuide(JointGuide):
         upper = xp.cumulative_sum(xp.exp(own["log_weight"]))
         upper = upper / upper[-1]
         lower = xp.concat([xp.zeros_like(upper[:1]), upper[:-1]])
-        log_p = self.log_joint(layout, {}, args, kwargs)
+        log_p = self.log_joint_of(functools.partial(parts.unpack, layout), {}, args, kwargs)
 
         def noise(key: Key, lead: tuple[int, ...]) -> tuple[Array, Array]:
             key, choice = ops.split(key, 2)
@@ -101,7 +114,7 @@ class NestedLaplaceGuide(JointGuide):
             g, begun, log_q = (ops.refuse_gradient(NO_GRADIENT, ops.once(x)) for x in (g, begun, log_q))
 
             def height(x: Array) -> Array:
-                return log_p(parts.join(ops, layout, g, x))
+                return log_p(g, x)
 
             def turn(state: tuple[Array, Any], share: Array) -> tuple[tuple[Array, Any], Array]:
                 found = climb(ops, height, state[0], form)
