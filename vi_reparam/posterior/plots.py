@@ -50,7 +50,7 @@ def prior_rows(posterior: Any) -> dict[str, np.ndarray]:
     if isinstance(model, Updated):
         return {}
     key = posterior.backend.engine.key(PRIOR_SEED)
-    size = sum(site.size for site in scorer.sites.latents.values())
+    size = scorer.sites.num_latents
     num = min(max(MOST_PRIOR // max(size, 1), FEWEST_PRIOR), NUM_PRIOR)
     try:
         found = prior_draws(posterior.backend, model, scorer.data, num, key, params=scorer.params)

@@ -42,7 +42,7 @@ from vi_reparam.sde.latent import Steps
 from vi_reparam.sde.solver import Adams
 
 NUM_WEIGHTS, MIN_WEIGHTS, NUM_COSTLY, NUM_ONE_BY_ONE, MORE = 20_000, 1_000, 4_000, 2_000, 4
-NUM_EXPECTATION, NUM_LOOKED_AT, KEPT_NUMBERS = 4_000, 20, 2_000_000
+NUM_EXPECTATION, NUM_LOOKED_AT, KEPT_NUMBERS = 4_000, 20, 20_000_000
 WEIGHT_BUDGET, COSTLY_BUDGET = 1e8, 1e9  # scalars drawn and scored for the default number of weights
 
 
@@ -69,7 +69,7 @@ class Posterior(Predicting, Showing, Trusting):
     """
 
     backend: Any = None  # the guided model's, or the framework's where it has none
-    _drawn: Any = ()  # one dict: whole latents of the draws behind `_first`; none where these are many numbers
+    _drawn: Any = ()  # one dict: whole latents of draws behind `_first`; none where these are many numbers
     stream: Any = None  # of a fit to batches, what reads them, as long as the process lives
 
     def __init__(
@@ -195,13 +195,14 @@ class Posterior(Predicting, Showing, Trusting):
         found = self._score(num, 0, epsilon := float(ops.xp.finfo(ops.float_dtype()).eps))
         if found[0].are_few and self.scorer.copies > 1 and self.scorer.at_once:
             found = self._score(num, 0, epsilon, times=MORE)
-        weights, heads, self._drawn = found
+        weights, heads, drawn = found
+        self._drawn = [{name: value[: modes.NUM_LOOKED_AT] for name, value in part.items()} for part in drawn]
         return weights, heads
 
     def _score(self, num: int, seed: Any, epsilon: float = 0.0, times: int = 1) -> tuple[Weights, dict, list]:
         if self.record.get("batches"):
             return *passes.score(self, num, seed, epsilon), []
-        pick = with_densities if num * self.scorer.sites.scalars <= KEPT_NUMBERS else densities
+        pick = with_densities if num * self.scorer.sites.num_latents <= KEPT_NUMBERS else densities
         *drawn, log_p, log_q, heads = self.scorer.run(pick, num, self.backend.engine.key(seed), times=times)
         weights = Weights(self._float64(log_p), self._float64(log_q), epsilon)
         return weights, {name: self.backend.ops.to_numpy(value) for name, value in heads.items()}, drawn
@@ -359,7 +360,7 @@ class Posterior(Predicting, Showing, Trusting):
             num_weights=len(log_weights),
             num_nan=int((~np.isfinite(log_weights)).sum()) - outside,
             num_outside=outside,
-            num_latents=sum(site.size for site in sites.latents.values()),
+            num_latents=sites.num_latents,
             drift=loss_drift(self.losses.tolist()),
             num_nan_losses=int((~np.isfinite(self.losses)).sum()),
             points=self._points(),
@@ -408,9 +409,9 @@ class Posterior(Predicting, Showing, Trusting):
         elbo, error = weights.elbo()
         khat, gap = evidence.from_further_out(self.record, elbo) or (weights.khat, weights.log_evidence()[0] - elbo)
         steps, missed = int(self.record["num_steps"]), missed_share(self.record["rivals"])
-        size = sum(site.size for site in self.scorer.sites.latents.values())
         figures = (elbo, error, khat, gap, moved, missed, steps, seconds)
-        more = {"num_latents": size, "gradients": int(self.record.get("gradients", 0)), "beyond": weights.beyond}
+        more = {"gradients": int(self.record.get("gradients", 0)), "beyond": weights.beyond}
+        more |= {"num_latents": self.scorer.sites.num_latents}
         more["sampled"] = self.record["objective"] == "importance sampling"
         return Attempt(str(self.record["family"]), *figures, **more)
 

@@ -77,6 +77,11 @@ class Sites:
     scalars: int
     deltas: tuple[str, ...]
 
+    @property
+    def num_latents(self) -> int:
+        """Scalars of the latents."""
+        return sum(site.size for site in self.latents.values())
+
 
 def check_count(name: str, value: Any, numbers: int = 0) -> int:
     """A count of draws, at least 1.

@@ -26,6 +26,10 @@ STARTS, DRAWS = 4, 16
 MOST_TURNS, IDLE_TURNS = 6, 2
 """Of all paths: from the prior, then from where the posterior is unlike what was found, until two find nothing new."""
 
+COSTLY, FEW_TURNS = 64, 3
+"""Coordinates above which a step takes so long that there are fewer turns at the most: hierarchies have new places, all
+along a funnel, in every turn."""
+
 KNOWN = ("center", "root", "bound", "error")
 Known = dict[str, Array]
 """The places known before, by `KNOWN`, repeated to a fixed number."""
@@ -112,7 +116,7 @@ class Searcher:
         found = {name: ops.to_numpy(ops.asarray(rows, dtype)) for name, rows in nothing_known(size).items()}
         chosen: list[int] = []
         idle = 0
-        for turn in range(MOST_TURNS):
+        for turn in range(MOST_TURNS if size <= COSTLY else FEW_TURNS):
             known = {name: ops.asarray(found[name][_padded(chosen)]) for name in KNOWN}
             again, own_key = ops.asarray(turn > 0, bool), ops.fold_in(key, turn)
             state = self.backend.engine.call(paths, data, own_key, known, again, name=self)
