@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-FLAT_WEIGHTS = 1e-3
-"""Weights this close to one another have a tail of rounding only."""
+FLAT_WEIGHTS = 0.02
+"""Nats: weights this close to one another have no tail worth a name."""
 
 FEWEST = 25
 """Weights below which there is no tail to fit."""
@@ -25,7 +25,7 @@ def pareto_smooth(log_weights: np.ndarray, rounding: float = 0.0) -> tuple[np.nd
         rounding: how far rounding alone may move a log weight.
 
     Returns:
-        The smoothed log weights, unnormalized, and k-hat. Weights above zero within a thousandth (or
+        The smoothed log weights, unnormalized, and k-hat. Weights above zero within a fiftieth (or
         within their rounding) of one another come back as they are with a k-hat of 0: there is no tail
         to fit. A NaN or +inf anywhere makes k-hat NaN; no finite weight, or too few in all, make it infinite.
     """
