@@ -70,10 +70,10 @@ def free_memory() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**34
 
 
-def tell_of_the_end(name: str, index: int) -> None:
-    """Warn of numbers of rows below zero among others: pandas writes -1 for a group that is missing."""
+def tell_of_the_end(name: str) -> None:
+    """Warn of a row -1 among others: pandas writes it for a group that is missing."""
     warnings.warn(
-        f"{name[:40]}: index {index} counts from the end: it takes the last row, where pandas' codes and factorize "
+        f"{name[:40]}: index -1 counts from the end: it takes the last row, where pandas' codes and factorize "
         "say -1 for what is missing: drop those rows, or give them a group",
         stacklevel=8,
     )

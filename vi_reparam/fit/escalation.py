@@ -139,7 +139,7 @@ def escalate(guided: Any, args: Args, kwargs: dict[str, Any], options: Options) 
         if not isinstance(family, MeanField) or spec.families is not None:
             return ""
         if Structured() in posteriors and guided.for_family(Structured()).base_guide.covers_mean_field(*data.call):
-            return "left out: Structured() holds all that it can draw"
+            return "left out: Structured() holds all that it can draw, or nearly"
         if Mixture() in ladder:  # and the mean field
             return f"left out: the search found {len(modes)} modes, and it covers one"
         if not places:

@@ -32,7 +32,7 @@ NUM_STARTS = 16
 """Places that are looked at, where there was no search."""
 
 MOST_ROUNDS, WIDEST, FEWER = 16, 2.0, 4
-"""Rounds at the most; how wide the last one is, and how many draws fewer it has."""
+"""Rounds at the most; of the last one, how wide it is, and by what its number of draws is divided."""
 
 ENOUGH, KHAT = 1_000, 0.5
 """Effective draws and k-hat at which no further round is needed."""
@@ -357,10 +357,7 @@ def _tail(
         made: the mixture before the one-sided tails.
         slopes: of all other latents' mode, as of `_regressed`.
     """
-    noise = rng.normal(size=(NUM_BENT, made.center.shape[1]))
-    noise *= WIDE * np.sqrt(DF / rng.chisquare(DF, size=(NUM_BENT, 1)))
-    chosen = rng.choice(len(made.log_weight), size=NUM_BENT, p=np.exp(made.log_weight))
-    tails = made.center[chosen] + np.einsum("nij,nj->ni", made.root[chosen], noise)
+    tails = weighted_mixture.propose(made, NUM_BENT, rng, df=DF, wider=WIDE)
     away = curves.forth(tails)
     middle = drawn.weights @ drawn.z
 
@@ -372,18 +369,20 @@ def _tail(
     mean = drawn.weights @ near
     squares_out = (far - mean) ** 2 / (drawn.weights @ (near - mean) ** 2)
     added, lone = squares_out.mean(0).max(), (squares_out.max(1) > ALONE**2).mean()
-    seen = target(away[:NUM_AWAY], _line(slopes, away[:NUM_AWAY])).log_m - log_evidence
-    _, log_rise = curves.back(away[:NUM_AWAY])
+    tails, away = tails[:NUM_AWAY], away[:NUM_AWAY]
+    seen = target(away, _line(slopes, away)).log_m - log_evidence + curves.back(away)[1]
 
-    def log_q(part: float, y: np.ndarray) -> np.ndarray:
-        inner = weighted_mixture.log_sums(made.log_probs(y))
-        outer = weighted_mixture.proposed_log_prob(made, y, DF, WIDE)
-        return np.logaddexp(inner + math.log1p(-part), outer + math.log(max(part, 1e-300)))
+    def both(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Log densities of the mixture and of its wide tails."""
+        return weighted_mixture.log_sums(made.log_probs(y)), weighted_mixture.proposed_log_prob(made, y, DF, WIDE)
 
-    squares = {}
+    def joined(of: tuple[np.ndarray, np.ndarray], part: float) -> np.ndarray:
+        return np.logaddexp(of[0] + math.log1p(-part), of[1] + math.log(max(part, 1e-300)))
+
+    squares, here, there = {}, both(drawn.y), both(tails)
     for part in TAILS:
-        lost = part * (log_q(part, tails[:NUM_AWAY]) - seen - log_rise).mean() if part else 0.0
+        lost = part * (joined(there, part) - seen).mean() if part else 0.0
         if part * added < WIDENED and part * lone < LONE and lost < LOST:
-            squares[part] = sharpening.mean_square(drawn.weights, drawn.log_m - log_q(part, drawn.y), FAR_OUT)
+            squares[part] = sharpening.mean_square(drawn.weights, drawn.log_m - joined(here, part), FAR_OUT)
     least = min(squares.values()) + NEXT_TO_NOTHING
     return max(part for part, square in squares.items() if square <= least)

@@ -52,10 +52,10 @@ class Mixture(NamedTuple):
         return scores - 0.5 * squares - 0.5 * z.shape[1] * np.log(2.0 * np.pi)
 
 
-def propose(known: Mixture, num: int, rng: np.random.Generator, *, wider: float = WIDER) -> np.ndarray:
+def propose(known: Mixture, num: int, rng: np.random.Generator, *, df: int = DF, wider: float = WIDER) -> np.ndarray:
     """Draws of Student-t's at the components. Shape ``[num, D]``."""
     chosen = rng.choice(len(known.log_weight), size=num, p=np.exp(known.log_weight))
-    noise = rng.normal(size=(num, known.center.shape[1])) * np.sqrt(DF / rng.chisquare(DF, size=num))[:, None]
+    noise = rng.normal(size=(num, known.center.shape[1])) * np.sqrt(df / rng.chisquare(df, size=num))[:, None]
     return known.center[chosen] + wider * np.einsum("nij,nj->ni", known.root[chosen], noise)
 
 

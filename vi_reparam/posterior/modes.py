@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from vi_reparam.posterior.posterior import Posterior
     from vi_reparam.programs.searcher import Place
 
-NUM_LOOKED_AT = 1_000
+NUM_PLACED = 1_000
+"""Draws that are told to the places which they are near."""
+
 SCARCE = 0.2
 """A mode is missed where the draws hold less than this part of its share."""
 
@@ -50,7 +52,7 @@ def missed_modes(posterior: Posterior, places: Sequence[Place], guide: Any) -> M
     if len(places) < 2:
         return Missed([], (0.0, 0.0))
     ops = posterior.backend.ops
-    draws = vectors(posterior, _some_draws(posterior, NUM_LOOKED_AT), guide)
+    draws = vectors(posterior, _some_draws(posterior, NUM_PLACED), guide)
     heights, masses = [], np.array([place.bound - 2.0 * place.error for place in places])
     for place, mass in zip(places, masses, strict=True):
         root = ops.to_numpy(place.frame.root)

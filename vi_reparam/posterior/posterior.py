@@ -196,7 +196,7 @@ class Posterior(Predicting, Showing, Trusting):
         if found[0].are_few and self.scorer.copies > 1 and self.scorer.at_once:
             found = self._score(num, 0, epsilon, times=MORE)
         weights, heads, drawn = found
-        self._drawn = [{name: value[: modes.NUM_LOOKED_AT] for name, value in part.items()} for part in drawn]
+        self._drawn = [{name: value[: modes.NUM_PLACED] for name, value in part.items()} for part in drawn]
         return weights, heads
 
     def _score(self, num: int, seed: Any, epsilon: float = 0.0, times: int = 1) -> tuple[Weights, dict, list]:
@@ -411,9 +411,8 @@ class Posterior(Predicting, Showing, Trusting):
         steps, missed = int(self.record["num_steps"]), missed_share(self.record["rivals"])
         figures = (elbo, error, khat, gap, moved, missed, steps, seconds)
         more = {"gradients": int(self.record.get("gradients", 0)), "beyond": weights.beyond}
-        more |= {"num_latents": self.scorer.sites.num_latents}
-        more["sampled"] = self.record["objective"] == "importance sampling"
-        return Attempt(str(self.record["family"]), *figures, **more)
+        size, sampled = self.scorer.sites.num_latents, self.record["objective"] == "importance sampling"
+        return Attempt(str(self.record["family"]), *figures, num_latents=size, sampled=sampled, **more)
 
     def update(self, *args: Any, fresh_sites: Collection[str] = (), **kwargs: Any) -> Self:
         """The posterior given new data too: this guide is the prior of a new fit to them alone.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from vi_reparam.errors import SiteError
@@ -43,27 +43,26 @@ class Halves(NamedTuple):
         """Coordinates of both."""
         return sum(p.size for p in self.globals), sum(p.size for p in self.locals)
 
-    def join(self, ops: Any, layout: Layout, first: Array, second: Array) -> Array:
-        """All latents' vector of the two halves'."""
-        pieces = {}
+    def cut(self, first: Array, second: Array) -> Iterator[tuple[Part, Array]]:
+        """Each part and its own coordinates of the two halves' vectors."""
         for parts, vector in ((self.globals, first), (self.locals, second)):
             offset = 0
             for part in parts:
-                pieces[part.offset] = vector[offset : offset + part.size]
+                yield part, vector[offset : offset + part.size]
                 offset += part.size
+
+    def join(self, ops: Any, layout: Layout, first: Array, second: Array) -> Array:
+        """All latents' vector of the two halves'."""
+        pieces = {part.offset: own for part, own in self.cut(first, second)}
         return ops.xp.concat([pieces[part.offset] for part in layout.parts])
 
     def unpack(self, layout: Layout, first: Array, second: Array) -> dict[str, tuple[Array, Array]]:
         """As `Layout.unpack`, of the two halves' vectors: what depends on the first alone is computed once for many
         second ones, and has no slopes in them.
         """
-        found, xp = {}, layout.backend.ops.xp
-        for parts, vector in ((self.globals, first), (self.locals, second)):
-            offset = 0
-            for part in parts:
-                own = xp.reshape(vector[offset : offset + part.size], part.shape)
-                found[part.site.name], offset = layout.place(part, own), offset + part.size
-        return found
+        xp = layout.backend.ops.xp
+        pieces = self.cut(first, second)
+        return {part.site.name: layout.place(part, xp.reshape(own, part.shape)) for part, own in pieces}
 
     def indices(self) -> tuple[list[int], list[int]]:
         """The places of both halves' coordinates in all latents' vector."""

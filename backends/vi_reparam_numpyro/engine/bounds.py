@@ -181,14 +181,14 @@ def _look(name: str, jaxpr: Jaxpr, known: dict[Any, Value]) -> list[Value | None
 
 
 def _tell_of_the_end(name: str, index: Any, made: Mapping[Any, Any], of: Callable[[Any], Value | None]) -> None:
-    """Warn of some below zero: `made` has the operation that gave a variable, and JAX adds the size by a selection."""
+    """Warn of a -1 among others: `made` has the operation behind a variable, and JAX adds the size by a selection."""
     while index in made and made[index].primitive.name in ("broadcast_in_dim", "reshape", "convert_element_type"):
         index = made[index].invars[0]
     if index not in made or made[index].primitive.name != "select_n" or not 1 < index.aval.size <= MOST_NUMBERS:
         return
     given = next((computed(x) for x in map(of, made[index].invars[1:2]) if x is not None), None)
     if given is not None and given.dtype.kind == "i" and (given == -1).any() and given.max() > 0:
-        tell_of_the_end(name, -1)
+        tell_of_the_end(name)
 
 
 def _is_of_nonzero(eqn: Any) -> bool:

@@ -195,10 +195,8 @@ class VonMisesFisher(FamilyDistribution):
     arg_constraints: ClassVar[Any] = {"direction": constraints.sphere, "concentration": constraints.positive}
 
     def __init__(self, direction: Array, concentration: Array) -> None:
-        self.direction, self.concentration = direction, concentration = (
-            jnp.asarray(direction),
-            jnp.asarray(concentration),
-        )
+        direction, concentration = jnp.asarray(direction), jnp.asarray(concentration)
+        self.direction, self.concentration = direction, concentration
         super().__init__(
             FAMILIES["von_mises_fisher"],
             (direction, concentration),

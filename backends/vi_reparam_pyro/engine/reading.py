@@ -76,7 +76,7 @@ def _loses_a_slope(model: Callable[..., Any], data: Data, key: int) -> bool:
     with torch.enable_grad(), reads:
         height = log_p(leaves)
     if reads.from_the_end:
-        tell_of_the_end(_name(model), -1)
+        tell_of_the_end(_name(model))
     if not reads.found:
         return False
     if not height.requires_grad:
